@@ -1,0 +1,1 @@
+"""A gradient-clipping threshold that sets itself from the gradient norms."""

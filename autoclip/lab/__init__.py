@@ -1,0 +1,1 @@
+"""YAML-configured experiments: the schema, the only training loop, the run directory."""

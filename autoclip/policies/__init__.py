@@ -1,0 +1,32 @@
+"""Policies turn the history of gradient norms into a threshold: plain Python, one published rule per class."""
+
+from autoclip.policies.autoclip import AutoClip
+from autoclip.policies.center_multiple import CenterMultiple
+from autoclip.policies.fixed import Fixed, NoClip
+from autoclip.policies.fixed_percentile import FixedPercentile
+from autoclip.policies.loss_aware_quantile import LossAwareQuantile
+from autoclip.policies.policy import Policy
+from autoclip.policies.running_quantile import RunningQuantile
+
+POLICIES: dict[str, type[Policy]] = {
+    "none": NoClip,
+    "fixed": Fixed,
+    "fixed_percentile": FixedPercentile,
+    "running_quantile": RunningQuantile,
+    "loss_aware_quantile": LossAwareQuantile,
+    "center_multiple": CenterMultiple,
+    "autoclip": AutoClip,
+}
+"""Every policy under its YAML `kind`."""
+
+__all__ = [
+    "POLICIES",
+    "AutoClip",
+    "CenterMultiple",
+    "Fixed",
+    "FixedPercentile",
+    "LossAwareQuantile",
+    "NoClip",
+    "Policy",
+    "RunningQuantile",
+]

@@ -1,0 +1,54 @@
+"""A little above the middle of the recent norms."""
+
+from typing import Literal, Unpack
+
+from autoclip.policies.parameters import Bounds, Positive, Steps, Window
+from autoclip.policies.policy import Policy
+from autoclip.statistics import SlidingMean, SlidingQuantile
+
+Center = Literal["median", "mean"]
+
+
+class CenterMultiple(Policy):
+    """Threshold = multiple * median (or mean) of the last `window` norms.
+
+    The median ignores single spikes; the mean does not.
+
+    Args:
+        center: "median" or "mean".
+        multiple: > 0.
+        window: number of norms, >= 1.
+        warmup_steps: norms to collect first.
+        **bounds: see `Policy`.
+
+    >>> policy = CenterMultiple(multiple=2, warmup_steps=3)
+    >>> for norm in (1.0, 2.0, 9.0):
+    ...     policy.observe(norm)
+    >>> policy.threshold()
+    4.0
+    """
+
+    def __init__(
+        self,
+        center: Center = "median",
+        multiple: Positive = 2.0,
+        window: Window = 100,
+        *,
+        warmup_steps: Steps = 100,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.center = self._checked("center", center)
+        self.multiple = self._checked("multiple", multiple)
+        self.window = self._checked("window", window)
+        self.norms = SlidingQuantile(self.window) if center == "median" else SlidingMean(self.window)
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        self.norms.extend(warmup_norms)
+
+    def _threshold(self) -> float:
+        middle = self.norms.get(50) if isinstance(self.norms, SlidingQuantile) else self.norms.get()
+        return float(self.multiple * middle)
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.norms.update(norm)

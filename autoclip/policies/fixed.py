@@ -1,0 +1,58 @@
+"""Thresholds that learn nothing: a constant, and none at all."""
+
+from math import inf
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, Steps, Threshold
+from autoclip.policies.policy import Policy
+
+
+class Fixed(Policy):
+    """A constant: clips like `torch.nn.utils.clip_grad_norm_(parameters, threshold)`.
+
+    Args:
+        threshold: > 0; inf never clips.
+        warmup_steps: 0 by default: the constant holds from the first step.
+        **bounds: see `Policy`.
+
+    Reference: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013,
+    arXiv 1211.5063, algorithm 1.
+    """
+
+    needs_norms = False
+
+    def __init__(self, threshold: Threshold, *, warmup_steps: Steps = 0, **bounds: Unpack[Bounds]) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.threshold_ = self._checked("threshold", threshold)
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        """A constant has nothing to start from."""
+
+    def _threshold(self) -> float:
+        return float(self.threshold_)
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        """A constant learns nothing."""
+
+
+class NoClip(Policy):
+    """No clipping: the threshold is inf; the norms are measured, checked for NaN and recorded all the same.
+
+    Args:
+        warmup_steps: 0 by default.
+        **bounds: see `Policy`.
+    """
+
+    needs_norms = False
+
+    def __init__(self, *, warmup_steps: Steps = 0, **bounds: Unpack[Bounds]) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        """Nothing to start from."""
+
+    def _threshold(self) -> float:
+        return inf
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        """Nothing to learn."""

@@ -1,0 +1,43 @@
+"""A percentile of the warm-up's norms, frozen when the warm-up ends."""
+
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, Percentile, Positive, Steps
+from autoclip.policies.policy import Policy
+from autoclip.statistics import percentile_of
+
+
+class FixedPercentile(Policy):
+    """Threshold = scale * percentile of the norms of the warm-up, from then on constant.
+
+    Norms move by orders of magnitude during training, so a percentile of the first steps is soon another one; where
+    that matters, `RunningQuantile` follows.
+
+    Args:
+        percentile: in [0, 100]: this share of the warm-up's steps lies at or below the threshold (for scale 1).
+        scale: > 0, factor on the percentile.
+        warmup_steps: norms to collect, at least one in effect.
+        **bounds: see `Policy`.
+    """
+
+    def __init__(
+        self,
+        percentile: Percentile = 50,
+        scale: Positive = 1.0,
+        *,
+        warmup_steps: Steps = 100,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.percentile = self._checked("percentile", percentile)
+        self.scale = self._checked("scale", scale)
+        self.frozen = 0.0
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        self.frozen = self.scale * percentile_of(sorted(warmup_norms), self.percentile)
+
+    def _threshold(self) -> float:
+        return self.frozen
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        """The threshold is frozen."""

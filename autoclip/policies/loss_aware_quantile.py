@@ -1,0 +1,73 @@
+"""A running quantile that also tightens while the loss rises."""
+
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, Decay, Percentile, Positive, Share, Steps
+from autoclip.policies.policy import Policy
+from autoclip.statistics import DecayedMoments, GeometricQuantile, percentile_of
+
+
+class LossAwareQuantile(Policy):
+    """`RunningQuantile` whose threshold also falls while the loss rises, with a slow start instead of a warm-up.
+
+        first step:  C = start * norm, read before that step is clipped
+        then:        C <- C * exp(rate * (above - (1 - q))),  above = 1 if norm > C else 0,  q = percentile / 100
+                     C <- cut * C   in each step whose fast average of the loss lies above the slow one
+
+    The averages are exponential, with decays `fast` and `slow`, from the first loss on. Scale-free in norms and in
+    the loss. Without a loss it is `RunningQuantile` with the slow start. A loss that is mostly noise (tiny batches,
+    policy gradients, adversarial training) rises half of the time and makes it clip more than the percentile says.
+
+    Args:
+        percentile: in [0, 100], of the tracked norms.
+        rate: > 0, the tracker's step in log space.
+        cut: in (0, 1], factor on the threshold in a step of rising loss; 1 ignores the loss.
+        fast: in [0, 1), decay of the fast average of the loss.
+        slow: in [0, 1), decay of the slow one.
+        start: in (0, 1], the first threshold as a share of the first norm.
+        warmup_steps: 0 by default; otherwise the tracker starts at the percentile of the warm-up's norms.
+        **bounds: see `Policy`.
+
+    Reference: our own; the tracker is that of Andrew et al., 2019, arXiv 1905.03871.
+    """
+
+    def __init__(
+        self,
+        percentile: Percentile = 50,
+        rate: Positive = 0.1,
+        cut: Share = 0.9,
+        fast: Decay = 0.8,
+        slow: Decay = 0.97,
+        start: Share = 0.3,
+        *,
+        warmup_steps: Steps = 0,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.percentile = self._checked("percentile", percentile)
+        self.rate = self._checked("rate", rate)
+        self.cut = self._checked("cut", cut)
+        self.fast = self._checked("fast", fast)
+        self.slow = self._checked("slow", slow)
+        self.start = self._checked("start", start)
+        self.quantile = GeometricQuantile(self.percentile, self.rate)
+        self.fast_loss = DecayedMoments(self.fast)
+        self.slow_loss = DecayedMoments(self.slow)
+        self.inclusive = self.warmup_steps == 0  # until the first norm is known
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        norm = percentile_of(sorted(warmup_norms), self.percentile)
+        self.quantile.start(norm if self.warmup_steps else self.start * norm)
+        self.inclusive = False
+
+    def _threshold(self) -> float:
+        return self.quantile.get()
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.quantile.update(norm)
+        if loss is not None and self.fast_loss.mean > self.slow_loss.mean:
+            self.quantile.scale(self.cut)
+
+    def _observe_loss(self, loss: float) -> None:
+        self.fast_loss.update(loss)
+        self.slow_loss.update(loss)

@@ -1,0 +1,201 @@
+"""The contract of every policy: warm-up, bounds, what is never learned, and state."""
+
+from abc import ABC, abstractmethod
+from math import inf, isfinite
+from typing import Any, Literal, Self, final
+
+from autoclip.policies.parameters import Floor, Steps, Threshold, WarmupThreshold, check, constructor_parameters
+from autoclip.statistics import GeometricQuantile
+
+Phase = Literal["warmup", "active"]
+
+
+class Policy(ABC):
+    """Sets the threshold of a step from the norms of earlier steps: `threshold()`, clip, then `observe(norm, loss)`.
+
+    A step never votes on its own threshold, unless the policy says `inclusive = True`: then `observe` comes first and
+    the threshold is read after it (which on a GPU costs a wait for the norm).
+
+    The first `warmup_steps` norms are collected; then `_start` gets them and the policy is active. Until then the
+    threshold is `warmup_threshold`: a number, inf (collect unclipped), or "auto": inf for the very first step, then a
+    running median that starts at the first norm and moves by a constant ratio, so that it rises by at most 5.1 % a
+    step and an explosion within the warm-up is not let through. Norms that are zero or not finite are counted and
+    never learned from.
+
+    A subclass stores each constructor argument under its own name (with a trailing underscore where a method has that
+    name) and implements `_start`, `_threshold` and
+    `_observe`; every other attribute is its state and must be a plain value (number, string, list, dict, None) or
+    have `state_dict` and `load_state_dict`. Give such attributes a value in the constructor, before any norm is seen.
+
+    Args:
+        warmup_steps: norms to collect first, >= 0. A policy needs one norm to start from, so that with 0 the first
+            step of a policy that is not inclusive still runs under `warmup_threshold`.
+        warmup_threshold: > 0, or "auto".
+        min_threshold: >= 0, the least threshold ever returned, in warm-up too.
+        max_threshold: > 0, the largest; inf sets no bound.
+    """
+
+    inclusive: bool = False
+    needs_norms: bool = True  # False: active from the first step when warmup_steps is 0
+
+    def __init__(
+        self,
+        *,
+        warmup_steps: Steps = 100,
+        warmup_threshold: WarmupThreshold = "auto",
+        min_threshold: Floor = 0.0,
+        max_threshold: Threshold = inf,
+    ) -> None:
+        self.warmup_steps: int = self._checked("warmup_steps", warmup_steps)
+        self.warmup_threshold: float | Literal["auto"] = self._checked("warmup_threshold", warmup_threshold)
+        self.min_threshold: float = self._checked("min_threshold", min_threshold)
+        self.max_threshold: float = self._checked("max_threshold", max_threshold)
+        if self.min_threshold > self.max_threshold:
+            raise ValueError(f"min_threshold must be at most max_threshold, got {min_threshold!r} > {max_threshold!r}")
+        self.learned_norms = 0
+        self.nonfinite_norms = 0
+        self.zero_norms = 0
+        self.warmup_norms: list[float] = []
+        self.warmup_tracker = GeometricQuantile(percentile=50, rate=0.1)
+
+    @final
+    def threshold(self) -> float:
+        """Largest norm left unclipped now: a float > 0; inf means that nothing is clipped."""
+        value = self._threshold() if self.phase == "active" else self._warmup_bound()
+        if not value > 0:
+            raise ValueError(
+                f"{type(self).__name__}._threshold() returned {value}; a threshold is > 0 (inf: no clipping)"
+            )
+        return min(max(value, self.min_threshold), self.max_threshold)
+
+    @final
+    def observe(self, norm: float, loss: float | None = None) -> None:
+        """Learn from one optimizer step.
+
+        Args:
+            norm: of the gradients before clipping, >= 0; zero and non-finite norms are only counted.
+            loss: of the step, where the loop gives it; a non-finite loss counts as none.
+        """
+        if not isfinite(norm):
+            self.nonfinite_norms += 1
+            return
+        if norm < 0:
+            raise ValueError(f"a norm cannot be negative, got {norm}")
+        if norm == 0:
+            self.zero_norms += 1
+            return
+        was_active = self.learned_norms >= self._warmup_length
+        self.learned_norms += 1
+        loss = loss if loss is not None and isfinite(loss) else None
+        if loss is not None:
+            self._observe_loss(loss)
+        if was_active:
+            self._observe(norm, loss)
+            return
+        self.warmup_norms.append(norm)
+        self.warmup_tracker.update(norm)
+        if self.learned_norms == self._warmup_length:
+            self._start(self.warmup_norms)
+            self.warmup_norms = []
+
+    @property
+    def phase(self) -> Phase:
+        """Whether the threshold read now is that of the warm-up or the policy's own."""
+        return "active" if self.learned_norms >= self._warmup_length else "warmup"
+
+    @abstractmethod
+    def _start(self, warmup_norms: list[float]) -> None:
+        """Begin from the norms of the warm-up, oldest first, at least one."""
+
+    @abstractmethod
+    def _threshold(self) -> float:
+        """Threshold once active."""
+
+    @abstractmethod
+    def _observe(self, norm: float, loss: float | None) -> None:
+        """Learn from a finite norm > 0 (and a finite loss or None) once active."""
+
+    def _observe_loss(self, loss: float) -> None:  # noqa: B027 - optional: most policies do not look at the loss
+        """Learn from the finite loss of a learned step; called before `_observe`, and in warm-up too."""
+
+    @final
+    def parameters(self) -> dict[str, Any]:
+        """Constructor arguments by name: `type(policy)(**policy.parameters())` is the same policy before any norm."""
+        return {name: vars(self)[self._attribute(name)] for name in constructor_parameters(type(self))}
+
+    @final
+    def clone(self) -> Self:
+        """Build a new policy with the same parameters and nothing learned."""
+        return type(self)(**self.parameters())
+
+    @final
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, as plain JSON-able values, with the policy's name. Parameters are not part of it."""
+        state: dict[str, Any] = {"policy": type(self).__name__}
+        for name in self._state_names():
+            value = getattr(self, name)
+            state[name] = value.state_dict() if hasattr(value, "state_dict") else _plain(name, value)
+        return state
+
+    @final
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` of the same kind of policy.
+
+        Raises:
+            ValueError: the state belongs to another policy, or keys are missing or unknown; nothing is changed.
+        """
+        expected = {"policy", *self._state_names()}
+        if state.get("policy") != type(self).__name__:
+            raise ValueError(
+                f"the state of a {state.get('policy')} policy cannot be loaded into a {type(self).__name__}"
+            )
+        if state.keys() != expected:
+            raise ValueError(
+                f"the state does not fit {type(self).__name__}: "
+                f"missing {sorted(expected - state.keys())}, unknown {sorted(state.keys() - expected)}"
+            )
+        for name in self._state_names():
+            current = getattr(self, name)
+            if hasattr(current, "load_state_dict"):
+                current.load_state_dict(state[name])
+            else:
+                setattr(self, name, _plain(name, state[name]))
+
+    def __repr__(self) -> str:
+        defaults = constructor_parameters(type(self))
+        shown = [f"{name}={value!r}" for name, value in self.parameters().items() if value != defaults[name][1]]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @final
+    def _checked(self, name: str, value: Any) -> Any:
+        return check(type(self), name, value)
+
+    @property
+    def _warmup_length(self) -> int:
+        return max(self.warmup_steps, 1) if self.needs_norms else self.warmup_steps
+
+    def _warmup_bound(self) -> float:
+        if self.warmup_threshold != "auto":
+            return float(self.warmup_threshold)
+        return self.warmup_tracker.get() if self.learned_norms else inf
+
+    def _attribute(self, parameter: str) -> str:
+        return parameter if parameter in vars(self) else f"{parameter}_"
+
+    def _state_names(self) -> list[str]:
+        parameters = {self._attribute(name) for name in constructor_parameters(type(self))}
+        return [name for name in vars(self) if name not in parameters]
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Copy a value made of JSON's types; anything else cannot be saved and is an error."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(name, item) for key, item in value.items()}
+    raise TypeError(
+        f"attribute {name!r} holds a {type(value).__name__}, which cannot be saved: use numbers, strings, lists and "
+        f"dicts, or an object with state_dict() and load_state_dict()"
+    )

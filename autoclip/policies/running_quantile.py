@@ -1,0 +1,65 @@
+"""A percentile that follows the norms."""
+
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, OptionalWindow, Percentile, Positive, Steps
+from autoclip.policies.policy import Policy
+from autoclip.statistics import GeometricQuantile, SlidingQuantile, percentile_of
+
+
+class RunningQuantile(Policy):
+    """Threshold = running percentile of the norms of earlier steps.
+
+    By default a geometric tracker: in each step the threshold rises by exp(rate * q) where the norm lay above it and
+    falls by exp(-rate * (1 - q)) where not, q = percentile / 100. It holds the share of clipped steps at 1 - q
+    through any drift (see `GeometricQuantile` for the bound) and cannot be carried away by a single norm. With
+    `window` it is the exact percentile of that many latest norms, which lags behind a drift.
+
+    Args:
+        percentile: in [0, 100]: this share of the steps stays unclipped.
+        rate: > 0, the tracker's step in log space; not used with `window`.
+        window: None for the tracker, or a number of norms, >= 1.
+        warmup_steps: norms to collect first; the tracker starts at their percentile.
+        **bounds: see `Policy`.
+
+    Reference: the tracker is that of Andrew et al., 2019, arXiv 1905.03871; the window with past norms only is PyPI's
+    autoclip 0.2.1 (`QuantileClip`).
+
+    >>> policy = RunningQuantile(percentile=90, window=1000, warmup_steps=0, warmup_threshold=float("inf"))
+    >>> for norm in (3.0, 1.0, 2.0, 10.0):
+    ...     print(round(policy.threshold(), 6))
+    ...     policy.observe(norm)
+    inf
+    3.0
+    2.8
+    2.8
+    """
+
+    def __init__(
+        self,
+        percentile: Percentile = 50,
+        rate: Positive = 0.1,
+        window: OptionalWindow = None,
+        *,
+        warmup_steps: Steps = 100,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.percentile = self._checked("percentile", percentile)
+        self.rate = self._checked("rate", rate)
+        self.window = self._checked("window", window)
+        self.quantile = GeometricQuantile(percentile, rate) if window is None else SlidingQuantile(window)
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        if isinstance(self.quantile, GeometricQuantile):
+            self.quantile.start(percentile_of(sorted(warmup_norms), self.percentile))
+        else:
+            self.quantile.extend(warmup_norms)
+
+    def _threshold(self) -> float:
+        if isinstance(self.quantile, GeometricQuantile):
+            return self.quantile.get()
+        return self.quantile.get(self.percentile)
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.quantile.update(norm)

@@ -1,0 +1,69 @@
+"""Exponentially decayed mean and variance."""
+
+from math import sqrt
+from typing import Any
+
+
+class DecayedMoments:
+    """Mean and variance of a stream, older values fading by `decay` a step; exact zeros for a constant stream.
+
+        mean <- a * mean + (1 - a) * x
+        var  <- a * var  + (1 - a) * (x - mean)^2      with the new mean; a = decay
+
+    The variance sums squares of differences, never a difference of squares, so nothing cancels. The first value sets
+    mean = x and var = 0.
+
+    Args:
+        decay: weight of the past, in [0, 1).
+
+    Reference: Kumar, Owen, Chowdhury, Güra, "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", 2025,
+    arXiv 2504.02507 (the variance takes the new mean, as there).
+
+    >>> moments = DecayedMoments(decay=0.9)
+    >>> moments.start(mean=1.0, variance=0.25)
+    >>> moments.update(3.0)
+    >>> round(moments.mean, 3), round(moments.variance, 3)
+    (1.2, 0.549)
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._mean: float | None = None
+        self._variance = 0.0
+
+    def start(self, mean: float, variance: float) -> None:
+        """Begin from known moments instead of from the first value."""
+        self._mean, self._variance = mean, variance
+
+    def update(self, value: float) -> None:
+        """Fade the past by `decay` and add a finite value."""
+        if self._mean is None:
+            self._mean = value
+            return
+        self._mean = self.decay * self._mean + (1 - self.decay) * value
+        self._variance = self.decay * self._variance + (1 - self.decay) * (value - self._mean) ** 2
+
+    @property
+    def mean(self) -> float:
+        """Decayed mean."""
+        if self._mean is None:
+            raise ValueError("the mean of no values is undefined")
+        return self._mean
+
+    @property
+    def variance(self) -> float:
+        """Decayed variance, >= 0."""
+        return self._variance
+
+    @property
+    def std(self) -> float:
+        """Square root of the decayed variance."""
+        return sqrt(self._variance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both moments; the mean is None before the first value."""
+        return {"mean": self._mean, "variance": self._variance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the moments of a `state_dict()`."""
+        self._mean, self._variance = state["mean"], state["variance"]

@@ -1,0 +1,1 @@
+"""Tasks with real data, benchmarks and studies; `autoclip` itself never imports this package."""
