@@ -154,12 +154,14 @@ class Policy(ABC):
                 f"the state does not fit {type(self).__name__}: "
                 f"missing {sorted(expected - state.keys())}, unknown {sorted(state.keys() - expected)}"
             )
+        loaded = self.clone()
         for name in self._state_names():
-            current = getattr(self, name)
+            current = getattr(loaded, name)
             if hasattr(current, "load_state_dict"):
                 current.load_state_dict(state[name])
             else:
-                setattr(self, name, _plain(name, state[name]))
+                setattr(loaded, name, _plain(name, state[name]))
+        vars(self).update(vars(loaded))
 
     def __repr__(self) -> str:
         defaults = constructor_parameters(type(self))

@@ -73,6 +73,7 @@ class SlidingQuantile:
         return {"values": list(self._arrived)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the values of a `state_dict()`."""
-        self._arrived = deque(state["values"])
+        """Continue from the values of a `state_dict()`, the latest of them where the window is smaller."""
+        values = state["values"]
+        self._arrived = deque(values if self.window is None else values[-self.window :])
         self._ordered = sorted(self._arrived)

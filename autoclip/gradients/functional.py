@@ -1,0 +1,81 @@
+"""Drop-in replacements for torch's two clip functions."""
+
+from math import inf, isfinite, isnan
+from typing import Any
+
+from torch import Tensor
+
+from autoclip.gradients.norms import checked_norm_type, measure
+from autoclip.gradients.shrink import clamp_, clip_coefficient, scale_
+from autoclip.gradients.source import Source, live_gradients, named_parameters
+
+
+def clip_grad_norm_(
+    parameters: Source,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale all gradients so that their total norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
+
+    Where torch is right the results are bit for bit the same. Besides, gradients at or below `max_norm` are not
+    touched; `max_norm=inf` only measures, whatever the gradients hold; finite gradients never measure as infinite;
+    half-precision gradients are measured and scaled in float32; a parameter given twice, or memory shared by two
+    gradients, counts once; sparse gradients work.
+
+    Args:
+        parameters: as torch, or a module, (name, parameter) pairs, parameter groups, or an optimizer.
+        max_norm: >= 0; inf never clips.
+        norm_type: p > 0, or inf.
+        error_if_nonfinite: raise instead of passing NaN or Inf on to the gradients.
+        foreach: accepted for torch's signature.
+
+    Returns:
+        The total norm before clipping, 0-d.
+
+    Raises:
+        ValueError: `max_norm` is negative or NaN, or `norm_type` is no norm.
+        RuntimeError: a non-finite norm and `error_if_nonfinite`; the gradients are untouched.
+    """
+    limit = _checked_limit("max_norm", max_norm)
+    norm_type = checked_norm_type(norm_type)
+    gradients = list(live_gradients(list(named_parameters(parameters).values())).values())
+    norms = measure(gradients, norm_type)
+    if error_if_nonfinite and not isfinite(norms.value):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+            f"clipped. To pass the non-finite gradients on, set `error_if_nonfinite=False`"
+        )
+    # "not <=" lets NaN through to the gradients, as torch does.
+    if limit != inf and not norms.value <= limit:
+        scale_(gradients, float(clip_coefficient(norms.total, limit)))
+    return norms.total
+
+
+def clip_grad_value_(
+    parameters: Source,
+    clip_value: float,
+    foreach: bool | None = None,
+) -> None:
+    """Clamp every element of every gradient to [-clip_value, clip_value], as `torch.nn.utils.clip_grad_value_`.
+
+    Args:
+        parameters: as torch, or a module, (name, parameter) pairs, parameter groups, or an optimizer.
+        clip_value: >= 0; inf changes nothing.
+        foreach: accepted for torch's signature.
+
+    Raises:
+        ValueError: `clip_value` is negative or NaN.
+        TypeError: a complex gradient.
+    """
+    limit = _checked_limit("clip_value", clip_value)
+    if limit != inf:
+        clamp_(list(live_gradients(list(named_parameters(parameters).values())).values()), limit)
+
+
+def _checked_limit(name: str, value: Any) -> float:
+    limit = float(value)
+    if isnan(limit) or limit < 0:
+        raise ValueError(f"{name} must be >= 0 (inf: no clipping), got {value!r}")
+    return limit

@@ -1,0 +1,122 @@
+"""Norms of gradients, in float32 or wider, finite whenever the gradients are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isnan
+from sys import float_info
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Below this a float32 norm is not trusted: squares of its elements may have been lost to underflow.
+SMALLEST_FAST_NORM = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Norms of one step's gradients.
+
+    Attributes:
+        total: 0-d tensor, the norm of all gradients as if they were one vector.
+        each: shape (n,), the norm of each gradient.
+        value: the total as a float of the host.
+    """
+
+    total: Tensor
+    each: Tensor
+    value: float
+
+
+def checked_norm_type(norm_type: Any) -> float:
+    """Order of the norm as a float > 0; inf is the largest absolute value.
+
+    Raises:
+        ValueError: zero, negative, NaN or no number: those are no norms of a vector.
+    """
+    try:
+        order = float(norm_type)
+    except (TypeError, ValueError):
+        raise ValueError(f"norm_type must be a number > 0 or inf, got {norm_type!r}") from None
+    if isnan(order) or order <= 0:
+        raise ValueError(f"norm_type must be > 0 or inf, got {norm_type!r}")
+    return order
+
+
+def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
+    """Norm of each gradient and of all together, p-th root of the sum of |g|^p.
+
+    One pass in float32 (float64 for float64 gradients). Only where that comes out non-finite, zero or below 1e-15, a
+    second pass in float64 tells an overflow of the squares from a gradient that really is infinite or zero, so that
+    finite gradients never measure as infinite.
+
+    Args:
+        gradients: dense, sparse or complex, of any floating dtype; on several devices the norms meet on the first's.
+        norm_type: p > 0, or inf for the largest absolute value.
+
+    Raises:
+        TypeError: a gradient of an integer dtype.
+    """
+    if not gradients:
+        return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
+    each = _stack(_fast_norms(gradients, norm_type))
+    total = torch.linalg.vector_norm(each, norm_type)
+    value = float(total)  # host read
+    if not SMALLEST_FAST_NORM < value < inf:
+        exact = _stack([_exact_norm(gradient, norm_type) for gradient in gradients])
+        exact_total = _exact_norm(exact, norm_type)
+        exact_value = float(exact_total)  # host read
+        if exact_value != 0:
+            return Norms(exact_total, exact, exact_value)
+    return Norms(total, each, value)
+
+
+def _fast_norms(gradients: list[Tensor], norm_type: float) -> Sequence[Tensor]:
+    try:
+        return torch._foreach_norm(gradients, norm_type, torch.float32)
+    except (RuntimeError, NotImplementedError):
+        # Sparse, float64 or complex gradients, or several devices: one by one.
+        return [_norm(gradient, norm_type) for gradient in gradients]
+
+
+def _norm(gradient: Tensor, norm_type: float) -> Tensor:
+    values = _values(gradient)
+    if values.numel() == 0:
+        return torch.zeros((), device=values.device)
+    wide = values.dtype in (torch.float64, torch.complex128)
+    norm: Tensor = torch.linalg.vector_norm(values, norm_type, dtype=_dtype(values, wide=wide))
+    return norm
+
+
+def _exact_norm(gradient: Tensor, norm_type: float) -> Tensor:
+    """Norm in float64 of the values divided by the largest, which neither overflows nor underflows."""
+    values = _values(gradient)
+    if values.numel() == 0:
+        return torch.zeros((), device=values.device)
+    if values.device.type == "mps":
+        values = values.cpu()  # no float64 there
+    values = values.to(_dtype(values, wide=True))
+    largest = values.abs().max()
+    if not 0 < float(largest) < inf:  # host read: rare, see `measure`
+        return largest
+    scaled: Tensor = torch.linalg.vector_norm(values / largest, norm_type)
+    return (largest * scaled).clamp(max=float_info.max)
+
+
+def _values(gradient: Tensor) -> Tensor:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    if not (values.is_floating_point() or values.is_complex()):
+        raise TypeError(f"gradients must be floating-point or complex, got {values.dtype}")
+    return values
+
+
+def _dtype(values: Tensor, wide: bool) -> torch.dtype:
+    if values.is_complex():
+        return torch.complex128 if wide else torch.complex64
+    return torch.float64 if wide else torch.float32
+
+
+def _stack(norms: Sequence[Tensor]) -> Tensor:
+    first = norms[0]
+    widest = torch.float64 if any(norm.dtype == torch.float64 for norm in norms) else torch.float32
+    return torch.stack([norm.to(first.device, widest) for norm in norms])

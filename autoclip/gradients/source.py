@@ -1,0 +1,75 @@
+"""Where gradients come from: a module, parameters, parameter groups or an optimizer."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Source = (
+    nn.Module
+    | torch.optim.Optimizer
+    | Tensor
+    | Iterable[Tensor]
+    | Iterable[tuple[str, Tensor]]
+    | Iterable[Mapping[str, Any]]
+)
+
+
+def named_parameters(source: Source) -> dict[str, Tensor]:
+    """Name -> parameter, each parameter once, in the source's order.
+
+    Names are those of the module or the pairs, an optimizer's `param_names` where it was given named parameters, and
+    otherwise positions: "3", or "group0.3" in parameter groups.
+
+    Raises:
+        TypeError: the source holds something that is no parameter.
+    """
+    if isinstance(source, nn.Module):
+        return dict(source.named_parameters())
+    if isinstance(source, torch.optim.Optimizer):
+        source = source.param_groups
+    if isinstance(source, Tensor):
+        source = [source]
+    if not isinstance(source, Iterable):
+        raise TypeError(f"expected a module, parameters, parameter groups or an optimizer, got {source!r}")
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, parameter in _pairs(source):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"expected a parameter at {name!r}, got {parameter!r}")
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        if name in found:
+            raise ValueError(f"two different parameters are named {name!r}")
+        found[name] = parameter
+    return found
+
+
+def _pairs(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for position, item in enumerate(source):
+        if isinstance(item, Mapping):
+            if "params" not in item:
+                raise TypeError(f"parameter group {position} has no 'params', only {', '.join(map(str, item))}")
+            parameters = [item["params"]] if isinstance(item["params"], Tensor) else list(item["params"])
+            names = item.get("param_names") or [f"group{position}.{index}" for index in range(len(parameters))]
+            yield from zip(names, parameters, strict=True)
+        elif isinstance(item, tuple) and len(item) == 2:
+            yield str(item[0]), item[1]
+        else:
+            yield str(position), item
+
+
+def live_gradients(parameters: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Position of the parameter -> its gradient, for those that have one; memory shared by two gradients counts once.
+
+    Empty gradients are left out.
+    """
+    gradients = {position: p.grad for position, p in enumerate(parameters) if p.grad is not None}
+    # Sparse gradients have no address of their own: the object stands for itself.
+    places = {position: g.data_ptr() if g.layout is torch.strided else -id(g) for position, g in gradients.items()}
+    if len(set(places.values())) == len(places) and 0 not in places.values():
+        return gradients
+    once = {place: position for position, place in reversed(places.items()) if place != 0}
+    return {position: gradients[position] for position in sorted(once.values())}

@@ -1,0 +1,50 @@
+"""What one step did, as plain values."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from autoclip.policies.policy import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRecord:
+    """One optimizer step as the clipper saw it.
+
+    Attributes:
+        step: 0 for the first.
+        phase: "warmup" or "active": whose threshold it was.
+        total_norm: norm before clipping (mode "value": the largest absolute element).
+        threshold: > 0; inf: nothing was to be clipped.
+        coefficient: factor on the gradients (mode "value": on the largest element), in [0, 1]; 1 left them untouched.
+        clipped: the norm lay above the threshold.
+        skipped: the step was made to have no effect on the parameters.
+        finite: the norm was finite.
+    """
+
+    step: int
+    phase: Phase
+    total_norm: float
+    threshold: float
+    coefficient: float
+    clipped: bool
+    skipped: bool
+    finite: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The record with null for what JSON cannot hold: a non-finite norm, and a threshold of inf."""
+        return {
+            "step": self.step,
+            "phase": self.phase,
+            "total_norm": finite_or_none(self.total_norm),
+            "threshold": finite_or_none(self.threshold),
+            "coefficient": finite_or_none(self.coefficient),
+            "clipped": self.clipped,
+            "skipped": self.skipped,
+            "finite": self.finite,
+        }
+
+
+def finite_or_none(number: float) -> float | None:
+    """The number, or None (JSON's null) for NaN and the infinities."""
+    return number if isfinite(number) else None
