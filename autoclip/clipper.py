@@ -223,12 +223,12 @@ class Clipper:
         # "not >" lets NaN through, as torch does: this is "propagate".
         if norms.value <= threshold or threshold == inf:
             return 1.0
-        coefficient = float(clip_coefficient(norms.total, threshold))
+        coefficient = clip_coefficient(norms.total, threshold)
         if self.mode == "value":
             clamp_(gradients, threshold)
         else:
             scale_(gradients, coefficient)
-        return coefficient
+        return float(coefficient)  # host read
 
     def _name_nonfinite(self, live: dict[int, Tensor], norms: Norms) -> str:
         bad = [

@@ -49,7 +49,7 @@ def clip_grad_norm_(
         )
     # "not <=" lets NaN through to the gradients, as torch does.
     if limit != inf and not norms.value <= limit:
-        scale_(gradients, float(clip_coefficient(norms.total, limit)))
+        scale_(gradients, clip_coefficient(norms.total, limit))
     return norms.total
 
 

@@ -19,16 +19,19 @@ def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
     return threshold / (norm + min(1e-6, 1e-3 * threshold))
 
 
-def scale_(gradients: Sequence[Tensor], coefficient: float) -> None:
-    """Multiply every gradient by the coefficient, in place; half precision is multiplied in float32 and rounded."""
+def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
+    """Multiply every gradient by the coefficient (0-d), in place; half precision is multiplied in float32 and rounded.
+
+    The coefficient stays a tensor: as a Python number, torch's multi-tensor multiplication rounds it to half precision
+    before it is used.
+    """
+    _own_memory_(gradients)
     dense = [gradient for gradient in gradients if gradient.layout is torch.strided]
-    _own_memory_(dense)
-    if dense:
+    if len(dense) == len(gradients) and all(gradient.device == coefficient.device for gradient in dense):
         torch._foreach_mul_(dense, coefficient)
-    if len(dense) < len(gradients):
-        for gradient in gradients:
-            if gradient.layout is not torch.strided:
-                gradient.mul_(coefficient)
+        return
+    for gradient in gradients:
+        gradient.mul_(coefficient.to(gradient.device))
 
 
 def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
@@ -37,7 +40,7 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
     Raises:
         TypeError: a complex gradient: its elements have no order.
     """
-    _own_memory_([gradient for gradient in gradients if gradient.layout is torch.strided])
+    _own_memory_(gradients)
     for gradient in gradients:
         if gradient.is_complex():
             raise TypeError("complex gradients cannot be clipped by value, only by norm")
@@ -54,5 +57,5 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
 def _own_memory_(gradients: Sequence[Tensor]) -> None:
     """Give gradients that repeat an element in memory (expanded ones) one place for each, or writing would fail."""
     for gradient in gradients:
-        if 0 in gradient.stride():
+        if gradient.layout is torch.strided and 0 in gradient.stride():
             gradient.data = gradient.clone(memory_format=torch.contiguous_format)
