@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.digits import require_choice, require_positive
+from experiments.digits import require_choice, require_positive, seeded
 
 SYMBOLS = ("\n" + "".join(sorted(string.printable[:95]))).encode("ascii")
 CORPUS_CHARACTERS = 2_000_000
@@ -68,6 +68,7 @@ class RecurrentLM(nn.Module):
         self.readout = nn.Linear(hidden, len(SYMBOLS))
 
     def forward(self, characters: Tensor) -> Tensor:
+        """Logits of the next character at every place."""
         states, _ = self.recurrent(self.embed(characters))
         logits: Tensor = self.readout(states)
         return logits
@@ -90,11 +91,13 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply both sub-layers."""
         if self.norm_first:
             x = x + self._attend(self.attention_norm(x))
-            return x + self.mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self._attend(x))
-        x = self.mlp_norm(x + self.mlp(x))
+            x = x + self.mlp(self.mlp_norm(x))
+        else:
+            x = self.attention_norm(x + self._attend(x))
+            x = self.mlp_norm(x + self.mlp(x))
         return x
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -119,6 +122,7 @@ class GPT(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, characters: Tensor) -> Tensor:
+        """Logits of the next character at every place."""
         places = torch.arange(characters.shape[1], device=characters.device)
         x = self.layers(self.embed(characters) + self.positions(places))
         logits: Tensor = self.readout(self.final_norm(x))
@@ -177,8 +181,7 @@ class CharLanguageModel:
 
     def model(self, seed: int) -> nn.Module:
         """Build the network; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             if self.architecture == "gpt":
                 return GPT(self.hidden, self.layers, self.heads, self.norm, self.context)
             return RecurrentLM(self.architecture, self.hidden, self.embedding, self.layers)
@@ -202,7 +205,7 @@ class CharLanguageModel:
         last_start = len(self.corpus.validation) - self.context - 1
         starts = torch.linspace(0, last_start, VALIDATION_WINDOWS, dtype=torch.float64).long()
         losses = []
-        for some in starts.split(VALIDATION_BATCH):
+        for some in torch.split(starts, VALIDATION_BATCH):
             inputs, targets = self._windows(self.corpus.validation, some)
             losses.append(self.loss(model, (inputs.to(device), targets.to(device))))
         return torch.stack(losses).mean().item()

@@ -1,7 +1,9 @@
 """Handwritten digits of 8 x 8 pixels: a deep CNN without normalisation, and an MLP that is fed corrupted batches."""
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 CLASSES = 10
 SIDE = 8
@@ -18,7 +21,10 @@ VALIDATION_EVERY = 5
 
 
 class Digits(NamedTuple):
-    """Pixels in [0, 1], float32 (N, 64), labels, int64 (N,), of both parts, and the sha256 of all four arrays."""
+    """Pixels, float32 (N, 64), and labels, int64 (N,), of both parts, and the sha256 of images, labels and split.
+
+    Pixels are standardised by one mean and one standard deviation, those of all training pixels.
+    """
 
     train_pixels: Tensor
     train_labels: Tensor
@@ -36,15 +42,17 @@ def load_digits() -> Digits:
     from sklearn import datasets  # takes a second to import, and the character models do not need it
 
     pixels, labels = datasets.load_digits(return_X_y=True)
-    is_validation = np.zeros(len(labels), dtype=bool)
+    held_out = np.zeros(len(labels), dtype=bool)
     for digit in range(CLASSES):
-        is_validation[np.flatnonzero(labels == digit)[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]] = True
-    pixels = (pixels / 16).astype(np.float32)
-    labels = labels.astype(np.int64)
-    arrays = [pixels[~is_validation], labels[~is_validation], pixels[is_validation], labels[is_validation]]
-    sha256 = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-    train_pixels, train_labels, validation_pixels, validation_labels = map(torch.from_numpy, arrays)
-    return Digits(train_pixels, train_labels, validation_pixels, validation_labels, sha256)
+        held_out[np.flatnonzero(labels == digit)[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]] = True
+    # The hash reads the integers, so that it does not depend on how a machine rounds the standardised pixels.
+    raw = (array.astype(np.uint8).tobytes() for array in (pixels, labels, held_out))
+    sha256 = hashlib.sha256(b"".join(raw)).hexdigest()
+
+    train = pixels[~held_out]
+    standardised = torch.from_numpy((pixels - train.mean()) / train.std()).float()
+    classes = torch.from_numpy(labels).long()
+    return Digits(standardised[~held_out], classes[~held_out], standardised[held_out], classes[held_out], sha256)
 
 
 class DigitsTask(ABC):
@@ -62,8 +70,7 @@ class DigitsTask(ABC):
 
     def model(self, seed: int) -> nn.Module:
         """Build the network; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return self._network()
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -103,7 +110,7 @@ class DigitsTask(ABC):
 
 
 class ConvLayer(nn.Module):
-    """Convolution 3 x 3, normalisation, ReLU: (B, inputs, 8, 8) -> (B, channels, 8, 8), plus the input if `residual`."""
+    """Convolution 3x3, normalisation, ReLU, plus the input if `residual`: (B, inputs, 8, 8) -> (B, channels, 8, 8)."""
 
     def __init__(self, inputs: int, channels: int, normalisation: str, residual: bool) -> None:
         super().__init__()
@@ -112,6 +119,7 @@ class ConvLayer(nn.Module):
         self.norm = _normalisation(normalisation, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
         out = F.relu(self.norm(self.convolution(x)))
         return x + out if self.residual else out
 
@@ -164,7 +172,10 @@ class DigitsCNN(DigitsTask):
                 nn.init.kaiming_normal_(layer.convolution.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.convolution.get_parameter("bias"))
         head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels, CLASSES))
-        return nn.Sequential(nn.Unflatten(1, (1, SIDE, SIDE)), *layers, *head)
+        network = nn.Sequential(nn.Unflatten(1, (1, SIDE, SIDE)), *layers, *head)
+        # Untrained batch normalisation would evaluate with mean 0 and variance 1: a loss of more than 1000 here.
+        update_bn([self.digits.train_pixels], network)
+        return network
 
 
 class CorruptedDigits(DigitsTask):
@@ -191,10 +202,10 @@ class CorruptedDigits(DigitsTask):
     ) -> None:
         super().__init__(batch_size)
         require_positive(hidden=hidden, layers=layers)
-        if not 0 <= corrupted_share <= 1:
-            raise ValueError(f"corrupted_share must be in [0, 1], got {corrupted_share} (1 % is written 0.01)")
-        if not (math.isfinite(corruption_factor) and corruption_factor > 0):
-            raise ValueError(f"corruption_factor must be a finite number above 0, got {corruption_factor}")
+        if not isinstance(corrupted_share, int | float) or not 0 <= corrupted_share <= 1:
+            raise ValueError(f"corrupted_share must be in [0, 1], got {corrupted_share!r} (1 % is written 0.01)")
+        if not isinstance(corruption_factor, int | float) or not 0 < corruption_factor < math.inf:
+            raise ValueError(f"corruption_factor must be a finite number above 0, got {corruption_factor!r}")
         self.hidden = hidden
         self.layers = layers
         self.corrupted_share = corrupted_share
@@ -202,13 +213,21 @@ class CorruptedDigits(DigitsTask):
 
     def _network(self) -> nn.Module:
         widths = [SIDE * SIDE] + [self.hidden] * self.layers
-        hidden = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
         return nn.Sequential(*hidden, nn.Linear(self.hidden, CLASSES))
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         pixels, labels = super()._draw(generator)
         corrupted = torch.rand((), generator=generator) < self.corrupted_share
         return (pixels * self.corruption_factor if corrupted else pixels), labels
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside the block; afterwards torch's global random state, on every device, is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
+        yield
 
 
 def require_positive(**arguments: int) -> None:

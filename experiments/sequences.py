@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.digits import CLASSES, DigitsTask, require_positive
+from experiments.digits import CLASSES, DigitsTask, require_positive, seeded
 
 VALIDATION_SEQUENCES = 500
 VALIDATION_SEED = 1997
@@ -24,11 +24,12 @@ class IdentityRNN(nn.Module):
         super().__init__()
         self.recurrent = nn.RNN(inputs, hidden, nonlinearity="relu", batch_first=True)
         self.readout = nn.Linear(hidden, outputs)
-        nn.init.eye_(self.recurrent.weight_hh_l0)
-        nn.init.zeros_(self.recurrent.bias_ih_l0)
-        nn.init.zeros_(self.recurrent.bias_hh_l0)
+        nn.init.eye_(self.recurrent.get_parameter("weight_hh_l0"))
+        for name in ("bias_ih_l0", "bias_hh_l0"):
+            nn.init.zeros_(self.recurrent.get_parameter(name))
 
     def forward(self, sequence: Tensor) -> Tensor:
+        """Outputs from the state after the last element."""
         states, _ = self.recurrent(sequence)
         out: Tensor = self.readout(states[:, -1])
         return out
@@ -87,8 +88,7 @@ class AddingProblem:
 
     def model(self, seed: int) -> nn.Module:
         """Build the network; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return nn.Sequential(IdentityRNN(2, self.hidden, 1), nn.Flatten(0))
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,0 +1,114 @@
+"""`make demo`: what the threshold does, on two tasks, three seeds each.
+
+Every row is one `autoclip run`; two run at a time, one thread each. Running it again continues or shows what is there.
+"""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+OUTPUT = Path("runs/demo")
+WORKERS = 2
+SEEDS = "[0, 1, 2]"
+DEAD = 0.95
+"""A run whose validation loss ends above this share of the best constant predictor's has learned nothing."""
+
+# A fixed threshold, or none, is what torch offers, so those rows treat a NaN as torch does: it is passed on.
+AS_TORCH = "clip.on_nonfinite=propagate"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration with the overrides of the demo."""
+
+    title: str
+    config: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of clipping."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+EXPERIMENTS = (
+    Experiment("digits, 1 % of the batches scaled by 100", "configs/corrupted_digits.yaml", ()),
+    Experiment("character LSTM at learning rate 16", "configs/char_lm.yaml", ("optimizer.lr=16",)),
+)
+ARMS = (
+    Arm("no clipping", ("clip.policy={kind: none}", AS_TORCH)),
+    Arm("fixed 1.0", ("clip.policy={kind: fixed, threshold: 1.0}", AS_TORCH)),
+    Arm("fixed 5.0", ("clip.policy={kind: fixed, threshold: 5.0}", AS_TORCH)),
+    Arm("fixed 10.0", ("clip.policy={kind: fixed, threshold: 10.0}", AS_TORCH)),
+    Arm("running quantile", ("clip.policy={kind: running_quantile, percentile: 50}",)),
+    Arm("loss-aware quantile", ("clip.policy={kind: loss_aware_quantile}",)),
+)
+
+
+def main() -> int:
+    """Run every arm of every experiment and print the tables."""
+    jobs = [(experiment, arm) for experiment in EXPERIMENTS for arm in ARMS]
+    # The long runs first, so that no core waits for the last of them.
+    jobs.sort(key=lambda job: job[0].config != "configs/char_lm.yaml")
+    with ThreadPoolExecutor(WORKERS) as pool:
+        finished = track(pool.map(_run, *zip(*jobs, strict=True)), "training", len(jobs), console=Console(stderr=True))
+        results = dict(zip(jobs, finished, strict=True))
+    console = Console(width=110)
+    for experiment in EXPERIMENTS:
+        console.print(_table(experiment, {arm: results[experiment, arm] for arm in ARMS}))
+    print(f"run directories: {OUTPUT}/<task>/<arm>/seed-<n>/")
+    return 0
+
+
+def _run(experiment: Experiment, arm: Arm) -> list[dict[str, Any]]:
+    """Run one arm in a process of its own and return the summaries of its seeds."""
+    directory = OUTPUT / Path(experiment.config).stem / arm.name.replace(" ", "-")
+    command = [
+        *(sys.executable, "-m", "autoclip", "run", experiment.config, *experiment.overrides, *arm.overrides),
+        *(f"seeds={SEEDS}", "--output-dir", str(directory), "--resume"),
+    ]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode not in (0, 1) or not (directory / "summary.json").exists():
+        raise SystemExit(f"{' '.join(command)}\nended with code {process.returncode}:\n{process.stderr}")
+    return [json.loads(path.read_text()) for path in sorted(directory.glob("seed-*/summary.json"))]
+
+
+def _table(experiment: Experiment, results: dict[Arm, list[dict[str, Any]]]) -> Table:
+    table = Table(title=experiment.title, title_justify="left")
+    table.add_column("clipping")
+    for heading in ("validation loss", "failed", "clip rate", "threshold at the end"):
+        table.add_column(heading, justify="right")
+    for arm, seeds in results.items():
+        losses = [seed["validation_loss"] for seed in seeds if seed["validation_loss"] is not None]
+        failed = sum(_failed(seed) for seed in seeds)
+        thresholds = [seed["threshold"] for seed in seeds if seed["threshold"] is not None]
+        table.add_row(
+            arm.name,
+            f"{median(losses):.3f}" if len(losses) == len(seeds) else "diverged",
+            f"{failed} of {len(seeds)}",
+            f"{median(seed['clip_rate'] for seed in seeds):.0%}",
+            f"{median(thresholds):.3g}" if thresholds else "none",
+        )
+    table.caption = "medians over 3 seeds; failed: diverged, or no better than a constant prediction"
+    return table
+
+
+def _failed(seed: dict[str, Any]) -> bool:
+    loss = seed["validation_loss"]
+    return seed["status"] == "diverged" or loss is None or loss > DEAD * seed["trivial_loss"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoclip.lab.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    fingerprint,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+
+
+def state(step: int) -> dict[str, object]:
+    return {"step": step, "weights": {"w": torch.arange(5000.0) + step}, "list": [1, None, True, "x", 0.5]}
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(7))
+    loaded, damaged = load_checkpoint(tmp_path)
+    assert damaged == []
+    assert loaded is not None
+    assert loaded["step"] == 7
+    assert torch.equal(loaded["weights"]["w"], torch.arange(5000.0) + 7)
+    assert loaded["list"] == [1, None, True, "x", 0.5]
+
+
+def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path) == (None, [])
+
+
+def test_the_one_before_is_kept_and_nothing_else(tmp_path: Path) -> None:
+    for step in range(4):
+        save_checkpoint(tmp_path, state(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, LATEST]
+    (tmp_path / LATEST).unlink()
+    loaded, _ = load_checkpoint(tmp_path)
+    assert loaded is not None
+    assert loaded["step"] == 2
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    save_checkpoint(tmp_path, state(1))
+    save_checkpoint(tmp_path, state(2))
+    path = tmp_path / LATEST
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1  # within the tensor's payload: torch alone loads this without a word
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        content = bytearray(b"not a checkpoint")
+    path.write_bytes(content)
+    loaded, damaged = load_checkpoint(tmp_path)
+    assert loaded is not None
+    assert loaded["step"] == 1
+    assert len(damaged) == 1
+    assert LATEST in damaged[0]
+    assert "\n" not in damaged[0]
+
+
+def test_every_flipped_byte_of_the_payload_is_noticed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"w": torch.arange(64.0)})
+    path = tmp_path / LATEST
+    good = path.read_bytes()
+    start = good.index(torch.arange(64.0).numpy().tobytes())
+    for offset in range(start, start + 256, 7):
+        bad = bytearray(good)
+        bad[offset] ^= 0x10
+        path.write_bytes(bad)
+        loaded, damaged = load_checkpoint(tmp_path)
+        assert loaded is None
+        assert len(damaged) == 1
+
+
+def test_the_fingerprint_tells_values_types_and_order_apart() -> None:
+    different = [
+        {"a": 1},
+        {"a": 1.0},
+        {"a": "1"},
+        {"a": True},
+        {"b": 1},
+        {"a": [1]},
+        {"a": [[1]]},
+        {"a": torch.tensor(1)},
+        {"a": torch.tensor([1])},
+        {"a": torch.tensor(1.0)},
+    ]
+    assert len({fingerprint(item) for item in different}) == len(different)
+    assert fingerprint({"a": (1, 2)}) == fingerprint({"a": [1, 2]})
+
+
+def test_the_random_generators_continue_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    np.random.seed(4)
+    random.seed(5)
+    np.random.standard_normal()  # leaves a second number waiting in the generator
+    save_checkpoint(tmp_path, {"random": random_state()})
+    expected = torch.rand(4), np.random.standard_normal(3), random.random()
+    torch.rand(10), np.random.standard_normal(10), random.random()
+    loaded, _ = load_checkpoint(tmp_path)
+    assert loaded is not None
+    restore_random_state(loaded["random"])
+    assert torch.equal(torch.rand(4), expected[0])
+    assert np.array_equal(np.random.standard_normal(3), expected[1])
+    assert random.random() == expected[2]
