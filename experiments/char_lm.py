@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.digits import require_choice, require_positive, seeded
+from experiments.checks import require_choice, require_positive, seeded
 
 SYMBOLS = ("\n" + "".join(sorted(string.printable[:95]))).encode("ascii")
 CORPUS_CHARACTERS = 2_000_000

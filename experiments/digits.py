@@ -1,6 +1,5 @@
 """Handwritten digits of 8 x 8 pixels: a deep CNN without normalisation, and an MLP that is fed corrupted batches."""
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+
+from experiments.checks import require_choice, require_positive, seeded
 
 CLASSES = 10
 SIDE = 8
@@ -220,27 +221,6 @@ class CorruptedDigits(DigitsTask):
         pixels, labels = super()._draw(generator)
         corrupted = torch.rand((), generator=generator) < self.corrupted_share
         return (pixels * self.corruption_factor if corrupted else pixels), labels
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside the block; afterwards torch's global random state, on every device, is as before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
-        yield
-
-
-def require_positive(**arguments: int) -> None:
-    """Raise ValueError for the first argument that is not an integer of at least 1."""
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError when `value` is none of the `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _normalisation(kind: str, channels: int) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.digits import CLASSES, DigitsTask, require_positive, seeded
+from experiments.checks import require_positive, seeded
+from experiments.digits import CLASSES, DigitsTask
 
 VALIDATION_SEQUENCES = 500
 VALIDATION_SEED = 1997
