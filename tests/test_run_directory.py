@@ -12,44 +12,39 @@ def steps(path: Path) -> list[int]:
 
 
 def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    log = LineLog(tmp_path / "log.jsonl", keep=0)
-    for step in range(3):
-        log.append({"step": step})
-        assert steps(tmp_path / "log.jsonl") == list(range(step + 1))
-    log.close()
+    with LineLog(tmp_path / "log.jsonl", keep=0) as log:
+        for step in range(3):
+            log.append({"step": step})
+            assert steps(tmp_path / "log.jsonl") == list(range(step + 1))
 
 
 def test_a_new_log_starts_empty(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n')
-    LineLog(path, keep=0).close()
-    assert path.read_text() == ""
+    with LineLog(path, keep=0):
+        assert path.read_text() == ""
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 5, "lo', "\n\n", "garbage\n", '{"nothing": 1}\n'])
 def test_a_resumed_log_drops_later_lines_and_a_torn_tail(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)) + tail)
-    log = LineLog(path, keep=3)
-    assert log.lines == 3
-    log.append({"step": 3})
-    log.close()
+    with LineLog(path, keep=3) as log:
+        assert log.lines == 3
+        log.append({"step": 3})
     assert steps(path) == [0, 1, 2, 3]
 
 
 def test_a_resumed_log_tells_how_many_lines_were_there(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n')
-    log = LineLog(path, keep=9)
-    log.close()
-    assert log.lines == 2
+    with LineLog(path, keep=9) as log:
+        assert log.lines == 2
 
 
 def test_a_number_that_json_lacks_is_refused(tmp_path: Path) -> None:
-    log = LineLog(tmp_path / "log.jsonl", keep=0)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with LineLog(tmp_path / "log.jsonl", keep=0) as log, pytest.raises(ValueError, match="not JSON compliant"):
         log.append({"step": 0, "loss": float("nan")})
-    log.close()
     assert (tmp_path / "log.jsonl").read_text() == ""
 
 

@@ -1,0 +1,101 @@
+"""Checkpoints that survive a kill at any moment: written aside, checked on reading, the last two kept."""
+
+import hashlib
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LATEST = "checkpoint.pt"
+PREVIOUS = "checkpoint.previous.pt"
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Write the state as the directory's latest checkpoint and keep the one before.
+
+    The file appears under its name only when it is whole and on the disk.
+    """
+    aside = directory / f"{LATEST}.tmp"
+    with aside.open("wb") as file:
+        torch.save({"sha256": fingerprint(state), "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    latest = directory / LATEST
+    if latest.exists():
+        latest.replace(directory / PREVIOUS)
+    aside.replace(latest)
+
+
+def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Read the latest checkpoint that is whole.
+
+    Returns:
+        Its state, None where there is none, and a line for each damaged file that was passed over.
+    """
+    damaged = []
+    for name in (LATEST, PREVIOUS):
+        path = directory / name
+        if not path.exists():
+            continue
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = content["state"]
+            if fingerprint(state) != content["sha256"]:
+                raise ValueError("its checksum is wrong")
+        except Exception as error:  # noqa: BLE001 - a damaged file can raise anything while it is unpickled
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            damaged.append(f"{path} is damaged and was passed over: {reason}")
+            continue
+        return state, damaged
+    return None, damaged
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 over nested dicts, lists, tensors and plain values."""
+    digest = hashlib.sha256()
+
+    def feed(item: Any) -> None:
+        if isinstance(item, Tensor):
+            dense = item.detach().cpu().contiguous()
+            digest.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
+            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(item, dict):
+            for key, entry in item.items():
+                feed(key)
+                feed(entry)
+        elif isinstance(item, list | tuple):
+            digest.update(f"[{len(item)}".encode())
+            for entry in item:
+                feed(entry)
+        else:
+            digest.update(f"{type(item).__name__}:{item!r};".encode())
+
+    feed(value)
+    return digest.hexdigest()
+
+
+def random_state() -> dict[str, Any]:
+    """State of the global random generators of torch, NumPy and Python, as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the global random generators back to a `random_state()`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,219 @@
+"""One configuration over all its seeds: `autoclip run`."""
+
+import json
+import platform
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+
+from autoclip.lab.config import ExperimentConfig, differences, load_config, to_yaml
+from autoclip.lab.errors import RunError, UsageError
+from autoclip.lab.loading import construct
+from autoclip.lab.progress import TrainingProgress
+from autoclip.lab.run_directory import CONFIG, SUMMARY, read_json, write_atomically, write_json
+from autoclip.lab.task import Task
+from autoclip.lab.train import summarise, train
+from autoclip.version import __version__
+
+MAY_CHANGE = ("steps", "seeds", "sweep")
+"""Top-level keys that a resumed run may have changed: they do not alter the steps already taken."""
+
+SHOWN = (
+    "seed",
+    "status",
+    "steps",
+    "validation_loss",
+    "train_loss",
+    "clip_rate",
+    "threshold",
+    "skipped_steps",
+    "seconds",
+)
+"""What the summary over the seeds repeats of each seed's own."""
+
+
+class Interrupt:
+    """Remembers Ctrl-C and SIGTERM, so that a run can stop between two steps; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over for the duration of the block."""
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def run_experiment(
+    config: ExperimentConfig, output_dir: Path, *, resume: bool, output_format: Literal["text", "json"] = "text"
+) -> int:
+    """Train every seed into `output_dir/seed-<n>/` and print what came out.
+
+    Args:
+        config: the experiment.
+        output_dir: created where it is missing.
+        resume: continue what is there; finished seeds are left as they are.
+        output_format: "text" prints a table, "json" the summary.
+
+    Returns:
+        The exit code: 0, 1 where a seed diverged, 130 where the run was interrupted.
+
+    Raises:
+        UsageError: the directory holds another run, or the task cannot be made.
+        RunError: the task's own code raised, or the disk refused.
+    """
+    task = make_task(config)
+    try:
+        _prepare(config, output_dir, resume=resume)
+        interrupt = Interrupt()
+        with interrupt.listening():
+            summaries = []
+            for seed in config.seeds:
+                if interrupt.asked:
+                    break
+                summaries.append(_run_seed(config, task, seed, output_dir / f"seed-{seed}", resume, interrupt))
+            total = _over_seeds(config, summaries)
+            write_json(output_dir / SUMMARY, total)
+    except OSError as error:
+        raise RunError(f"cannot write the run: {error}") from None
+    print(json.dumps(total, indent=2) if output_format == "json" else _table(total, output_dir))  # noqa: T201
+    if interrupt.asked:
+        print(f"interrupted; --resume continues in {output_dir}", file=sys.stderr)  # noqa: T201
+        return 130
+    return 1 if total["diverged"] else 0
+
+
+def make_task(config: ExperimentConfig) -> Task:
+    """Import and construct the configured task.
+
+    Raises:
+        UsageError: it cannot be imported, refuses its arguments, or lacks a method of the protocol.
+    """
+    target = config.task.target
+    task: Task = construct(target, config.task.args, Path.cwd())
+    missing = [name for name in ("model", "batches", "loss", "evaluate") if not callable(getattr(task, name, None))]
+    if missing:
+        raise UsageError(f"{target} has no {', '.join(missing)}; a task has model, batches, loss and evaluate")
+    return task
+
+
+def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> None:
+    """Create the directories; refuse to mix two runs in one."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"{output_dir} is a file; --output-dir needs a directory")
+    for seed in config.seeds:
+        directory = output_dir / f"seed-{seed}"
+        if (directory / CONFIG).exists():
+            if not resume:
+                raise UsageError(
+                    f"{directory} already holds a run: continue it with --resume, or choose another --output-dir"
+                )
+            _refuse_changes(directory, config)
+        directory.mkdir(parents=True, exist_ok=True)
+    for seed in config.seeds:
+        write_atomically(output_dir / f"seed-{seed}" / CONFIG, to_yaml(config))
+
+
+def _refuse_changes(directory: Path, config: ExperimentConfig) -> None:
+    before = load_config(directory / CONFIG)
+    keep = {name: getattr(config, name) for name in MAY_CHANGE}
+    changed = differences(before.model_copy(update=keep), config)
+    if changed:
+        raise UsageError(
+            f"{directory} was begun with another configuration: {'; '.join(changed)}. Resume with the same one, or "
+            f"choose another --output-dir"
+        )
+    done = (read_json(directory / SUMMARY) or {}).get("steps", 0)
+    if done > config.steps:
+        raise UsageError(f"{directory} has {done} steps already, more than the configured steps={config.steps}")
+
+
+def _run_seed(
+    config: ExperimentConfig, task: Task, seed: int, directory: Path, resume: bool, interrupt: Interrupt
+) -> dict[str, Any]:
+    before = read_json(directory / SUMMARY) if resume else None
+    if before and (before["status"] == "diverged" or before["steps"] == config.steps):
+        return before
+    with TrainingProgress(f"{config.name} seed {seed}", config.steps) as progress, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: progress.say(f"warning: {message}")
+        try:
+            status, training = train(
+                config,
+                task,
+                seed,
+                directory,
+                resume=resume,
+                on_step=progress.update,
+                should_stop=lambda: interrupt.asked,
+                say=progress.say,
+            )
+        except (UsageError, RunError):
+            raise
+        except Exception as error:  # the task's code may raise anything
+            kept = _keep_traceback(directory / "error.txt")
+            raise RunError(f"seed {seed} stopped: {type(error).__name__}: {error}{kept}") from error
+    summary = summarise(status, training) | {
+        "versions": {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_json(directory / SUMMARY, summary)
+    return summary
+
+
+def _keep_traceback(path: Path) -> str:
+    try:
+        write_atomically(path, traceback.format_exc())
+    except OSError:
+        return ""  # the disk is what failed
+    return f" (traceback in {path})"
+
+
+def _over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
+    rates = [summary["clip_rate"] for summary in summaries]
+    return {
+        "name": config.name,
+        "policy": summaries[0]["policy"] if summaries else None,
+        "seeds": [{name: summary[name] for name in SHOWN} for summary in summaries],
+        "diverged": sum(summary["status"] == "diverged" for summary in summaries),
+        "median_validation_loss": median(losses) if losses else None,
+        "median_clip_rate": median(rates) if rates else None,
+    }
+
+
+def _table(total: dict[str, Any], output_dir: Path) -> str:
+    row = "{:>6}  {:<11}  {:>7}  {:>10}  {:>7}  {:>9}  {}".format
+    lines = [f"{total['name']}: {total['policy']}"]
+    lines.append(row("seed", "status", "steps", "validation", "clipped", "threshold", "directory"))
+    for seed in total["seeds"]:
+        loss, threshold = seed["validation_loss"], seed["threshold"]
+        lines.append(
+            row(
+                seed["seed"],
+                seed["status"],
+                seed["steps"],
+                "-" if loss is None else f"{loss:.4f}",
+                f"{seed['clip_rate']:.1%}",
+                "off" if threshold is None else f"{threshold:.4g}",
+                output_dir / f"seed-{seed['seed']}",
+            )
+        )
+    return "\n".join(lines)

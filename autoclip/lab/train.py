@@ -1,0 +1,330 @@
+"""The only training loop: one task, one configuration, one seed, one run directory."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from autoclip.clipper import Clipper
+from autoclip.lab.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.lab.errors import RunError, UsageError
+from autoclip.lab.run_directory import LAYERS, METRICS, LineLog
+from autoclip.lab.task import Task
+from autoclip.records import ClipRecord, finite_or_none
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_NONFINITE_IN_A_ROW = 50
+"""So many steps without a finite loss and norm in a row end a run as diverged; float16 needs some to find its scale."""
+RECENT = 20
+"""Number of steps whose mean is the final training loss."""
+
+Status = Literal["finished", "diverged", "interrupted"]
+
+
+@dataclass
+class Tally:
+    """What a run has done so far, beyond its model, optimizer and clipper; part of every checkpoint."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    initial_validation_loss: float | None = None
+    recent_losses: list[float] = field(default_factory=list)
+    nonfinite_steps: int = 0
+    nonfinite_in_a_row: int = 0
+    diverged: bool = False
+    validation: list[dict[str, float | None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as the progress bar shows it."""
+
+    loss: float
+    record: ClipRecord
+    clip_rate: float
+
+
+class Training:
+    """A run in memory: everything that a checkpoint holds, and the step.
+
+    Args:
+        config: the experiment.
+        task: what is trained.
+        seed: of weights, batches and the global random generators.
+    """
+
+    def __init__(self, config: ExperimentConfig, task: Task, seed: int) -> None:
+        torch.set_num_threads(config.threads)
+        self.config, self.task, self.seed = config, task, seed
+        self.device = choose_device(config.device)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        self.model = task.model(seed).to(self.device)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        settings = config.optimizer.model_dump(exclude={"kind"})
+        self.optimizer = OPTIMIZERS[config.optimizer.kind](parameters, **settings)
+        self.clipper = Clipper(
+            self.model,
+            build_policy(config.clip.policy),
+            scope=config.clip.scope,
+            mode=config.clip.mode,
+            response=config.clip.response,
+            on_nonfinite=config.clip.on_nonfinite,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self.batches: Iterator[Any] = iter(task.batches(seed))
+        self.tally = Tally()
+
+    def step(self) -> Step:
+        """Take one optimizer step over `accumulate` batches."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for batch in islice(self.batches, self.config.accumulate):
+            with torch.autocast(
+                self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
+            ):
+                loss = self.task.loss(self.model, to_device(batch, self.device)) / self.config.accumulate
+            self.scaler.scale(loss).backward()
+            total += float(loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        self.clipper.step(loss=total)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        record = self.clipper.last
+        assert record is not None
+        self._count(total, record)
+        return Step(total, record, self.clipper.clip_rate)
+
+    def evaluate(self) -> float:
+        """Validation loss of the model as it is."""
+        self.model.eval()
+        with torch.no_grad():
+            loss = float(self.task.evaluate(self.model))
+        self.model.train()
+        return loss
+
+    def metrics(self, step: Step) -> dict[str, Any]:
+        """The line of `metrics.jsonl`."""
+        record = step.record.as_json()
+        return {
+            "step": record["step"],
+            "loss": finite_or_none(step.loss),
+            "total_norm": record["total_norm"],
+            "threshold": record["threshold"],
+            "coefficient": record["coefficient"],
+            "clipped": record["clipped"],
+            "skipped": record["skipped"],
+            "finite": record["finite"] and isfinite(step.loss),
+            "phase": record["phase"],
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the run's future depends on, loadable with `torch.load(weights_only=True)`."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "clipper": self.clipper.state_dict(),
+            "random": random_state(),
+            "tally": asdict(self.tally),
+            "data_hash": getattr(self.task, "data_hash", None),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where a `state_dict()` of the same configuration and seed was made.
+
+        Raises:
+            UsageError: the data are others than those that the run began with.
+        """
+        data_hash = getattr(self.task, "data_hash", None)
+        if state["data_hash"] != data_hash:
+            raise UsageError(
+                f"the task's data changed since the run began (sha256 {state['data_hash']}, now {data_hash}); "
+                f"choose another --output-dir for a new run"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.clipper.load_state_dict(state["clipper"])
+        self.tally = Tally(**state["tally"])
+        skipped = self.tally.steps * self.config.accumulate
+        self.batches = islice(iter(self.task.batches(self.seed)), skipped, None)
+        # Last, as building the iterator may draw from them.
+        restore_random_state(state["random"])
+
+    def _count(self, loss: float, record: ClipRecord) -> None:
+        tally = self.tally
+        tally.steps += 1
+        if isfinite(loss):
+            tally.recent_losses = [*tally.recent_losses[1 - RECENT :], loss]
+        if isfinite(loss) and record.finite:
+            tally.nonfinite_in_a_row = 0
+            return
+        tally.nonfinite_steps += 1
+        tally.nonfinite_in_a_row += 1
+        broken = not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        tally.diverged = broken or tally.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW
+
+
+def train(
+    config: ExperimentConfig,
+    task: Task,
+    seed: int,
+    directory: Path,
+    *,
+    resume: bool,
+    on_step: Callable[[Step], None],
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> tuple[Status, Training]:
+    """Train one seed into its run directory, from the latest whole checkpoint where `resume` is set.
+
+    A run ends as diverged when a parameter is non-finite, or after 50 steps in a row without a finite loss and norm;
+    otherwise non-finite steps are left to `clip.on_nonfinite`.
+
+    Args:
+        config: the experiment.
+        task: what is trained.
+        seed: of weights and batches.
+        directory: the run directory, which exists.
+        resume: continue; without a checkpoint the run starts from step 0, and its files with it.
+        on_step: told of every step.
+        should_stop: asked after every step; True saves a checkpoint and ends the run as interrupted.
+        say: told of anything the user should know.
+    """
+    training = Training(config, task, seed)
+    if resume:
+        state, damaged = load_checkpoint(directory)
+        for line in damaged:
+            say(line)
+        if state is not None:
+            training.load_state_dict(state)
+    keep = training.tally.steps
+    with LineLog(directory / METRICS, keep) as metrics, LineLog(directory / LAYERS, keep) as layers:
+        if metrics.lines != keep:
+            raise RunError(
+                f"{directory / METRICS} holds {metrics.lines} steps, the checkpoint {keep}: lines were removed and the "
+                f"run cannot be continued without a gap; choose another --output-dir"
+            )
+        return _until_done(training, directory, metrics, layers, on_step, should_stop), training
+
+
+def _until_done(
+    training: Training,
+    directory: Path,
+    metrics: LineLog,
+    layers: LineLog,
+    on_step: Callable[[Step], None],
+    should_stop: Callable[[], bool],
+) -> Status:
+    config, tally = training.config, training.tally
+    began = time.monotonic() - tally.seconds
+
+    def checkpoint() -> None:
+        tally.seconds = time.monotonic() - began
+        metrics.sync()
+        layers.sync()
+        save_checkpoint(directory, training.state_dict())
+
+    def validate() -> None:
+        loss = training.evaluate()
+        tally.validation.append({"step": tally.steps, "loss": finite_or_none(loss)})
+        tally.diverged = tally.diverged or not isfinite(loss)
+
+    if tally.initial_validation_loss is None:
+        tally.initial_validation_loss = finite_or_none(training.evaluate())
+    while tally.steps < config.steps and not tally.diverged:
+        step = training.step()
+        metrics.append(training.metrics(step))
+        if config.log.layers_every and step.record.step % config.log.layers_every == 0:
+            norms = {name: finite_or_none(norm) for name, norm in training.clipper.layer_norms().items()}
+            layers.append({"step": step.record.step, "norms": norms})
+        on_step(step)
+        if config.evaluate_every and tally.steps % config.evaluate_every == 0:
+            validate()
+        if should_stop() and tally.steps < config.steps:
+            checkpoint()
+            return "interrupted"
+        if tally.steps % config.checkpoint_every == 0:
+            checkpoint()
+    if not tally.validation or tally.validation[-1]["step"] != tally.steps:
+        validate()
+    checkpoint()
+    return "diverged" if tally.diverged else "finished"
+
+
+def summarise(status: Status, training: Training) -> dict[str, Any]:
+    """The `summary.json` of one seed."""
+    config, tally, clipper = training.config, training.tally, training.clipper
+    recent = tally.recent_losses
+    describe = getattr(training.task, "describe", dict)
+    return {
+        "name": config.name,
+        "seed": training.seed,
+        "status": status,
+        "steps": tally.steps,
+        "planned_steps": config.steps,
+        "validation_loss": tally.validation[-1]["loss"] if tally.validation else None,
+        "initial_validation_loss": tally.initial_validation_loss,
+        "trivial_loss": getattr(training.task, "trivial_loss", None),
+        "train_loss": fmean(recent) if recent else None,
+        "validation": tally.validation,
+        "policy": repr(clipper.policy),
+        "threshold": finite_or_none(clipper.threshold),
+        "clip_rate": clipper.clip_rate,
+        "skipped_steps": clipper.skipped_steps,
+        "nonfinite_steps": tally.nonfinite_steps,
+        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        "task": describe(),
+        "data_hash": getattr(training.task, "data_hash", None),
+        "device": str(training.device),
+        "precision": config.precision,
+        "threads": config.threads,
+        "seconds": round(tally.seconds, 3),
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is a CUDA device where there is one, else the CPU.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"device {name} is not there: torch sees {count} CUDA devices; use device=cpu")
+    return device
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch (tensor, tuple, list or dict, nested) to the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*(to_device(item, device) for item in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(item, device) for item in batch)
+    if isinstance(batch, dict):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    return batch

@@ -1,0 +1,160 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.errors import RunError, UsageError
+from autoclip.lab.experiment import make_task, run_experiment
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+name: tiny
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
+steps: 20
+seeds: [0, 1, 2]
+checkpoint_every: 7
+clip: {policy: {kind: running_quantile, warmup_steps: 5}}
+"""
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentConfig]:
+    monkeypatch.chdir(ROOT)
+
+    def load(*overrides: str) -> ExperimentConfig:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(CONFIG)
+        return load_config(path, overrides)
+
+    return load
+
+
+def test_every_seed_gets_a_run_directory_and_the_table_names_it(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run_experiment(configure(), out, resume=False) == 0
+    printed = capsys.readouterr().out
+    for seed in range(3):
+        directory = out / f"seed-{seed}"
+        names = {path.name for path in directory.iterdir()}
+        assert {"config.yaml", "metrics.jsonl", "layers.jsonl", "summary.json", "checkpoint.pt"} <= names
+        assert len((directory / "metrics.jsonl").read_text().splitlines()) == 20
+        assert str(directory) in printed
+        summary = json.loads((directory / "summary.json").read_text())
+        assert (summary["seed"], summary["status"], summary["steps"]) == (seed, "finished", 20)
+        assert set(summary["versions"]) == {"autoclip", "torch", "python"}
+    total = json.loads((out / "summary.json").read_text())
+    assert [row["seed"] for row in total["seeds"]] == [0, 1, 2]
+    losses = sorted(row["validation_loss"] for row in total["seeds"])
+    assert total["median_validation_loss"] == losses[1]
+    assert load_config(out / "seed-0" / "config.yaml") == configure()
+
+
+def test_json_output_is_the_summary(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_experiment(configure("seeds=[4]"), tmp_path / "out", resume=False, output_format="json")
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_a_directory_that_holds_a_run_is_not_touched_without_resume(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    run_experiment(configure("seeds=[0]"), tmp_path / "out", resume=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="--resume"):
+        run_experiment(configure("seeds=[0]"), tmp_path / "out", resume=False)
+    with pytest.raises(UsageError, match=r"another configuration: optimizer\.lr: 0\.05 -> 0\.1"):
+        run_experiment(configure("seeds=[0]", "optimizer.lr=0.1"), tmp_path / "out", resume=True)
+    with pytest.raises(UsageError, match="20 steps already"):
+        run_experiment(configure("seeds=[0]", "steps=5"), tmp_path / "out", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_resume_leaves_finished_seeds_alone_and_adds_seeds_and_steps(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_experiment(configure("seeds=[0]"), out, resume=False)
+    first = (out / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
+    run_experiment(configure("seeds=[0, 1]"), out, resume=True)
+    assert (out / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == first
+    run_experiment(configure("seeds=[0, 1]", "steps=30"), out, resume=True)
+    run_experiment(configure("seeds=[0, 1]", "steps=30"), tmp_path / "whole", resume=False)
+    for seed in (0, 1):
+        metrics, expected = (top / f"seed-{seed}" / "metrics.jsonl" for top in (out, tmp_path / "whole"))
+        assert metrics.read_text() == expected.read_text()
+    assert json.loads((out / "summary.json").read_text())["seeds"][1]["steps"] == 30
+
+
+def test_a_diverged_seed_gives_exit_code_1(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    config = configure("seeds=[0]", "task.args={nan_at: 3}", "clip.on_nonfinite=propagate")
+    assert run_experiment(config, tmp_path / "out", resume=False) == 1
+    total = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (total["diverged"], total["median_validation_loss"]) == (1, None)
+
+
+def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"seed 0 stopped: RuntimeError: the task broke \(traceback in .*error\.txt\)"):
+        run_experiment(configure("task.args={fail_at: 3}"), tmp_path / "out", resume=False)
+    assert "in loss" in (tmp_path / "out" / "seed-0" / "error.txt").read_text()
+
+
+def test_tasks_that_cannot_be_made_are_usage_errors(configure: Callable[..., ExperimentConfig]) -> None:
+    assert make_task(configure()).batches(0)
+    for override, expected in (
+        ("task.args={features: 0}", "features must be at least 1, got 0"),
+        ("task.args={feature: 3}", "feature"),
+        ("task.target=tests.tiny_task:Missing", "Missing"),
+        ("task.target=tests.no_such_module:Task", "no_such_module"),
+        ("task.target=pathlib:PurePath", "has no model, batches, loss, evaluate"),
+    ):
+        with pytest.raises(UsageError, match=expected):
+            make_task(configure(override))
+
+
+def test_an_output_directory_that_cannot_be_written_is_named(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        run_experiment(configure(), tmp_path / "file", resume=False)
+    with pytest.raises(RunError, match="cannot write"):
+        run_experiment(configure(), tmp_path / "file" / "below", resume=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_a_checkpoint_exits_130_and_resumes_exactly(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=3000", "seeds=[0]"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*command, "--output-dir", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = out / "seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() or metrics.read_text().count("\n") < 20:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    done = metrics.read_text().count("\n")
+    assert done < 3000
+    assert json.loads((out / "seed-0" / "summary.json").read_text())["steps"] == done
+    subprocess.run([*command, "--output-dir", str(out), "--resume"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, "--output-dir", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    assert metrics.read_text() == (tmp_path / "whole" / "seed-0" / "metrics.jsonl").read_text()
