@@ -62,9 +62,15 @@ def main() -> int:
     jobs = [(experiment, arm) for experiment in EXPERIMENTS for arm in ARMS]
     # The long runs first, so that no core waits for the last of them.
     jobs.sort(key=lambda job: job[0].config != "configs/char_lm.yaml")
-    with ThreadPoolExecutor(WORKERS) as pool:
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
         finished = track(pool.map(_run, *zip(*jobs, strict=True)), "training", len(jobs), console=Console(stderr=True))
         results = dict(zip(jobs, finished, strict=True))
+    except KeyboardInterrupt:
+        print(f"interrupted; running it again continues in {OUTPUT}", file=sys.stderr)
+        return 130
+    finally:
+        pool.shutdown(cancel_futures=True)
     console = Console(width=110)
     for experiment in EXPERIMENTS:
         console.print(_table(experiment, {arm: results[experiment, arm] for arm in ARMS}))

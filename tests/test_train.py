@@ -145,11 +145,11 @@ def test_a_kill_that_left_lines_after_the_checkpoint_repeats_and_skips_no_step(
     assert lines(directory) == lines(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lines_before_kill", [1, 9, 25, 33])
+@pytest.mark.parametrize("lines_before_kill", [1, 9, 33])
 def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path: Path, lines_before_kill: int) -> None:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=2000", "--output-dir"]
-    config = load_config(tmp_path / "tiny.yaml", ["steps=2000"])
+    command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=500", "--output-dir"]
+    config = load_config(tmp_path / "tiny.yaml", ["steps=500"])
     run(config, tmp_path / "whole")
     killed = tmp_path / "killed" / "seed-0"
     process = subprocess.Popen([*command, str(killed.parent)], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -159,7 +159,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path: Path, lines_be
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(lines(killed)) < 2000
+    assert len(lines(killed)) < 500
     resumed = subprocess.run([*command, str(killed.parent), "--resume"], cwd=ROOT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert lines(killed) == lines(tmp_path / "whole")

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import torch
 
-from autoclip.lab.config import ExperimentConfig, differences, load_config, to_yaml
+from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml
 from autoclip.lab.errors import RunError, UsageError
 from autoclip.lab.loading import construct
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.run_directory import CONFIG, SUMMARY, read_json, write_atomically, write_json
 from autoclip.lab.task import Task
-from autoclip.lab.train import summarise, train
+from autoclip.lab.train import choose_device, summarise, train
 from autoclip.version import __version__
 
 MAY_CHANGE = ("steps", "seeds", "sweep")
@@ -82,6 +82,8 @@ def run_experiment(
         RunError: the task's own code raised, or the disk refused.
     """
     task = make_task(config)
+    build_policy(config.clip.policy)  # with the device, found wanting before anything is written
+    choose_device(config.device)
     try:
         _prepare(config, output_dir, resume=resume)
         interrupt = Interrupt()

@@ -101,7 +101,7 @@ class Training:
                 self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
             ):
                 loss = self.task.loss(self.model, to_device(batch, self.device)) / self.config.accumulate
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
         self.clipper.step(loss=total)
@@ -310,11 +310,11 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= count:
         raise UsageError(f"device {name} is not there: torch sees {count} CUDA devices; use device=cpu")
-    return device
+    return torch.device(name)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

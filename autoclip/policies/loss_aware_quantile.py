@@ -4,7 +4,7 @@ from typing import Unpack
 
 from autoclip.policies.parameters import Bounds, Decay, Percentile, Positive, Share, Steps
 from autoclip.policies.policy import Policy
-from autoclip.statistics import DecayedMoments, GeometricQuantile, percentile_of
+from autoclip.statistics import GeometricQuantile, percentile_of
 
 
 class LossAwareQuantile(Policy):
@@ -51,8 +51,7 @@ class LossAwareQuantile(Policy):
         self.slow = self._checked("slow", slow)
         self.start = self._checked("start", start)
         self.quantile = GeometricQuantile(self.percentile, self.rate)
-        self.fast_loss = DecayedMoments(self.fast)
-        self.slow_loss = DecayedMoments(self.slow)
+        self.losses: list[float] = []  # the fast and the slow average, empty before the first loss
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
     def _start(self, warmup_norms: list[float]) -> None:
@@ -65,9 +64,12 @@ class LossAwareQuantile(Policy):
 
     def _observe(self, norm: float, loss: float | None) -> None:
         self.quantile.update(norm)
-        if loss is not None and self.fast_loss.mean > self.slow_loss.mean:
+        if loss is not None and self.losses[0] > self.losses[1]:
             self.quantile.scale(self.cut)
 
     def _observe_loss(self, loss: float) -> None:
-        self.fast_loss.update(loss)
-        self.slow_loss.update(loss)
+        if not self.losses:
+            self.losses = [loss, loss]
+            return
+        fast, slow = self.losses
+        self.losses = [self.fast * fast + (1 - self.fast) * loss, self.slow * slow + (1 - self.slow) * loss]

@@ -95,6 +95,15 @@ def constructor_parameters(cls: type) -> Mapping[str, tuple[Any, Any]]:
     return found
 
 
+@cache
+def declared_parameters(cls: type) -> Mapping[str, tuple[Any, Any]]:
+    """Like `constructor_parameters`, with those that only a parent's constructor takes."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for base in reversed(cls.__mro__):
+        found |= constructor_parameters(base)
+    return found
+
+
 def check(cls: type, name: str, value: Any) -> Any:
     """Check one constructor argument against its annotation and return it as a plain value.
 
@@ -102,7 +111,7 @@ def check(cls: type, name: str, value: Any) -> Any:
         TypeError: no such argument, or of the wrong type.
         ValueError: not an allowed value.
     """
-    known = constructor_parameters(cls)
+    known = declared_parameters(cls)
     if name not in known:
         raise TypeError(f"{cls.__name__} has no parameter {name!r}; it has {', '.join(known)}")
     annotation = known[name][0]

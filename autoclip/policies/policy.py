@@ -4,7 +4,15 @@ from abc import ABC, abstractmethod
 from math import inf, isfinite
 from typing import Any, Literal, Self, final
 
-from autoclip.policies.parameters import Floor, Steps, Threshold, WarmupThreshold, check, constructor_parameters
+from autoclip.policies.parameters import (
+    Floor,
+    Steps,
+    Threshold,
+    WarmupThreshold,
+    check,
+    constructor_parameters,
+    declared_parameters,
+)
 from autoclip.statistics import GeometricQuantile
 
 Phase = Literal["warmup", "active"]
@@ -25,7 +33,7 @@ class Policy(ABC):
     A subclass stores each constructor argument under its own name (with a trailing underscore where a method has that
     name) and implements `_start`, `_threshold` and
     `_observe`; every other attribute is its state and must be a plain value (number, string, list, dict, None) or
-    have `state_dict` and `load_state_dict`. Give such attributes a value in the constructor, before any norm is seen.
+    have `state_dict` and `load_state_dict`; objects and dicts have to be made in the constructor, before any norm.
 
     Args:
         warmup_steps: norms to collect first, >= 0. A policy needs one norm to start from, so that with 0 the first
@@ -76,6 +84,7 @@ class Policy(ABC):
             norm: of the gradients before clipping, >= 0; zero and non-finite norms are only counted.
             loss: of the step, where the loop gives it; a non-finite loss counts as none.
         """
+        norm = float(norm)
         if not isfinite(norm):
             self.nonfinite_norms += 1
             return
@@ -86,7 +95,7 @@ class Policy(ABC):
             return
         was_active = self.learned_norms >= self._warmup_length
         self.learned_norms += 1
-        loss = loss if loss is not None and isfinite(loss) else None
+        loss = float(loss) if loss is not None and isfinite(loss) else None
         if loss is not None:
             self._observe_loss(loss)
         if was_active:
@@ -142,25 +151,27 @@ class Policy(ABC):
         """Continue exactly from a `state_dict()` of the same kind of policy.
 
         Raises:
-            ValueError: the state belongs to another policy, or keys are missing or unknown; nothing is changed.
+            ValueError: the state belongs to another policy, or does not fit this one; nothing is changed.
         """
-        expected = {"policy", *self._state_names()}
-        if state.get("policy") != type(self).__name__:
-            raise ValueError(
-                f"the state of a {state.get('policy')} policy cannot be loaded into a {type(self).__name__}"
-            )
-        if state.keys() != expected:
-            raise ValueError(
-                f"the state does not fit {type(self).__name__}: "
-                f"missing {sorted(expected - state.keys())}, unknown {sorted(state.keys() - expected)}"
-            )
+        name = type(self).__name__
+        if state.get("policy") != name:
+            raise ValueError(f"the state of a {state.get('policy')} cannot be loaded into a {name}")
         loaded = self.clone()
-        for name in self._state_names():
-            current = getattr(loaded, name)
-            if hasattr(current, "load_state_dict"):
-                current.load_state_dict(state[name])
+        missing = [attribute for attribute in loaded._state_names() if attribute not in state]
+        if missing:
+            raise ValueError(f"the state does not fit {name}: it has no {', '.join(missing)}")
+        for attribute, value in state.items():
+            if attribute == "policy":
+                continue
+            if hasattr(getattr(loaded, attribute, None), "load_state_dict"):
+                getattr(loaded, attribute).load_state_dict(value)
+            elif attribute in loaded._state_names() or loaded._may_appear_later(attribute, value):
+                setattr(loaded, attribute, _plain(attribute, value))
             else:
-                setattr(loaded, name, _plain(name, state[name]))
+                raise ValueError(
+                    f"the state does not fit {name}: it holds {attribute}, which its constructor does not make"
+                )
+        vars(self).clear()
         vars(self).update(vars(loaded))
 
     def __repr__(self) -> str:
@@ -184,8 +195,12 @@ class Policy(ABC):
     def _attribute(self, parameter: str) -> str:
         return parameter if parameter in vars(self) else f"{parameter}_"
 
+    def _may_appear_later(self, attribute: str, value: Any) -> bool:
+        """Whether `_start` or `_observe` may make this attribute: it hides nothing of ours, and needs no object."""
+        return not (hasattr(self, attribute) or attribute in declared_parameters(type(self)) or isinstance(value, dict))
+
     def _state_names(self) -> list[str]:
-        parameters = {self._attribute(name) for name in constructor_parameters(type(self))}
+        parameters = {self._attribute(name) for name in declared_parameters(type(self))}
         return [name for name in vars(self) if name not in parameters]
 
 

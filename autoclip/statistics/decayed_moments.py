@@ -1,6 +1,7 @@
 """Exponentially decayed mean and variance."""
 
 from math import sqrt
+from sys import float_info
 from typing import Any
 
 
@@ -41,7 +42,9 @@ class DecayedMoments:
             self._mean = value
             return
         self._mean = self.decay * self._mean + (1 - self.decay) * value
-        self._variance = self.decay * self._variance + (1 - self.decay) * (value - self._mean) ** 2
+        difference = value - self._mean
+        squared = min(difference * difference, float_info.max)  # from an overflow the variance must recover
+        self._variance = self.decay * self._variance + (1 - self.decay) * squared
 
     @property
     def mean(self) -> float:

@@ -35,19 +35,22 @@ class GeometricQuantile:
         self._value: float | None = None
 
     def start(self, value: float) -> None:
-        """Place the tracker at a positive value; without this it starts at the first value it sees."""
-        self._value = value
+        """Place the tracker at a positive value (without this it starts at the first value it sees).
+
+        The value is kept within the normal floats: from zero or infinity it could never return.
+        """
+        self._value = min(max(value, float_info.min), float_info.max)
 
     def update(self, value: float) -> None:
         """Move towards the quantile by one step of constant ratio."""
         if self._value is None:
-            self._value = value
+            self.start(value)
         else:
             self.scale(self._rise if value > self._value else self._fall)
 
     def scale(self, factor: float) -> None:
-        """Multiply the tracked value, kept within the positive normal floats."""
-        self._value = min(max(self.get() * factor, float_info.min), float_info.max)
+        """Multiply the tracked value."""
+        self.start(self.get() * factor)
 
     def get(self) -> float:
         """The tracked value."""

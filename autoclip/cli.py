@@ -1,0 +1,271 @@
+"""The command line. Whatever takes long to import is imported inside the command that needs it."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoclip.lab.errors import RunError, UsageError
+from autoclip.version import __version__
+
+if TYPE_CHECKING:
+    from autoclip.lab.config import ExperimentConfig
+
+STARTER = """\
+# An experiment. It runs as it is:  autoclip run FILE
+# Any key can be changed there:     autoclip run FILE optimizer.lr=0.05 clip.policy.percentile=90
+# All keys and their allowed values: autoclip schema
+
+name: spirals                   # names the output directory, runs/spirals
+task:
+  target: "TARGET"
+  args: {hidden: 64, corrupted_share: 0.02}     # keyword arguments of the class
+optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}  # or adam, adamw, adagrad, rmsprop
+steps: 1000
+seeds: [0, 1, 2]                # one run each
+precision: float32              # or bfloat16, float16
+accumulate: 1                   # batches per step
+clip:
+  mode: norm                    # or value
+  on_nonfinite: skip            # or propagate, raise
+  policy:                       # what sets the threshold: POLICIES
+    kind: running_quantile      # or a class of your own, my_module:MyPolicy
+    percentile: 90              # this share of the steps stays unclipped
+    warmup_steps: 50            # steps that are only observed
+evaluate_every: 250             # steps between validations; null: only at the end
+checkpoint_every: 250           # autoclip run FILE --resume continues from there
+device: auto                    # or cpu, cuda, cuda:0
+log: {layers_every: 50}         # steps between norms by layer
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # importing rich would double the time of --help
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    text = "text"
+    json = "json"
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `autoclip init`.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to it, as in optimizer.lr=0.1 or seeds=[0,1]."),
+]
+OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="How results are printed.")]
+
+
+def main() -> None:
+    """Entry point of the `autoclip` command."""
+    app(prog_name="autoclip")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"autoclip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A gradient-clipping threshold that sets itself from the gradient norms."""
+
+
+@app.command()
+def run(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Where the runs go; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what is in the output directory.")] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="Replaces the seeds of the file; repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Train every seed of an experiment."""
+    with _exit_codes():
+        from autoclip.lab.config import load_config
+
+        config = load_config(config_file, [*(overrides or ()), *([f"seeds={seed}"] if seed else ())])
+        directory = output_dir or Path("runs") / config.name
+        if dry_run:
+            _print_plan(config, directory, output_format)
+            return
+        from autoclip.lab.experiment import run_experiment
+
+        code = run_experiment(config, directory, resume=resume, output_format=output_format.value)
+        sys.stdout.flush()  # a closed pipe shows here, not when Python exits
+        raise typer.Exit(code)
+
+
+@app.command()
+def validate(config_file: ConfigFile, overrides: Overrides = None, output_format: OutputFormat = Format.text) -> None:
+    """Check a configuration; nothing that it names is imported."""
+    with _exit_codes():
+        from autoclip.lab.config import ConfigError, config_hash, load_config
+
+        try:
+            config = load_config(config_file, overrides or ())
+        except ConfigError as error:
+            if output_format == Format.text:
+                raise
+            faults = [
+                {"place": str(fault.place), "key": list(fault.path), "message": fault.message} for fault in error.faults
+            ]
+            _print_json({"valid": False, "faults": faults})
+            raise typer.Exit(2) from None
+        if output_format == Format.json:
+            _print_json({"valid": True, "hash": config_hash(config), "config": config.model_dump()})
+        else:
+            typer.echo(f"{config_file}: valid")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    with _exit_codes():
+        from autoclip.lab.config import json_schema
+
+        _print_json(json_schema())
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write; - prints it.")] = Path("experiment.yaml"),
+    task: Annotated[Path | None, typer.Option(help="Also write the example's task here, to be changed.")] = None,
+) -> None:
+    """Write an experiment to start from, which runs as it is."""
+    with _exit_codes():
+        from importlib.resources import files
+
+        from autoclip.policies import POLICIES
+
+        target = "autoclip.lab.example:Spirals" if task is None else f"{_module_name(task)}:Spirals"
+        file_name = "experiment.yaml" if str(path) == "-" else str(path)
+        starter = STARTER.replace("FILE", file_name).replace("TARGET", target).replace("POLICIES", ", ".join(POLICIES))
+        texts = {path: starter}
+        if task is not None:
+            texts[task] = (files("autoclip.lab") / "example.py").read_text(encoding="utf-8")
+        _write_new(texts)
+
+
+@app.command()
+def doctor(output_format: OutputFormat = Format.text) -> None:
+    """Check the installation; show versions."""
+    with _exit_codes():
+        from autoclip.doctor import examine
+
+        rows = examine()
+        well = all(row.ok for row in rows)
+        if output_format == Format.json:
+            _print_json({"ok": well, "rows": [vars(row) for row in rows]})
+        else:
+            width = max(len(row.name) for row in rows)
+            for row in rows:
+                typer.echo(
+                    f"{row.name:<{width}}  {row.value}" + ("" if row.ok else f"\n{'':<{width}}  -> {row.advice}")
+                )
+        raise typer.Exit(0 if well else 1)
+
+
+def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Format) -> None:
+    """Make everything that a run needs but the model, and print what the run would do."""
+    from autoclip.lab.config import build_policy, to_yaml
+    from autoclip.lab.experiment import make_task
+
+    make_task(config)
+    policy = build_policy(config.clip.policy)
+    directories = [str(directory / f"seed-{seed}") for seed in config.seeds]
+    if output_format == Format.json:
+        _print_json({"config": config.model_dump(), "policy": repr(policy), "run_directories": directories})
+        return
+    typer.echo(to_yaml(config), nl=False)
+    typer.echo(f"# would train {config.task.target} under {policy!r}, {config.steps} steps each, into")
+    for name in directories:
+        typer.echo(f"#   {name}")
+
+
+def _module_name(task: Path) -> str:
+    """Name under which a run in the working directory imports a new file.
+
+    Raises:
+        UsageError: there is no such name, or another module has it.
+    """
+    from importlib.util import find_spec
+
+    try:
+        parts = task.resolve().relative_to(Path.cwd()).with_suffix("").parts
+    except ValueError:
+        raise UsageError(f"--task {task} must lie in the working directory, from which runs import it") from None
+    if task.suffix != ".py" or not all(part.isidentifier() for part in parts):
+        raise UsageError(f"--task {task} must be named like a Python module, as in my_task.py")
+    try:
+        taken = find_spec(parts[0]) is not None and not Path(parts[0]).is_dir() and not task.exists()
+    except ValueError:  # __main__ has no spec
+        taken = True
+    if taken:
+        raise UsageError(f"--task {task} would hide the installed module {parts[0]!r}; choose another name")
+    return ".".join(parts)
+
+
+def _write_new(texts: dict[Path, str]) -> None:
+    """Write files that do not exist yet; `-` is the standard output."""
+    for path in texts:
+        if str(path) != "-" and path.exists():
+            raise UsageError(f"{path} exists already and is left as it is; choose another name")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
+    for path, text in texts.items():
+        if str(path) == "-":
+            typer.echo(text, nl=False)
+            continue
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        typer.echo(f"wrote {path}", err=True)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn errors into one message and an exit code: 2 usage or configuration, 1 a failed run, 130 interrupted."""
+    try:
+        yield
+    except UsageError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except RunError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Write infinities as the word `inf`, which configurations read as a number: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value

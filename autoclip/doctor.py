@@ -1,0 +1,118 @@
+"""What `autoclip doctor` reports: versions, devices, and whether another package has taken our import name."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import autoclip
+from autoclip.version import __version__
+
+DISTRIBUTION = "autoclip-tuner"
+OTHER_DISTRIBUTION = "autoclip"
+OPTIONAL = {
+    "optuna": "sweep",
+    "matplotlib": "plot",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "lightning": "lightning",
+    "transformers": "transformers",
+    "accelerate": "transformers",
+    "scikit-learn": "experiments",
+}
+"""Distribution -> the extra that installs it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding; `advice` says what to do where it is not well."""
+
+    name: str
+    value: str
+    ok: bool = True
+    advice: str = ""
+
+
+def examine() -> list[Row]:
+    """Every finding; all is well where every row is ok."""
+    return [
+        Row("python", f"{platform.python_version()} ({sys.executable})"),
+        Row("autoclip", f"{__version__} ({Path(__file__).parent})"),
+        *import_name(installed_version(OTHER_DISTRIBUTION)),
+        *imported_package(autoclip),
+        *same_version(installed_version(DISTRIBUTION), __version__),
+        *torch_rows(),
+        *optional_packages(),
+    ]
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution, None where there is none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def import_name(other: str | None) -> Iterable[Row]:
+    """Whether the other distribution that imports as `autoclip` is there; both write to the same folder."""
+    if other is None:
+        yield Row("import name", "autoclip is ours alone")
+        return
+    yield Row(
+        "import name",
+        f"the distribution autoclip {other} is installed too and has the same import name",
+        ok=False,
+        advice=f"pip uninstall {OTHER_DISTRIBUTION} {DISTRIBUTION}, then pip install {DISTRIBUTION}",
+    )
+
+
+def imported_package(package: ModuleType) -> Iterable[Row]:
+    """Whether `import autoclip` runs the `__init__.py` beside this file, and not one that was written over it."""
+    file = package.__file__
+    if file and Path(file).parent == Path(__file__).parent and hasattr(package, "POLICIES"):
+        yield Row("imported package", "is this one")
+    else:
+        advice = f"pip install --force-reinstall {DISTRIBUTION}, and no folder named autoclip in the working directory"
+        yield Row("imported package", f"is another one: {file}", ok=False, advice=advice)
+
+
+def same_version(installed: str | None, imported: str) -> Iterable[Row]:
+    """Whether the version that Python imports is the one that pip installed."""
+    if installed is None:
+        yield Row("installation", f"{DISTRIBUTION} is not installed; this copy is found on Python's path")
+    elif installed == imported:
+        yield Row("installation", f"{DISTRIBUTION} {installed}")
+    else:
+        yield Row(
+            "installation",
+            f"{DISTRIBUTION} {installed} is installed, but version {imported} is imported",
+            ok=False,
+            advice=f"another folder comes first on Python's path, or pip install --force-reinstall {DISTRIBUTION}",
+        )
+
+
+def torch_rows() -> Iterable[Row]:
+    """Version of torch, its devices and its threads."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        yield Row("torch", f"cannot be imported: {error}", ok=False, advice="pip install torch")
+        return
+    yield Row("torch", torch.__version__)
+    for index in range(torch.cuda.device_count()):
+        yield Row(f"device cuda:{index}", torch.cuda.get_device_name(index))
+    yield Row(
+        "device cpu", f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    )
+
+
+def optional_packages() -> Iterable[Row]:
+    """Version of each optional package, or the command that installs it."""
+    for distribution, extra in OPTIONAL.items():
+        missing = f"not installed (pip install '{DISTRIBUTION}[{extra}]')"
+        yield Row(distribution, installed_version(distribution) or missing)

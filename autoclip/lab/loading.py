@@ -1,0 +1,103 @@
+"""Import the user's own classes: `module:Class`."""
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from autoclip.lab.errors import UsageError
+
+
+def load_object(target: str, search: Path) -> Any:
+    """Import `module:attribute`, looking into the folder `search` before anywhere else.
+
+    Afterwards the folder is the last on `sys.path`: imports inside the user's functions still find their modules, and
+    the user's files shadow nobody else's.
+
+    Raises:
+        UsageError: no such module or attribute, or the module fails while it is imported.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UsageError(f"{target!r} must be module:Class, as in my_module:MyTask")
+    try:
+        with _first_on_path(search):
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            close = _did_you_mean(module_name, sorted(file.stem for file in search.glob("*.py")))
+            raise UsageError(
+                f"{target}: there is no module {error.name!r}{close}; looked in {search.resolve()} and among the "
+                f"installed packages"
+            ) from None
+        raise UsageError(f"{target}: importing {module_name} failed: {_described(error)}") from error
+    except (Exception, SystemExit) as error:  # a module can raise anything
+        raise UsageError(f"{target}: importing {module_name} failed: {_described(error)}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [name for name in vars(module) if not name.startswith("_")]
+        close = _did_you_mean(attribute, public)
+        origin = getattr(module, "__file__", None) or "a folder without code"
+        raise UsageError(f"{target}: {module_name} ({origin}) has no {attribute!r}{close}") from None
+
+
+def construct(target: str, arguments: Mapping[str, Any], search: Path) -> Any:
+    """Import a class (or function) and call it with keyword arguments.
+
+    Raises:
+        UsageError: as `load_object`, or it cannot be called so, or it raises an error of its own.
+    """
+    factory = load_object(target, search)
+    if not callable(factory):
+        raise UsageError(f"{target} must be a class, got {type(factory).__name__}")
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        signature = None  # some built-in classes have none
+    try:
+        if signature is not None:
+            signature.bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) if signature and signature.parameters else "no arguments"
+        raise UsageError(f"{target}: {error}; it takes {known}") from None
+    try:
+        return factory(**arguments)
+    except (Exception, SystemExit) as error:  # a constructor can raise anything
+        raise UsageError(f"{target} refuses its arguments: {_described(error)}") from error
+
+
+@contextmanager
+def _first_on_path(folder: Path) -> Iterator[None]:
+    text = str(folder.resolve())
+    importlib.invalidate_caches()  # the file may have been written a moment ago
+    sys.path.insert(0, text)
+    try:
+        yield
+    finally:
+        sys.path.remove(text)
+        if text not in sys.path:
+            sys.path.append(text)
+
+
+def _described(error: BaseException) -> str:
+    """Kind, text and origin of an error in one line."""
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    if isinstance(error, SyntaxError) and error.filename:
+        origin = f"{error.filename}:{error.lineno}"
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not frame.filename.startswith("<frozen") and frame.filename != __file__]
+        origin = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+    kind = type(error).__name__
+    return f"{kind}: {text}" + (f" ({origin})" if origin else "") if text else f"{kind} ({origin})"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,87 @@
+"""The `optimizer` section of the YAML: torch's optimizers by `kind`, with torch's defaults."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, StrictBool, model_validator
+
+from autoclip.lab.values import Section, by_kind, like
+from autoclip.policies.parameters import Decay, Floor, Positive
+
+AtLeast0 = Annotated[float, like(Floor)]
+Below1 = Annotated[float, like(Decay)]
+
+
+class OptimizerConfig(Section):
+    """What every optimizer has."""
+
+    kind: str
+    lr: Annotated[float, like(Positive)] = Field(description="Learning rate.")
+
+
+class SgdConfig(OptimizerConfig):
+    """`torch.optim.SGD`."""
+
+    kind: Literal["sgd"]
+    momentum: AtLeast0 = Field(default=0.0, description="Weight of the past steps.")
+    dampening: AtLeast0 = Field(default=0.0, description="Share of the gradient kept out of the momentum.")
+    nesterov: StrictBool = Field(default=False, description="Nesterov's momentum.")
+    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            got = f"momentum {self.momentum} and dampening {self.dampening}"
+            raise ValueError(f"nesterov must go with a momentum above 0 and dampening 0, got {got}")
+        return self
+
+
+class AdamConfig(OptimizerConfig):
+    """`torch.optim.Adam`."""
+
+    kind: Literal["adam"]
+    betas: tuple[Below1, Below1] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
+    eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
+    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+
+
+class AdamWConfig(OptimizerConfig):
+    """`torch.optim.AdamW`."""
+
+    kind: Literal["adamw"]
+    betas: tuple[Below1, Below1] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
+    eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
+    weight_decay: AtLeast0 = Field(default=0.01, description="Decoupled from the gradient.")
+
+
+class AdagradConfig(OptimizerConfig):
+    """`torch.optim.Adagrad`."""
+
+    kind: Literal["adagrad"]
+    lr_decay: AtLeast0 = Field(default=0.0, description="Decay of the learning rate per step.")
+    eps: AtLeast0 = Field(default=1e-10, description="Added to the denominator.")
+    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+
+
+class RmspropConfig(OptimizerConfig):
+    """`torch.optim.RMSprop`."""
+
+    kind: Literal["rmsprop"]
+    alpha: Below1 = Field(default=0.99, description="Decay of the average of squares.")
+    eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
+    momentum: AtLeast0 = Field(default=0.0, description="Weight of the past steps.")
+    centered: StrictBool = Field(default=False, description="Divide by the standard deviation instead.")
+    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+
+
+OPTIMIZER_SECTIONS: dict[str, type[Section]] = {
+    "sgd": SgdConfig,
+    "adam": AdamConfig,
+    "adamw": AdamWConfig,
+    "adagrad": AdagradConfig,
+    "rmsprop": RmspropConfig,
+}
+
+if TYPE_CHECKING:
+    AnyOptimizerConfig = OptimizerConfig
+else:
+    AnyOptimizerConfig = by_kind(OPTIMIZER_SECTIONS)

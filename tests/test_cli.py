@@ -1,0 +1,287 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import autoclip.lab.config
+import autoclip.lab.experiment
+from autoclip.cli import app
+from autoclip.doctor import Row
+from autoclip.lab.config import load_config
+from autoclip.lab.errors import RunError
+from autoclip.policies import POLICIES
+
+ROOT = Path(__file__).parent.parent
+COMMAND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from autoclip.cli import main; main()"
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture
+def experiment():
+    """The name of a file as `init` writes it."""
+    assert call("init").exit_code == 0
+    return "experiment.yaml"
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def process(*arguments: str, code: str = COMMAND) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts)
+
+
+def test_help_and_validate_import_no_torch_and_help_is_quick(experiment):
+    code = f"""{COMMAND.rpartition(";")[0]}
+try:
+    main()
+except SystemExit as exit:
+    heavy = sorted({{"torch", "numpy", "rich"}} & set(sys.modules))
+    print(exit.code, heavy, file=sys.stderr)
+"""
+    assert process("--help", code=code).stderr == "0 []\n"
+    assert process("run", "--help", code=code).stderr == "0 []\n"
+    validated = process("validate", experiment, code=code)
+    assert (validated.stdout, validated.stderr) == ("experiment.yaml: valid\n", "0 []\n")
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert "validate" in process("--help").stdout
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_version():
+    result = call("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"autoclip {autoclip.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("frobnicate",),
+        ("run",),
+        ("validate",),
+        ("validate", "x.yaml", "-f", "xml"),
+        ("run", "x.yaml", "--seed", "x"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_a_usage_line(arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.output
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_bad_configuration_is_exit_code_2_with_a_line_for_each_fault(experiment, command):
+    result = process(command, experiment, "steps=0", "clip.policy.percentile=0.9", "clip.policy.windw=3", "x")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "command line: steps=0: steps: must be a whole number in [1, inf), got 0",
+        "command line: clip.policy.percentile=0.9: clip.policy.percentile: must be in [0, 100], got 0.9 "
+        "(did you mean 90?)",
+        "command line: clip.policy.windw=3: clip.policy.windw: unknown key of kind running_quantile (did you mean "
+        "window?); known: kind, percentile, rate, window, warmup_steps, warmup_threshold, min_threshold, max_threshold",
+        "command line: x: must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got 'x'",
+    ]
+
+
+@pytest.mark.parametrize("path", ["nope.yaml", ".", "binary.yaml"])
+def test_a_file_that_is_no_yaml_is_exit_code_2_with_one_line(path):
+    Path("binary.yaml").write_bytes(bytes(range(256)))
+    result = call("validate", path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{path}:")
+    assert result.stderr.count("\n") == 1
+
+
+def test_validate_as_json(experiment):
+    result = call("validate", experiment, "steps=7", "-f", "json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["valid"] is True
+    assert found["config"]["steps"] == 7
+    assert found["config"]["clip"]["policy"]["max_threshold"] == "inf"
+    assert len(found["hash"]) == 64
+
+    result = call("validate", experiment, "clip.policy.rate=0", "-f", "json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {
+        "valid": False,
+        "faults": [
+            {
+                "place": "command line: clip.policy.rate=0",
+                "key": ["clip", "policy", "rate"],
+                "message": "must be a number in (0, inf), got 0",
+            }
+        ],
+    }
+
+
+def test_validate_runs_no_code_of_the_user(experiment):
+    Path("trap.py").write_text("raise SystemExit(7)")
+    assert call("validate", experiment, "task.target=trap:Task", 'clip.policy={kind: "trap:Policy"}').exit_code == 0
+
+
+def test_schema_is_valid_json_schema(experiment):
+    schema = json.loads(call("schema").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(yaml.safe_load(Path(experiment).read_text()))
+
+
+def test_init_writes_a_commented_file_that_runs_anywhere(experiment):
+    text = Path(experiment).read_text()
+    assert text.count("#") > 10
+    assert "autoclip run experiment.yaml" in text
+    assert all(kind in text for kind in POLICIES)
+    assert load_config(Path(experiment)).task.target == "autoclip.lab.example:Spirals"
+    result = process("run", experiment, "steps=60", "seeds=[0]", "--output-dir", "out")
+    assert result.returncode == 0, result.stderr
+    assert len(Path("out/seed-0/metrics.jsonl").read_text().splitlines()) == 60
+
+
+def test_init_overwrites_nothing(experiment):
+    Path(experiment).write_text("mine")
+    Path("task.py").write_text("mine")
+    for arguments in ((), ("other.yaml", "--task", "task.py"), (experiment, "--task", "new.py")):
+        result = call("init", *arguments)
+        assert result.exit_code == 2
+        assert "exists already and is left as it is" in result.stderr
+    assert files() == [experiment, "task.py"]
+    assert Path(experiment).read_text() == Path("task.py").read_text() == "mine"
+
+
+def test_init_prints_to_the_standard_output(experiment):
+    result = call("init", "-")
+    assert result.stdout == Path(experiment).read_text()
+    assert files() == [experiment]
+
+
+def test_init_with_a_task_of_ones_own():
+    Path("tasks").mkdir()
+    assert call("init", "mine.yaml", "--task", "tasks/mine_too.py").exit_code == 0
+    assert load_config(Path("mine.yaml")).task.target == "tasks.mine_too:Spirals"
+    assert Path("tasks/mine_too.py").read_text() == Path(autoclip.lab.__file__).with_name("example.py").read_text()
+    result = process("run", "mine.yaml", "--dry-run")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("random.py", "would hide the installed module 'random'"),
+        ("torch.py", "would hide the installed module 'torch'"),
+        ("__main__.py", "would hide the installed module '__main__'"),
+        ("my-task.py", "must be named like a Python module"),
+        ("my_task", "must be named like a Python module"),
+        ("../my_task.py", "must lie in the working directory"),
+        ("nowhere/my_task.py", "there is no folder nowhere"),
+    ],
+)
+def test_init_refuses_a_task_that_could_not_be_imported(task, message):
+    result = call("init", "--task", task)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert files() == []
+
+
+def test_dry_run_shows_the_resolved_configuration_and_writes_nothing(experiment):
+    result = call("run", experiment, "--dry-run", "--seed", "3", "--seed", "4", "optimizer.lr=0.25")
+    assert result.exit_code == 0
+    shown = yaml.safe_load(result.stdout)
+    assert shown["seeds"] == [3, 4]
+    assert shown["optimizer"]["lr"] == 0.25
+    assert "#   runs/spirals/seed-3\n#   runs/spirals/seed-4\n" in result.stdout
+    assert "RunningQuantile(percentile=90.0, warmup_steps=50)" in result.stdout
+    assert files() == [experiment]
+
+    result = call("run", experiment, "--dry-run", "--output-dir", "out", "-f", "json")
+    assert json.loads(result.stdout)["run_directories"] == ["out/seed-0", "out/seed-1", "out/seed-2"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.target=nowhere_at_all:Task", "there is no module 'nowhere_at_all'"),
+        ("task.target=autoclip.lab.example:Spiral", "did you mean Spirals?"),
+        ("task.args={hiden: 5}", "unexpected keyword argument 'hiden'"),
+        ("task.args={hidden: 0}", "hidden and batch_size at least 1"),
+        ('clip.policy={kind: "autoclip.lab.example:Spirals"}', "must be a subclass of autoclip.Policy"),
+    ],
+)
+def test_dry_run_finds_what_only_an_import_can_tell(experiment, override, message):
+    result = call("run", experiment, "--dry-run", override)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_run_hands_over_what_was_asked_for_and_its_exit_code(experiment, monkeypatch):
+    asked = []
+
+    def run_experiment(config, output_dir, *, resume, output_format):
+        asked.append((config.seeds, output_dir, resume, output_format))
+        return 1
+
+    monkeypatch.setattr(autoclip.lab.experiment, "run_experiment", run_experiment)
+    assert call("run", experiment).exit_code == 1
+    assert call("run", experiment, "--resume", "--seed", "5", "-f", "json", "--output-dir", "a/b").exit_code == 1
+    assert asked == [((0, 1, 2), Path("runs/spirals"), False, "text"), ((5,), Path("a/b"), True, "json")]
+
+
+def test_seeds_of_the_command_line_are_checked(experiment):
+    result = call("run", experiment, "--seed", "1", "--seed", "1")
+    assert result.exit_code == 2
+    assert result.stderr == "command line: seeds=[1, 1]: seeds: must hold distinct values, got 1 more than once\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [(RunError("the disk is full"), 1, "the disk is full\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
+)
+def test_how_a_run_ends_is_the_exit_code(experiment, monkeypatch, error, code, message):
+    def run_experiment(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(autoclip.lab.experiment, "run_experiment", run_experiment)
+    result = call("run", experiment)
+    assert result.exit_code == code
+    assert result.stderr == message
+
+
+@pytest.mark.parametrize("arguments", [("schema",), ("--help",), ("init", "-")])
+def test_a_closed_pipe_is_no_traceback(arguments):
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+
+
+def test_doctor(monkeypatch):
+    rows = [Row("python", "3.12"), Row("import name", "is taken", ok=False, advice="uninstall it")]
+    monkeypatch.setattr("autoclip.doctor.examine", lambda: rows)
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert result.stdout == "python       3.12\nimport name  is taken\n             -> uninstall it\n"
+    assert json.loads(call("doctor", "-f", "json").stdout)["ok"] is False
+    monkeypatch.setattr("autoclip.doctor.examine", lambda: rows[:1])
+    assert call("doctor").exit_code == 0

@@ -1,0 +1,387 @@
+import inspect
+import json
+import math
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from autoclip.lab.config import (
+    ConfigError,
+    ExperimentConfig,
+    build_policy,
+    config_hash,
+    differences,
+    json_schema,
+    load_config,
+    to_yaml,
+)
+from autoclip.policies import POLICIES, Fixed
+from autoclip.policies.parameters import constructor_parameters
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+GOOD = """\
+name: small
+task: {target: "my_task:MyTask", args: {width: 8}}
+optimizer: {kind: sgd, lr: 0.1}
+steps: 10
+"""
+TORCH = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads a text as the file `x.yaml`."""
+    monkeypatch.chdir(tmp_path)
+
+    def load_text(text: str, *overrides: str) -> ExperimentConfig:
+        Path("x.yaml").write_text(text, encoding="utf-8")
+        return load_config(Path("x.yaml"), overrides)
+
+    return load_text
+
+
+@pytest.fixture
+def faults(load):
+    """The lines of the error that a text and overrides raise."""
+
+    def lines(text: str, *overrides: str) -> list[str]:
+        with pytest.raises(ConfigError) as error:
+            load(text, *overrides)
+        assert [str(fault) for fault in error.value.faults] == str(error.value).split("\n")
+        return str(error.value).split("\n")
+
+    return lines
+
+
+def reloaded(config: ExperimentConfig, path: Path) -> ExperimentConfig:
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return load_config(path)
+
+
+def required(kind: str) -> dict[str, object]:
+    """A value for each parameter of a policy that has no default."""
+    parameters = constructor_parameters(POLICIES[kind]).items()
+    return {name: 1.0 for name, (_, default) in parameters if default is inspect.Parameter.empty}
+
+
+def test_defaults(load):
+    config = load(GOOD)
+    assert config.seeds == (0,)
+    assert config.precision == "float32"
+    assert (config.accumulate, config.evaluate_every, config.checkpoint_every) == (1, None, 100)
+    assert (config.device, config.threads) == ("auto", 1)
+    assert (config.clip.scope, config.clip.mode, config.clip.response) == ("global", "norm", None)
+    assert config.clip.on_nonfinite == "skip"
+    assert config.clip.policy.kind == "running_quantile"
+    assert (config.log.layers_every, config.log.sinks) == (None, ("jsonl",))
+    assert config.sweep is None
+    assert config.task.args == {"width": 8}
+
+
+def test_defaults_of_the_sweep(load):
+    sweep = load(GOOD + "sweep: {}").sweep
+    assert sweep is not None
+    assert sweep.model_dump() == {
+        "none": True,
+        "thresholds": (1.0, 5.0, 10.0),
+        "percentiles": (10, 25, 50, 75, 90, 95),
+        "kinds": ("fixed_percentile", "running_quantile"),
+        "policies": (),
+        "seeds": (0, 1, 2),
+        "lr_multipliers": (1, 3, 10),
+        "race": False,
+        "command": None,
+        "refine_trials": 0,
+        "storage": None,
+    }
+
+
+@pytest.mark.parametrize("kind", TORCH)
+def test_an_optimizer_has_the_defaults_of_torch_and_is_built_from_its_section(load, kind):
+    section = load(GOOD, f"optimizer={{kind: {kind}, lr: 0.5}}").optimizer.model_dump(exclude={"kind"})
+    defaults = inspect.signature(TORCH[kind].__init__).parameters
+    assert {name: value for name, value in section.items() if name != "lr"} == {
+        name: defaults[name].default for name in section if name != "lr"
+    }
+    assert TORCH[kind]([torch.zeros(1, requires_grad=True)], **section).param_groups[0]["lr"] == 0.5
+
+
+def test_a_configuration_does_not_change(load):
+    with pytest.raises(ValidationError, match="frozen"):
+        load(GOOD).steps = 20
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: ../../x", "1:7: name: must be a plain file name of letters, digits and . _ -, got '../../x'"),
+        ("name: ..", "1:7: name: must be a plain file name of letters, digits and . _ -, got '..'"),
+        ("name: 5", "1:7: name: must be a plain file name of letters, digits and . _ -, got 5"),
+        ("task: {target: my_task}", "1:16: task.target: must be module:Class, as in my_module:MyTask, got 'my_task'"),
+        ("task: {target: 'a:b', args: [1]}", "1:29: task.args: must be a mapping of keys to values, got a list"),
+        ("task: a:b", "1:7: task: must be a mapping of keys to values, got 'a:b'"),
+        ("steps: 0", "1:8: steps: must be a whole number in [1, inf), got 0"),
+        ("steps: 1e3", "1:8: steps: must be a whole number in [1, inf), got 1000.0"),
+        ("steps: true", "1:8: steps: must be a whole number in [1, inf), got true"),
+        ("steps: '5'", "1:8: steps: must be a whole number in [1, inf), got '5'"),
+        ("seeds: []", "1:8: seeds: must hold at least 1 item, got an empty list"),
+        ("seeds: 3", "1:8: seeds: must be a list, got 3"),
+        ("seeds: [1, 2, 1]", "1:8: seeds: must hold distinct values, got 1 more than once"),
+        ("seeds: [1, -2]", "1:12: seeds.1: must be a whole number in [0, inf), got -2"),
+        (f"seeds: [{10**30}]", f"1:9: seeds.0: must be a whole number of at most 64 bits, got {10**30}"),
+        ("precision: half", "1:12: precision: must be 'float32', 'bfloat16' or 'float16', got 'half'"),
+        ("evaluate_every: 0", "1:17: evaluate_every: must be a whole number in [1, inf) or null, got 0"),
+        ("device: gpu", "1:9: device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("threads: 0", "1:10: threads: must be a whole number in [1, 1024], got 0"),
+        (
+            "optimizer: {kind: sdg, lr: 1}",
+            "1:19: optimizer.kind: must be one of sgd, adam, adamw, adagrad, rmsprop, got 'sdg' (did you mean sgd?)",
+        ),
+        (
+            "optimizer: {lr: 1}",
+            "1:12: optimizer.kind: must be one of sgd, adam, adamw, adagrad, rmsprop, got nothing",
+        ),
+        ("optimizer: {kind: sgd}", "1:12: optimizer.lr: must be given, got nothing"),
+        ("optimizer: {kind: sgd, lr: 0}", "1:28: optimizer.lr: must be a number in (0, inf), got 0"),
+        ("optimizer: {kind: sgd, lr: .inf}", "1:28: optimizer.lr: must be a number in (0, inf), got inf"),
+        (
+            "optimizer: {kind: adam, lr: 1, betas: [0.9, 1]}",
+            "1:45: optimizer.betas.1: must be a number in [0, 1), got 1",
+        ),
+        (
+            "optimizer: {kind: adam, lr: 1, betas: [0.9, 0.9, 0.9]}",
+            "1:39: optimizer.betas: must hold 2 items, got 3",
+        ),
+        (
+            "optimizer: {kind: sgd, lr: 1, nesterov: yes}",
+            "1:41: optimizer.nesterov: must be true or false, got 'yes'",
+        ),
+        (
+            "optimizer: {kind: sgd, lr: 1, nesterov: true}",
+            "1:12: optimizer: nesterov must go with a momentum above 0 and dampening 0, got momentum 0.0 and "
+            "dampening 0.0",
+        ),
+        (
+            "optimizer: {kind: sgd, lr: 1, sgd: 2}",
+            "1:31: optimizer.sgd: unknown key of kind sgd; known: kind, lr, momentum, dampening, nesterov, "
+            "weight_decay",
+        ),
+        ("clip: {mode: agc}", "1:14: clip.mode: must be 'norm' or 'value', got 'agc'"),
+        (
+            "clip: {polciy: 1}",
+            "1:8: clip.polciy: unknown key (did you mean policy?); known: scope, mode, response, on_nonfinite, policy",
+        ),
+        ("log: {sinks: [wandb]}", "1:15: log.sinks.0: must be 'jsonl', got 'wandb'"),
+        ("sweep: {command: python x.py}", "1:18: sweep.command: must be a list, got 'python x.py'"),
+        ("sweep: {command: [python, 3]}", "1:27: sweep.command.1: must be a text, got 3"),
+        ("sweep: {storage: study.db}", "1:18: sweep.storage: must be a URL, as in sqlite:///study.db, got 'study.db'"),
+        ("sweep: {thresholds: [0]}", "1:22: sweep.thresholds.0: must be a number in (0, inf), got 0"),
+        (
+            "sweep: {percentiles: [50, 0.5]}",
+            "1:27: sweep.percentiles.1: must be in [0, 100], got 0.5 (did you mean 50?)",
+        ),
+        ("sweep: {policies: [7]}", "1:20: sweep.policies.0: must be a mapping of keys to values, got 7"),
+    ],
+)
+def test_a_fault_says_where_what_was_expected_and_what_was_found(faults, text, line):
+    key = text.split(":")[0]
+    rest = "\n".join(other for other in GOOD.splitlines() if not other.startswith(key + ":"))
+    assert faults(f"{text}\n{rest}") == [f"x.yaml:{line}"]
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file(faults):
+    text = """\
+name: a/b
+steps: ten
+optimizer:
+  kind: adam
+  lr: -1
+  betas: [0.9, 2]
+clip:
+  policy:
+    kind: running_quantile
+    percentile: 0.9
+    rate: 0
+    windw: 5
+  mode: norms
+steps: 5
+sweep:
+  policies:
+    - {kind: fixed, threshold: 1}
+    - {kind: fixed, threshold: -1, warmup_steps: 1.5}
+"""
+    assert [line.partition(": must")[0].partition(": unknown")[0] for line in faults(text)] == [
+        "x.yaml:1:1: task",
+        "x.yaml:1:7: name",
+        "x.yaml:2:8: steps",
+        "x.yaml:5:7: optimizer.lr",
+        "x.yaml:6:16: optimizer.betas.1",
+        "x.yaml:10:17: clip.policy.percentile",
+        "x.yaml:11:11: clip.policy.rate",
+        "x.yaml:12:5: clip.policy.windw",
+        "x.yaml:13:9: clip.mode",
+        "x.yaml:14:1: steps",
+        "x.yaml:18:32: sweep.policies.1.threshold",
+        "x.yaml:18:50: sweep.policies.1.warmup_steps",
+    ]
+
+
+def test_an_empty_mapping_misses_every_required_key(faults):
+    assert faults("{}") == [
+        f"x.yaml:1:1: {key}: must be given, got nothing" for key in ("name", "task", "optimizer", "steps")
+    ]
+
+
+def test_a_value_that_cannot_be_read_is_one_fault(faults):
+    assert faults(GOOD + "threads: !!python/name:os.system\n") == [
+        "x.yaml:5:10: threads: must be a plain value, list or mapping, got the tag !!python/name:os.system"
+    ]
+
+
+def test_faults_in_the_file_come_before_those_of_overrides(faults):
+    assert faults(GOOD + "threads: 0\n", "steps=0", "clip.policy={kind: fixed, threshold: -5, x: 1}", "nme=3", "x") == [
+        "x.yaml:5:10: threads: must be a whole number in [1, 1024], got 0",
+        "command line: steps=0: steps: must be a whole number in [1, inf), got 0",
+        "command line: clip.policy={kind: fixed, threshold: -5, x: 1}: clip.policy.threshold: must be a number in "
+        "(0, inf], got -5",
+        "command line: clip.policy={kind: fixed, threshold: -5, x: 1}: clip.policy.x: unknown key of kind fixed; "
+        "known: kind, threshold, warmup_steps, warmup_threshold, min_threshold, max_threshold",
+        "command line: nme=3: nme: unknown key (did you mean name?); known: "
+        + ", ".join(ExperimentConfig.model_fields),
+        "command line: x: must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got 'x'",
+    ]
+
+
+def test_an_override_heals_a_fault_of_the_file(load):
+    assert load(GOOD.replace("steps: 10", "steps: ten"), "steps=7").steps == 7
+
+
+def test_overrides(load):
+    config = load(GOOD, "optimizer.lr=1e-3", "seeds=[4, 5]", "seeds.1=6", "clip.policy={kind: fixed, threshold: 5}")
+    assert config.optimizer.lr == 0.001
+    assert config.seeds == (4, 6)
+    assert build_policy(config.clip.policy).parameters() == Fixed(5).parameters()
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_yaml_round_trip(kind, data, tmp_path_factory):
+    shared = {
+        "warmup_steps": st.integers(0, 10**6),
+        "warmup_threshold": st.floats(0, exclude_min=True, allow_nan=False) | st.just("auto"),
+        "min_threshold": st.floats(0, 1),
+        "max_threshold": st.floats(1, allow_nan=False),
+    }
+    section = {"kind": kind, **required(kind), **data.draw(st.fixed_dictionaries({}, optional=shared))}
+    values = yaml.safe_load(GOOD) | {"clip": {"policy": section}, "sweep": {"policies": [section]}}
+    config = ExperimentConfig.model_validate(values)
+    again = reloaded(config, tmp_path_factory.getbasetemp() / "config.yaml")
+    assert again == config
+    assert config_hash(again) == config_hash(config)
+    assert differences(config, again) == []
+
+
+def test_arguments_of_a_task_and_a_policy_of_ones_own_survive_the_round_trip(load, tmp_path):
+    arguments = '{a: "1e-3", b: "no", c: .inf, d: {"<<": [null, "", "é"]}, e: 2020-01-01, f: 5., "g.h": " x\\n"}'
+    policy = 'clip.policy={kind: "my_module:MyPolicy", center: 5, names: [a, b], copy: true}'
+    config = load(GOOD, f"task.args={arguments}", policy)
+    assert config.task.args == {
+        "a": "1e-3",
+        "b": "no",
+        "c": math.inf,
+        "d": {"<<": [None, "", "é"]},
+        "e": "2020-01-01",
+        "f": 5.0,
+        "g.h": " x\n",
+    }
+    assert reloaded(config, tmp_path / "again.yaml") == config
+
+
+def test_the_hash_depends_on_the_values_only(load):
+    config = load(GOOD)
+    assert len(config_hash(config)) == 64
+    assert config_hash(load(GOOD, "clip={policy: {percentile: 50.0, kind: running_quantile}}")) == config_hash(config)
+    assert config_hash(load(GOOD, "optimizer.lr=0.2")) != config_hash(config)
+
+
+def test_differences_name_the_setting_and_both_values(load):
+    old = load(GOOD)
+    new = load(GOOD, "optimizer.lr=16", "seeds=[1, 2]", "clip.policy={kind: fixed, threshold: 5, warmup_steps: 100}")
+    assert differences(old, new) == [
+        "optimizer.lr: 0.1 -> 16.0",
+        "seeds: [0] -> [1, 2]",
+        'clip.policy.kind: "running_quantile" -> "fixed"',
+        "clip.policy.percentile: 50.0 -> absent",
+        "clip.policy.rate: 0.1 -> absent",
+        "clip.policy.window: null -> absent",
+        "clip.policy.threshold: absent -> 5.0",
+    ]
+    (line,) = differences(old, load(GOOD, "sweep={}"))
+    assert line.startswith('sweep: null -> {"none": true, ')
+
+
+def test_the_schema_is_valid_and_documents_every_key():
+    schema = json.loads(json.dumps(json_schema(), allow_nan=False))
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    jsonschema.Draft202012Validator.check_schema(schema)
+    objects = [schema, *schema["$defs"].values()]
+    undocumented = [
+        f"{found['title']}.{name}"
+        for found in objects
+        for name, field in found["properties"].items()
+        if "description" not in field and name != "kind"
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.skipif(not CONFIGS, reason="no configurations")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configurations_of_the_repository_load_and_fit_the_schema(path, tmp_path):
+    config = load_config(path)
+    validator = jsonschema.Draft202012Validator(json_schema())
+    validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    validator.validate(yaml.safe_load(to_yaml(config)))
+    assert reloaded(config, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../x"},
+        {"steps": 0},
+        {"steps": "ten"},
+        {"seeds": []},
+        {"unknown": 1},
+        {"device": "gpu"},
+        {"optimizer": {"kind": "sgd"}},
+        {"optimizer": {"kind": "sgd", "lr": 0}},
+        {"optimizer": {"kind": "sdg", "lr": 1}},
+        {"clip": {"policy": {"kind": "fixed"}}},
+        {"clip": {"policy": {"kind": "fixed", "threshold": 0}}},
+        {"clip": {"policy": {"kind": "running_quantile", "percentile": 120}}},
+        {"clip": {"policy": {"kind": "running_quantile", "percentile": 0.9}}},
+        {"clip": {"policy": {"kind": "running_quantile", "windw": 1}}},
+        {"clip": {"policy": {"kind": "center_multiple", "center": "meen"}}},
+        {"sweep": {"kinds": ["fixed"]}},
+    ],
+)
+def test_the_schema_and_the_models_reject_the_same(change):
+    values = yaml.safe_load(GOOD)
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert validator.is_valid(values)
+    assert not validator.is_valid(values | change)
+    with pytest.raises(ValidationError):
+        ExperimentConfig.model_validate(values | change)

@@ -1,0 +1,125 @@
+import platform
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import autoclip
+from autoclip.doctor import (
+    DISTRIBUTION,
+    OPTIONAL,
+    Row,
+    examine,
+    import_name,
+    imported_package,
+    installed_version,
+    optional_packages,
+    same_version,
+    torch_rows,
+)
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def by_name(rows: list[Row]) -> dict[str, Row]:
+    return {row.name: row for row in rows}
+
+
+def distribution(folder: Path, name: str, version: str) -> None:
+    """What pip leaves behind when it installs a distribution."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+
+
+def test_the_optional_packages_are_those_of_the_project():
+    assert PROJECT["name"] == DISTRIBUTION
+    extras = PROJECT["optional-dependencies"]
+    required = {
+        requirement.split(">=")[0]: extra
+        for extra, requirements in extras.items()
+        if extra not in ("all", "dev")
+        for requirement in requirements
+    }
+    assert required == OPTIONAL
+
+
+def test_it_tells_the_versions():
+    rows = by_name(examine())
+    assert rows["python"].value.startswith(platform.python_version())
+    assert rows["autoclip"].value.startswith(autoclip.__version__)
+    assert rows["torch"].value == torch.__version__
+    assert f"torch uses {torch.get_num_threads()} threads" in rows["device cpu"].value
+    assert rows["imported package"].ok
+
+
+def test_the_other_distribution_of_the_same_name_is_found(tmp_path, monkeypatch):
+    distribution(tmp_path, "autoclip", "0.2.1")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    row = by_name(examine())["import name"]
+    assert not row.ok
+    assert "0.2.1" in row.value
+    assert row.advice == "pip uninstall autoclip autoclip-tuner, then pip install autoclip-tuner"
+
+
+def test_without_the_other_distribution_the_name_is_ours():
+    (row,) = import_name(None)
+    assert row.ok
+
+
+def test_a_package_that_was_written_over_is_another_one():
+    (row,) = imported_package(autoclip)
+    assert row.ok
+    other = types.ModuleType("autoclip")
+    other.__file__ = autoclip.__file__
+    (row,) = imported_package(other)  # our file name, but without our names
+    assert not row.ok
+    assert "force-reinstall" in row.advice
+    elsewhere = types.ModuleType("autoclip")
+    elsewhere.__file__ = "/elsewhere/autoclip/__init__.py"
+    elsewhere.POLICIES = autoclip.POLICIES
+    (row,) = imported_package(elsewhere)
+    assert not row.ok
+    assert "/elsewhere" in row.value
+
+
+@pytest.mark.parametrize(
+    ("installed", "ok", "text"),
+    [
+        (None, True, "not installed"),
+        ("0.1.0", True, "0.1.0"),
+        ("0.0.9", False, "0.0.9 is installed, but version 0.1.0"),
+    ],
+)
+def test_the_installed_version_is_the_imported_one(installed, ok, text):
+    (row,) = same_version(installed, "0.1.0")
+    assert row.ok == ok
+    assert text in row.value
+    assert bool(row.advice) == (not ok)
+
+
+def test_an_optional_package_is_shown_with_its_version_or_with_what_installs_it(tmp_path, monkeypatch):
+    distribution(tmp_path, "optuna", "5.1.2")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    rows = by_name(list(optional_packages()))
+    assert rows["optuna"].value == "5.1.2"
+    assert rows["wandb"].value == "not installed (pip install 'autoclip-tuner[wandb]')"
+    assert all(row.ok for row in rows.values())
+    assert installed_version("wandb") is None
+
+
+def test_a_broken_torch_is_a_fault(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (row,) = torch_rows()
+    assert not row.ok
+    assert row.value.startswith("cannot be imported")
+
+
+def test_cuda_devices_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Model {index}")
+    rows = by_name(list(torch_rows()))
+    assert rows["device cuda:1"].value == "Model 1"

@@ -1,0 +1,42 @@
+from math import inf
+from typing import Literal
+
+import pytest
+
+from autoclip.lab.progress import TrainingProgress
+from autoclip.lab.train import Step
+from autoclip.records import ClipRecord
+
+
+def step(number: int, threshold: float, phase: Literal["warmup", "active"]) -> Step:
+    record = ClipRecord(number, phase, 12.5, threshold, 0.2, True, False, True)
+    return Step(loss=0.6931, record=record, clip_rate=0.25)
+
+
+def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingProgress("tiny seed 0", 10) as progress:
+        progress.update(step(0, inf, "warmup"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == ""
+
+
+def test_a_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingProgress("tiny seed 0", 10) as progress:
+        progress.say("checkpoint [bold]x[/bold] is damaged")
+    assert "checkpoint [bold]x[/bold] is damaged" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_loss_norm_threshold_and_clip_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    with TrainingProgress("tiny seed 0", 10) as progress:
+        progress.update(step(3, 2.5, "active"))
+    shown = capsys.readouterr().err
+    for expected in ("tiny seed 0", "4/10", "loss 0.6931", "norm 12.5", "threshold 2.5", "clipped 25%"):
+        assert expected in shown
+    with TrainingProgress("tiny seed 0", 10) as progress:
+        progress.update(step(0, inf, "warmup"))
+    assert "threshold off (warm-up)" in capsys.readouterr().err
