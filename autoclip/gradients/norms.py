@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Below this a float32 norm is not trusted: squares of its elements may have been lost to underflow.
-SMALLEST_FAST_NORM = 1e-15
+# Where the p-th power of a float32 norm is below this, powers of its elements may have been lost to underflow: those
+# of 1e8 elements together would matter.
+SMALLEST_FAST_POWER = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ def checked_norm_type(norm_type: Any) -> float:
 def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
     """Norm of each gradient and of all together, p-th root of the sum of |g|^p.
 
-    One pass in float32 (float64 for float64 gradients). Only where that comes out non-finite, zero or below 1e-15, a
-    second pass in float64 tells an overflow of the squares from a gradient that really is infinite or zero, so that
-    finite gradients never measure as infinite.
+    One pass in float32 (float64 for float64 gradients). Only where that comes out non-finite, zero or very small (below
+    1e-15 for p = 2), a second pass in float64 tells an overflow or underflow of the powers from a gradient that really
+    is infinite or zero, so that finite gradients never measure as infinite.
 
     Args:
         gradients: dense, sparse or complex, of any floating dtype; on several devices the norms meet on the first's.
@@ -62,7 +63,8 @@ def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
     each = _stack(_fast_norms(gradients, norm_type))
     total = torch.linalg.vector_norm(each, norm_type)
     value = float(total)  # host read
-    if not SMALLEST_FAST_NORM < value < inf:
+    smallest = 0.0 if norm_type == inf else SMALLEST_FAST_POWER ** (1 / norm_type)
+    if not smallest < value < inf:
         exact = _stack([_exact_norm(gradient, norm_type) for gradient in gradients])
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SMALLEST_FACTOR = 1e-30
+"""A smaller factor is applied in two halves: in float32 it could be subnormal, and inexact, or zero."""
+
 
 def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
     """Factor that brings a norm above the threshold down to it: c / (norm + min(1e-6, c / 1000)), c = threshold.
@@ -25,6 +28,10 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     The coefficient stays a tensor: as a Python number, torch's multi-tensor multiplication rounds it to half precision
     before it is used.
     """
+    if 0 < coefficient < SMALLEST_FACTOR:  # host read
+        scale_(gradients, coefficient.sqrt())
+        scale_(gradients, coefficient.sqrt())
+        return
     _own_memory_(gradients)
     dense = [gradient for gradient in gradients if gradient.layout is torch.strided]
     if len(dense) == len(gradients) and all(gradient.device == coefficient.device for gradient in dense):

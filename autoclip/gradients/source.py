@@ -67,9 +67,18 @@ def live_gradients(parameters: Sequence[Tensor]) -> dict[int, Tensor]:
     Empty gradients are left out.
     """
     gradients = {position: p.grad for position, p in enumerate(parameters) if p.grad is not None}
-    # Sparse gradients have no address of their own: the object stands for itself.
-    places = {position: g.data_ptr() if g.layout is torch.strided else -id(g) for position, g in gradients.items()}
-    if len(set(places.values())) == len(places) and 0 not in places.values():
+    places = {position: _memory(gradient) for position, gradient in gradients.items()}
+    if len(set(places.values())) == len(places) and NO_MEMORY not in places.values():
         return gradients
-    once = {place: position for position, place in reversed(places.items()) if place != 0}
+    once = {place: position for position, place in reversed(places.items()) if place != NO_MEMORY}
     return {position: gradients[position] for position in sorted(once.values())}
+
+
+NO_MEMORY = (0, 0)
+
+
+def _memory(gradient: Tensor) -> tuple[int, int]:
+    """Address and number of elements; a sparse gradient has no address, there the object stands for itself."""
+    if gradient.layout is torch.strided:
+        return gradient.data_ptr(), gradient.numel()
+    return id(gradient), -1
