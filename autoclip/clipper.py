@@ -92,7 +92,9 @@ class Clipper:
         self.on_nonfinite: OnNonfinite = _choice("on_nonfinite", on_nonfinite, OnNonfinite)
         self.norm_type = inf if mode == "value" else checked_norm_type(norm_type)
         self.sinks = tuple(sinks)
-        self._names, self._parameters = _split(named_parameters(source))
+        self._parameters = named_parameters(source)
+        if not self._parameters:
+            raise ValueError("the source holds no parameters: nothing can be clipped")
         self._steps = 0
         self._active_steps = 0
         self._clipped_steps = 0
@@ -115,17 +117,18 @@ class Clipper:
             RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before.
             TypeError: gradients of an integer dtype, or complex ones in mode "value".
         """
-        live = live_gradients(self._parameters)
-        gradients = list(live.values())
-        norms = measure(gradients, self.norm_type)
+        named = live_gradients(self._parameters)
+        gradients = list(named.values())
+        norms = measure(named, self.norm_type)
         if self._left is not None and self._left.is_still(gradients, norms.value):
             self._warn("repeat", "step() was called again on the same gradients: nothing was clipped or learned anew")
             return self._left.total_norm
         if not gradients:
             self._warn("empty", "no parameter has a gradient: call step() after backward() and before zero_grad()")
         finite = isfinite(norms.value)
+        names = list(named)
         if not finite:
-            found = f"non-finite gradient norm at step {self._steps}, in {self._name_nonfinite(live, norms)}"
+            found = f"non-finite gradient norm at step {self._steps}, in {_name_nonfinite(names, norms)}"
             if self.on_nonfinite == "raise":
                 raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
             skipped = "the step has no effect on the parameters"
@@ -138,7 +141,7 @@ class Clipper:
             threshold, phase = self.policy.threshold(), self.policy.phase
             self.policy.observe(norms.value, loss)
         coefficient = self._shrink(gradients, norms, threshold)
-        self._measured = ([self._names[position] for position in live], norms.each)
+        self._measured = (names, norms.each)
         self._left = _Left(gradients[0], norms, coefficient) if gradients and finite else None
         self._record(
             ClipRecord(
@@ -217,7 +220,7 @@ class Clipper:
     def _shrink(self, gradients: list[Tensor], norms: Norms, threshold: float) -> float:
         """Do to the gradients what this step asks for; return the factor that they were multiplied by."""
         if not isfinite(norms.value) and self.on_nonfinite == "skip":
-            for parameter in self._parameters:
+            for parameter in self._parameters.values():
                 parameter.grad = None
             return 0.0
         # "not >" lets NaN through, as torch does: this is "propagate".
@@ -229,14 +232,6 @@ class Clipper:
         else:
             scale_(gradients, coefficient)
         return float(coefficient)  # host read
-
-    def _name_nonfinite(self, live: dict[int, Tensor], norms: Norms) -> str:
-        bad = [
-            self._names[position]
-            for position, norm in zip(live, norms.each.tolist(), strict=True)
-            if not isfinite(norm)
-        ]
-        return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
 
     def _record(self, record: ClipRecord) -> None:
         self._steps += 1
@@ -287,7 +282,7 @@ def _choice(name: str, value: Any, allowed: Any) -> Any:
     return value
 
 
-def _split(named: dict[str, Tensor]) -> tuple[list[str], list[Tensor]]:
-    if not named:
-        raise ValueError("the source holds no parameters: nothing can be clipped")
-    return list(named), list(named.values())
+def _name_nonfinite(names: list[str], norms: Norms) -> str:
+    """The first parameter whose gradient is not finite, and how many more there are."""
+    bad = [name for name, norm in zip(names, norms.each.tolist(), strict=True) if not isfinite(norm)]
+    return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

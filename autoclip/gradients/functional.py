@@ -40,7 +40,7 @@ def clip_grad_norm_(
     """
     limit = _checked_limit("max_norm", max_norm)
     norm_type = checked_norm_type(norm_type)
-    gradients = list(live_gradients(list(named_parameters(parameters).values())).values())
+    gradients = live_gradients(named_parameters(parameters))
     norms = measure(gradients, norm_type)
     if error_if_nonfinite and not isfinite(norms.value):
         raise RuntimeError(
@@ -49,7 +49,7 @@ def clip_grad_norm_(
         )
     # "not <=" lets NaN through to the gradients, as torch does.
     if limit != inf and not norms.value <= limit:
-        scale_(gradients, clip_coefficient(norms.total, limit))
+        scale_(list(gradients.values()), clip_coefficient(norms.total, limit))
     return norms.total
 
 
@@ -71,7 +71,7 @@ def clip_grad_value_(
     """
     limit = _checked_limit("clip_value", clip_value)
     if limit != inf:
-        clamp_(list(live_gradients(list(named_parameters(parameters).values())).values()), limit)
+        clamp_(list(live_gradients(named_parameters(parameters)).values()), limit)
 
 
 def _checked_limit(name: str, value: Any) -> float:

@@ -1,6 +1,6 @@
 """Norms of gradients, in float32 or wider, finite whenever the gradients are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from sys import float_info
@@ -20,7 +20,7 @@ class Norms:
 
     Attributes:
         total: 0-d tensor, the norm of all gradients as if they were one vector.
-        each: shape (n,), the norm of each gradient.
+        each: shape (n,), the norm of each gradient, in the order of the names.
         value: the total as a float of the host.
     """
 
@@ -44,7 +44,7 @@ def checked_norm_type(norm_type: Any) -> float:
     return order
 
 
-def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
+def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     """Norm of each gradient and of all together, p-th root of the sum of |g|^p.
 
     One pass in float32 (float64 for float64 gradients). Only where that comes out non-finite, zero or very small (below
@@ -52,11 +52,12 @@ def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
     is infinite or zero, so that finite gradients never measure as infinite.
 
     Args:
-        gradients: dense, sparse or complex, of any floating dtype; on several devices the norms meet on the first's.
+        gradients: by parameter name; dense, sparse or complex, of any floating dtype; on several devices the norms meet
+            on the first's.
         norm_type: p > 0, or inf for the largest absolute value.
 
     Raises:
-        TypeError: a gradient of an integer dtype.
+        TypeError: a gradient of an integer dtype; the message names its parameter.
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
@@ -65,7 +66,7 @@ def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
     value = float(total)  # host read
     smallest = 0.0 if norm_type == inf else SMALLEST_FAST_POWER ** (1 / norm_type)
     if not smallest < value < inf:
-        exact = _stack([_exact_norm(gradient, norm_type) for gradient in gradients])
+        exact = _stack([_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()])
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
@@ -73,16 +74,15 @@ def measure(gradients: list[Tensor], norm_type: float = 2.0) -> Norms:
     return Norms(total, each, value)
 
 
-def _fast_norms(gradients: list[Tensor], norm_type: float) -> Sequence[Tensor]:
+def _fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Sequence[Tensor]:
     try:
-        return torch._foreach_norm(gradients, norm_type, torch.float32)
+        return torch._foreach_norm(list(gradients.values()), norm_type, torch.float32)
     except (RuntimeError, NotImplementedError):
         # Sparse, float64 or complex gradients, or several devices: one by one.
-        return [_norm(gradient, norm_type) for gradient in gradients]
+        return [_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
 
 
-def _norm(gradient: Tensor, norm_type: float) -> Tensor:
-    values = _values(gradient)
+def _norm(values: Tensor, norm_type: float) -> Tensor:
     if values.numel() == 0:
         return torch.zeros((), device=values.device)
     wide = values.dtype in (torch.float64, torch.complex128)
@@ -90,9 +90,8 @@ def _norm(gradient: Tensor, norm_type: float) -> Tensor:
     return norm
 
 
-def _exact_norm(gradient: Tensor, norm_type: float) -> Tensor:
+def _exact_norm(values: Tensor, norm_type: float) -> Tensor:
     """Norm in float64 of the values divided by the largest, which neither overflows nor underflows."""
-    values = _values(gradient)
     if values.numel() == 0:
         return torch.zeros((), device=values.device)
     if values.device.type == "mps":
@@ -105,10 +104,10 @@ def _exact_norm(gradient: Tensor, norm_type: float) -> Tensor:
     return (largest * scaled).clamp(max=float_info.max)
 
 
-def _values(gradient: Tensor) -> Tensor:
+def _values(name: str, gradient: Tensor) -> Tensor:
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     if not (values.is_floating_point() or values.is_complex()):
-        raise TypeError(f"gradients must be floating-point or complex, got {values.dtype}")
+        raise TypeError(f"gradients must be floating-point or complex, got {values.dtype} for parameter {name!r}")
     return values
 
 

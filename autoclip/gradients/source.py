@@ -1,6 +1,6 @@
 """Where gradients come from: a module, parameters, parameter groups or an optimizer."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,17 +61,20 @@ def _pairs(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
             yield str(position), item
 
 
-def live_gradients(parameters: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Position of the parameter -> its gradient, for those that have one; memory shared by two gradients counts once.
+def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name -> gradient, of the parameters that have one; memory shared by two gradients counts once.
 
     Empty gradients are left out.
     """
-    gradients = {position: p.grad for position, p in enumerate(parameters) if p.grad is not None}
-    places = {position: _memory(gradient) for position, gradient in gradients.items()}
-    if len(set(places.values())) == len(places) and NO_MEMORY not in places.values():
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    places = [_memory(gradient) for gradient in gradients.values()]
+    if len(set(places)) == len(places) and NO_MEMORY not in places:
         return gradients
-    once = {place: position for position, place in reversed(places.items()) if place != NO_MEMORY}
-    return {position: gradients[position] for position in sorted(once.values())}
+    once: dict[tuple[int, int], str] = {}
+    for name, place in zip(gradients, places, strict=True):
+        once.setdefault(place, name)
+    once.pop(NO_MEMORY, None)
+    return {name: gradients[name] for name in once.values()}
 
 
 NO_MEMORY = (0, 0)

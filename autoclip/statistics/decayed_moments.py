@@ -41,7 +41,8 @@ class DecayedMoments:
         if self._mean is None:
             self._mean = value
             return
-        self._mean = self.decay * self._mean + (1 - self.decay) * value
+        if value != self._mean:  # rounding must not move the mean of a constant stream
+            self._mean = self.decay * self._mean + (1 - self.decay) * value
         difference = value - self._mean
         squared = min(difference * difference, float_info.max)  # from an overflow the variance must recover
         self._variance = self.decay * self._variance + (1 - self.decay) * squared

@@ -39,7 +39,11 @@ class SlidingMean:
         """Mean of the values in the window."""
         if not self._values:
             raise ValueError("the mean of no values is undefined")
-        return fsum(self._values) / len(self._values)
+        count = len(self._values)
+        try:
+            return fsum(self._values) / count
+        except OverflowError:  # the sum is beyond the floats, the mean is not
+            return fsum(value / count for value in self._values)
 
     def state_dict(self) -> dict[str, Any]:
         """The values in the order of their arrival."""

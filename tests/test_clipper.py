@@ -1,0 +1,398 @@
+import gc
+import io
+import json
+import warnings
+from math import inf, nan
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile
+from autoclip.records import ClipRecord
+from tests.references import clip_coefficient
+from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
+from tests.streams import loss_stream, norm_streams
+
+torch.set_num_threads(1)
+
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+
+
+@every_policy
+def test_step_predicts_clips_and_observes_as_a_plain_loop_over_the_policy(policy):
+    norms = [torch.tensor(norm).item() for norm in norm_streams(200)["spikes"]]
+    losses, sink, weight = loss_stream(200), Records(), one_weight()
+    left = steps(Clipper([weight], POLICIES[policy](), sinks=[sink]), weight, norms, losses)
+    plain = POLICIES[policy]()
+    for step, (norm, loss, record) in enumerate(zip(norms, losses, sink, strict=True)):
+        if plain.inclusive:
+            plain.observe(norm, loss)
+            threshold, phase = plain.threshold(), plain.phase
+        else:
+            threshold, phase = plain.threshold(), plain.phase
+            plain.observe(norm, loss)
+        assert (record.step, record.phase, record.total_norm, record.threshold) == (step, phase, norm, threshold)
+        assert record.coefficient == pytest.approx(clip_coefficient(norm, threshold), rel=1e-6)
+        assert (record.clipped, record.skipped, record.finite) == (norm > threshold, False, True)
+        assert left[step] == (norm if norm <= threshold else pytest.approx(norm * record.coefficient, rel=1e-6))
+        assert left[step] <= threshold * (1 + 1e-6)
+
+
+def test_step_returns_the_norm_before_clipping_and_properties_tell_the_rest():
+    weight = nn.Parameter(torch.zeros(2))
+    clipper = Clipper([weight], Fixed(1.0))
+    assert clipper.last is None
+    assert clipper.clip_rate == 0.0
+    weight.grad = torch.tensor([3.0, 4.0])
+    norm = clipper.step()
+    assert norm.shape == ()
+    assert norm.item() == 5.0
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-6)
+    expected = ClipRecord(0, "active", 5.0, 1.0, pytest.approx(0.2, rel=1e-6), clipped=True, skipped=False, finite=True)
+    assert clipper.last == expected
+    assert clipper.threshold == 1.0
+    assert repr(clipper) == "Clipper(1 parameters, Fixed(threshold=1.0), mode='norm')"
+
+
+def test_the_default_policy_is_the_running_quantile():
+    assert repr(Clipper([one_weight()]).policy) == "RunningQuantile()"
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, inf])
+def test_the_norm_type_decides_which_norm_is_clipped_and_learned(order):
+    net, policy = network(), RunningQuantile(warmup_steps=1)
+    clipper = Clipper(net, policy, norm_type=order)
+    F.mse_loss(net(batch(0)[0]), batch(0)[1]).backward()
+    expected = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in net.parameters()]), order).item()
+    assert clipper.step().item() == pytest.approx(expected, rel=1e-6)
+    assert policy.threshold() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [1e-3, 0.05, 100.0])
+def test_mode_value_clamps_as_torch_and_observes_the_largest_element(threshold):
+    ours, theirs = network(), network()
+    for net in (ours, theirs):
+        F.mse_loss(net(batch(0)[0]), batch(0)[1]).backward()
+    clipper = Clipper(ours, Fixed(threshold), mode="value")
+    largest = max(p.grad.abs().max().item() for p in theirs.parameters())
+    assert clipper.step().item() == largest
+    torch.nn.utils.clip_grad_value_(theirs.parameters(), threshold)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert clipper.last.clipped == (largest > threshold)
+
+
+def test_mode_value_learns_largest_elements():
+    weight = nn.Parameter(torch.zeros(3))
+    clipper = Clipper([weight], RunningQuantile(100, window=2, warmup_steps=2), mode="value")
+    for gradient in ([1.0, -4.0, 0.0], [2.0, 2.0, 3.0], [-9.0, 4.5, 9.0]):
+        weight.grad = torch.tensor(gradient)
+        clipper.step()
+    assert weight.grad.tolist() == [-4.0, 4.0, 4.0]
+
+
+@every_policy
+@pytest.mark.parametrize("mode", ["norm", "value"])
+def test_a_second_call_in_the_same_step_clips_and_learns_nothing(policy, mode):
+    net = network()
+    clipper = Clipper(net, POLICIES[policy](), mode=mode)
+    for step in range(12):
+        net.zero_grad()
+        F.mse_loss(net(batch(step)[0]), batch(step)[1]).backward()
+        norm = clipper.step(loss=1.0)
+        if step in (0, 5, 11):
+            state, gradients = clipper.state_dict(), [p.grad.clone() for p in net.parameters()]
+            if step == 5:
+                gc.collect()  # the step must not depend on objects that only Python still holds
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert torch.equal(clipper.step(loss=9.0), norm)
+            assert [str(w.message)[:26] for w in caught] == ["step() was called again on"] * (step == 0)
+            assert clipper.state_dict() == state
+            assert all(torch.equal(a, p.grad) for a, p in zip(gradients, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_second_call_is_recognised_in_half_precision(dtype):
+    weight = nn.Parameter(torch.zeros(1000, dtype=dtype))
+    clipper = Clipper([weight], Fixed(0.01))
+    weight.grad = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    clipper.step()
+    with pytest.warns(UserWarning, match="called again"):
+        clipper.step()
+    assert clipper.state_dict()["steps"] == 1
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_equal_gradients_in_successive_steps_are_successive_observations(set_to_none):
+    net = nn.Linear(2, 1)
+    clipper = Clipper(net, RunningQuantile(warmup_steps=3))
+    for _ in range(6):
+        net.zero_grad(set_to_none)
+        net(torch.ones(1, 2)).sum().backward()
+        clipper.step()
+    assert clipper.policy.learned_norms == 6
+
+
+def test_a_call_without_gradients_learns_nothing_and_warns_once():
+    net = network()
+    clipper = Clipper(net, RunningQuantile(warmup_steps=1))
+    with pytest.warns(UserWarning, match="no parameter has a gradient") as caught:
+        norms = [clipper.step().item() for _ in range(3)]
+    assert norms == [0.0] * 3
+    assert len(caught) == 1
+    assert clipper.policy.learned_norms == 0
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_frozen_parameters_stay_without_gradient_and_may_be_thawed():
+    net = network()
+    net[0].requires_grad_(False)
+    clipper = Clipper(net, Fixed(1e-3))
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1), clipper, [0])
+    assert set(clipper.layer_norms()) == {"2.weight", "2.bias"}
+    assert net[0].weight.grad is None
+    net[0].requires_grad_(True)
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1), clipper, [1])
+    assert set(clipper.layer_norms()) == {name for name, _ in net.named_parameters()}
+
+
+def test_accumulated_gradients_are_one_observation_equal_to_that_of_the_whole_batch():
+    whole, pieces = network(), network()
+    clippers = [Clipper(net, RunningQuantile(warmup_steps=2)) for net in (whole, pieces)]
+    for step in range(5):
+        x, y = batch(step)
+        for net in (whole, pieces):
+            net.zero_grad()
+        F.mse_loss(whole(x), y).backward()
+        for part in range(4):
+            (F.mse_loss(pieces(x[part * 4 : part * 4 + 4]), y[part * 4 : part * 4 + 4]) / 4).backward()
+        assert clippers[1].step().item() == pytest.approx(clippers[0].step().item(), rel=1e-5)
+    assert clippers[1].policy.learned_norms == 5
+
+
+def test_a_closure_may_call_step():
+    inside, outside = network(), network()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (inside, outside)]
+    clippers = [Clipper(net, LossAwareQuantile()) for net in (inside, outside)]
+    for step in range(6):
+
+        def closure(step=step):
+            optimizers[0].zero_grad()
+            loss = F.mse_loss(inside(batch(step)[0]), batch(step)[1])
+            loss.backward()
+            clippers[0].step(loss=loss)
+            return loss
+
+        optimizers[0].step(closure)
+        train(outside, optimizers[1], clippers[1], [step])
+    assert equal(weights_of(inside), weights_of(outside))
+    assert clippers[0].state_dict() == clippers[1].state_dict()
+
+
+def test_every_evaluation_of_a_closure_is_clipped():
+    net, sink, norms_left = network(), Records(), []
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=4)
+    clipper = Clipper(net, RunningQuantile(warmup_steps=3, max_threshold=0.5), sinks=[sink])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(batch(0)[0]), batch(0)[1])
+        loss.backward()
+        clipper.step(loss=loss)
+        norms_left.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item())
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+    assert len(sink) == len(norms_left) > 5
+    assert all(left <= record.threshold * (1 + 1e-6) for left, record in zip(norms_left, sink, strict=True))
+
+
+def test_an_inclusive_policy_counts_the_current_norm_as_published():
+    weight, sink = one_weight(), Records()
+    clipper = Clipper([weight], AutoClip(10), sinks=[sink])
+    left = steps(clipper, weight, [3.0, 1.0, 2.0, 10.0])
+    assert [record.threshold for record in sink] == pytest.approx([3.0, 1.2, 1.2, 1.3], rel=1e-12)
+    assert [record.clipped for record in sink] == [False, False, True, True]
+    assert left == pytest.approx([3.0, 1.0, 1.2, 1.3], rel=1e-5)
+
+
+def test_a_slow_start_clips_the_very_first_step():
+    weight = one_weight()
+    assert steps(Clipper([weight], LossAwareQuantile()), weight, [10.0]) == pytest.approx([3.0], rel=1e-5)
+
+
+def run_loss_aware(norms, losses):
+    """The gradients left, and what the clipper learned."""
+    weight = one_weight()
+    clipper = Clipper([weight], LossAwareQuantile())
+    return steps(clipper, weight, norms, losses), clipper.state_dict()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.tensor,
+        lambda loss: torch.tensor([loss]),
+        lambda loss: torch.tensor(loss, dtype=torch.float64, requires_grad=True) * 1,
+        lambda loss: nn.Parameter(torch.tensor(loss)),
+    ],
+    ids=["tensor", "one element", "of a graph", "leaf"],
+)
+def test_a_loss_may_be_a_tensor_and_means_the_same_as_a_float(given):
+    norms, losses = norm_streams(50)["lognormal"], [torch.tensor(loss).item() for loss in loss_stream(50)]
+    floats, tensors = run_loss_aware(norms, losses), run_loss_aware(norms, [given(loss) for loss in losses])
+    assert tensors == floats
+    assert floats != run_loss_aware(norms, None)
+
+
+@pytest.mark.parametrize("useless", [nan, inf, torch.tensor(nan), None])
+def test_a_loss_that_is_not_finite_is_no_loss(useless):
+    norms = norm_streams(50)["lognormal"]
+    assert run_loss_aware(norms, [useless] * 50) == run_loss_aware(norms, None)
+
+
+def test_a_loss_of_many_numbers_is_an_error_and_nothing_is_clipped_or_learned():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0))
+    weight.grad = torch.tensor([5.0])
+    before = clipper.state_dict()
+    with pytest.raises(ValueError, match=r"loss must be one number, .* got shape \(2,\)"):
+        clipper.step(loss=torch.ones(2))
+    assert weight.grad.item() == 5.0
+    assert clipper.state_dict() == before
+
+
+def test_layer_norms_are_those_before_clipping_by_name():
+    net = network()
+    clipper = Clipper(net, Fixed(1e-3))
+    assert clipper.layer_norms() == {}
+    F.mse_loss(net(batch(0)[0]), batch(0)[1]).backward()
+    expected = {name: p.grad.norm().item() for name, p in net.named_parameters()}
+    clipper.step()
+    assert clipper.layer_norms() == pytest.approx(expected, rel=1e-6)
+    assert list(clipper.layer_norms()) == list(expected)
+
+
+def test_every_sink_gets_every_record_in_order():
+    sinks, weight = [Records(), Records()], one_weight()
+    clipper = Clipper([weight], RunningQuantile(warmup_steps=3), sinks=iter(sinks))
+    steps(clipper, weight, norm_streams(20)["lognormal"])
+    assert [record.step for record in sinks[0]] == list(range(20))
+    assert sinks[0] == sinks[1]
+    assert sinks[0][-1] is clipper.last
+    assert [record.phase for record in sinks[0]] == ["warmup"] * 3 + ["active"] * 17
+
+
+def test_clip_rate_is_the_share_of_active_finite_steps_that_were_clipped():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(2.0, warmup_steps=2, warmup_threshold=1.0))
+    with pytest.warns(UserWarning, match="non-finite"):
+        steps(clipper, weight, [5.0, 5.0, 1.0, 5.0, nan, 2.0, 3.0])
+    assert clipper.clip_rate == 2 / 4
+    assert (clipper.skipped_steps, clipper.last.step) == (1, 6)
+
+
+def saved_and_loaded(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@every_policy
+@pytest.mark.parametrize("stop", [0, 1, 4, 12, 30])
+@pytest.mark.parametrize("transport", [lambda s: json.loads(json.dumps(s, allow_nan=False)), saved_and_loaded])
+def test_a_resumed_run_equals_the_uninterrupted_run_bit_for_bit(policy, stop, transport):
+    norms, losses = norm_streams(40)["spikes"], loss_stream(40)
+    whole, weight = Records(), one_weight()
+    uninterrupted = Clipper([weight], POLICIES[policy](), sinks=[whole])
+    expected = steps(uninterrupted, weight, norms, losses)
+    parts, weight = Records(), one_weight()
+    first = Clipper([weight], POLICIES[policy](), sinks=[parts])
+    actual = steps(first, weight, norms[:stop], losses[:stop])
+    resumed = Clipper([weight], POLICIES[policy](), sinks=[parts])
+    resumed.load_state_dict(transport(first.state_dict()))
+    assert resumed.last is None
+    assert actual + steps(resumed, weight, norms[stop:], losses[stop:]) == expected
+    assert parts == whole
+    assert resumed.state_dict() == uninterrupted.state_dict()
+    assert resumed.clip_rate == uninterrupted.clip_rate
+
+
+def test_a_clipper_taken_back_to_a_state_forgets_its_last_step_and_may_repeat_it():
+    weight = one_weight()
+    clipper = Clipper([weight], RunningQuantile(warmup_steps=1))
+    with pytest.warns(UserWarning, match="non-finite"):
+        steps(clipper, weight, [2.0, nan])
+    state = clipper.state_dict()
+    weight.grad = torch.tensor([3.0])
+    clipper.step()
+    after = clipper.state_dict()
+    clipper.load_state_dict(state)
+    assert clipper.last is None
+    assert clipper.state_dict() == state
+    clipper.step()  # on what the first try left: a norm below the threshold
+    assert clipper.state_dict()["steps"] == after["steps"] == 3
+    other = Clipper([weight], RunningQuantile(warmup_steps=1))
+    other.load_state_dict(state)
+    assert other.skipped_steps == 1
+
+
+def test_training_resumed_with_its_clipper_ends_in_the_same_weights():
+    def start():
+        net = network()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        return net, optimizer, Clipper(net, LossAwareQuantile())
+
+    net, optimizer, clipper = start()
+    train(net, optimizer, clipper, range(20))
+    half = start()
+    train(*half, range(11))
+    checkpoint = saved_and_loaded([part.state_dict() for part in half])
+    resumed = start()
+    for part, state in zip(resumed, checkpoint, strict=True):
+        part.load_state_dict(state)
+    train(*resumed, range(11, 20))
+    assert equal(weights_of(resumed[0]), weights_of(net))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("policy"), "the state of a Clipper needs policy"),
+        (lambda state: state["policy"].update(policy="AutoClip"), "state of a AutoClip .*cannot be loaded"),
+        (lambda state: state["policy"].pop("quantile"), "quantile"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, message):
+    weight = one_weight()
+    clipper = Clipper([weight], RunningQuantile(warmup_steps=2))
+    steps(clipper, weight, [1.0, 2.0, 3.0])
+    before = clipper.state_dict()
+    broken = json.loads(json.dumps({**before, "steps": 99}))
+    change(broken)
+    with pytest.raises(ValueError, match=message):
+        clipper.load_state_dict(broken)
+    assert clipper.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"policy": 1.0}, TypeError, r"policy must be a Policy such as RunningQuantile\(percentile=50\), got 1\.0"),
+        ({"policy": RunningQuantile}, TypeError, "policy must be a Policy"),
+        ({"mode": "values"}, ValueError, "mode must be one of norm, value, got 'values'"),
+        ({"scope": "layer"}, ValueError, "scope must be one of global.*, got 'layer'"),
+        ({"response": "explode"}, ValueError, "response must be one of scale.*, got 'explode'"),
+        ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite must be one of skip, propagate, raise, got 'ignore'"),
+        ({"norm_type": 0}, ValueError, "norm_type must be > 0 or inf, got 0"),
+        ({"source": []}, ValueError, "the source holds no parameters"),
+        ({"source": 3}, TypeError, "expected a module, parameters"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_name_and_value(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Clipper(**{"source": [one_weight()], **arguments})

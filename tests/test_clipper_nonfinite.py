@@ -1,0 +1,130 @@
+"""What the clipper does with gradients that are not finite."""
+
+import copy
+import warnings
+from math import inf, nan
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autoclip import Clipper, Fixed, RunningQuantile
+from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
+from tests.streams import norm_streams
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("implementation", [{"foreach": True}, {"fused": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda params, **kw: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1, **kw),
+        lambda params, **kw: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1, **kw),
+        lambda params, **kw: torch.optim.Adagrad(params, lr=0.1, weight_decay=0.1, **kw),
+    ],
+    ids=["sgd", "adamw", "adagrad"],
+)
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_a_skipped_step_leaves_parameters_and_optimizer_state_as_they_are(optimizer, implementation, bad):
+    net = network()
+    optimizer = optimizer(net.parameters(), **implementation)
+    clipper = Clipper(net, RunningQuantile(warmup_steps=2))
+    train(net, optimizer, clipper, range(4))
+    before, state = weights_of(net), copy.deepcopy(optimizer.state_dict())
+    learned = clipper.policy.learned_norms, clipper.threshold
+    net.zero_grad()
+    F.mse_loss(net(batch(4)[0]), batch(4)[1]).backward()
+    net[2].weight.grad[0, 3] = bad
+    with pytest.warns(UserWarning, match=r"non-finite gradient norm at step 4, in 2\.weight: the step has no effect"):
+        norm = clipper.step()
+    optimizer.step()
+    assert not norm.isfinite()
+    assert equal(weights_of(net), before)
+    assert equal(optimizer.state_dict(), state)
+    assert (clipper.policy.learned_norms, clipper.threshold) == learned
+    assert (clipper.last.skipped, clipper.last.finite, clipper.skipped_steps) == (True, False, 1)
+    train(net, optimizer, clipper, [5])
+    assert not equal(weights_of(net), before)
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_propagate_does_as_torch_and_learns_nothing(bad):
+    ours, theirs = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    clipper = Clipper([ours], Fixed(1.0), on_nonfinite="propagate")
+    ours.grad, theirs.grad = torch.tensor([1.0, bad, 2.0]), torch.tensor([1.0, bad, 2.0])
+    with pytest.warns(UserWarning, match="in 0: passed on as it is"):
+        clipper.step()
+    torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+    assert ours.grad.nan_to_num(7).tolist() == theirs.grad.nan_to_num(7).tolist()
+    assert (clipper.last.skipped, clipper.skipped_steps, clipper.policy.learned_norms) == (False, 0, 0)
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_raise_names_the_parameter_and_changes_nothing(bad):
+    net = network()
+    clipper = Clipper(net, RunningQuantile(warmup_steps=1), on_nonfinite="raise")
+    F.mse_loss(net(batch(0)[0]), batch(0)[1]).backward()
+    net[0].bias.grad[2] = bad
+    gradients, state = [p.grad.clone() for p in net.parameters()], clipper.state_dict()
+    with pytest.raises(RuntimeError, match=r"non-finite gradient norm at step 0, in 0\.bias;"):
+        clipper.step()
+    assert all(a.nan_to_num(7).equal(p.grad.nan_to_num(7)) for a, p in zip(gradients, net.parameters(), strict=True))
+    assert clipper.state_dict() == state
+    assert clipper.last is None
+
+
+def test_several_bad_parameters_are_counted_and_overflowing_squares_are_not_blamed():
+    weights = {"a": torch.full((4,), 1e30), "b": torch.tensor([nan]), "c": torch.tensor([inf]), "d": torch.ones(2)}
+    parameters = {name: nn.Parameter(torch.zeros_like(gradient)) for name, gradient in weights.items()}
+    for name, gradient in weights.items():
+        parameters[name].grad = gradient
+    with pytest.warns(UserWarning, match="in b and 1 more"):
+        Clipper(parameters.items(), Fixed(1.0)).step()
+
+
+def test_each_warning_is_given_once():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0))
+    with pytest.warns(UserWarning, match="non-finite") as caught:
+        steps(clipper, weight, [nan, 1.0, inf, nan])
+    assert len(caught) == 1
+    assert clipper.skipped_steps == 3
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_bad_step_changes_no_later_threshold(policy):
+    norms, sinks = norm_streams(60)["lognormal"], (Records(), Records())
+    for bad, sink in zip(([nan], []), sinks, strict=True):
+        weight = one_weight()
+        clipper = Clipper([weight], POLICIES[policy](), sinks=[sink])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            steps(clipper, weight, [*bad, *norms[:30], *bad, *norms[30:]])
+    disturbed = [record.threshold for record in sinks[0] if record.finite]
+    assert disturbed == [record.threshold for record in sinks[1]]
+    assert len(sinks[0]) == len(sinks[1]) + 2
+
+
+def test_with_a_grad_scaler_the_norms_are_unscaled_and_an_overflow_step_leaves_no_trace():
+    plain, scaled = network(), network()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in (plain, scaled)]
+    clippers = [Clipper(net, RunningQuantile(warmup_steps=2)) for net in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for step in range(8):
+        overflow = 1e37 if step == 4 else 1.0
+        if step != 4:
+            train(plain, optimizers[0], clippers[0], [step])
+        optimizers[1].zero_grad()
+        loss = F.mse_loss(scaled(batch(step)[0]), batch(step)[1]) * overflow
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizers[1])
+        with pytest.warns(UserWarning, match="non-finite") if step == 4 else warnings.catch_warnings():
+            clippers[1].step(loss=loss)
+        scaler.step(optimizers[1])
+        scaler.update()
+    assert scaler.get_scale() == 2.0**15
+    assert equal(weights_of(scaled), weights_of(plain))
+    assert clippers[1].policy.state_dict() | {"nonfinite_norms": 0} == clippers[0].policy.state_dict()
+    assert clippers[1].skipped_steps == 1

@@ -1,0 +1,103 @@
+import json
+from math import inf, isfinite, sqrt
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoclip.statistics import DecayedMoments
+from tests.references import decayed_moments
+from tests.streams import norm_streams
+
+PINNED = settings(derandomize=True, deadline=None, max_examples=150)
+
+streams = st.lists(st.floats(min_value=1e-30, max_value=1e30), min_size=1, max_size=60)
+decays = st.sampled_from([0.0, 0.5, 0.8, 0.97, 0.999]) | st.floats(min_value=0, max_value=1, exclude_max=True)
+
+
+def followed(moments, values):
+    pairs = []
+    for value in values:
+        moments.update(value)
+        pairs.append((moments.mean, moments.variance))
+    return pairs
+
+
+def test_published_step_from_mean_1_and_variance_a_quarter():
+    moments = DecayedMoments(0.9)
+    moments.start(mean=1.0, variance=0.25)
+    moments.update(3.0)
+    assert moments.mean == pytest.approx(1.2, rel=1e-15, abs=0)
+    assert moments.variance == pytest.approx(0.549, rel=1e-12, abs=0)
+    assert moments.std == pytest.approx(sqrt(0.549), rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.97, 0.999])
+def test_long_streams_equal_the_oracle(decay):
+    for name, norms in norm_streams(3000).items():
+        if name != "constant":  # its variance is zero or a rounding: compared in a test of its own
+            expected = decayed_moments(norms, decay)
+            for actual, right in zip(followed(DecayedMoments(decay), norms), expected, strict=True):
+                assert actual == pytest.approx(right, rel=1e-9, abs=0), name
+
+
+@PINNED
+@given(streams, decays)
+def test_mean_stays_within_the_values_and_variance_at_or_above_zero(values, decay):
+    for mean, variance in followed(DecayedMoments(decay), values):
+        assert min(values) * (1 - 1e-12) <= mean <= max(values) * (1 + 1e-12)
+        assert 0 <= variance < inf
+
+
+@PINNED
+@given(st.floats(min_value=1e-300, max_value=1e300), decays, st.integers(1, 40))
+def test_a_constant_stream_has_the_value_as_its_mean_and_a_variance_of_exactly_zero(value, decay, length):
+    assert set(followed(DecayedMoments(decay), [value] * length)) == {(value, 0.0)}
+
+
+def test_a_small_spread_around_a_large_mean_is_not_lost_to_cancellation():
+    moments = DecayedMoments(0.99)
+    followed(moments, [1e8 + (-1) ** step * 1e-3 for step in range(5000)])
+    assert moments.std == pytest.approx(1e-3, rel=0.02, abs=0)
+
+
+@pytest.mark.parametrize("value", [1e155, 1e200, 1.7e308])
+def test_a_value_whose_square_overflows_breaks_nothing(value):
+    moments = DecayedMoments(0.97)
+    followed(moments, [1.0, value, 1.0])
+    assert isfinite(moments.mean)
+    assert moments.mean == pytest.approx(0.97 * 0.03 * value, rel=1e-9, abs=0)
+    assert moments.variance > 0
+
+
+@PINNED
+@given(streams, decays, st.integers(-100, 100))
+def test_values_times_a_power_of_two_scale_mean_and_std_exactly(values, decay, exponent):
+    factor = 2.0**exponent
+    plain, scaled = DecayedMoments(decay), DecayedMoments(decay)
+    followed(plain, values)
+    followed(scaled, [value * factor for value in values])
+    assert scaled.mean == plain.mean * factor
+    assert scaled.variance == pytest.approx(plain.variance * factor**2, rel=1e-12, abs=1e-300)
+
+
+@PINNED
+@given(streams, streams, decays)
+def test_state_through_json_continues_in_mid_stream_exactly(first, second, decay):
+    uninterrupted = DecayedMoments(decay)
+    followed(uninterrupted, first)
+    resumed = DecayedMoments(decay)
+    resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict(), allow_nan=False)))
+    assert followed(resumed, second) == followed(uninterrupted, second)
+
+
+def test_state_before_the_first_value_is_empty_and_loads():
+    moments = DecayedMoments(0.5)
+    moments.start(3.0, 1.0)
+    moments.load_state_dict(DecayedMoments(0.5).state_dict())
+    assert followed(moments, [7.0]) == [(7.0, 0.0)]
+
+
+def test_the_mean_of_no_values_is_an_error():
+    with pytest.raises(ValueError, match="mean of no values is undefined"):
+        _ = DecayedMoments(0.5).mean

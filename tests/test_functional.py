@@ -1,0 +1,352 @@
+"""The drop-in functions beside torch's: bit for bit equal where torch is right, right where it is not."""
+
+from math import inf, isinf, isnan, nan, sqrt
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
+from torch.nn.utils import clip_grad_value_ as torch_clip_grad_value_
+
+import autoclip
+from autoclip import clip_grad_norm_, clip_grad_value_
+from tests.references import total_norm
+
+torch.set_num_threads(1)
+PINNED = settings(derandomize=True, deadline=None, max_examples=200)
+
+shapes = st.lists(st.sampled_from([(), (1,), (7,), (3, 4), (2, 3, 5), (64, 3)]), min_size=1, max_size=4)
+seeds = st.integers(0, 2**31)
+norm_types = st.sampled_from([2.0, 1.0, inf, 3.0])
+
+
+def parameter(gradient):
+    """A parameter of zeros that holds this gradient."""
+    zeros = nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    zeros.grad = gradient
+    return zeros
+
+
+def random_gradients(shapes, seed, dtype, scale):
+    random = torch.Generator().manual_seed(seed)
+    return [(torch.randn(shape, generator=random, dtype=torch.float64) * scale).to(dtype) for shape in shapes]
+
+
+def twins(gradients):
+    """The same gradients twice: for torch, and for us."""
+    return [parameter(g.clone()) for g in gradients], [parameter(g.clone()) for g in gradients]
+
+
+def norm_of(parameters, order=2.0):
+    """Exact norm of what the parameters hold now."""
+    return total_norm((value for p in parameters for value in p.grad.double().flatten().tolist()), order)
+
+
+def bits(tensor):
+    return tensor.view(torch.int64 if tensor.dtype == torch.float64 else torch.int32)
+
+
+@PINNED
+@given(shapes, seeds, norm_types, st.sampled_from([torch.float32, torch.float64]), st.floats(-2, 6), st.floats(-3, 3))
+@pytest.mark.parametrize("through", ["function", "clipper"])
+def test_above_or_clearly_below_a_threshold_of_a_thousandth_or_more_torch_is_reproduced_bit_for_bit(
+    through, shapes, seed, norm_type, dtype, log_norm, log_ratio
+):
+    gradients = random_gradients(shapes, seed, dtype, 10**log_norm)
+    threshold = max(1e-3, total_norm([v for g in gradients for v in g.flatten().tolist()], norm_type) * 10**log_ratio)
+    theirs, ours = twins(gradients)
+    expected = torch_clip_grad_norm_(theirs, threshold, norm_type)
+    # Just below the threshold torch shrinks too: by its 1e-6, or by the rounding of a reciprocal.
+    assume(not threshold * (1 - 1e-6) - 1e-5 < float(expected) <= threshold)
+    if through == "function":
+        actual = clip_grad_norm_(ours, threshold, norm_type)
+    else:
+        actual = autoclip.Clipper(ours, autoclip.Fixed(threshold), norm_type=norm_type).step()
+    assert actual.dtype == expected.dtype
+    assert torch.equal(bits(actual), bits(expected))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+
+
+@PINNED
+@given(shapes, seeds, norm_types, st.floats(-25, 30), st.floats(-6, -1e-3))
+def test_the_norm_afterwards_is_at_most_the_threshold_and_the_direction_is_kept(
+    shapes, seed, norm_type, log_norm, log_ratio
+):
+    gradients = random_gradients(shapes, seed, torch.float32, 10**log_norm)
+    before, clipped = twins(gradients)
+    threshold = norm_of(before, norm_type) * 10**log_ratio
+    clip_grad_norm_(clipped, threshold, norm_type)
+    after = norm_of(clipped, norm_type)
+    # torch's float32 roots other than the square root are right to 1e-6 only.
+    assert after <= threshold * (1 + (1e-6 if norm_type in (1.0, 2.0, inf) else 1e-5))
+    assert after >= threshold * (0.998 if threshold < 1e-3 else 0.999 - 1e-6 / threshold)
+    factors = torch.cat([(a.grad.double() / b.grad.double()).flatten() for a, b in zip(clipped, before, strict=True)])
+    assert float(factors.max() / factors.min()) == pytest.approx(1, rel=1e-6)
+
+
+@PINNED
+@given(shapes, seeds, norm_types, st.floats(-40, 30), st.floats(1, 10))
+def test_at_or_below_the_threshold_not_a_bit_changes(shapes, seed, norm_type, log_norm, ratio):
+    before, untouched = twins(random_gradients(shapes, seed, torch.float32, 10**log_norm))
+    norm = clip_grad_norm_(untouched, inf, norm_type)
+    clip_grad_norm_(untouched, float(norm) * ratio, norm_type)
+    assert all(torch.equal(bits(a.grad), bits(b.grad)) for a, b in zip(untouched, before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_non_finite_gradients_become_what_torch_makes_of_them(bad):
+    theirs, ours = twins([torch.tensor([1.0, bad, -2.0]), torch.tensor([3.0])])
+    expected, actual = torch_clip_grad_norm_(theirs, 1.0), clip_grad_norm_(ours, 1.0)
+    assert torch.equal(actual, expected) or (actual.isnan() and expected.isnan())
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad.nan_to_num(7).tolist() == b.grad.nan_to_num(7).tolist()
+    assert ours[0].grad[1].isnan()
+    assert (ours[1].grad.isnan() if isnan(bad) else ours[1].grad == 0).all()
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_an_infinite_threshold_only_measures(bad):
+    theirs, ours = twins([torch.tensor([1.0, bad, -2.0]), torch.tensor([3.0])])
+    torch_clip_grad_norm_(theirs, inf)
+    norm = clip_grad_norm_(ours, inf)
+    assert theirs[1].grad.isnan().all()
+    assert not norm.isfinite()
+    assert ours[0].grad.nan_to_num(7, 8).tolist() == [1.0, 7.0 if isnan(bad) else 8.0, -2.0]
+    assert ours[1].grad.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("value", [1e30, 1e19, 3e38])
+def test_finite_gradients_whose_squares_overflow_are_measured_and_clipped(value):
+    theirs, ours = twins([torch.full((10,), value)])
+    assert isinf(float(torch_clip_grad_norm_(theirs, 2.0)))
+    assert theirs[0].grad.tolist() == [0.0] * 10
+    assert float(clip_grad_norm_(ours, 2.0)) == pytest.approx(sqrt(10) * value, rel=1e-6)
+    assert ours[0].grad.tolist() == pytest.approx([2 / sqrt(10)] * 10, rel=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1e-3, 1e-8])
+def test_the_largest_gradients_are_clipped_to_a_small_threshold_as_to_any_other(threshold):
+    ours = parameter(torch.full((10,), 1e38))
+    clip_grad_norm_([ours], threshold)
+    assert 0.999 * threshold <= norm_of([ours]) <= threshold * (1 + 1e-6)
+
+
+def test_denormal_gradients_have_a_norm():
+    theirs, ours = twins([torch.full((10,), 1e-45)])
+    assert float(torch_clip_grad_norm_(theirs, 1.0)) == 0.0
+    assert float(clip_grad_norm_(ours, 1.0)) == pytest.approx(4.43e-45, rel=1e-3, abs=0)
+    assert ours[0].grad.tolist() == torch.full((10,), 1e-45).tolist()
+
+
+def test_float64_gradients_near_the_largest_float_are_clipped():
+    ours = parameter(torch.full((10,), 1e300, dtype=torch.float64))
+    assert float(clip_grad_norm_([ours], 1.0)) == pytest.approx(sqrt(10) * 1e300, rel=1e-12)
+    assert norm_of([ours]) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_tiny_threshold_is_not_undercut_by_torchs_constant():
+    theirs, ours = twins([torch.full((10,), 1e-7)])
+    torch_clip_grad_norm_(theirs, 3.2e-7)
+    assert norm_of(theirs) == pytest.approx(0.24 * sqrt(10) * 1e-7, rel=0.02)
+    clip_grad_norm_(ours, 3.2e-7)
+    assert torch.equal(ours[0].grad, torch.full((10,), 1e-7))
+    clip_grad_norm_(ours, 3.1e-7)
+    assert 3.1e-7 * 0.999 <= norm_of(ours) <= 3.1e-7
+
+
+def test_fp16_gradients_beyond_65504_are_measured_in_float32():
+    theirs, ours = twins([torch.full((4,), 60000.0, dtype=torch.float16)])
+    assert isinf(float(torch_clip_grad_norm_(theirs, 1.0)))
+    assert theirs[0].grad.tolist() == [0.0] * 4
+    assert float(clip_grad_norm_(ours, 1.0)) == 120000.0
+    assert ours[0].grad.tolist() == [0.5] * 4
+
+
+def test_fp16_gradients_are_scaled_by_a_coefficient_in_float32():
+    ours = parameter(torch.full((4,), 60000.0, dtype=torch.float16))
+    clip_grad_norm_([ours], 0.01)  # the coefficient is 8.3e-8: fp16 holds 5.96e-8 or 1.19e-7
+    assert ours.grad.tolist() == pytest.approx([0.005] * 4, rel=1e-3)
+
+
+def test_bf16_norms_are_float32():
+    theirs, ours = twins([torch.full((1000,), 1.01, dtype=torch.bfloat16)])
+    assert float(torch_clip_grad_norm_(theirs, 100.0)) == 31.875
+    norm = clip_grad_norm_(ours, 100.0)
+    assert norm.dtype == torch.float32
+    assert float(norm) == pytest.approx(1.0078125 * sqrt(1000), rel=1e-6)
+
+
+def test_a_norm_of_exactly_the_threshold_is_unchanged():
+    theirs, ours = twins([torch.tensor([3.0, 4.0])])
+    torch_clip_grad_norm_(theirs, 5.0)
+    assert theirs[0].grad[0] < 3
+    assert float(clip_grad_norm_(ours, 5.0)) == 5.0
+    assert ours[0].grad.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("clip_", [clip_grad_norm_, clip_grad_value_])
+@pytest.mark.parametrize("limit", [nan, -1, -1e-9, -inf, torch.tensor(-1.0)])
+def test_a_negative_or_nan_limit_is_an_error_and_changes_nothing(clip_, limit):
+    ours = parameter(torch.tensor([3.0, 4.0]))
+    with pytest.raises(ValueError, match=r"(max_norm|clip_value) must be >= 0 \(inf: no clipping\), got"):
+        clip_([ours], limit)
+    assert ours.grad.tolist() == [3.0, 4.0]
+
+
+def test_a_threshold_of_zero_zeroes_the_gradients_as_in_torch():
+    theirs, ours = twins([torch.tensor([3.0, -4.0])])
+    assert torch.equal(torch_clip_grad_norm_(theirs, 0), clip_grad_norm_(ours, 0))
+    assert torch.equal(theirs[0].grad, ours[0].grad)
+    assert ours[0].grad.abs().max() == 0
+
+
+def test_the_threshold_may_be_a_tensor():
+    theirs, ours = twins([torch.tensor([3.0, 4.0])])
+    assert torch.equal(torch_clip_grad_norm_(theirs, torch.tensor(0.7)), clip_grad_norm_(ours, torch.tensor(0.7)))
+    assert torch.equal(theirs[0].grad, ours[0].grad)
+
+
+def test_the_same_parameter_twice_counts_once():
+    ours = parameter(torch.tensor([3.0, 4.0]))
+    assert float(torch_clip_grad_norm_([ours, ours], 10.0)) == pytest.approx(7.07, rel=1e-3)
+    assert float(clip_grad_norm_([ours, ours], 1.0)) == 5.0
+    assert ours.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
+def test_gradients_in_shared_memory_count_once():
+    shared = torch.tensor([3.0, 4.0])
+    assert float(clip_grad_norm_([parameter(shared), parameter(shared)], 1.0)) == 5.0
+    assert shared.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
+def test_expanded_gradients_that_share_memory_are_all_shrunk():
+    source = torch.tensor([3.0])
+    weights = [parameter(source.expand(4)), parameter(source.expand(9))]
+    clip_grad_norm_(weights, 1.0)
+    assert norm_of(weights) <= 1 + 1e-6
+    assert weights[0].grad[0] == weights[1].grad[0]
+
+
+def test_tied_weights_of_a_module_count_once():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    net[1].weight = net[0].weight
+    net[0].weight.grad = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    assert float(clip_grad_norm_(net, 1.0)) == 5.0
+    assert norm_of([net[0].weight]) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_sparse_gradients_are_measured_and_clipped_as_their_dense_sum():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1, 1, 3])).sum().backward()
+    assert not embedding.weight.grad.is_coalesced()
+    with pytest.raises(NotImplementedError):
+        torch_clip_grad_norm_([embedding.weight], 1.0)
+    dense = embedding.weight.grad.to_dense()
+    assert float(clip_grad_norm_([embedding.weight], 1.0)) == pytest.approx(sqrt(10), rel=1e-6)
+    assert embedding.weight.grad.is_sparse
+    assert torch.allclose(embedding.weight.grad.to_dense(), dense / sqrt(10), rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm_type", [2.0, inf])
+def test_empty_gradients_are_skipped(norm_type):
+    theirs, ours = twins([torch.zeros(0), torch.tensor([3.0, 4.0])])
+    if norm_type == inf:
+        with pytest.raises(RuntimeError):
+            torch_clip_grad_norm_(theirs, 1.0, norm_type)
+    assert float(clip_grad_norm_(ours, 1.0, norm_type)) == (5.0 if norm_type == 2.0 else 4.0)
+    assert norm_of(ours, norm_type) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_an_expanded_gradient_is_clipped():
+    ours = parameter(torch.tensor(3.0).expand(4))
+    with pytest.raises(RuntimeError):
+        torch_clip_grad_norm_([parameter(torch.tensor(3.0).expand(4))], 1.0)
+    assert float(clip_grad_norm_([ours], 1.0)) == 6.0
+    assert ours.grad.tolist() == pytest.approx([0.5] * 4, rel=1e-5)
+
+
+def test_complex_gradients_are_torchs():
+    theirs, ours = twins([torch.tensor([3 + 4j, 0j, 12j]), torch.tensor([1.0])])
+    assert torch.equal(torch_clip_grad_norm_(theirs, 1.0), clip_grad_norm_(ours, 1.0))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_an_integer_gradient_is_a_type_error_that_names_the_parameter():
+    counts = torch.zeros(2, dtype=torch.int64)
+    counts.grad = torch.ones(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"floating-point or complex.*int64"):
+        clip_grad_norm_([("counts", counts)], 1.0)
+    with pytest.raises(TypeError, match="counts"):
+        clip_grad_norm_([("counts", counts)], 1.0)
+
+
+def test_views_that_are_not_contiguous_are_torchs():
+    base = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    for view in (lambda g: g.t(), lambda g: g[:, ::2], lambda g: g.select(1, 2)):
+        theirs, ours = parameter(view(base.clone())), parameter(view(base.clone()))
+        assert torch.equal(torch_clip_grad_norm_([theirs], 0.5), clip_grad_norm_([ours], 0.5))
+        assert torch.equal(theirs.grad, ours.grad)
+
+
+def test_every_kind_of_source_gives_the_same():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pairs, generator, groups = net.named_parameters(), net.parameters(), optimizer.param_groups
+    for source in (net, generator, list(net.parameters()), pairs, groups, optimizer):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        assert float(clip_grad_norm_(source, 1.0)) == pytest.approx(sqrt(11), rel=1e-6)
+        assert norm_of(net.parameters()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_single_tensor_is_a_source():
+    ours = parameter(torch.tensor([3.0, 4.0]))
+    assert float(clip_grad_norm_(ours, 1.0)) == 5.0
+
+
+def test_without_gradients_the_norm_is_zero():
+    assert float(clip_grad_norm_(nn.Linear(2, 2), 1.0)) == 0.0
+    assert float(clip_grad_norm_([], 1.0)) == 0.0
+    assert clip_grad_value_(nn.Linear(2, 2), 1.0) is None
+
+
+@pytest.mark.parametrize("norm_type", [0, -2, nan, "fro"])
+def test_an_order_that_is_no_norm_is_an_error(norm_type):
+    ours = parameter(torch.tensor([3.0, 4.0]))
+    with pytest.raises(ValueError, match=r"norm_type must be .*> 0 or inf"):
+        clip_grad_norm_([ours], 1.0, norm_type)
+    assert ours.grad.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_error_if_nonfinite_raises_torchs_error_and_changes_nothing(bad):
+    ours = parameter(torch.tensor([3.0, bad]))
+    with pytest.raises(RuntimeError, match=r"^The total norm of order 2\.0 for gradients"):
+        clip_grad_norm_([ours], 1.0, error_if_nonfinite=True)
+    assert ours.grad[0] == 3.0
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_torchs_signature_is_accepted(foreach):
+    theirs, ours = twins([torch.tensor([3.0, 4.0])])
+    torch_clip_grad_norm_(theirs, 1.0, 2.0, False, foreach)
+    clip_grad_norm_(ours, 1.0, 2.0, False, foreach)
+    assert torch.equal(theirs[0].grad, ours[0].grad)
+
+
+@PINNED
+@given(shapes, seeds, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.floats(-3, 3))
+def test_clipping_by_value_is_torchs_bit_for_bit(shapes, seed, dtype, log_limit):
+    theirs, ours = twins(random_gradients(shapes, seed, dtype, 1.0))
+    torch_clip_grad_value_(theirs, 10**log_limit)
+    clip_grad_value_(ours, 10**log_limit)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_clipping_by_value_leaves_nan_and_bounds_inf():
+    ours = parameter(torch.tensor([nan, inf, -inf, 0.5]))
+    clip_grad_value_([ours], 1.0)
+    assert ours.grad[0].isnan()
+    assert ours.grad[1:].tolist() == [1.0, -1.0, 0.5]

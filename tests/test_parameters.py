@@ -1,0 +1,200 @@
+import inspect
+from math import inf, nan
+from typing import Annotated, get_args
+
+import numpy as np
+import pytest
+
+from autoclip.policies import (
+    POLICIES,
+    AutoClip,
+    CenterMultiple,
+    Fixed,
+    FixedPercentile,
+    LossAwareQuantile,
+    NoClip,
+    Policy,
+    RunningQuantile,
+)
+from autoclip.policies.parameters import Number, check, constructor_parameters
+
+COMMON = {"warmup_threshold": "auto", "min_threshold": 0.0, "max_threshold": inf}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"percentile": 0.9}, r"percentile must be in \[0, 100\], got 0\.9 \(did you mean 90\?\)"),
+        ({"percentile": 0.25}, r"percentile must be in \[0, 100\], got 0\.25 \(did you mean 25\?\)"),
+        ({"percentile": -1}, r"percentile must be a number in \[0, 100\], got -1"),
+        ({"percentile": 100.1}, r"percentile must be a number in \[0, 100\], got 100\.1"),
+        ({"percentile": nan}, r"percentile must be a number in \[0, 100\], got nan"),
+        ({"percentile": 10**400}, r"percentile must be a number in \[0, 100\], got a whole number too large"),
+        ({"rate": 0}, r"rate must be a number in \(0, inf\), got 0"),
+        ({"rate": inf}, r"rate must be a number in \(0, inf\), got inf"),
+        ({"window": 0}, r"window must be a whole number in \[1, inf\) or null, got 0"),
+        ({"warmup_steps": -1}, r"warmup_steps must be a whole number in \[0, inf\), got -1"),
+        ({"warmup_threshold": 0}, r"warmup_threshold must be a number in \(0, inf\] or auto, got 0"),
+        ({"warmup_threshold": nan}, r"warmup_threshold must be a number in \(0, inf\] or auto, got nan"),
+        ({"min_threshold": -0.1}, r"min_threshold must be a number in \[0, inf\), got -0\.1"),
+        ({"min_threshold": inf}, r"min_threshold must be a number in \[0, inf\), got inf"),
+        ({"max_threshold": 0.0}, r"max_threshold must be a number in \(0, inf\], got 0\.0"),
+        ({"min_threshold": 2, "max_threshold": 1}, r"min_threshold must be at most max_threshold, got 2 > 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_name_range_and_value(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RunningQuantile(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"percentile": "90"}, r"percentile must be a number in \[0, 100\], got '90'"),
+        ({"percentile": None}, r"percentile must be a number in \[0, 100\], got None"),
+        ({"percentile": True}, r"percentile must be a number in \[0, 100\], got True"),
+        ({"percentile": 1j}, r"percentile must be a number in \[0, 100\], got 1j"),
+        ({"warmup_steps": 10.0}, r"warmup_steps must be a whole number in \[0, inf\), got 10\.0"),
+        ({"warmup_steps": None}, r"warmup_steps must be a whole number in \[0, inf\), got None"),
+        ({"window": 2.5}, r"window must be a whole number in \[1, inf\) or null, got 2\.5"),
+        (
+            {"warmup_threshold": "automatic"},
+            r"warmup_threshold must be a number in \(0, inf\] or auto, got 'automatic'",
+        ),
+        ({"max_threshold": None}, r"max_threshold must be a number in \(0, inf\], got None"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_name_range_and_value(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        RunningQuantile(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: Fixed(-1.0), ValueError, r"threshold must be a number in \(0, inf\], got -1\.0"),
+        (lambda: Fixed(nan), ValueError, r"threshold must be a number in \(0, inf\], got nan"),
+        (lambda: FixedPercentile(scale=inf), ValueError, r"scale must be a number in \(0, inf\), got inf"),
+        (lambda: LossAwareQuantile(cut=1.5), ValueError, r"cut must be a number in \(0, 1\], got 1\.5"),
+        (lambda: LossAwareQuantile(fast=1), ValueError, r"fast must be a number in \[0, 1\), got 1"),
+        (lambda: LossAwareQuantile(start=0), ValueError, r"start must be a number in \(0, 1\], got 0"),
+        (lambda: CenterMultiple("mode"), ValueError, r"center must be one of median, mean, got 'mode'"),
+        (lambda: CenterMultiple(window=None), TypeError, r"window must be a whole number in \[1, inf\), got None"),
+        (lambda: AutoClip(inclusive=1), TypeError, r"inclusive must be true or false, got 1"),
+        (lambda: AutoClip(history=0), ValueError, r"history must be a whole number in \[1, inf\) or null, got 0"),
+    ],
+)
+def test_each_policy_checks_its_own_parameters(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize("cls", POLICIES.values(), ids=POLICIES)
+def test_an_unknown_argument_is_refused_by_every_policy(cls):
+    required = {"threshold": 1.0} if cls is Fixed else {}
+    with pytest.raises(TypeError, match="wramup_steps"):
+        cls(**required, wramup_steps=10)
+
+
+def test_numpy_and_python_numbers_become_plain_floats_and_ints():
+    policy = RunningQuantile(percentile=np.float32(90), window=np.int64(7), warmup_steps=np.int32(3))
+    assert [type(policy.percentile), type(policy.window), type(policy.warmup_steps)] == [float, int, int]
+    assert (policy.percentile, policy.window, policy.warmup_steps) == (90.0, 7, 3)
+    assert type(RunningQuantile(percentile=50).percentile) is float
+
+
+@pytest.mark.parametrize("percentile", [0, 1, 1.0, 99.9, 100])
+def test_the_ends_of_the_percentile_range_and_one_are_allowed(percentile):
+    assert RunningQuantile(percentile=percentile).percentile == percentile
+
+
+def test_infinite_thresholds_mean_no_clipping_and_are_allowed():
+    assert Fixed(inf).threshold() == inf
+    assert RunningQuantile(warmup_threshold=inf, max_threshold=inf).threshold() == inf
+
+
+@pytest.mark.parametrize(
+    ("cls", "defaults"),
+    [
+        (NoClip, {"warmup_steps": 0, **COMMON}),
+        (Fixed, {"threshold": inspect.Parameter.empty, "warmup_steps": 0, **COMMON}),
+        (FixedPercentile, {"percentile": 50, "scale": 1.0, "warmup_steps": 100, **COMMON}),
+        (RunningQuantile, {"percentile": 50, "rate": 0.1, "window": None, "warmup_steps": 100, **COMMON}),
+        (CenterMultiple, {"center": "median", "multiple": 2.0, "window": 100, "warmup_steps": 100, **COMMON}),
+        (AutoClip, {"percentile": 10, "inclusive": True, "history": 10_000, "warmup_steps": 0, **COMMON}),
+        (
+            LossAwareQuantile,
+            {
+                "percentile": 50,
+                "rate": 0.1,
+                "cut": 0.9,
+                "fast": 0.8,
+                "slow": 0.97,
+                "start": 0.3,
+                "warmup_steps": 0,
+                **COMMON,
+            },
+        ),
+    ],
+)
+def test_constructor_parameters_are_the_documented_names_and_defaults(cls, defaults):
+    found = constructor_parameters(cls)
+    assert {name: default for name, (_, default) in found.items()} == defaults
+    assert next(iter(found)) == next(iter(defaults))
+
+
+@pytest.mark.parametrize("cls", POLICIES.values(), ids=POLICIES)
+def test_every_annotation_is_a_choice_a_flag_or_says_which_numbers_are_allowed(cls):
+    for name, (annotation, default) in constructor_parameters(cls).items():
+        allowed = [item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, Number)]
+        assert allowed or annotation is bool or all(isinstance(value, str) for value in get_args(annotation)), name
+        if default is not inspect.Parameter.empty:
+            assert check(cls, name, default) == default
+
+
+def test_arguments_of_a_subclass_come_before_those_of_its_parents():
+    class Child(RunningQuantile):
+        def __init__(self, extra: Annotated[float, Number(0, 1)] = 0.5, percentile: float = 75, **others):
+            super().__init__(percentile, **others)
+            self.extra = self._checked("extra", extra)
+
+    names = list(constructor_parameters(Child))
+    assert names[:3] == ["extra", "percentile", "rate"]
+    assert names[-3:] == list(COMMON)
+    assert constructor_parameters(Child)["percentile"] == (float, 75)
+    assert Child(rate=0.2).parameters()["rate"] == 0.2
+
+
+def test_a_constructor_that_passes_nothing_on_ends_the_list():
+    class Closed(RunningQuantile):
+        def __init__(self, percentile: float = 75):
+            super().__init__(percentile)
+
+    assert list(constructor_parameters(Closed)) == ["percentile"]
+
+
+def test_checking_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(
+        TypeError, match=r"RunningQuantile has no parameter 'quantile'; it has .*percentile, rate, window"
+    ):
+        check(RunningQuantile, "quantile", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "inside", "outside"),
+    [
+        (Number(0, 1), [0, 0.5, 1], [-1e-9, 1.0000001, nan]),
+        (Number(0, 1, low_open=True), [1e-300, 1], [0, nan]),
+        (Number(0, 1, high_open=True), [0, 0.999], [1, nan]),
+        (Number(0, inf), [inf], [-inf, nan]),
+        (Number(0, inf, high_open=True), [1.7e308], [inf, nan]),
+    ],
+)
+def test_an_interval_holds_its_closed_ends_and_no_nan(number, inside, outside):
+    assert all(number.contains(value) for value in inside)
+    assert not any(number.contains(value) for value in outside)
+
+
+def test_the_contract_itself_cannot_be_constructed():
+    with pytest.raises(TypeError, match="abstract"):
+        Policy()

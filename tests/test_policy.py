@@ -1,0 +1,310 @@
+"""The contract of `Policy`, shown on real policies and on two written by hand."""
+
+import io
+import json
+from math import exp, inf, nan
+from typing import Unpack
+
+import numpy as np
+import pytest
+import torch
+
+from autoclip.policies import AutoClip, CenterMultiple, Fixed, FixedPercentile, LossAwareQuantile, NoClip, Policy
+from autoclip.policies import RunningQuantile as Running
+from autoclip.policies.parameters import Bounds, Positive, Steps
+from tests.references import automatic_warmup_thresholds
+from tests.streams import norm_streams
+
+
+class LatestNorm(Policy):
+    """A user's policy: a multiple of the latest norm."""
+
+    def __init__(self, factor: Positive = 2.0, *, warmup_steps: Steps = 2, **bounds: Unpack[Bounds]) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.factor = self._checked("factor", factor)
+        self.latest = 0.0
+
+    def _start(self, warmup_norms):
+        self.latest = warmup_norms[-1]
+
+    def _threshold(self):
+        return self.factor * self.latest
+
+    def _observe(self, norm, loss):
+        self.latest = norm
+
+
+def follow(policy, norms, losses=None):
+    """Threshold of each step: read before the step's norm is known."""
+    thresholds = []
+    for step, norm in enumerate(norms):
+        thresholds.append(policy.threshold())
+        policy.observe(norm, None if losses is None else losses[step])
+    return thresholds
+
+
+def saved_and_loaded(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 2, 3, 10])
+def test_the_first_step_under_the_policys_own_threshold_is_number_warmup_steps(warmup_steps):
+    policy = FixedPercentile(percentile=100, warmup_steps=warmup_steps, warmup_threshold=77.0)
+    phases = []
+    for step in range(warmup_steps + 2):
+        phases.append((policy.phase, policy.threshold()))
+        policy.observe(1.0 + step)
+    assert phases[:warmup_steps] == [("warmup", 77.0)] * warmup_steps
+    assert phases[warmup_steps:] == [("active", float(warmup_steps))] * 2
+
+
+def test_without_warmup_the_first_step_still_runs_under_the_warmup_threshold():
+    policy = Running(warmup_steps=0, warmup_threshold=77.0)
+    assert (policy.phase, policy.threshold()) == ("warmup", 77.0)
+    policy.observe(3.0)
+    assert (policy.phase, policy.threshold()) == ("active", 3.0)
+
+
+@pytest.mark.parametrize(("policy", "expected"), [(Fixed(2.0), 2.0), (NoClip(), inf)])
+def test_a_policy_that_needs_no_norms_is_active_from_the_first_step(policy, expected):
+    assert (policy.phase, policy.threshold()) == ("active", expected)
+
+
+def test_a_constant_with_a_warmup_holds_from_the_end_of_the_warmup():
+    policy = Fixed(2.0, warmup_steps=3, warmup_threshold=9.0)
+    assert follow(policy, [5.0] * 5) == [9.0, 9.0, 9.0, 2.0, 2.0]
+
+
+def test_the_norms_of_the_warmup_are_kept_until_it_ends_and_no_longer():
+    policy = Running(warmup_steps=3)
+    kept = []
+    for norm in (1.0, 2.0, 3.0, 4.0):
+        kept.append(policy.state_dict()["warmup_norms"])
+        policy.observe(norm)
+    assert kept == [[], [1.0], [1.0, 2.0], []]
+
+
+def test_an_infinite_warmup_threshold_collects_unclipped():
+    assert follow(Running(warmup_steps=4, warmup_threshold=inf), [1.0, 9.0, 1.0, 9.0]) == [inf] * 4
+
+
+def test_the_automatic_warmup_is_unbounded_at_first_then_a_running_median_from_the_first_norm():
+    for name, norms in norm_streams(60).items():
+        if name not in ("constant", "zeros"):
+            thresholds = follow(Running(warmup_steps=100), norms)
+            assert thresholds == pytest.approx(automatic_warmup_thresholds(norms), rel=1e-12, abs=0), name
+
+
+@pytest.mark.parametrize("explosion", range(1, 11))
+def test_an_explosion_in_the_automatic_warmup_is_contained(explosion):
+    norms = norm_streams(20)["lognormal"]
+    exploding = [norm * (1e4 if step >= explosion else 1.0) for step, norm in enumerate(norms)]
+    for policy in (Running(warmup_steps=20), FixedPercentile(90, warmup_steps=20), AutoClip(90, warmup_steps=20)):
+        thresholds = follow(policy, exploding)
+        assert max(thresholds[1:]) <= exp(0.05 * 20) * max(norms[:explosion])
+        assert max(thresholds[explosion : explosion + 5]) < 1.4 * max(norms[:explosion])
+
+
+def test_the_least_and_the_largest_threshold_hold_in_warmup_and_later():
+    policy = Running(warmup_steps=3, min_threshold=2.0, max_threshold=5.0)
+    thresholds = follow(policy, [1e-3, 1e-3, 1e-3, 1e3, 1e3] + [1e3] * 300)
+    assert thresholds[:5] == [5.0, 2.0, 2.0, 2.0, 2.0]
+    assert thresholds[-1] == 5.0
+    assert policy.quantile.get() > 5.0  # the tracked value itself is not bounded
+
+
+def test_equal_bounds_make_a_constant():
+    assert set(follow(Running(warmup_steps=2, min_threshold=3, max_threshold=3), [1.0, 50.0] * 5)) == {3.0}
+
+
+@pytest.mark.parametrize("policy", [Running(warmup_steps=3), LossAwareQuantile(), AutoClip(), CenterMultiple()])
+def test_useless_norms_are_counted_and_change_no_threshold(policy):
+    for norm in (1.0, 2.0, 4.0, 3.0):
+        for useless in (nan, inf, -inf, 0.0):
+            before = (policy.threshold(), policy.phase)
+            policy.observe(useless, loss=1e6)
+            assert (policy.threshold(), policy.phase) == before
+        policy.observe(norm, loss=1.0)
+    assert (policy.learned_norms, policy.nonfinite_norms, policy.zero_norms) == (4, 12, 4)
+
+
+def test_a_negative_norm_is_an_error_and_changes_nothing():
+    policy = Running()
+    before = policy.state_dict()
+    with pytest.raises(ValueError, match=r"a norm cannot be negative, got -1\.0"):
+        policy.observe(-1.0)
+    assert policy.state_dict() == before
+
+
+def test_parameters_build_the_same_policy_and_clone_forgets_what_was_learned():
+    policy = Running(percentile=90, rate=0.3, warmup_steps=2, max_threshold=50.0)
+    follow(policy, [1.0, 2.0, 3.0])
+    clone = policy.clone()
+    assert type(clone) is Running
+    assert clone.parameters() == policy.parameters() == type(policy)(**policy.parameters()).parameters()
+    assert clone.state_dict() == Running().state_dict() != policy.state_dict()
+    assert Fixed(3.0).parameters()["threshold"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (Running(), "RunningQuantile()"),
+        (Running(90, rate=0.2), "RunningQuantile(percentile=90.0, rate=0.2)"),
+        (Fixed(1), "Fixed(threshold=1.0)"),
+        (NoClip(warmup_threshold=inf), "NoClip(warmup_threshold=inf)"),
+        (CenterMultiple("mean", window=7), "CenterMultiple(center='mean', window=7)"),
+        (LatestNorm(factor=3), "LatestNorm(factor=3.0)"),
+    ],
+)
+def test_repr_shows_what_differs_from_the_defaults(policy, text):
+    assert repr(policy) == text
+
+
+@pytest.mark.parametrize("policy", [Running(warmup_steps=3), Running(window=4), LossAwareQuantile(), CenterMultiple()])
+def test_state_is_json_and_loads_with_weights_only(policy):
+    follow(policy, [1.0, 2.0, nan, 0.0, 5.0], losses=[1.0, 1.5, 2.0, nan, 3.0])
+    state = policy.state_dict()
+    assert saved_and_loaded(state) == json.loads(json.dumps(state, allow_nan=False)) == state
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_norms_and_losses_from_numpy_leave_a_plain_state(number):
+    policy = LossAwareQuantile(warmup_steps=2)
+    for step in range(4):
+        policy.observe(number(1.5 + step), number(2.0))
+        state = policy.state_dict()
+        assert saved_and_loaded(state) == json.loads(json.dumps(state, allow_nan=False))
+
+
+def test_state_and_policy_share_nothing():
+    policy = Running(warmup_steps=5)
+    follow(policy, [1.0, 2.0])
+    state = policy.state_dict()
+    frozen = json.dumps(state)
+    policy.observe(3.0)
+    assert json.dumps(state) == frozen
+    resumed = policy.clone()
+    resumed.load_state_dict(state)
+    resumed.observe(4.0)
+    assert json.dumps(state) == frozen
+
+
+def broken(state, **changes):
+    return {key: value for key, value in {**state, **changes}.items() if value is not Ellipsis}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "AutoClip"}, "state of a AutoClip .*cannot be loaded into a RunningQuantile"),
+        ({"policy": ...}, "state of a None .*cannot be loaded into a RunningQuantile"),
+        ({"quantile": ...}, "does not fit RunningQuantile: .*quantile"),
+        ({"zero_norms": ..., "learned_norms": ...}, "does not fit RunningQuantile: .*learned_norms.*zero_norms"),
+        ({"surprise": {"value": 1.0}}, "does not fit RunningQuantile: .*surprise"),
+        ({"percentile": 10.0}, "does not fit RunningQuantile: .*percentile"),
+        ({"threshold": 10.0}, "does not fit RunningQuantile: .*threshold"),
+    ],
+    ids=str,
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, message):
+    policy = Running(warmup_steps=2)
+    follow(policy, [1.0, 2.0, 3.0])
+    before = policy.state_dict()
+    with pytest.raises(ValueError, match=message):
+        policy.load_state_dict(broken(before, **change))
+    assert policy.state_dict() == before
+    assert policy.parameters() == Running(warmup_steps=2).parameters()
+
+
+def test_a_plain_attribute_that_appears_after_the_constructor_is_saved_and_restored():
+    class Late(LatestNorm):
+        def _observe(self, norm, loss):
+            super()._observe(norm, loss)
+            self.largest = max(norm, getattr(self, "largest", 0.0))
+
+    policy = Late()
+    follow(policy, [1.0, 2.0, 9.0, 3.0])
+    resumed = Late()
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    assert resumed.largest == 9.0
+    assert resumed.state_dict() == policy.state_dict()
+    policy.load_state_dict(Late().state_dict())
+    assert policy.state_dict() == Late().state_dict()
+
+
+def test_a_state_broken_inside_changes_nothing():
+    policy = Running(warmup_steps=2)
+    follow(policy, [1.0, 2.0, 3.0])
+    before = policy.state_dict()
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        policy.load_state_dict(broken(before, learned_norms=99, quantile={}))
+    assert policy.state_dict() == before
+    assert policy.threshold() == before["quantile"]["value"]
+
+
+def test_a_policy_by_hand_has_warmup_bounds_repr_state_and_clone():
+    policy = LatestNorm(warmup_threshold=9.0, max_threshold=8.0)
+    assert follow(policy, [1.0, 2.0, 3.0, nan, 5.0, 6.0]) == [8.0, 8.0, 4.0, 6.0, 6.0, 8.0]
+    resumed = policy.clone()
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    assert resumed.state_dict() == policy.state_dict()
+    assert resumed.threshold() == policy.threshold() == 8.0
+
+
+def test_a_policy_by_hand_may_fix_the_common_arguments_in_its_constructor():
+    class FixedWarmup(LatestNorm):
+        def __init__(self, factor: Positive = 2.0) -> None:
+            super().__init__(factor, warmup_steps=1)
+
+    policy = FixedWarmup(3.0)
+    assert follow(policy, [1.0, 2.0, 5.0]) == [inf, 3.0, 6.0]
+    assert policy.parameters() == {"factor": 3.0}
+    resumed = policy.clone()
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    assert resumed.threshold() == 15.0
+
+
+def test_an_attribute_that_cannot_be_saved_is_named():
+    class Remembering(LatestNorm):
+        def __init__(self, factor: Positive = 2.0, **others) -> None:
+            super().__init__(factor, **others)
+            self.seen = {"norms": {1.0, 2.0}}
+
+    with pytest.raises(TypeError, match="attribute 'seen' holds a set, which cannot be saved"):
+        Remembering().state_dict()
+
+
+@pytest.mark.parametrize("value", [nan, 0.0, -1.0, -inf])
+def test_a_policy_that_returns_no_threshold_is_named_with_the_value(value):
+    class Wrong(LatestNorm):
+        def _threshold(self):
+            return value
+
+    policy = Wrong(warmup_steps=1)
+    policy.observe(1.0)
+    with pytest.raises(ValueError, match=rf"Wrong\._threshold\(\) returned {value}; a threshold is > 0"):
+        policy.threshold()
+
+
+def test_the_loss_reaches_a_policy_only_where_it_is_finite_and_the_norm_is_learned():
+    class Listening(LatestNorm):
+        def __init__(self, factor: Positive = 2.0, **others) -> None:
+            super().__init__(factor, **others)
+            self.heard = []
+            self.observed = []
+
+        def _observe_loss(self, loss):
+            self.heard.append(loss)
+
+        def _observe(self, norm, loss):
+            self.observed.append(loss)
+
+    policy = Listening()
+    for norm, loss in [(1, 0.1), (2, nan), (3, 0.3), (nan, 0.4), (0, 0.5), (6, inf), (7, None), (8, 0.8)]:
+        policy.observe(norm, loss)
+    assert policy.heard == [0.1, 0.3, 0.8]
+    assert policy.observed == [0.3, None, None, 0.8]

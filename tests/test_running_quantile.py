@@ -1,0 +1,67 @@
+from math import exp, inf
+
+import pytest
+
+from autoclip.policies import RunningQuantile
+from tests.references import geometric_quantile, quantile_clip_thresholds, running_quantile_thresholds
+from tests.streams import norm_streams
+
+STEPS = 5000
+STREAMS = ["lognormal", "drift up", "drift down", "spikes"]
+
+
+def follow(policy, norms):
+    thresholds = []
+    for norm in norms:
+        thresholds.append(policy.threshold())
+        policy.observe(norm)
+    return thresholds
+
+
+@pytest.mark.parametrize(("percentile", "rate"), [(10, 0.1), (50, 0.05), (90, 0.1), (99, 0.2)])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_tracker_started_at_the_warmups_percentile_equals_the_oracle(stream, percentile, rate):
+    norms = norm_streams(STEPS, seed=5)[stream]
+    thresholds = follow(RunningQuantile(percentile, rate, warmup_steps=100), norms)
+    expected = running_quantile_thresholds(norms, percentile, rate, 100)
+    assert thresholds[100:] == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_without_warmup_the_tracker_starts_at_the_first_norm():
+    norms = norm_streams(STEPS, seed=6)["lognormal"]
+    thresholds = follow(RunningQuantile(50, 0.1, warmup_steps=0), norms)
+    expected = geometric_quantile([[norm] for norm in norms[1:-1]], norms[0], 50, 0.1)
+    assert thresholds[:2] == [inf, norms[0]]
+    assert thresholds[2:] == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize(("percentile", "window"), [(10, 1000), (50, 100), (90, 1000), (99, 17)])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_with_a_window_it_is_the_exact_percentile_of_the_norms_before(stream, percentile, window):
+    norms = norm_streams(STEPS, seed=5)[stream]
+    thresholds = follow(RunningQuantile(percentile, window=window, warmup_steps=20), norms)
+    assert thresholds[20:] == pytest.approx(quantile_clip_thresholds(norms, percentile, window)[20:], rel=1e-9, abs=0)
+
+
+def test_published_vector_of_the_exclusive_quantile():
+    policy = RunningQuantile(90, window=1000, warmup_steps=0, warmup_threshold=inf)
+    assert follow(policy, [3.0, 1.0, 2.0, 10.0]) == pytest.approx([inf, 3.0, 2.8, 2.8], rel=1e-12, abs=0)
+
+
+def test_the_oracle_reproduces_the_published_vector():
+    assert quantile_clip_thresholds([3, 1, 2, 10], 90, 1000) == pytest.approx([inf, 3.0, 2.8, 2.8], rel=1e-12, abs=0)
+
+
+def test_a_single_huge_norm_moves_the_tracker_by_one_step_of_constant_ratio():
+    policy = RunningQuantile(90, rate=0.1, warmup_steps=10)
+    follow(policy, [1.0 + 0.01 * step for step in range(10)])
+    before = policy.threshold()
+    policy.observe(1e30)
+    assert policy.threshold() == pytest.approx(before * exp(0.1 * 0.9), rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize(("percentile", "extreme"), [(0, min), (100, max)])
+def test_the_ends_of_the_percentile_range_with_a_window_are_smallest_and_largest(percentile, extreme):
+    norms = norm_streams(500)["lognormal"]
+    thresholds = follow(RunningQuantile(percentile, window=50, warmup_steps=50), norms)
+    assert thresholds[50:] == [extreme(norms[step - 50 : step]) for step in range(50, 500)]

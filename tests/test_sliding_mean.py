@@ -1,0 +1,70 @@
+import json
+from fractions import Fraction
+from math import ulp
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoclip.statistics import SlidingMean
+
+PINNED = settings(derandomize=True, deadline=None, max_examples=150)
+
+streams = st.lists(st.floats(min_value=0.0, max_value=1e300), min_size=1, max_size=60)
+windows = st.sampled_from([1, 2, 3, 7, 50])
+
+
+def after(stream, window):
+    mean = SlidingMean(window)
+    mean.extend(stream)
+    return mean
+
+
+@PINNED
+@given(streams, windows)
+def test_every_step_is_the_exact_mean_of_the_window_to_the_last_place(values, window):
+    mean = SlidingMean(window)
+    for step, value in enumerate(values):
+        mean.update(value)
+        inside = values[: step + 1][-window:]
+        exact = sum(map(Fraction, inside)) / len(inside)
+        assert len(mean) == len(inside)
+        assert abs(Fraction(mean.get()) - exact) <= Fraction(ulp(mean.get()))
+
+
+def test_a_huge_value_that_has_left_the_window_leaves_no_trace():
+    assert after([1e300, 1.0, 3.0], 2).get() == 2.0
+
+
+def test_mean_of_the_largest_floats_is_finite():
+    assert after([1.7e308, 1.7e308, 1.7e308], 3).get() == pytest.approx(1.7e308, rel=1e-15, abs=0)
+
+
+@PINNED
+@given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=1), st.integers(-300, 300))
+def test_values_times_a_power_of_two_give_the_mean_times_it_exactly(values, exponent):
+    assert after([value * 2.0**exponent for value in values], 20).get() == after(values, 20).get() * 2.0**exponent
+
+
+@PINNED
+@given(streams, streams, windows)
+def test_state_through_json_continues_in_mid_stream_exactly(first, second, window):
+    uninterrupted = after(first, window)
+    resumed = SlidingMean(window)
+    resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict(), allow_nan=False)))
+    for value in second:
+        uninterrupted.update(value)
+        resumed.update(value)
+        assert resumed.get() == uninterrupted.get()
+    assert resumed.state_dict() == uninterrupted.state_dict()
+
+
+def test_the_mean_of_no_values_is_an_error():
+    with pytest.raises(ValueError, match="mean of no values is undefined"):
+        SlidingMean(3).get()
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_an_empty_window_is_refused_with_the_offending_number(window):
+    with pytest.raises(ValueError, match=f"window must be at least 1, got {window}"):
+        SlidingMean(window)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch import nn
+
+from autoclip.gradients import live_gradients, named_parameters
+
+
+def parameter(gradient):
+    """A parameter of zeros that holds this gradient."""
+    zeros = nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    zeros.grad = gradient
+    return zeros
+
+
+def model():
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+
+
+def same(found, expected):
+    return list(found) == list(expected) and all(found[name] is expected[name] for name in found)
+
+
+def test_a_module_gives_its_own_names_in_its_own_order():
+    net = model()
+    assert same(named_parameters(net), dict(net.named_parameters()))
+    assert list(named_parameters(net)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_named_pairs_keep_their_names():
+    net = model()
+    assert same(named_parameters(net.named_parameters()), dict(net.named_parameters()))
+
+
+@pytest.mark.parametrize("collect", [list, tuple, iter, set])
+def test_parameters_without_names_are_named_by_position(collect):
+    net = model()
+    found = named_parameters(collect(net.parameters()))
+    assert list(found) == ["0", "1", "2", "3"]
+    assert {id(p) for p in found.values()} == {id(p) for p in net.parameters()}
+
+
+def test_a_pair_of_parameters_is_not_taken_for_a_name_and_a_parameter():
+    weight, bias = nn.Linear(2, 1).parameters()
+    assert same(named_parameters((weight, bias)), {"0": weight, "1": bias})
+
+
+def test_a_single_tensor_is_one_parameter_and_not_a_list_of_rows():
+    weight = nn.Parameter(torch.zeros(3, 2))
+    assert same(named_parameters(weight), {"0": weight})
+
+
+def test_parameter_groups_name_group_and_position():
+    net = model()
+    groups = [{"params": net[0].parameters(), "lr": 0.1}, {"params": net[1].weight}, {"params": [net[1].bias]}]
+    assert list(named_parameters(groups)) == ["group0.0", "group0.1", "group1.0", "group2.0"]
+
+
+def test_an_optimizer_gives_the_parameters_of_its_groups():
+    net = model()
+    optimizer = torch.optim.SGD([{"params": net[0].parameters()}, {"params": net[1].parameters()}], lr=0.1)
+    found = named_parameters(optimizer)
+    assert same(found, named_parameters(optimizer.param_groups))
+    assert list(found) == ["group0.0", "group0.1", "group1.0", "group1.1"]
+    assert [id(p) for p in found.values()] == [id(p) for p in net.parameters()]
+
+
+def test_an_optimizer_built_from_named_parameters_keeps_the_names():
+    net = model()
+    optimizer = torch.optim.SGD(net.named_parameters(), lr=0.1)
+    assert same(named_parameters(optimizer), dict(net.named_parameters()))
+
+
+def test_a_parameter_given_twice_counts_once_under_its_first_name():
+    weight, bias = nn.Linear(2, 1).parameters()
+    assert same(named_parameters([weight, bias, weight]), {"0": weight, "1": bias})
+    assert same(named_parameters([("a", weight), ("b", weight)]), {"a": weight})
+
+
+def test_tied_parameters_of_a_module_count_once():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight = net[0].weight
+    assert list(named_parameters(net)) == ["0.weight", "0.bias", "1.bias"]
+
+
+def test_two_parameters_of_one_name_are_an_error():
+    weight, bias = nn.Linear(2, 1).parameters()
+    with pytest.raises(ValueError, match="two different parameters are named 'w'"):
+        named_parameters([("w", weight), ("w", bias)])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (3.0, r"expected a module, parameters, parameter groups or an optimizer, got 3\.0"),
+        (None, "expected a module, parameters, parameter groups or an optimizer, got None"),
+        ([1.0], r"expected a parameter at '0', got 1\.0"),
+        ("weights", "expected a parameter at '0', got 'w'"),
+        ({"weight": torch.zeros(2)}, "expected a parameter at '0', got 'weight'"),
+        ([("weight", None)], "expected a parameter at 'weight', got None"),
+        ([{"lr": 0.1, "betas": 1}], "parameter group 0 has no 'params', only lr, betas"),
+    ],
+)
+def test_what_is_no_parameter_is_refused_with_its_place(source, message):
+    with pytest.raises(TypeError, match=message):
+        named_parameters(source)
+
+
+def test_live_gradients_are_those_that_exist_by_position():
+    weights = [parameter(torch.ones(2)), nn.Parameter(torch.zeros(2)), parameter(torch.full((3,), 2.0))]
+    live = live_gradients(dict(enumerate(weights)))
+    assert list(live) == [0, 2]
+    assert live[0] is weights[0].grad
+    assert live[2] is weights[2].grad
+
+
+def test_the_same_memory_counts_once_under_its_first_position():
+    shared = torch.ones(4)
+    weights = [parameter(shared), parameter(shared.view(2, 2)), parameter(torch.ones(4)), parameter(shared)]
+    assert list(live_gradients(dict(enumerate(weights)))) == [0, 2]
+
+
+def test_neighbours_in_one_buffer_are_different_gradients():
+    flat = torch.arange(6.0)
+    assert list(live_gradients(dict(enumerate([parameter(flat[:2]), parameter(flat[2:4]), parameter(flat[4:])])))) == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_memory_that_holds_more_than_another_gradient_is_not_dropped():
+    flat = torch.ones(9)
+    covered = torch.cat(
+        [
+            gradient.flatten()
+            for gradient in live_gradients(dict(enumerate([parameter(flat[:4]), parameter(flat)]))).values()
+        ]
+    )
+    assert covered.numel() >= 9
+
+
+def test_empty_gradients_are_left_out():
+    weights = [parameter(torch.zeros(0)), parameter(torch.ones(2)), parameter(torch.zeros(3, 0))]
+    assert list(live_gradients(dict(enumerate(weights)))) == [1]
+
+
+def test_sparse_gradients_are_told_apart():
+    first, second = nn.Embedding(4, 2, sparse=True), nn.Embedding(4, 2, sparse=True)
+    (first(torch.tensor([1])).sum() + second(torch.tensor([1, 3])).sum()).backward()
+    assert list(live_gradients(dict(enumerate([first.weight, second.weight])))) == [0, 1]
