@@ -111,12 +111,11 @@ def test_norms_that_are_zero_or_not_finite_change_no_threshold(kind, variant, st
 @every_scale_free_kind
 @every_variant
 @every_stream
-@pytest.mark.parametrize("exponent", [-40, 3, 100])
-def test_norms_times_a_power_of_two_give_thresholds_times_it_exactly(kind, variant, stream, exponent):
-    factor = 2.0**exponent
+def test_norms_times_a_power_of_two_give_thresholds_times_it_exactly(kind, variant, stream):
     plain = follow(build(kind, variant), STREAMS[stream], LOSSES)
-    scaled = follow(build(kind, variant), [norm * factor for norm in STREAMS[stream]], LOSSES)
-    assert scaled == [threshold * factor for threshold in plain]
+    for factor in (2.0**-40, 2.0**100):
+        scaled = follow(build(kind, variant), [norm * factor for norm in STREAMS[stream]], LOSSES)
+        assert scaled == [threshold * factor for threshold in plain]
 
 
 @every_scale_free_kind

@@ -147,7 +147,16 @@ def test_an_interrupt_leaves_a_checkpoint_exits_130_and_resumes_exactly(
     configure: Callable[..., ExperimentConfig], tmp_path: Path, number: signal.Signals
 ) -> None:
     configure()
-    command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=800", "seeds=[0]"]
+    command = [
+        sys.executable,
+        "-m",
+        "autoclip",
+        "run",
+        str(tmp_path / "tiny.yaml"),
+        "steps=800",
+        "seeds=[0]",
+        "checkpoint_every=100",
+    ]
     out = tmp_path / "out"
     process = subprocess.Popen(
         [*command, "--output-dir", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -166,5 +175,5 @@ def test_an_interrupt_leaves_a_checkpoint_exits_130_and_resumes_exactly(
     assert done < 800
     assert json.loads((out / "seed-0" / "summary.json").read_text())["steps"] == done
     subprocess.run([*command, "--output-dir", str(out), "--resume"], cwd=ROOT, check=True, capture_output=True)
-    run_experiment(configure("steps=800", "seeds=[0]"), tmp_path / "whole", resume=False)
+    run_experiment(configure("steps=800", "seeds=[0]", "checkpoint_every=100"), tmp_path / "whole", resume=False)
     assert metrics.read_text() == (tmp_path / "whole" / "seed-0" / "metrics.jsonl").read_text()

@@ -221,9 +221,10 @@ def test_gradients_in_shared_memory_count_once():
     assert shared.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
 
 
-def test_expanded_gradients_that_share_memory_are_all_shrunk():
+@pytest.mark.parametrize("sizes", [(4, 9), (4, 4)])
+def test_expanded_gradients_that_share_memory_are_all_shrunk(sizes):
     source = torch.tensor([3.0])
-    weights = [parameter(source.expand(4)), parameter(source.expand(9))]
+    weights = [parameter(source.expand(size)) for size in sizes]
     clip_grad_norm_(weights, 1.0)
     assert norm_of(weights) <= 1 + 1e-6
     assert weights[0].grad[0] == weights[1].grad[0]

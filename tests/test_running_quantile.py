@@ -36,7 +36,7 @@ def test_without_warmup_the_tracker_starts_at_the_first_norm():
 
 
 @pytest.mark.parametrize(("percentile", "window"), [(10, 1000), (50, 100), (90, 1000), (99, 17)])
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("stream", ["drift up", "spikes"])
 def test_with_a_window_it_is_the_exact_percentile_of_the_norms_before(stream, percentile, window):
     norms = norm_streams(STEPS, seed=5)[stream]
     thresholds = follow(RunningQuantile(percentile, window=window, warmup_steps=20), norms)

@@ -1,6 +1,7 @@
 import json
 from fractions import Fraction
 from math import ulp
+from sys import float_info
 
 import pytest
 from hypothesis import given, settings
@@ -36,8 +37,10 @@ def test_a_huge_value_that_has_left_the_window_leaves_no_trace():
     assert after([1e300, 1.0, 3.0], 2).get() == 2.0
 
 
-def test_mean_of_the_largest_floats_is_finite():
-    assert after([1.7e308, 1.7e308, 1.7e308], 3).get() == pytest.approx(1.7e308, rel=1e-15, abs=0)
+@pytest.mark.parametrize("value", [1.7e308, float_info.max])
+@pytest.mark.parametrize("count", [2, 3, 7, 100])
+def test_mean_of_the_largest_floats_is_one_of_them(value, count):
+    assert after([value] * count, count).get() == pytest.approx(value, rel=1e-15, abs=0)
 
 
 @PINNED

@@ -145,22 +145,24 @@ def test_a_kill_that_left_lines_after_the_checkpoint_repeats_and_skips_no_step(
     assert lines(directory) == lines(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lines_before_kill", [1, 9, 33])
+@pytest.mark.parametrize("lines_before_kill", [1, 60, 130])
 def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path: Path, lines_before_kill: int) -> None:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=500", "--output-dir"]
-    config = load_config(tmp_path / "tiny.yaml", ["steps=500"])
+    command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=400", "checkpoint_every=50"]
+    config = load_config(tmp_path / "tiny.yaml", command[5:])
     run(config, tmp_path / "whole")
     killed = tmp_path / "killed" / "seed-0"
-    process = subprocess.Popen([*command, str(killed.parent)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--output-dir", str(killed.parent)], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (killed / "metrics.jsonl").exists() or len(lines(killed)) < lines_before_kill:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(lines(killed)) < 500
-    resumed = subprocess.run([*command, str(killed.parent), "--resume"], cwd=ROOT, capture_output=True, text=True)
+    assert len(lines(killed)) < 400
+    resumed = subprocess.run(
+        [*command, "--output-dir", str(killed.parent), "--resume"], cwd=ROOT, capture_output=True, text=True
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert lines(killed) == lines(tmp_path / "whole")
 
