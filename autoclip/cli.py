@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoclip.lab.errors import RunError, UsageError
+from autoclip.errors import RunError, UsageError
 from autoclip.version import __version__
 
 if TYPE_CHECKING:

@@ -142,7 +142,7 @@ class Clipper:
             self.policy.observe(norms.value, loss)
         coefficient = self._shrink(gradients, norms, threshold)
         self._measured = (names, norms.each)
-        self._left = _Left(gradients[0], norms, coefficient) if gradients and finite else None
+        self._left = _Left(gradients, norms, coefficient)
         self._record(
             ClipRecord(
                 step=self._steps,
@@ -169,7 +169,10 @@ class Clipper:
 
     @property
     def clip_rate(self) -> float:
-        """Share of the active (not warm-up, finite) steps that were clipped, in [0, 1]; 0 before the first."""
+        """Share of the active steps that were clipped, in [0, 1]; 0 before the first.
+
+        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
+        """
         return self._clipped_steps / self._active_steps if self._active_steps else 0.0
 
     @property
@@ -236,7 +239,7 @@ class Clipper:
     def _record(self, record: ClipRecord) -> None:
         self._steps += 1
         self._skipped_steps += record.skipped
-        if record.phase == "active" and record.finite:
+        if record.phase == "active" and 0 < record.total_norm < inf:
             self._active_steps += 1
             self._clipped_steps += record.clipped
         self._last = record
@@ -252,17 +255,19 @@ class Clipper:
 class _Left:
     """How a step left the gradients: tells a second call in the same optimizer step from a new step."""
 
-    def __init__(self, first: Tensor, norms: Norms, coefficient: float) -> None:
+    def __init__(self, gradients: list[Tensor], norms: Norms, coefficient: float) -> None:
         self.total_norm = norms.total
-        self._first = weakref.ref(first)
-        self._version = first._version
+        self._skipped = bool(gradients) and coefficient == 0.0  # the gradients were removed
+        self._first = weakref.ref(gradients[0]) if gradients else None
+        self._version = gradients[0]._version if gradients else 0
         self._norm = norms.value * coefficient
 
     def is_still(self, gradients: list[Tensor], norm: float) -> bool:
         """Whether these are the same gradients, not written to since, with the norm they were left with."""
+        if not gradients or self._first is None:
+            return self._skipped and not gradients
         return (
-            bool(gradients)
-            and self._first() is gradients[0]
+            self._first() is gradients[0]
             and self._version == gradients[0]._version
             and isclose(self._norm, norm, rel_tol=1e-2)  # half precision rounds
         )

@@ -13,8 +13,8 @@ import autoclip.lab.config
 import autoclip.lab.experiment
 from autoclip.cli import app
 from autoclip.doctor import Row
+from autoclip.errors import RunError
 from autoclip.lab.config import load_config
-from autoclip.lab.errors import RunError
 from autoclip.policies import POLICIES
 
 ROOT = Path(__file__).parent.parent

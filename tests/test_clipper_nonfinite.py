@@ -128,3 +128,27 @@ def test_with_a_grad_scaler_the_norms_are_unscaled_and_an_overflow_step_leaves_n
     assert equal(weights_of(scaled), weights_of(plain))
     assert clippers[1].policy.state_dict() | {"nonfinite_norms": 0} == clippers[0].policy.state_dict()
     assert clippers[1].skipped_steps == 1
+
+
+def test_a_second_call_after_a_skipped_step_is_recognised():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    clipper = autoclip.Clipper([weight], autoclip.Fixed(1.0))
+    weight.grad = torch.tensor([1.0, float("nan")])
+    with pytest.warns(UserWarning, match="has no effect"):
+        clipper.step()
+    with pytest.warns(UserWarning, match="called again"):
+        assert clipper.step().isnan()
+    assert clipper.skipped_steps == 1
+    assert clipper.last.step == 0
+
+
+def test_steps_without_anything_to_clip_do_not_count_towards_the_clip_rate():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    clipper = autoclip.Clipper([weight], autoclip.Fixed(1.0))
+    for gradient in ([3.0, 4.0], [0.0, 0.0]):
+        weight.grad = torch.tensor(gradient)
+        clipper.step()
+    weight.grad = None
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        clipper.step()
+    assert clipper.clip_rate == 1.0

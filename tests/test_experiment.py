@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.errors import RunError, UsageError
 from autoclip.lab.experiment import make_task, run_experiment
 
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "autoclip"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# From the bottom up. `version` and `lab.errors` hold nothing but names that everybody may use.
+# From the bottom up. `version` and `errors` hold nothing but names that everybody may use.
 LAYERS = [
     "version",
-    "lab.errors",
+    "errors",
     "statistics",
     "policies",
     "gradients",
@@ -25,6 +25,7 @@ LAYERS = [
     "sinks",
     "flow",
     "integrations",
+    "run_directory",
     "traces",
     "tuning",
     "lab",
@@ -47,6 +48,7 @@ def module_name(path):
 MODULES = {module_name(path) for path in FILES}
 
 
+@cache
 def imports(path):
     """Every module, or name of a module, that a file imports, anywhere in it: `package.module` or `package.name`."""
     package = module_name(path).split(".")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from autoclip.lab.errors import UsageError
+from autoclip.errors import UsageError
 from autoclip.lab.loading import construct, load_object
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from autoclip.lab.errors import RunError
-from autoclip.lab.run_directory import LineLog, read_json, write_atomically, write_json
+from autoclip.errors import RunError
+from autoclip.run_directory import LineLog, read_json, write_atomically, write_json
 
 
 def steps(path: Path) -> list[int]:

@@ -1,5 +1,6 @@
 from math import exp, inf
 
+import numpy as np
 import pytest
 
 from autoclip.policies import RunningQuantile
@@ -22,9 +23,26 @@ def follow(policy, norms):
 @pytest.mark.parametrize("stream", STREAMS)
 def test_tracker_started_at_the_warmups_percentile_equals_the_oracle(stream, percentile, rate):
     norms = norm_streams(STEPS, seed=5)[stream]
-    thresholds = follow(RunningQuantile(percentile, rate, warmup_steps=100), norms)
+    thresholds = follow(RunningQuantile(percentile, rate, warmup_steps=100, warmup_threshold=inf), norms)
     expected = running_quantile_thresholds(norms, percentile, rate, 100)
     assert thresholds[100:] == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("percentile", [50, 90])
+def test_norms_that_explode_within_the_warmup_do_not_set_the_threshold_after_it(percentile):
+    norms = [norm * (1e4 if 45 <= step < 100 else 1.0) for step, norm in enumerate(norm_streams(101)["lognormal"])]
+    thresholds = follow(RunningQuantile(percentile, warmup_steps=100), norms)
+    assert thresholds[100] <= 10 * thresholds[99] * exp(0.05)
+    assert thresholds[100] < 0.05 * max(norms)
+    unclipped = follow(RunningQuantile(percentile, warmup_steps=100, warmup_threshold=inf), norms)
+    assert unclipped[100] > 0.05 * max(norms)
+
+
+@pytest.mark.parametrize("percentile", [10, 50, 90])
+def test_a_warmup_without_an_explosion_starts_the_tracker_at_its_exact_percentile(percentile):
+    norms = norm_streams(101)["lognormal"]
+    thresholds = follow(RunningQuantile(percentile, warmup_steps=100), norms)
+    assert thresholds[100] == pytest.approx(np.percentile(norms[:100], percentile), rel=1e-12)
 
 
 def test_without_warmup_the_tracker_starts_at_the_first_norm():

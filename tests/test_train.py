@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import load_checkpoint
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.errors import RunError, UsageError
 from autoclip.lab.train import MAX_NONFINITE_IN_A_ROW, Step, Training, choose_device, summarise, to_device, train
 from tests.tiny_task import TinyTask
 

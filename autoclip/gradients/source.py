@@ -62,7 +62,7 @@ def _pairs(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name -> gradient, of the parameters that have one; memory shared by two gradients counts once.
+    """Name -> gradient, of the parameters that have one; two gradients in the same memory count once.
 
     Empty gradients are left out.
     """
@@ -71,8 +71,10 @@ def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(set(places)) == len(places) and NO_MEMORY not in places:
         return gradients
     once: dict[tuple[int, int], str] = {}
-    for name, place in zip(gradients, places, strict=True):
-        once.setdefault(place, name)
+    for (name, gradient), place in zip(gradients.items(), places, strict=True):
+        # Expanded gradients repeat elements in memory, and are given memory of their own before they are written to.
+        expanded = gradient.layout is torch.strided and 0 in gradient.stride()
+        once.setdefault((id(gradient), -1) if expanded else place, name)
     once.pop(NO_MEMORY, None)
     return {name: gradients[name] for name in once.values()}
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationError
 
-from autoclip.lab.errors import UsageError
+from autoclip.errors import UsageError
 from autoclip.lab.loading import construct, load_object
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
 from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection, PolicySection, policy_parameters

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import torch
 
+from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml
-from autoclip.lab.errors import RunError, UsageError
 from autoclip.lab.loading import construct
 from autoclip.lab.progress import TrainingProgress
-from autoclip.lab.run_directory import CONFIG, SUMMARY, read_json, write_atomically, write_json
 from autoclip.lab.task import Task
 from autoclip.lab.train import choose_device, summarise, train
+from autoclip.run_directory import CONFIG, SUMMARY, read_json, write_atomically, write_json
 from autoclip.version import __version__
 
 MAY_CHANGE = ("steps", "seeds", "sweep")

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from autoclip.lab.errors import UsageError
+from autoclip.errors import UsageError
 
 
 def load_object(target: str, search: Path) -> Any:

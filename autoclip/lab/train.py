@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from autoclip.clipper import Clipper
+from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.config import ExperimentConfig, build_policy
-from autoclip.lab.errors import RunError, UsageError
-from autoclip.lab.run_directory import LAYERS, METRICS, LineLog
 from autoclip.lab.task import Task
 from autoclip.records import ClipRecord, finite_or_none
+from autoclip.run_directory import LAYERS, METRICS, LineLog
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

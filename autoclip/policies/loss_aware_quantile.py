@@ -56,7 +56,7 @@ class LossAwareQuantile(Policy):
 
     def _start(self, warmup_norms: list[float]) -> None:
         norm = percentile_of(sorted(warmup_norms), self.percentile)
-        self.quantile.start(norm if self.warmup_steps else self.start * norm)
+        self.quantile.start(self._contained(norm) if self.warmup_steps else self.start * norm)
         self.inclusive = False
 
     def _threshold(self) -> float:

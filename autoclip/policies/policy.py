@@ -17,6 +17,10 @@ from autoclip.statistics import GeometricQuantile
 
 Phase = Literal["warmup", "active"]
 
+LARGEST_START = 10.0
+"""Multiple of the automatic warm-up threshold above which a tracker does not start; percentile 99 of lognormal norms
+with a log-deviation of 1 lies there."""
+
 
 class Policy(ABC):
     """Sets the threshold of a step from the norms of earlier steps: `threshold()`, clip, then `observe(norm, loss)`.
@@ -180,6 +184,13 @@ class Policy(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @final
+    def _contained(self, start: float) -> float:
+        """Where a tracker may start, so that norms exploding within the warm-up do not set the threshold after it."""
+        if self.warmup_threshold != "auto":
+            return start
+        return min(start, LARGEST_START * self.warmup_tracker.get())
+
+    @final
     def _checked(self, name: str, value: Any) -> Any:
         return check(type(self), name, value)
 
@@ -190,7 +201,7 @@ class Policy(ABC):
     def _warmup_bound(self) -> float:
         if self.warmup_threshold != "auto":
             return float(self.warmup_threshold)
-        return self.warmup_tracker.get() if self.learned_norms else inf
+        return self.warmup_tracker.get() if self.warmup_norms else inf
 
     def _attribute(self, parameter: str) -> str:
         return parameter if parameter in vars(self) else f"{parameter}_"

@@ -19,7 +19,8 @@ class RunningQuantile(Policy):
         percentile: in [0, 100]: this share of the steps stays unclipped.
         rate: > 0, the tracker's step in log space; not used with `window`.
         window: None for the tracker, or a number of norms, >= 1.
-        warmup_steps: norms to collect first; the tracker starts at their percentile.
+        warmup_steps: norms to collect first; the tracker starts at their percentile, or, where they exploded, at ten
+            times the automatic warm-up threshold.
         **bounds: see `Policy`.
 
     Reference: the tracker is that of Andrew et al., 2019, arXiv 1905.03871; the window with past norms only is PyPI's
@@ -52,7 +53,7 @@ class RunningQuantile(Policy):
 
     def _start(self, warmup_norms: list[float]) -> None:
         if isinstance(self.quantile, GeometricQuantile):
-            self.quantile.start(percentile_of(sorted(warmup_norms), self.percentile))
+            self.quantile.start(self._contained(percentile_of(sorted(warmup_norms), self.percentile)))
         else:
             self.quantile.extend(warmup_norms)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class SlidingMean:
-    """Mean of the last `window` values, correctly rounded: the sum is taken anew, so that nothing cancels.
+    """Mean of the last `window` values: the sum is taken anew and exactly, so that nothing cancels.
 
     Args:
         window: how many of the latest values count, >= 1. Reading the mean costs O(W), 1.5 microseconds at W = 100.
@@ -43,7 +43,7 @@ class SlidingMean:
         try:
             return fsum(self._values) / count
         except OverflowError:  # the sum is beyond the floats, the mean is not
-            return fsum(value / count for value in self._values)
+            return fsum(value * 2.0**-64 for value in self._values) / count * 2.0**64
 
     def state_dict(self) -> dict[str, Any]:
         """The values in the order of their arrival."""

@@ -7,7 +7,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from autoclip.lab.errors import RunError
+from autoclip.errors import RunError
 
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"

@@ -1,0 +1,164 @@
+"""From a run directory to figures: how fast the loss fell, and how much the learning rate mattered."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from autoclip.errors import RunError
+from autoclip.run_directory import METRICS, SUMMARY, read_json
+
+DEAD = 0.95
+"""A validation loss above this share of the best constant predictor's means that nothing was learned."""
+SPIKE_WINDOW = 128
+SPIKE_SIGMAS = 6.0
+ROLLING_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """What scoring needs of one finished run.
+
+    Attributes:
+        losses: training loss before each update, one per step taken; NaN where it was not finite.
+        norms: total norm before clipping; NaN where it was not finite.
+        clipped: of the active steps, whether each was clipped.
+        planned_steps: number of steps configured, at least `len(losses)`.
+        validation_loss: at the end; NaN where the run diverged.
+        initial_loss: validation loss before the first step, L0.
+        trivial_loss: validation loss of the best constant predictor, Ltriv; inf where the task names none.
+        diverged: the run was ended by non-finite numbers.
+        seconds: of training.
+    """
+
+    losses: tuple[float, ...]
+    norms: tuple[float, ...]
+    clipped: tuple[bool, ...]
+    planned_steps: int
+    validation_loss: float
+    initial_loss: float
+    trivial_loss: float
+    diverged: bool
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        """Non-finite, or no better than a constant: V > 0.95 Ltriv."""
+        return self.diverged or not self.validation_loss <= DEAD * self.trivial_loss
+
+    @property
+    def bounded_loss(self) -> float:
+        """Vc = min(V, L0); L0 where V is not finite."""
+        return min(self.validation_loss, self.initial_loss) if isfinite(self.validation_loss) else self.initial_loss
+
+
+def read_run(directory: Path) -> Run:
+    """Read a finished run directory.
+
+    Raises:
+        RunError: it holds no finished run, or its files do not belong together.
+    """
+    summary = read_json(directory / SUMMARY)
+    if summary is None or summary.get("status") not in ("finished", "diverged"):
+        raise RunError(f"{directory} holds no finished run")
+    lines = [json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()]
+    if len(lines) != summary["steps"]:
+        raise RunError(f"{directory / METRICS} has {len(lines)} lines, its summary tells of {summary['steps']} steps")
+    return Run(
+        losses=tuple(_number(line["loss"]) for line in lines),
+        norms=tuple(_number(line["total_norm"]) for line in lines),
+        clipped=tuple(line["clipped"] for line in lines if line["phase"] == "active" and line["finite"]),
+        planned_steps=summary["planned_steps"],
+        validation_loss=_number(summary["validation_loss"]),
+        initial_loss=_number(summary["initial_validation_loss"]),
+        trivial_loss=inf if summary["trivial_loss"] is None else summary["trivial_loss"],
+        diverged=summary["status"] == "diverged",
+        seconds=summary["seconds"],
+    )
+
+
+def aulc(run: Run) -> float:
+    """Area under the learning curve, mean over the planned steps of min(L_t, L0); steps not taken count L0.
+
+    Finite for every outcome, and needs no target to be chosen.
+    """
+    bounded = [min(loss, run.initial_loss) if isfinite(loss) else run.initial_loss for loss in run.losses]
+    missing = run.planned_steps - len(bounded)
+    return fmean([*bounded, *([run.initial_loss] * missing)])
+
+
+def instability(runs: Sequence[Run], reference: float) -> float:
+    """S = mean over runs (seeds and learning-rate multipliers) of (Vc - V*) / (L0 - V*); a failed run counts 1.
+
+    Args:
+        runs: at least one.
+        reference: V*, the best mean validation loss over the fixed grid. Below every L0.
+
+    Reference: Wortsman et al., "Small-scale proxies for large-scale Transformer training instabilities", 2023,
+    arXiv 2309.14322 (learning-rate sensitivity), here normalised.
+    """
+    return fmean(instability_of(run, reference) for run in runs)
+
+
+def instability_of(run: Run, reference: float) -> float:
+    """One run's share in S: 0 at the reference, 1 where nothing was learned or the run failed."""
+    if run.failed or not run.initial_loss > reference:
+        return 1.0
+    return (run.bounded_loss - reference) / (run.initial_loss - reference)
+
+
+def steps_to_target(run: Run, reference: float) -> int | None:
+    """Steps until the training loss, averaged with decay .9, is below V* + .1 (Ltriv - V*); None: it never was."""
+    target = reference + 0.1 * (run.trivial_loss - reference)
+    average: float | None = None
+    for step, loss in enumerate(run.losses):
+        if not isfinite(loss):
+            return None
+        average = loss if average is None else 0.9 * average + 0.1 * loss
+        if average <= target:
+            return step + 1
+    return None
+
+
+def spikes(run: Run) -> int:
+    """Number of steps whose loss lies above mean + 6 standard deviations of the 128 before. Only descriptive.
+
+    A dead network has none, and a well trained one may have many.
+    """
+    found = 0
+    for step in range(SPIKE_WINDOW, len(run.losses)):
+        before = run.losses[step - SPIKE_WINDOW : step]
+        mean = fmean(before)
+        deviation = (fmean((loss - mean) ** 2 for loss in before)) ** 0.5
+        found += run.losses[step] > mean + SPIKE_SIGMAS * deviation
+    return found
+
+
+def clip_rate(run: Run) -> float:
+    """Share of the active steps that were clipped; 0 without any."""
+    return fmean(run.clipped) if run.clipped else 0.0
+
+
+def rolling_clip_rates(run: Run) -> tuple[float, float] | None:
+    """Least and largest clip rate over 200 active steps in a row; None for shorter runs."""
+    if len(run.clipped) < ROLLING_STEPS:
+        return None
+    count = sum(run.clipped[:ROLLING_STEPS])
+    least = largest = count
+    for step in range(ROLLING_STEPS, len(run.clipped)):
+        count += run.clipped[step] - run.clipped[step - ROLLING_STEPS]
+        least, largest = min(least, count), max(largest, count)
+    return least / ROLLING_STEPS, largest / ROLLING_STEPS
+
+
+def norm_ratio(run: Run) -> float | None:
+    """Largest over median norm of the finite ones; None without any."""
+    finite = [norm for norm in run.norms if isfinite(norm) and norm > 0]
+    return max(finite) / median(finite) if finite else None
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
