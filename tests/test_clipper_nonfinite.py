@@ -132,7 +132,7 @@ def test_with_a_grad_scaler_the_norms_are_unscaled_and_an_overflow_step_leaves_n
 
 def test_a_second_call_after_a_skipped_step_is_recognised():
     weight = torch.nn.Parameter(torch.zeros(2))
-    clipper = autoclip.Clipper([weight], autoclip.Fixed(1.0))
+    clipper = Clipper([weight], Fixed(1.0))
     weight.grad = torch.tensor([1.0, float("nan")])
     with pytest.warns(UserWarning, match="has no effect"):
         clipper.step()
@@ -144,7 +144,7 @@ def test_a_second_call_after_a_skipped_step_is_recognised():
 
 def test_steps_without_anything_to_clip_do_not_count_towards_the_clip_rate():
     weight = torch.nn.Parameter(torch.zeros(2))
-    clipper = autoclip.Clipper([weight], autoclip.Fixed(1.0))
+    clipper = Clipper([weight], Fixed(1.0))
     for gradient in ([3.0, 4.0], [0.0, 0.0]):
         weight.grad = torch.tensor(gradient)
         clipper.step()
