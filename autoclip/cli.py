@@ -114,6 +114,33 @@ def run(
 
 
 @app.command()
+def sweep(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Where all goes; sweeps/NAME by default.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(help="Database URL; SQLite in the output directory by default.")
+    ] = None,
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Train an experiment under every candidate of its sweep section, and recommend one."""
+    with _exit_codes():
+        from autoclip.lab.config import load_config
+
+        config = load_config(config_file, overrides or ())
+        try:
+            from autoclip.lab.sweep import run_sweep
+        except ModuleNotFoundError as error:
+            missing = f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'"
+            raise UsageError(missing) from None
+        directory = output_dir or Path("sweeps") / config.name
+        code = run_sweep(config, directory, workers=workers, storage=storage, output_format=output_format.value)
+        sys.stdout.flush()
+        raise typer.Exit(code)
+
+
+@app.command()
 def validate(config_file: ConfigFile, overrides: Overrides = None, output_format: OutputFormat = Format.text) -> None:
     """Check a configuration; nothing that it names is imported."""
     with _exit_codes():

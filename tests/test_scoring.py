@@ -8,13 +8,16 @@ import pytest
 from autoclip.errors import RunError
 from autoclip.tuning.scoring import (
     Run,
+    Score,
     aulc,
     clip_rate,
     instability,
     instability_of,
     norm_ratio,
     read_run,
+    reference_loss,
     rolling_clip_rates,
+    score,
     spikes,
     steps_to_target,
 )
@@ -41,13 +44,26 @@ def test_the_area_counts_the_initial_loss_for_what_is_above_it_missing_or_not_fi
 
 
 def test_instability_is_zero_at_the_reference_one_for_a_failure_and_a_mean_over_runs() -> None:
-    assert instability_of(replace(GOOD, validation_loss=0.5), reference=0.5) == 0.0
-    assert instability_of(replace(GOOD, validation_loss=1.25), reference=0.5) == 0.5
-    assert instability_of(replace(GOOD, validation_loss=0.2), reference=0.5) == pytest.approx(-0.2)
-    dead, broken = replace(GOOD, validation_loss=2.1), replace(GOOD, validation_loss=nan, diverged=True)
+    def scored(**changes: object) -> Score:
+        return score(replace(GOOD, **changes), multiplier=1.0, seed=0)
+
+    assert instability_of(scored(validation_loss=0.5), reference=0.5) == 0.0
+    assert instability_of(scored(validation_loss=1.25), reference=0.5) == 0.5
+    assert instability_of(scored(validation_loss=0.2), reference=0.5) == pytest.approx(-0.2)
+    dead, broken = scored(validation_loss=2.1), scored(validation_loss=nan, diverged=True)
     assert dead.failed
     assert broken.failed
-    assert instability([replace(GOOD, validation_loss=0.5), dead, broken, broken], reference=0.5) == 0.75
+    assert broken.validation_loss is None
+    assert instability([scored(validation_loss=0.5), dead, broken, broken], reference=0.5) == 0.75
+
+
+def test_the_reference_is_the_best_mean_over_seeds_of_any_threshold_and_learning_rate() -> None:
+    def scored(loss: float, multiplier: float, seed: int) -> Score:
+        return score(replace(GOOD, validation_loss=loss), multiplier, seed)
+
+    first = [scored(0.4, 1, 0), scored(0.8, 1, 1), scored(0.5, 3, 0), scored(0.5, 3, 1)]
+    second = [scored(0.1, 1, 0), scored(1.1, 1, 1)]
+    assert reference_loss([first, second]) == 0.5
 
 
 @pytest.mark.parametrize(

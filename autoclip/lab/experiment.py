@@ -81,27 +81,49 @@ def run_experiment(
         UsageError: the directory holds another run, or the task cannot be made.
         RunError: the task's own code raised, or the disk refused.
     """
-    task = make_task(config)
-    build_policy(config.clip.policy)  # with the device, found wanting before anything is written
-    choose_device(config.device)
-    try:
-        _prepare(config, output_dir, resume=resume)
-        interrupt = Interrupt()
-        with interrupt.listening():
-            summaries = []
-            for seed in config.seeds:
-                if interrupt.asked:
-                    break
-                summaries.append(_run_seed(config, task, seed, output_dir / f"seed-{seed}", resume, interrupt))
-            total = _over_seeds(config, summaries)
-            write_json(output_dir / SUMMARY, total)
-    except OSError as error:
-        raise RunError(f"cannot write the run: {error}") from None
+    interrupt = Interrupt()
+    with interrupt.listening():
+        total = run_seeds(config, output_dir, resume=resume, interrupt=interrupt)
     print(json.dumps(total, indent=2) if output_format == "json" else _table(total, output_dir))  # noqa: T201
     if interrupt.asked:
         print(f"interrupted; --resume continues in {output_dir}", file=sys.stderr)  # noqa: T201
         return 130
     return 1 if total["diverged"] else 0
+
+
+def run_seeds(
+    config: ExperimentConfig, output_dir: Path, *, resume: bool, interrupt: Interrupt, bar: bool = True
+) -> dict[str, Any]:
+    """Train every seed into `output_dir/seed-<n>/` and return the summary over them, also written beside them.
+
+    Args:
+        config: the experiment.
+        output_dir: created where it is missing.
+        resume: continue what is there; finished seeds are left as they are.
+        interrupt: where it is asked for, the run ends after the step, with a checkpoint.
+        bar: draw the progress.
+
+    Raises:
+        UsageError: the directory holds another run, or the task cannot be made.
+        RunError: the task's own code raised, or the disk refused.
+    """
+    task = make_task(config)
+    build_policy(config.clip.policy)  # with the device, found wanting before anything is written
+    choose_device(config.device)
+    try:
+        _prepare(config, output_dir, resume=resume)
+        summaries = []
+        for seed in config.seeds:
+            if interrupt.asked:
+                break
+            with TrainingProgress(f"{config.name} seed {seed}", config.steps, bar) as progress:
+                directory = output_dir / f"seed-{seed}"
+                summaries.append(_run_seed(config, task, seed, directory, resume, interrupt, progress))
+        total = _over_seeds(config, summaries)
+        write_json(output_dir / SUMMARY, total)
+    except OSError as error:
+        raise RunError(f"cannot write the run: {error}") from None
+    return total
 
 
 def make_task(config: ExperimentConfig) -> Task:
@@ -150,12 +172,18 @@ def _refuse_changes(directory: Path, config: ExperimentConfig) -> None:
 
 
 def _run_seed(
-    config: ExperimentConfig, task: Task, seed: int, directory: Path, resume: bool, interrupt: Interrupt
+    config: ExperimentConfig,
+    task: Task,
+    seed: int,
+    directory: Path,
+    resume: bool,
+    interrupt: Interrupt,
+    progress: TrainingProgress,
 ) -> dict[str, Any]:
     before = read_json(directory / SUMMARY) if resume else None
     if before and (before["status"] == "diverged" or before["steps"] == config.steps):
         return before
-    with TrainingProgress(f"{config.name} seed {seed}", config.steps) as progress, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: progress.say(f"warning: {message}")
         try:
             status, training = train(

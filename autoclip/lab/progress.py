@@ -18,9 +18,11 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     Args:
         label: what is being trained.
         total: number of steps.
+        bar: False draws none and says nothing.
     """
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, bar: bool = True) -> None:
+        self._silent = not bar
         self.console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -29,7 +31,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not sys.stderr.isatty(),
+            disable=self._silent or not sys.stderr.isatty(),
         )
         self._bar = self._progress.add_task(label, total=total, figures="")
 
@@ -54,4 +56,5 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        self.console.print(message, highlight=False, markup=False)
+        if not self._silent:
+            self.console.print(message, highlight=False, markup=False)

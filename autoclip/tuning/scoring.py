@@ -1,7 +1,7 @@
 """From a run directory to figures: how fast the loss fell, and how much the learning rate mattered."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
@@ -90,24 +90,85 @@ def aulc(run: Run) -> float:
     return fmean([*bounded, *([run.initial_loss] * missing)])
 
 
-def instability(runs: Sequence[Run], reference: float) -> float:
+@dataclass(frozen=True)
+class Score:
+    """Figures of one run, small enough for a database.
+
+    Attributes:
+        multiplier: factor on the configured learning rate.
+        seed: of weights and batches.
+        aulc: area under the learning curve.
+        validation_loss: at the end; None where it is not finite.
+        bounded_loss: Vc.
+        initial_loss: L0.
+        failed: non-finite, or no better than a constant.
+        clip_rate: share of the active steps clipped.
+        spikes: number of spikes of the loss.
+        steps: steps taken.
+        seconds: of training.
+    """
+
+    multiplier: float
+    seed: int
+    aulc: float
+    validation_loss: float | None
+    bounded_loss: float
+    initial_loss: float
+    failed: bool
+    clip_rate: float
+    spikes: int
+    steps: int
+    seconds: float
+
+
+def score(run: Run, multiplier: float, seed: int) -> Score:
+    """Figures of one run."""
+    return Score(
+        multiplier=multiplier,
+        seed=seed,
+        aulc=aulc(run),
+        validation_loss=run.validation_loss if isfinite(run.validation_loss) else None,
+        bounded_loss=run.bounded_loss,
+        initial_loss=run.initial_loss,
+        failed=run.failed,
+        clip_rate=clip_rate(run),
+        spikes=spikes(run),
+        steps=len(run.losses),
+        seconds=run.seconds,
+    )
+
+
+def instability(scores: Sequence[Score], reference: float) -> float:
     """S = mean over runs (seeds and learning-rate multipliers) of (Vc - V*) / (L0 - V*); a failed run counts 1.
 
     Args:
-        runs: at least one.
-        reference: V*, the best mean validation loss over the fixed grid. Below every L0.
+        scores: at least one.
+        reference: V*, the best mean validation loss over the fixed grid.
 
     Reference: Wortsman et al., "Small-scale proxies for large-scale Transformer training instabilities", 2023,
     arXiv 2309.14322 (learning-rate sensitivity), here normalised.
     """
-    return fmean(instability_of(run, reference) for run in runs)
+    return fmean(instability_of(one, reference) for one in scores)
 
 
-def instability_of(run: Run, reference: float) -> float:
+def instability_of(one: Score, reference: float) -> float:
     """One run's share in S: 0 at the reference, 1 where nothing was learned or the run failed."""
-    if run.failed or not run.initial_loss > reference:
+    if one.failed or not one.initial_loss > reference:
         return 1.0
-    return (run.bounded_loss - reference) / (run.initial_loss - reference)
+    return (one.bounded_loss - reference) / (one.initial_loss - reference)
+
+
+def reference_loss(grid: Iterable[Sequence[Score]]) -> float:
+    """V*: the least mean over seeds of Vc, over all thresholds of the fixed grid and all learning rates.
+
+    Args:
+        grid: the scores of each fixed threshold.
+    """
+    means = []
+    for scores in grid:
+        multipliers = sorted({one.multiplier for one in scores})
+        means += [fmean(one.bounded_loss for one in scores if one.multiplier == factor) for factor in multipliers]
+    return min(means)
 
 
 def steps_to_target(run: Run, reference: float) -> int | None:

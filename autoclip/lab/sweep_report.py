@@ -1,0 +1,112 @@
+"""What `autoclip sweep` leaves behind: the table, the files and the recommendation."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from autoclip.lab.config import build_policy
+from autoclip.lab.sweep import Sweep, section_of
+from autoclip.run_directory import write_atomically
+from autoclip.tuning import outcome
+from autoclip.tuning.pareto_plot import plot_pareto
+
+
+def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
+    """Write the result files into the output directory and print what was found.
+
+    Returns:
+        The exit code: 0, or 1 where every candidate failed.
+    """
+    results = sweep.results()
+    recommendation = outcome.recommend(results)
+    directory = sweep.output_dir
+    write_atomically(directory / "trials.csv", outcome.as_csv(results))
+    plot_pareto(results, recommendation, directory / "pareto.png")
+    if recommendation:
+        write_atomically(directory / "recommended.yaml", yaml.safe_dump(_clip(sweep, recommendation), sort_keys=False))
+    if output_format == "json":
+        print(json.dumps(_as_json(sweep, results, recommendation), indent=2, allow_nan=False))  # noqa: T201
+    else:
+        _print(sweep, results, recommendation)
+    return 0 if recommendation else 1
+
+
+def _clip(sweep: Sweep, recommendation: outcome.Recommendation) -> dict[str, Any]:
+    clip = sweep.config.clip.model_dump()
+    return {"clip": clip | {"policy": dict(recommendation.chosen.candidate.policy)}}
+
+
+def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outcome.Recommendation | None) -> None:
+    console = Console(width=max(110, Console().width), highlight=False)
+    console.print(_table(sweep, results))
+    for line in outcome.degenerate(results):
+        console.print(f"note: {line}")
+    if recommendation is None:
+        console.print("every candidate failed at the configured learning rate: lower it, or widen the sweep section")
+        return
+    chosen = recommendation.chosen
+    runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
+    console.print(f"recommended: {chosen.candidate.name}: {recommendation.reason}{runner_up}")
+    console.print(f"files: {sweep.output_dir}/trials.csv, pareto.png, recommended.yaml, runs/")
+    console.print("in a training loop:")
+    console.print(f"    clipper = autoclip.Clipper(model, {_python(chosen)})", markup=False)
+    console.print("    loss.backward(); clipper.step(loss=loss)")
+    console.print("    optimizer.step()")
+
+
+def _python(chosen: outcome.Result) -> str:
+    return f"autoclip.{build_policy(section_of(chosen.candidate))!r}"
+
+
+def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
+    seeds, rates = len(sweep.settings.seeds), len(sweep.settings.lr_multipliers)
+    table = Table(
+        title=f"{sweep.config.name}: {len(results)} candidates, {seeds} seeds, {rates} learning rates",
+        title_justify="left",
+        caption="convergence: AULC; instability: S; +- sd over seeds; * on the Pareto front; failed: at lr, at any lr",
+        caption_justify="left",
+    )
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("convergence", "instability", "val. loss", "failed", "clipped", "to target"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    front = outcome.pareto_front(results)
+    for one in sorted(results, key=lambda one: (one.failures > 0, one.instability)):
+        table.add_row(
+            one.candidate.name + (" *" if one in front else ""),
+            f"{one.convergence:.4f} +-{one.convergence_spread:.4f}",
+            f"{one.instability:.3f} +-{one.instability_spread:.3f}",
+            f"{one.validation_loss:.4f}",
+            f"{one.failures}/{seeds} {one.all_failures}/{len(one.scores)}",
+            f"{one.clip_rate:.0%}",
+            "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
+        )
+    return table
+
+
+def _as_json(
+    sweep: Sweep, results: Sequence[outcome.Result], recommendation: outcome.Recommendation | None
+) -> dict[str, Any]:
+    front = {one.candidate.name for one in outcome.pareto_front(results)}
+    return {
+        "reference": sweep.reference,
+        "candidates": [
+            {
+                "candidate": one.candidate.name,
+                "policy": dict(one.candidate.policy),
+                "convergence": one.convergence,
+                "instability": one.instability,
+                "validation_loss": one.validation_loss,
+                "failed": one.failures,
+                "clip_rate": one.clip_rate,
+                "pareto": one.candidate.name in front,
+            }
+            for one in results
+        ],
+        "recommended": recommendation.chosen.candidate.name if recommendation else None,
+        "reason": recommendation.reason if recommendation else None,
+        "degenerate": outcome.degenerate(results),
+    }

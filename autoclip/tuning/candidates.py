@@ -1,0 +1,79 @@
+"""The candidates of a sweep: no clipping, fixed thresholds, percentiles in each form, policies written out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of setting the threshold.
+
+    Attributes:
+        name: unique within a sweep, such as "fixed 5" or "running_quantile p90".
+        policy: the `clip.policy` section.
+    """
+
+    name: str
+    policy: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder's."""
+        return "".join(character if character.isalnum() or character in "._-" else "-" for character in self.name)
+
+    @property
+    def threshold(self) -> float | None:
+        """The constant of a fixed candidate, None for all others."""
+        return self.policy["threshold"] if self.policy["kind"] == "fixed" else None
+
+
+def fixed(threshold: float) -> Candidate:
+    """A constant threshold."""
+    return Candidate(f"fixed {threshold:g}", {"kind": "fixed", "threshold": threshold})
+
+
+def of_percentile(kind: str, percentile: float, **parameters: Any) -> Candidate:
+    """A percentile in one of its forms; parameters are those of the policy."""
+    return Candidate(f"{kind} p{percentile:g}", {"kind": kind, "percentile": percentile, **parameters})
+
+
+def written_out(policy: Mapping[str, Any]) -> Candidate:
+    """A policy with the parameters that it was given."""
+    given = ", ".join(f"{name}={value}" for name, value in policy.items() if name != "kind")
+    return Candidate(f"{policy['kind']}({given})" if given else str(policy["kind"]), policy)
+
+
+def grid(
+    *,
+    none: bool,
+    thresholds: Sequence[float],
+    percentiles: Sequence[float],
+    kinds: Sequence[str],
+    policies: Iterable[Mapping[str, Any]] = (),
+    **parameters: Any,
+) -> list[Candidate]:
+    """All candidates of a sweep, fixed thresholds first.
+
+    Args:
+        none: whether no clipping is one.
+        thresholds: constants.
+        percentiles: tried in each of the kinds.
+        kinds: percentile policies.
+        policies: further policy sections.
+        **parameters: given to every percentile policy, such as `warmup_steps`.
+
+    Raises:
+        ValueError: two candidates are the same, or there are none.
+    """
+    candidates = [fixed(threshold) for threshold in thresholds]
+    candidates += [Candidate("none", {"kind": "none"})] if none else []
+    candidates += [of_percentile(kind, percentile, **parameters) for kind in kinds for percentile in percentiles]
+    candidates += [written_out(policy) for policy in policies]
+    folders = [candidate.folder for candidate in candidates]
+    repeated = sorted({candidate.name for candidate in candidates if folders.count(candidate.folder) > 1})
+    if repeated:
+        raise ValueError(f"two candidates are the same: {', '.join(repeated)}")
+    if not candidates:
+        raise ValueError("there are no candidates: the sweep section names no threshold, percentile or policy")
+    return candidates

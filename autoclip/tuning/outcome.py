@@ -1,0 +1,196 @@
+"""What a sweep found: figures per candidate, the Pareto front, the recommendation and its reason."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from autoclip.tuning.candidates import Candidate
+from autoclip.tuning.scoring import Score, instability_of
+
+NEAR_BEST = 1.05
+"""A candidate whose convergence is within this factor of the best is fast enough; the most stable of these wins."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished candidate.
+
+    Attributes:
+        candidate: what was tried.
+        scores: of all its runs.
+        convergence: mean AULC over the seeds at the configured learning rate.
+        instability: S over all runs.
+        convergence_spread, instability_spread: standard deviation over the seeds, 0 for a single one.
+        steps_to_target: median over the seeds, None where it was missed.
+    """
+
+    candidate: Candidate
+    scores: tuple[Score, ...]
+    convergence: float
+    convergence_spread: float
+    instability: float
+    instability_spread: float
+    steps_to_target: float | None
+
+    @property
+    def base(self) -> tuple[Score, ...]:
+        """The runs at the configured learning rate."""
+        least = min(abs(one.multiplier - 1) for one in self.scores)
+        return tuple(one for one in self.scores if abs(one.multiplier - 1) == least)
+
+    @property
+    def failures(self) -> int:
+        """Failed runs at the configured learning rate; above 0 the candidate is infeasible."""
+        return sum(one.failed for one in self.base)
+
+    @property
+    def all_failures(self) -> int:
+        """Failed runs at any learning rate."""
+        return sum(one.failed for one in self.scores)
+
+    @property
+    def validation_loss(self) -> float:
+        """Mean of Vc over the seeds at the configured learning rate."""
+        return fmean(one.bounded_loss for one in self.base)
+
+    @property
+    def clip_rate(self) -> float:
+        """Mean share of clipped steps at the configured learning rate."""
+        return fmean(one.clip_rate for one in self.base)
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all runs."""
+        return sum(one.seconds for one in self.scores)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The chosen candidate, the one after it, and why."""
+
+    chosen: Result
+    runner_up: Result | None
+    reason: str
+
+
+def result(candidate: Candidate, scores: Sequence[Score], reference: float, steps: float | None) -> Result:
+    """Figures of one candidate from the scores of its runs.
+
+    Args:
+        candidate: what was tried.
+        scores: of all its runs, at least one.
+        reference: V*.
+        steps: median steps to target.
+    """
+    seeds = sorted({one.seed for one in scores})
+    by_seed = [fmean(instability_of(one, reference) for one in scores if one.seed == seed) for seed in seeds]
+    least = min(abs(one.multiplier - 1) for one in scores)
+    areas = [one.aulc for one in scores if abs(one.multiplier - 1) == least]
+    return Result(
+        candidate=candidate,
+        scores=tuple(scores),
+        convergence=fmean(areas),
+        convergence_spread=stdev(areas) if len(areas) > 1 else 0.0,
+        instability=fmean(by_seed),
+        instability_spread=stdev(by_seed) if len(by_seed) > 1 else 0.0,
+        steps_to_target=steps,
+    )
+
+
+def pareto_front(results: Sequence[Result]) -> list[Result]:
+    """The feasible candidates that no other feasible one beats in both objectives, fastest first."""
+    feasible = [one for one in results if not one.failures]
+    front = [
+        one
+        for one in feasible
+        if not any(
+            other.convergence <= one.convergence
+            and other.instability <= one.instability
+            and (other.convergence, other.instability) != (one.convergence, one.instability)
+            for other in feasible
+        )
+    ]
+    return sorted(front, key=lambda one: one.convergence)
+
+
+def recommend(results: Sequence[Result]) -> Recommendation | None:
+    """The most stable candidate among those within 5 % of the best convergence; None where every candidate failed."""
+    feasible = [one for one in results if not one.failures]
+    if not feasible:
+        return None
+    best = min(one.convergence for one in feasible)
+    near = sorted((one for one in feasible if one.convergence <= NEAR_BEST * best), key=lambda one: one.instability)
+    chosen = near[0]
+    others = near[1:] or sorted((one for one in feasible if one is not chosen), key=lambda one: one.convergence)
+    reason = (
+        f"lowest instability ({chosen.instability:.3f}) among the {len(near)} of {len(results)} candidates whose mean "
+        f"training loss ({chosen.convergence:.3f}) is within 5 % of the best ({best:.3f})"
+    )
+    return Recommendation(chosen, others[0] if others else None, reason)
+
+
+def degenerate(results: Sequence[Result]) -> list[str]:
+    """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
+
+    Two thresholds cannot be told apart where the 95 % interval of their paired difference in AULC (Student t over the
+    seeds) holds zero.
+    """
+    lines = []
+    for one in results:
+        if one.candidate.policy["kind"] != "none" and one.clip_rate in (0.0, 1.0):
+            what = "never clipped: it is the same as no clipping" if one.clip_rate == 0 else "clipped every step"
+            lines.append(f"{one.candidate.name} {what}")
+    fixed = [one for one in results if one.candidate.threshold is not None]
+    for index, one in enumerate(fixed):
+        lines += [
+            f"{one.candidate.name} and {other.candidate.name} are the same within noise"
+            for other in fixed[index + 1 :]
+            if _same_within_noise(one, other)
+        ]
+    return lines
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """One line per candidate, all figures."""
+    rows = [_row(one, pareto_front(results)) for one in results]
+    text = StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _row(one: Result, front: Sequence[Result]) -> dict[str, Any]:
+    return {
+        "candidate": one.candidate.name,
+        "convergence": f"{one.convergence:.6g}",
+        "convergence_sd": f"{one.convergence_spread:.6g}",
+        "instability": f"{one.instability:.6g}",
+        "instability_sd": f"{one.instability_spread:.6g}",
+        "validation_loss": f"{one.validation_loss:.6g}",
+        "failed": one.failures,
+        "failed_at_any_rate": one.all_failures,
+        "runs": len(one.scores),
+        "clip_rate": f"{one.clip_rate:.4f}",
+        "steps_to_target": "" if one.steps_to_target is None else f"{one.steps_to_target:g}",
+        "spikes": sum(score.spikes for score in one.base),
+        "steps": sum(score.steps for score in one.scores),
+        "seconds": f"{one.seconds:.2f}",
+        "pareto": one in front,
+    }
+
+
+def _same_within_noise(one: Result, other: Result) -> bool:
+    pairs = {score.seed: score.aulc for score in one.base}
+    differences = [pairs[score.seed] - score.aulc for score in other.base if score.seed in pairs]
+    if not any(differences):
+        return True
+    if len(differences) < 2 or len(set(differences)) == 1:
+        return False
+    half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
+    return bool(abs(fmean(differences)) <= half)

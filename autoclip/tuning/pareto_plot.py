@@ -1,0 +1,75 @@
+"""The picture of a sweep: convergence against instability."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from autoclip.tuning.outcome import Recommendation, Result, pareto_front
+
+COLOURS = {"fixed": "tab:orange", "none": "black", "fixed_percentile": "tab:green", "running_quantile": "tab:blue"}
+OTHER_COLOUR = "tab:purple"
+
+
+def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None, path: Path) -> None:
+    """Write the picture: one point per candidate with its spread over the seeds, crosses where runs failed.
+
+    The convergence axis shows the candidates that did not fail; one that lies far outside is drawn at its edge.
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    left, right = _limits(results)
+    labelled: set[str] = set()
+    for one in results:
+        kind = str(one.candidate.policy["kind"])
+        inside = one.convergence <= right
+        axes.errorbar(
+            min(one.convergence, right),
+            one.instability,
+            xerr=one.convergence_spread if inside else None,
+            yerr=one.instability_spread,
+            fmt="x" if one.failures else "o",
+            markersize=5,
+            color=COLOURS.get(kind, OTHER_COLOUR),
+            elinewidth=0.5,
+            label=None if kind in labelled else kind,
+        )
+        labelled.add(kind)
+        short = one.candidate.name.removeprefix(f"{kind} ")
+        axes.annotate(
+            short if inside else f"{short} (at {one.convergence:.3g}) >",
+            (min(one.convergence, right), one.instability),
+            xytext=(5, 4) if inside else (-6, 6),
+            ha="left" if inside else "right",
+            textcoords="offset points",
+            fontsize=7,
+            color=COLOURS.get(kind, OTHER_COLOUR),
+        )
+    front = pareto_front(results)
+    steps = [one.convergence for one in front], [one.instability for one in front]
+    axes.step(*steps, where="post", color="grey", linewidth=0.8, label="Pareto front")
+    if recommendation:
+        chosen = recommendation.chosen
+        label = f"recommended: {chosen.candidate.name}"
+        axes.plot(chosen.convergence, chosen.instability, "o", ms=13, mfc="none", mec="red", label=label)
+    axes.set_xlim(left, right + 0.02 * (right - left))
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_ylim(min(-0.002, min(one.instability - one.instability_spread for one in front or results)), 1.5)
+    axes.set_xlabel("convergence: mean training loss over the run (lower is faster)")
+    axes.set_ylabel("instability: normalised regret over learning rates (lower is steadier)")
+    title = "bars: standard deviation over seeds; crosses: a run failed at the configured learning rate"
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def _limits(results: Sequence[Result]) -> tuple[float, float]:
+    """Range of the convergence, with its spread, of the candidates that did not fail (or of all, where all did)."""
+    shown = [one for one in results if not one.failures] or list(results)
+    left = min(one.convergence - one.convergence_spread for one in shown)
+    right = max(one.convergence + one.convergence_spread for one in shown)
+    margin = 0.08 * (right - left) or 0.1
+    return left - margin, right + margin
