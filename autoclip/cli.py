@@ -37,7 +37,7 @@ clip:
   policy:                       # what sets the threshold: POLICIES
     kind: running_quantile      # or a class of your own, my_module:MyPolicy
     percentile: 90              # this share of the steps stays unclipped
-    warmup_steps: 50            # steps that are only observed
+    warmup_steps: 50            # norms collected first; meanwhile a bound that follows their median holds
 evaluate_every: 250             # steps between validations; null: only at the end
 checkpoint_every: 250           # autoclip run FILE --resume continues from there
 device: auto                    # or cpu, cuda, cuda:0

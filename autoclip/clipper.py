@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from math import inf, isclose, isfinite
 from typing import Any, Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from autoclip.gradients import (
     Norms,
@@ -41,19 +43,20 @@ class Sink(Protocol):
 class Clipper:
     """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
 
-    Call `step()` between `backward()` and `optimizer.step()`, once per optimizer step (with a `GradScaler`: after
-    `scaler.unscale_(optimizer)`). It measures the norm of all gradients, clips at the policy's threshold, and tells
-    the policy the norm before clipping:
+    Call `step()` between `backward()` and `optimizer.step()`, once per optimizer step (with a `GradScaler`: always
+    after `scaler.unscale_(optimizer)`). It measures the norm of all gradients, clips at the policy's threshold, and
+    tells the policy the norm before clipping:
 
         coefficient = c / (norm + min(1e-6, c / 1000)) where norm > c, else the gradients are not touched
 
     Args:
-        source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer.
-        policy: what sets the threshold; None is `RunningQuantile()`.
+        source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
+            those it has now; of an optimizer also those of groups that are added later.
+        policy: what sets the threshold, one for each clipper; None is `RunningQuantile()`.
         scope: whose norm is meant; "global": of all gradients together. None is the policy's own.
         mode: "norm" scales all gradients by one factor; "value" clamps each element to the threshold, and the observed
             norm is the largest absolute element.
-        norm_type: p > 0 or inf, the order of the norm in mode "norm".
+        norm_type: p > 0 or inf, the order of the norm in mode "norm" (not used in mode "value").
         response: what happens above the threshold; "scale" shrinks to it. None is the policy's own.
         on_nonfinite: "skip" removes the gradients of a step whose norm is NaN or Inf (each `grad` becomes None), so
             that the optimizer leaves parameters and momentum as they are; "propagate" does as torch; "raise" raises.
@@ -86,15 +89,16 @@ class Clipper:
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
         self.policy = policy if policy is not None else RunningQuantile()
+        self.policy.clone()  # raises now what would keep it from being resumed later
         self.scope: Scope = _choice("scope", scope or "global", Scope)
         self.mode: Mode = _choice("mode", mode, Mode)
         self.response: Response = _choice("response", response or "scale", Response)
         self.on_nonfinite: OnNonfinite = _choice("on_nonfinite", on_nonfinite, OnNonfinite)
-        self.norm_type = inf if mode == "value" else checked_norm_type(norm_type)
+        order = checked_norm_type(norm_type)
+        self.norm_type = inf if mode == "value" else order
         self.sinks = tuple(sinks)
-        self._parameters = named_parameters(source)
-        if not self._parameters:
-            raise ValueError("the source holds no parameters: nothing can be clipped")
+        self._optimizer = source if isinstance(source, Optimizer) else None
+        self._read_parameters(source)
         self._steps = 0
         self._active_steps = 0
         self._clipped_steps = 0
@@ -107,6 +111,10 @@ class Clipper:
     def step(self, *, loss: float | Tensor | None = None) -> Tensor:
         """Clip the gradients of this optimizer step and learn from them.
 
+        A second call in the same step changes nothing and returns the norm of the first. It is told by the gradients
+        being the same tensors, not written to since, with the norm they were left with; gradients that are rewritten
+        without autograd's notice (through `.data`, or by a replayed CUDA graph) pass for new by their norm only.
+
         Args:
             loss: of this step (under accumulation the mean over its micro-batches), for policies that look at it.
 
@@ -117,6 +125,8 @@ class Clipper:
             RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before.
             TypeError: gradients of an integer dtype, or complex ones in mode "value".
         """
+        if self._optimizer and sum(len(group["params"]) for group in self._optimizer.param_groups) != self._given:
+            self._read_parameters(self._optimizer)
         named = live_gradients(self._parameters)
         gradients = list(named.values())
         norms = measure(named, self.norm_type)
@@ -142,7 +152,8 @@ class Clipper:
             self.policy.observe(norms.value, loss)
         coefficient = self._shrink(gradients, norms, threshold)
         self._measured = (names, norms.each)
-        self._left = _Left(gradients, norms, coefficient)
+        left = min(norms.value, threshold) if self.mode == "value" else norms.value * coefficient
+        self._left = _Left(gradients, norms.total, left, skipped=coefficient == 0.0)
         self._record(
             ClipRecord(
                 step=self._steps,
@@ -209,16 +220,31 @@ class Clipper:
         missing = [name for name in self.state_dict() if name not in state]
         if missing:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
+        counts = [state[name] for name in ("steps", "active_steps", "clipped_steps", "skipped_steps")]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"the counts in the state of a Clipper must be whole numbers, got {counts}")
         self.policy.load_state_dict(state["policy"])
-        self._steps = int(state["steps"])
-        self._active_steps = int(state["active_steps"])
-        self._clipped_steps = int(state["clipped_steps"])
-        self._skipped_steps = int(state["skipped_steps"])
-        self._last = None
-        self._left = None
+        self._steps, self._active_steps, self._clipped_steps, self._skipped_steps = counts
+        self._last = self._measured = self._left = None
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
 
     def __repr__(self) -> str:
         return f"Clipper({len(self._parameters)} parameters, {self.policy!r}, mode={self.mode!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference to a gradient cannot be pickled, and means nothing elsewhere.
+        return {**vars(self), "_left": None}
+
+    def _read_parameters(self, source: Source) -> None:
+        self._parameters = named_parameters(source)
+        if not self._parameters:
+            raise ValueError("the source holds no parameters: nothing can be clipped")
+        groups = self._optimizer.param_groups if self._optimizer else []
+        self._given = sum(len(group["params"]) for group in groups)
 
     def _shrink(self, gradients: list[Tensor], norms: Norms, threshold: float) -> float:
         """Do to the gradients what this step asks for; return the factor that they were multiplied by."""
@@ -255,12 +281,14 @@ class Clipper:
 class _Left:
     """How a step left the gradients: tells a second call in the same optimizer step from a new step."""
 
-    def __init__(self, gradients: list[Tensor], norms: Norms, coefficient: float) -> None:
-        self.total_norm = norms.total
-        self._skipped = bool(gradients) and coefficient == 0.0  # the gradients were removed
+    def __init__(self, gradients: list[Tensor], total_norm: Tensor, left: float, skipped: bool) -> None:
+        self.total_norm = total_norm
+        self._skipped = skipped  # the gradients were removed
         self._first = weakref.ref(gradients[0]) if gradients else None
         self._version = gradients[0]._version if gradients else 0
-        self._norm = norms.value * coefficient
+        self._norm = left
+        # Scaled gradients are rounded in their own precision.
+        self._tolerance = max([1e-6, *(torch.finfo(gradient.dtype).eps for gradient in gradients)])
 
     def is_still(self, gradients: list[Tensor], norm: float) -> bool:
         """Whether these are the same gradients, not written to since, with the norm they were left with."""
@@ -269,7 +297,7 @@ class _Left:
         return (
             self._first() is gradients[0]
             and self._version == gradients[0]._version
-            and isclose(self._norm, norm, rel_tol=1e-2)  # half precision rounds
+            and isclose(self._norm, norm, rel_tol=self._tolerance)
         )
 
 

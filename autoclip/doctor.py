@@ -114,5 +114,5 @@ def torch_rows() -> Iterable[Row]:
 def optional_packages() -> Iterable[Row]:
     """Version of each optional package, or the command that installs it."""
     for distribution, extra in OPTIONAL.items():
-        missing = f"not installed (pip install '{DISTRIBUTION}[{extra}]')"
+        missing = f"not installed (extra: {extra})"
         yield Row(distribution, installed_version(distribution) or missing)

@@ -16,7 +16,8 @@ class ClipRecord:
         phase: "warmup" or "active": whose threshold it was.
         total_norm: norm before clipping (mode "value": the largest absolute element).
         threshold: > 0; inf: nothing was to be clipped.
-        coefficient: factor on the gradients (mode "value": on the largest element), in [0, 1]; 1 left them untouched.
+        coefficient: factor on the gradients, in [0, 1]; 1 left them untouched (mode "value": threshold over the largest
+            element).
         clipped: the norm lay above the threshold.
         skipped: the step was made to have no effect on the parameters.
         finite: the norm was finite.

@@ -80,23 +80,27 @@ def loss_aware_thresholds(
     fast: float = 0.8,
     slow: float = 0.97,
     start: float = 0.3,
+    floor: float = 0.1,
 ) -> list[float]:
-    """Slow start at a share of the first norm (the first step is clipped to it), then tracker and cut, in this order.
+    """Slow start at a share of the first norm (the first step is clipped to it), then tracker, cut, floor, in order.
 
     After each later step the tracker learns the norm; then the threshold is cut where the fast average of the loss
-    lies above the slow one. Both averages start at the first loss. A step without a loss is not cut.
+    lies above the slow one. Both averages start at the first loss. A step without a loss is not cut. The floor is a
+    share of a second tracker, which starts at the first norm and is never cut.
     """
-    threshold = start * norms[0]
+    threshold, uncut = start * norms[0], norms[0]
     thresholds = [threshold, threshold]
     fast_average = slow_average = losses[0]
     for norm, loss in zip(norms[1:-1], losses[1:-1], strict=True):
         below = 1.0 if norm <= threshold else 0.0
         threshold *= exp(-rate * (below - percentile / 100))
+        uncut *= exp(-rate * ((1.0 if norm <= uncut else 0.0) - percentile / 100))
         if loss is not None:
             fast_average = loss if fast_average is None else fast * fast_average + (1 - fast) * loss
             slow_average = loss if slow_average is None else slow * slow_average + (1 - slow) * loss
             if fast_average > slow_average:
                 threshold *= cut
+        threshold = max(threshold, floor * uncut)
         thresholds.append(threshold)
     return thresholds
 

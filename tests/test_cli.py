@@ -130,7 +130,7 @@ def test_validate_as_json(experiment):
             {
                 "place": "command line: clip.policy.rate=0",
                 "key": ["clip", "policy", "rate"],
-                "message": "must be a number in (0, inf), got 0",
+                "message": "must be a number in (0, 10], got 0",
             }
         ],
     }

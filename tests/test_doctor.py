@@ -106,7 +106,7 @@ def test_an_optional_package_is_shown_with_its_version_or_with_what_installs_it(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     rows = by_name(list(optional_packages()))
     assert rows["optuna"].value == "5.1.2"
-    assert rows["wandb"].value == "not installed (pip install 'autoclip-tuner[wandb]')"
+    assert rows["wandb"].value == "not installed (extra: wandb)"
     assert all(row.ok for row in rows.values())
     assert installed_version("wandb") is None
 

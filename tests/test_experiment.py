@@ -105,11 +105,45 @@ def test_a_diverged_seed_gives_exit_code_1(configure: Callable[..., ExperimentCo
 
 
 def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run_experiment(configure("task.args={fail_at: 3}", "seeds=[0, 1]"), out, resume=False) == 1
+    captured = capsys.readouterr()
+    assert f"seed 0 stopped: RuntimeError: the task broke (traceback in {out / 'seed-0' / 'error.txt'})" in captured.err
+    assert "failed" in captured.out
+    assert "in loss" in (out / "seed-0" / "error.txt").read_text()
+    total = json.loads((out / "summary.json").read_text())
+    assert total["failed"] == 2
+    assert "the task broke" in total["seeds"][1]["error"]
+    assert not (out / "seed-0" / "summary.json").exists()
+
+
+def test_a_task_whose_batches_end_is_told_so(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_experiment(configure("task.args={end_at: 7}", "seeds=[0]"), tmp_path / "out", resume=False) == 1
+    assert "batches() ended after 7 batches" in capsys.readouterr().err
+
+
+def test_what_the_task_prints_stays_out_of_the_result(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure("task.args={speaks: true}", "seeds=[0]")
+    run_experiment(config, tmp_path / "out", resume=False, output_format="json")
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["seeds"][0]["status"] == "finished"
+    assert "hello from the task" in captured.err
+
+
+def test_another_experiment_is_not_mixed_into_a_directory(
     configure: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match=r"seed 0 stopped: RuntimeError: the task broke \(traceback in .*error\.txt\)"):
-        run_experiment(configure("task.args={fail_at: 3}"), tmp_path / "out", resume=False)
-    assert "in loss" in (tmp_path / "out" / "seed-0" / "error.txt").read_text()
+    run_experiment(configure("seeds=[0]"), tmp_path / "out", resume=False)
+    with pytest.raises(UsageError, match="already holds a run"):
+        run_experiment(configure("seeds=[1]", "optimizer.lr=9"), tmp_path / "out", resume=False)
+    with pytest.raises(UsageError, match="another configuration"):
+        run_experiment(configure("seeds=[1]", "optimizer.lr=9"), tmp_path / "out", resume=True)
 
 
 def test_tasks_that_cannot_be_made_are_usage_errors(configure: Callable[..., ExperimentConfig]) -> None:

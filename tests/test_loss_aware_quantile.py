@@ -31,6 +31,7 @@ def follow(policy, norms, losses=None):
         {},
         {"percentile": 90, "rate": 0.05, "cut": 0.8},
         {"fast": 0.9, "slow": 0.99, "start": 0.1},
+        {"floor": 1e-6},
     ],
 )
 @pytest.mark.parametrize("stream", STREAMS)
@@ -83,9 +84,29 @@ def test_a_useless_first_norm_leaves_the_slow_start_to_the_next():
 def test_a_falling_loss_cuts_nothing_and_a_rising_one_cuts_every_step():
     norms = [1.0] + [1e9] * 20
     falling = follow(LossAwareQuantile(), norms, [10.0 - 0.1 * step for step in range(21)])
-    rising = follow(LossAwareQuantile(), norms, [10.0 + 0.1 * step for step in range(21)])
+    rising = follow(LossAwareQuantile(floor=1e-6), norms, [10.0 + 0.1 * step for step in range(21)])
     assert falling == pytest.approx([0.3, *(0.3 * exp(0.05 * step) for step in range(20))], rel=1e-9, abs=0)
     assert rising == pytest.approx([0.3, *(0.3 * (0.9 * exp(0.05)) ** step for step in range(20))], rel=1e-9, abs=0)
+
+
+def test_a_noisy_plateau_does_not_carry_the_threshold_away_and_it_recovers():
+    generator = np.random.default_rng(10)
+    norms = np.exp(generator.normal(0, 0.5, 20_000)).tolist()
+    plateau = (2 + 0.1 * generator.standard_normal(20_000)).tolist()
+    policy = LossAwareQuantile()
+    thresholds = follow(policy, norms, plateau)
+    assert min(thresholds) > 0.05
+    assert max(thresholds[1000:]) < 1.5
+    recovered = follow(policy, norms[:100], [2 * 0.99**step for step in range(100)])
+    assert recovered[-1] > 0.5
+
+
+def test_a_rising_loss_lowers_the_threshold_to_the_floor_and_no_further():
+    norms = norm_streams(2000, seed=11)["lognormal"]
+    thresholds = follow(LossAwareQuantile(), norms, [1 + 0.01 * step for step in range(2000)])
+    median = float(np.median(norms))
+    assert 0.05 * median < min(thresholds[100:])
+    assert max(thresholds[100:]) < 0.3 * median
 
 
 def test_a_cut_of_one_ignores_the_loss():

@@ -149,7 +149,7 @@ def test_the_schema_takes_over_the_intervals_of_the_policies():
 
 def test_descriptions_come_from_the_docstrings_of_the_class_and_its_parents():
     descriptions = argument_descriptions(LossAwareQuantile)
-    assert descriptions["rate"] == "> 0, the tracker's step in log space."
+    assert descriptions["rate"] == "in (0, 10], the tracker's step in log space."
     assert descriptions["max_threshold"] == "> 0, the largest; inf sets no bound."
     for cls in POLICIES.values():
         assert argument_descriptions(cls).keys() >= constructor_parameters(cls).keys()

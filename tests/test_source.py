@@ -91,12 +91,12 @@ def test_two_parameters_of_one_name_are_an_error():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (3.0, r"expected a module, parameters, parameter groups or an optimizer, got 3\.0"),
-        (None, "expected a module, parameters, parameter groups or an optimizer, got None"),
-        ([1.0], r"expected a parameter at '0', got 1\.0"),
-        ("weights", "expected a parameter at '0', got 'w'"),
-        ({"weight": torch.zeros(2)}, "expected a parameter at '0', got 'weight'"),
-        ([("weight", None)], "expected a parameter at 'weight', got None"),
+        (3.0, r"expected a module, parameters, parameter groups or an optimizer, got a float"),
+        (None, "expected a module, parameters, parameter groups or an optimizer, got a NoneType"),
+        ([1.0], r"expected a parameter at '0', got a float"),
+        ("weights", "expected a parameter at '0', got a str"),
+        ({"weight": 1}, "expected a parameter at 'weight', got a int"),
+        ([("weight", None)], "expected a parameter at 'weight', got a NoneType"),
         ([{"lr": 0.1, "betas": 1}], "parameter group 0 has no 'params', only lr, betas"),
     ],
 )

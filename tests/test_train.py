@@ -194,6 +194,15 @@ def test_a_nan_that_is_passed_on_ends_the_run_as_diverged(
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
+def test_a_run_without_a_single_finite_step_is_diverged(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="non-finite"):
+        status, *_ = run(configure("task.args={nan_from: 0}", "steps=5"), tmp_path / "run")
+    assert status == "diverged"
+    assert len(lines(tmp_path / "run")) == 5
+
+
 def test_nothing_but_nan_ends_the_run_as_diverged(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="non-finite"):
         status, *_ = run(configure("task.args={nan_from: 12}", "steps=500"), tmp_path / "run")
@@ -235,7 +244,7 @@ def test_float16_norms_are_measured_unscaled(configure: Callable[..., Experiment
     assert first.record.total_norm == pytest.approx(full[0].record.total_norm, rel=0.5)
 
 
-def test_both_checkpoints_damaged_start_over_and_one_damaged_falls_back(
+def test_one_damaged_checkpoint_falls_back_and_two_are_refused(
     configure: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
     config = configure()
@@ -248,8 +257,30 @@ def test_both_checkpoints_damaged_start_over_and_one_damaged_falls_back(
     assert "checkpoint.pt is damaged" in said[0]
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / "run" / name).write_bytes(b"broken")
-    status, *_, said = run(config, tmp_path / "run", resume=True)
-    assert (status, len(said)) == ("finished", 2)
+    before = lines(tmp_path / "run")
+    with pytest.raises(RunError, match="no checkpoint can be read"):
+        run(config, tmp_path / "run", resume=True)
+    assert lines(tmp_path / "run") == before
+
+
+def test_fewer_steps_than_taken_are_refused(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    run(configure(), tmp_path / "run", stop_after=20)
+    with pytest.raises(UsageError, match=r"has 20 steps already, more than the configured steps=8"):
+        run(configure("steps=8"), tmp_path / "run", resume=True)
+
+
+def test_skipping_ahead_makes_the_batches_before_the_random_state_is_restored(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    class Augmented(TinyTask):
+        def batches(self, seed: int) -> Any:
+            for batch in super().batches(seed):
+                torch.rand(3)  # a task that draws from the global generator, as it should not
+                yield batch
+
+    run(configure("steps=40"), tmp_path / "whole", Augmented())
+    run(configure("steps=40"), tmp_path / "run", Augmented(), stop_after=16)
+    run(configure("steps=40"), tmp_path / "run", Augmented(), resume=True)
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 

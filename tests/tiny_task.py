@@ -8,16 +8,25 @@ from torch import Tensor, nn
 
 
 class TinyTask:
-    """Noisy linear regression; `fail_at` raises in the loss of that batch, `nan_at` makes that loss NaN."""
+    """Noisy linear regression, whose batches raise, are NaN or end where the arguments say so."""
 
     trivial_loss = 1.0
 
     def __init__(
-        self, *, features: int = 8, fail_at: int = -1, nan_at: int = -1, nan_from: int = 10**9, data: str = "a"
+        self,
+        *,
+        features: int = 8,
+        fail_at: int = -1,
+        nan_at: int = -1,
+        nan_from: int = 10**9,
+        end_at: int = -1,
+        speaks: bool = False,
+        data: str = "a",
     ) -> None:
         if features < 1:
             raise ValueError(f"features must be at least 1, got {features}")
         self.features, self.fail_at, self.nan_at, self.nan_from = features, fail_at, nan_at, nan_from
+        self.end_at, self.speaks = end_at, speaks
         self.data_hash = hashlib.sha256(data.encode()).hexdigest()
 
     def model(self, seed: int) -> nn.Module:
@@ -31,7 +40,7 @@ class TinyTask:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.linspace(-1, 1, self.features)
         index = 0
-        while True:
+        while index != self.end_at:
             x = torch.randn(32, self.features, generator=generator)
             y = x @ weight + 0.1 * torch.randn(32, generator=generator)
             yield {"x": x, "y": y, "index": torch.tensor(index)}
@@ -45,6 +54,8 @@ class TinyTask:
         return loss * float("nan") if index == self.nan_at or index >= self.nan_from else loss
 
     def evaluate(self, model: nn.Module) -> float:
+        if self.speaks:
+            print("hello from the task")
         batch = next(self.batches(10_000))
         return float((model(batch["x"]).squeeze(1) - batch["y"]).square().mean())
 

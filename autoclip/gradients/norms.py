@@ -19,7 +19,8 @@ class Norms:
     """Norms of one step's gradients.
 
     Attributes:
-        total: 0-d tensor, the norm of all gradients as if they were one vector.
+        total: 0-d tensor, the norm of all gradients as if they were one vector; float64 where float32 could not tell
+            it (see `measure`) or the gradients are float64, else float32.
         each: shape (n,), the norm of each gradient, in the order of the names.
         value: the total as a float of the host.
     """
@@ -120,4 +121,6 @@ def _dtype(values: Tensor, wide: bool) -> torch.dtype:
 def _stack(norms: Sequence[Tensor]) -> Tensor:
     first = norms[0]
     widest = torch.float64 if any(norm.dtype == torch.float64 for norm in norms) else torch.float32
-    return torch.stack([norm.to(first.device, widest) for norm in norms])
+    stacked = torch.stack([norm.to(first.device, widest) for norm in norms])
+    # Of sharded gradients each rank holds a part: one collective makes them whole.
+    return stacked.full_tensor() if hasattr(stacked, "full_tensor") else stacked

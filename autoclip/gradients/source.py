@@ -12,6 +12,7 @@ Source = (
     | Tensor
     | Iterable[Tensor]
     | Iterable[tuple[str, Tensor]]
+    | Mapping[str, Tensor]
     | Iterable[Mapping[str, Any]]
 )
 
@@ -31,13 +32,16 @@ def named_parameters(source: Source) -> dict[str, Tensor]:
         source = source.param_groups
     if isinstance(source, Tensor):
         source = [source]
+    if isinstance(source, Mapping):
+        source = source.items()
     if not isinstance(source, Iterable):
-        raise TypeError(f"expected a module, parameters, parameter groups or an optimizer, got {source!r}")
+        kind = type(source).__name__
+        raise TypeError(f"expected a module, parameters, parameter groups or an optimizer, got a {kind}")
     seen: set[int] = set()
     found: dict[str, Tensor] = {}
     for name, parameter in _pairs(source):
         if not isinstance(parameter, Tensor):
-            raise TypeError(f"expected a parameter at {name!r}, got {parameter!r}")
+            raise TypeError(f"expected a parameter at {name!r}, got a {type(parameter).__name__}")
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))

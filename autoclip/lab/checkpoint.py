@@ -4,11 +4,14 @@ import hashlib
 import os
 import random
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from autoclip.errors import RunError
 
 LATEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -34,9 +37,12 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Read the latest checkpoint that is whole.
 
     Returns:
-        Its state, None where there is none, and a line for each damaged file that was passed over.
+        Its state, None where there is no file, and a line for each damaged file that was passed over.
+
+    Raises:
+        RunError: there are files, and none of them is whole.
     """
-    damaged = []
+    damaged: list[str] = []
     for name in (LATEST, PREVIOUS):
         path = directory / name
         if not path.exists():
@@ -47,11 +53,15 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
             if fingerprint(state) != content["sha256"]:
                 raise ValueError("its checksum is wrong")
         except Exception as error:  # noqa: BLE001 - a damaged file can raise anything while it is unpickled
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            damaged.append(f"{path} is damaged and was passed over: {reason}")
+            # torch's own text for this one advises to load the file unsafely.
+            refused = "torch.load(weights_only=True) refuses it"
+            reason = refused if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
+            damaged.append(f"{path} is damaged and was passed over ({reason or type(error).__name__})")
             continue
         return state, damaged
-    return None, damaged
+    if damaged:
+        raise RunError(f"no checkpoint can be read: {'; '.join(damaged)}; choose another --output-dir to start over")
+    return None, []
 
 
 def fingerprint(value: Any) -> str:

@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -24,8 +24,11 @@ from autoclip.lab.train import choose_device, summarise, train
 from autoclip.run_directory import CONFIG, SUMMARY, read_json, write_atomically, write_json
 from autoclip.version import __version__
 
-MAY_CHANGE = ("steps", "seeds", "sweep")
+MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
 """Top-level keys that a resumed run may have changed: they do not alter the steps already taken."""
+
+ERROR = "error.txt"
+"""Where the traceback of a task that raised is kept."""
 
 SHOWN = (
     "seed",
@@ -37,6 +40,7 @@ SHOWN = (
     "threshold",
     "skipped_steps",
     "seconds",
+    "error",
 )
 """What the summary over the seeds repeats of each seed's own."""
 
@@ -75,26 +79,29 @@ def run_experiment(
         output_format: "text" prints a table, "json" the summary.
 
     Returns:
-        The exit code: 0, 1 where a seed diverged, 130 where the run was interrupted.
+        The exit code: 0, 1 where a seed failed or diverged, 130 where the run was interrupted.
 
     Raises:
         UsageError: the directory holds another run, or the task cannot be made.
-        RunError: the task's own code raised, or the disk refused.
+        RunError: the disk refused.
     """
     interrupt = Interrupt()
-    with interrupt.listening():
+    # What the task prints must not mix with the result.
+    with interrupt.listening(), redirect_stdout(sys.stderr):
         total = run_seeds(config, output_dir, resume=resume, interrupt=interrupt)
     print(json.dumps(total, indent=2) if output_format == "json" else _table(total, output_dir))  # noqa: T201
     if interrupt.asked:
         print(f"interrupted; --resume continues in {output_dir}", file=sys.stderr)  # noqa: T201
         return 130
-    return 1 if total["diverged"] else 0
+    return 1 if total["diverged"] or total["failed"] else 0
 
 
 def run_seeds(
     config: ExperimentConfig, output_dir: Path, *, resume: bool, interrupt: Interrupt, bar: bool = True
 ) -> dict[str, Any]:
     """Train every seed into `output_dir/seed-<n>/` and return the summary over them, also written beside them.
+
+    A seed whose task raises counts as failed, with its error in the summary; the others are trained all the same.
 
     Args:
         config: the experiment.
@@ -105,7 +112,7 @@ def run_seeds(
 
     Raises:
         UsageError: the directory holds another run, or the task cannot be made.
-        RunError: the task's own code raised, or the disk refused.
+        RunError: the disk refused.
     """
     task = make_task(config)
     build_policy(config.clip.policy)  # with the device, found wanting before anything is written
@@ -118,7 +125,11 @@ def run_seeds(
                 break
             with TrainingProgress(f"{config.name} seed {seed}", config.steps, bar) as progress:
                 directory = output_dir / f"seed-{seed}"
-                summaries.append(_run_seed(config, task, seed, directory, resume, interrupt, progress))
+                try:
+                    summaries.append(_run_seed(config, task, seed, directory, resume, interrupt, progress))
+                except RunError as error:
+                    progress.say(str(error))
+                    summaries.append({"seed": seed, "status": "failed", "error": str(error)})
         total = _over_seeds(config, summaries)
         write_json(output_dir / SUMMARY, total)
     except OSError as error:
@@ -144,16 +155,14 @@ def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> Non
     """Create the directories; refuse to mix two runs in one."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"{output_dir} is a file; --output-dir needs a directory")
+    for directory in sorted(path.parent for path in output_dir.glob(f"seed-*/{CONFIG}")):
+        if not resume:
+            raise UsageError(
+                f"{directory} already holds a run: continue it with --resume, or choose another --output-dir"
+            )
+        _refuse_changes(directory, config)
     for seed in config.seeds:
-        directory = output_dir / f"seed-{seed}"
-        if (directory / CONFIG).exists():
-            if not resume:
-                raise UsageError(
-                    f"{directory} already holds a run: continue it with --resume, or choose another --output-dir"
-                )
-            _refuse_changes(directory, config)
-        directory.mkdir(parents=True, exist_ok=True)
-    for seed in config.seeds:
+        (output_dir / f"seed-{seed}").mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / f"seed-{seed}" / CONFIG, to_yaml(config))
 
 
@@ -196,15 +205,17 @@ def _run_seed(
                 should_stop=lambda: interrupt.asked,
                 say=progress.say,
             )
-        except (UsageError, RunError):
+            versions = {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()}
+            summary = summarise(status, training) | {"versions": versions}
+            write_json(directory / SUMMARY, summary)
+        except UsageError:
             raise
+        except RunError as error:
+            raise RunError(f"seed {seed} stopped: {error}") from error
         except Exception as error:  # the task's code may raise anything
-            kept = _keep_traceback(directory / "error.txt")
+            kept = _keep_traceback(directory / ERROR)
             raise RunError(f"seed {seed} stopped: {type(error).__name__}: {error}{kept}") from error
-    summary = summarise(status, training) | {
-        "versions": {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    write_json(directory / SUMMARY, summary)
+    (directory / ERROR).unlink(missing_ok=True)
     return summary
 
 
@@ -218,11 +229,12 @@ def _keep_traceback(path: Path) -> str:
 
 def _over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
-    rates = [summary["clip_rate"] for summary in summaries]
+    rates = [summary["clip_rate"] for summary in summaries if summary["status"] != "failed"]
     return {
         "name": config.name,
-        "policy": summaries[0]["policy"] if summaries else None,
-        "seeds": [{name: summary[name] for name in SHOWN} for summary in summaries],
+        "policy": repr(build_policy(config.clip.policy)),
+        "seeds": [{name: summary.get(name) for name in SHOWN} for summary in summaries],
+        "failed": sum(summary["status"] == "failed" for summary in summaries),
         "diverged": sum(summary["status"] == "diverged" for summary in summaries),
         "median_validation_loss": median(losses) if losses else None,
         "median_clip_rate": median(rates) if rates else None,
@@ -230,11 +242,15 @@ def _over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> di
 
 
 def _table(total: dict[str, Any], output_dir: Path) -> str:
-    row = "{:>6}  {:<11}  {:>7}  {:>10}  {:>7}  {:>9}  {}".format
+    row = "{:>6}  {:<11}  {:>7}  {:>10}  {:>7}  {:>7}  {:>9}  {}".format
     lines = [f"{total['name']}: {total['policy']}"]
-    lines.append(row("seed", "status", "steps", "validation", "clipped", "threshold", "directory"))
+    lines.append(row("seed", "status", "steps", "validation", "clipped", "skipped", "threshold", "directory"))
     for seed in total["seeds"]:
         loss, threshold = seed["validation_loss"], seed["threshold"]
+        directory = output_dir / f"seed-{seed['seed']}"
+        if seed["status"] == "failed":
+            lines.append(row(seed["seed"], "failed", "-", "-", "-", "-", "-", directory))
+            continue
         lines.append(
             row(
                 seed["seed"],
@@ -242,8 +258,9 @@ def _table(total: dict[str, Any], output_dir: Path) -> str:
                 seed["steps"],
                 "-" if loss is None else f"{loss:.4f}",
                 f"{seed['clip_rate']:.1%}",
+                seed["skipped_steps"],
                 "off" if threshold is None else f"{threshold:.4g}",
-                output_dir / f"seed-{seed['seed']}",
+                directory,
             )
         )
     return "\n".join(lines)

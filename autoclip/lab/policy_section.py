@@ -61,7 +61,10 @@ class PolicySection(Section):
 class _KnownPolicySection(PolicySection):
     @model_validator(mode="after")
     def _construct(self) -> Self:
-        POLICIES[self.kind](**policy_parameters(self))  # finds what concerns several parameters
+        try:
+            POLICIES[self.kind](**policy_parameters(self))  # finds what concerns several parameters
+        except ArithmeticError as error:
+            raise ValueError(f"must be of numbers that can be computed with: {error}") from None
         return self
 
 

@@ -57,4 +57,4 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if not self._silent:
-            self.console.print(message, highlight=False, markup=False)
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -119,7 +119,9 @@ class Sweep:
         for multiplier in self.settings.lr_multipliers:
             directory = self.directory(candidate, multiplier)
             config = candidate_config(self.config, self.settings, candidate, multiplier)
-            run_seeds(config, directory, resume=True, interrupt=interrupt, bar=False)
+            total = run_seeds(config, directory, resume=True, interrupt=interrupt, bar=False)
+            if total["failed"]:
+                raise RunError(next(seed["error"] for seed in total["seeds"] if seed["error"]))
             if interrupt.asked:
                 sys.exit(130)  # Optuna leaves the trial running, and the next start hands it out again
             scores += [score(read_run(directory / f"seed-{seed}"), multiplier, seed) for seed in self.settings.seeds]

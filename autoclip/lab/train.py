@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -96,7 +97,11 @@ class Training:
         """Take one optimizer step over `accumulate` batches."""
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for batch in islice(self.batches, self.config.accumulate):
+        for _ in range(self.config.accumulate):
+            batch = next(self.batches, None)
+            if batch is None:
+                taken = self.tally.steps * self.config.accumulate
+                raise RunError(f"the task's batches() ended after {taken} batches or a few more; it must not end")
             with torch.autocast(
                 self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
             ):
@@ -165,9 +170,9 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         self.clipper.load_state_dict(state["clipper"])
         self.tally = Tally(**state["tally"])
-        skipped = self.tally.steps * self.config.accumulate
-        self.batches = islice(iter(self.task.batches(self.seed)), skipped, None)
-        # Last, as building the iterator may draw from them.
+        self.batches = iter(self.task.batches(self.seed))
+        deque(islice(self.batches, self.tally.steps * self.config.accumulate), maxlen=0)
+        # Last, as making the batches may draw from them.
         restore_random_state(state["random"])
 
     def _count(self, loss: float, record: ClipRecord) -> None:
@@ -197,8 +202,8 @@ def train(
 ) -> tuple[Status, Training]:
     """Train one seed into its run directory, from the latest whole checkpoint where `resume` is set.
 
-    A run ends as diverged when a parameter is non-finite, or after 50 steps in a row without a finite loss and norm;
-    otherwise non-finite steps are left to `clip.on_nonfinite`.
+    A run ends as diverged when a parameter is non-finite, or after 50 steps in a row (or all) without a finite loss and
+    norm; otherwise non-finite steps are left to `clip.on_nonfinite`.
 
     Args:
         config: the experiment.
@@ -217,6 +222,9 @@ def train(
             say(line)
         if state is not None:
             training.load_state_dict(state)
+        if training.tally.steps > config.steps:
+            taken = training.tally.steps
+            raise UsageError(f"{directory} has {taken} steps already, more than the configured steps={config.steps}")
     keep = training.tally.steps
     with LineLog(directory / METRICS, keep) as metrics, LineLog(directory / LAYERS, keep) as layers:
         if metrics.lines != keep:
@@ -267,6 +275,7 @@ def _until_done(
             checkpoint()
     if not tally.validation or tally.validation[-1]["step"] != tally.steps:
         validate()
+    tally.diverged = tally.diverged or tally.nonfinite_steps == tally.steps
     checkpoint()
     return "diverged" if tally.diverged else "finished"
 

@@ -1,4 +1,4 @@
-"""AutoClip: a percentile of the whole history of norms."""
+"""AutoClip: a percentile of the history of norms."""
 
 from typing import Unpack
 
@@ -10,14 +10,13 @@ from autoclip.statistics import SlidingQuantile
 class AutoClip(Policy):
     """Threshold = percentile of all norms so far, as published: the current norm counts.
 
-    The current norm has to be known before the step is clipped; on a GPU that costs a wait in every step, which
-    `inclusive=False` spares. The whole history answers a drift late: with norms growing 100 times, percentile 90
-    clips 72 % of the steps.
+    Of a run of more than `history` steps the latest that many count. A long history answers a drift late: growing
+    norms are clipped far more often than the percentile says, falling ones hardly.
 
     Args:
-        percentile: in [0, 100]; the paper uses 10. 0 is the running minimum, 100 never clips.
+        percentile: in [0, 100]; the paper uses 10. 0 is the running minimum; 100 never clips, where inclusive.
         inclusive: whether the current norm counts towards its own threshold.
-        history: number of latest norms kept; None keeps all, at a cost that grows with the run.
+        history: number of latest norms kept; None keeps all, as published, at a cost that grows with the run.
         warmup_steps: 0 by default, as published.
         **bounds: see `Policy`.
 

@@ -8,7 +8,10 @@ from autoclip.policies.policy import Policy
 
 
 class Fixed(Policy):
-    """A constant: clips like `torch.nn.utils.clip_grad_norm_(parameters, threshold)`.
+    """A constant: clips like `torch.nn.utils.clip_grad_norm_(parameters, threshold)`, bit for bit.
+
+    But for two things: norms within 1e-6 below the threshold, which torch's added 1e-6 shrinks, are left alone; and
+    that constant is smaller for thresholds below 1e-3.
 
     Args:
         threshold: > 0; inf never clips.

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from autoclip.policies.parameters import Bounds, Decay, Percentile, Positive, Share, Steps
+from autoclip.policies.parameters import Bounds, Decay, Percentile, Rate, Share, Steps
 from autoclip.policies.policy import Policy
 from autoclip.statistics import GeometricQuantile, percentile_of
 
@@ -13,18 +13,24 @@ class LossAwareQuantile(Policy):
         first step:  C = start * norm, read before that step is clipped
         then:        C <- C * exp(rate * (above - (1 - q))),  above = 1 if norm > C else 0,  q = percentile / 100
                      C <- cut * C   in each step whose fast average of the loss lies above the slow one
+                     C <- max(C, floor * D),  D = the same tracker without cuts, from the first norm on
 
     The averages are exponential, with decays `fast` and `slow`, from the first loss on. Scale-free in norms and in
-    the loss. Without a loss it is `RunningQuantile` with the slow start. A loss that is mostly noise (tiny batches,
-    policy gradients, adversarial training) rises half of the time and makes it clip more than the percentile says.
+    the loss. Without a loss it is `RunningQuantile` with the slow start.
+
+    The percentile is an upper limit here: while the loss rises more steps are clipped. On a plateau the averages of a
+    noisy loss cross in half of the steps; cuts then outweigh the tracker, and the threshold rests on the floor, where
+    nearly every step is clipped to the same small norm, until the loss falls again. Where the loss is mostly noise
+    (tiny batches, policy gradients, adversarial training) use `RunningQuantile`.
 
     Args:
         percentile: in [0, 100], of the tracked norms.
-        rate: > 0, the tracker's step in log space.
+        rate: in (0, 10], the tracker's step in log space.
         cut: in (0, 1], factor on the threshold in a step of rising loss; 1 ignores the loss.
         fast: in [0, 1), decay of the fast average of the loss.
         slow: in [0, 1), decay of the slow one.
         start: in (0, 1], the first threshold as a share of the first norm.
+        floor: in (0, 1], least share of the tracker without cuts.
         warmup_steps: 0 by default; otherwise the tracker starts at the percentile of the warm-up's norms.
         **bounds: see `Policy`.
 
@@ -34,11 +40,12 @@ class LossAwareQuantile(Policy):
     def __init__(
         self,
         percentile: Percentile = 50,
-        rate: Positive = 0.1,
+        rate: Rate = 0.1,
         cut: Share = 0.9,
         fast: Decay = 0.8,
         slow: Decay = 0.97,
         start: Share = 0.3,
+        floor: Share = 0.1,
         *,
         warmup_steps: Steps = 0,
         **bounds: Unpack[Bounds],
@@ -50,13 +57,16 @@ class LossAwareQuantile(Policy):
         self.fast = self._checked("fast", fast)
         self.slow = self._checked("slow", slow)
         self.start = self._checked("start", start)
+        self.floor = self._checked("floor", floor)
         self.quantile = GeometricQuantile(self.percentile, self.rate)
+        self.uncut = GeometricQuantile(self.percentile, self.rate)
         self.losses: list[float] = []  # the fast and the slow average, empty before the first loss
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
     def _start(self, warmup_norms: list[float]) -> None:
         norm = percentile_of(sorted(warmup_norms), self.percentile)
-        self.quantile.start(self._contained(norm) if self.warmup_steps else self.start * norm)
+        self.uncut.start(self._contained(norm))
+        self.quantile.start(self.uncut.get() if self.warmup_steps else self.start * norm)
         self.inclusive = False
 
     def _threshold(self) -> float:
@@ -64,8 +74,10 @@ class LossAwareQuantile(Policy):
 
     def _observe(self, norm: float, loss: float | None) -> None:
         self.quantile.update(norm)
+        self.uncut.update(norm)
         if loss is not None and self.losses[0] > self.losses[1]:
             self.quantile.scale(self.cut)
+        self.quantile.start(max(self.quantile.get(), self.floor * self.uncut.get()))
 
     def _observe_loss(self, loss: float) -> None:
         if not self.losses:

@@ -55,6 +55,7 @@ class Number:
 
 
 Percentile = Annotated[float, Number(0, 100, is_percentile=True)]
+Rate = Annotated[float, Number(0, 10, low_open=True)]
 Positive = Annotated[float, Number(0, inf, low_open=True, high_open=True)]
 Threshold = Annotated[float, Number(0, inf, low_open=True)]
 Floor = Annotated[float, Number(0, inf, high_open=True)]

@@ -1,7 +1,8 @@
 """The contract of every policy: warm-up, bounds, what is never learned, and state."""
 
 from abc import ABC, abstractmethod
-from math import inf, isfinite
+from math import inf, isfinite, nan
+from numbers import Integral, Real
 from typing import Any, Literal, Self, final
 
 from autoclip.policies.parameters import (
@@ -26,7 +27,7 @@ class Policy(ABC):
     """Sets the threshold of a step from the norms of earlier steps: `threshold()`, clip, then `observe(norm, loss)`.
 
     A step never votes on its own threshold, unless the policy says `inclusive = True`: then `observe` comes first and
-    the threshold is read after it (which on a GPU costs a wait for the norm).
+    the threshold is read after it. A policy belongs to one clipper.
 
     The first `warmup_steps` norms are collected; then `_start` gets them and the policy is active. Until then the
     threshold is `warmup_threshold`: a number, inf (collect unclipped), or "auto": inf for the very first step, then a
@@ -73,11 +74,14 @@ class Policy(ABC):
     @final
     def threshold(self) -> float:
         """Largest norm left unclipped now: a float > 0; inf means that nothing is clipped."""
-        value = self._threshold() if self.phase == "active" else self._warmup_bound()
+        returned = self._threshold() if self.phase == "active" else self._warmup_bound()
+        try:
+            value = float(returned)
+        except (TypeError, ValueError):
+            value = nan
         if not value > 0:
-            raise ValueError(
-                f"{type(self).__name__}._threshold() returned {value}; a threshold is > 0 (inf: no clipping)"
-            )
+            name = type(self).__name__
+            raise ValueError(f"{name}._threshold() returned {returned!r}; a threshold is > 0 (inf: no clipping)")
         return min(max(value, self.min_threshold), self.max_threshold)
 
     @final
@@ -134,7 +138,14 @@ class Policy(ABC):
     @final
     def parameters(self) -> dict[str, Any]:
         """Constructor arguments by name: `type(policy)(**policy.parameters())` is the same policy before any norm."""
-        return {name: vars(self)[self._attribute(name)] for name in constructor_parameters(type(self))}
+        names = constructor_parameters(type(self))
+        unkept = [name for name in names if self._attribute(name) not in vars(self)]
+        if unkept:
+            raise TypeError(
+                f"{type(self).__name__} must call super().__init__() and keep its constructor's arguments under their "
+                f"own names, or it can be neither copied nor resumed; missing: {', '.join(unkept)}"
+            )
+        return {name: vars(self)[self._attribute(name)] for name in names}
 
     @final
     def clone(self) -> Self:
@@ -168,7 +179,10 @@ class Policy(ABC):
             if attribute == "policy":
                 continue
             if hasattr(getattr(loaded, attribute, None), "load_state_dict"):
-                getattr(loaded, attribute).load_state_dict(value)
+                try:
+                    getattr(loaded, attribute).load_state_dict(value)
+                except (KeyError, TypeError, AttributeError, ValueError) as error:
+                    raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r}") from error
             elif attribute in loaded._state_names() or loaded._may_appear_later(attribute, value):
                 setattr(loaded, attribute, _plain(attribute, value))
             else:
@@ -217,8 +231,10 @@ class Policy(ABC):
 
 def _plain(name: str, value: Any) -> Any:
     """Copy a value made of JSON's types; anything else cannot be saved and is an error."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, Real):  # NumPy's numbers too, which `torch.load(weights_only=True)` refuses
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, list | tuple):
         return [_plain(name, item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

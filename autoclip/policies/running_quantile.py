@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from autoclip.policies.parameters import Bounds, OptionalWindow, Percentile, Positive, Steps
+from autoclip.policies.parameters import Bounds, OptionalWindow, Percentile, Rate, Steps
 from autoclip.policies.policy import Policy
 from autoclip.statistics import GeometricQuantile, SlidingQuantile, percentile_of
 
@@ -17,7 +17,7 @@ class RunningQuantile(Policy):
 
     Args:
         percentile: in [0, 100]: this share of the steps stays unclipped.
-        rate: > 0, the tracker's step in log space; not used with `window`.
+        rate: in (0, 10], the tracker's step in log space; not used with `window`.
         window: None for the tracker, or a number of norms, >= 1.
         warmup_steps: norms to collect first; the tracker starts at their percentile, or, where they exploded, at ten
             times the automatic warm-up threshold.
@@ -39,7 +39,7 @@ class RunningQuantile(Policy):
     def __init__(
         self,
         percentile: Percentile = 50,
-        rate: Positive = 0.1,
+        rate: Rate = 0.1,
         window: OptionalWindow = None,
         *,
         warmup_steps: Steps = 100,

@@ -63,5 +63,12 @@ class GeometricQuantile:
         return {"value": self._value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the value of a `state_dict()`."""
-        self._value = state["value"]
+        """Continue from the value of a `state_dict()`.
+
+        Raises:
+            ValueError: the value is no number > 0.
+        """
+        value = state["value"]
+        if value is not None and not float(value) > 0:
+            raise ValueError(f"the tracked value must be > 0, got {value!r}")
+        self._value = None if value is None else float(value)

@@ -12,8 +12,8 @@ from scipy import stats
 from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.scoring import Score, instability_of
 
-NEAR_BEST = 1.05
-"""A candidate whose convergence is within this factor of the best is fast enough; the most stable of these wins."""
+NEAR_BEST = 0.05
+"""A candidate whose convergence is within this share of the best is fast enough; the most stable of these wins."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def recommend(results: Sequence[Result]) -> Recommendation | None:
     if not feasible:
         return None
     best = min(one.convergence for one in feasible)
-    near = sorted((one for one in feasible if one.convergence <= NEAR_BEST * best), key=lambda one: one.instability)
+    limit = best + NEAR_BEST * abs(best)
+    near = sorted((one for one in feasible if one.convergence <= limit), key=lambda one: one.instability)
     chosen = near[0]
     others = near[1:] or sorted((one for one in feasible if one is not chosen), key=lambda one: one.convergence)
     reason = (

@@ -56,7 +56,7 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
         axes.plot(chosen.convergence, chosen.instability, "o", ms=13, mfc="none", mec="red", label=label)
     axes.set_xlim(left, right + 0.02 * (right - left))
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_ylim(min(-0.002, min(one.instability - one.instability_spread for one in front or results)), 1.5)
+    axes.set_ylim(min(-0.002, min(one.instability - one.instability_spread for one in results)), 1.5)
     axes.set_xlabel("convergence: mean training loss over the run (lower is faster)")
     axes.set_ylabel("instability: normalised regret over learning rates (lower is steadier)")
     title = "bars: standard deviation over seeds; crosses: a run failed at the configured learning rate"
@@ -67,9 +67,9 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
 
 
 def _limits(results: Sequence[Result]) -> tuple[float, float]:
-    """Range of the convergence, with its spread, of the candidates that did not fail (or of all, where all did)."""
+    """From the least convergence to the largest of the candidates that did not fail (or of all, where all did)."""
     shown = [one for one in results if not one.failures] or list(results)
-    left = min(one.convergence - one.convergence_spread for one in shown)
+    left = min(one.convergence - one.convergence_spread for one in results)
     right = max(one.convergence + one.convergence_spread for one in shown)
     margin = 0.08 * (right - left) or 0.1
     return left - margin, right + margin

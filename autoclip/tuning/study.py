@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -81,8 +81,9 @@ def create(
 
 
 def enqueue(study: optuna.Study, candidates: Sequence[Candidate]) -> None:
-    """Add a waiting trial for every candidate that has none yet."""
-    known = {trial.system_attrs.get("fixed_params", {}).get("candidate") for trial in study.get_trials(deepcopy=False)}
+    """Add a waiting trial for every candidate that has none yet, or only failed ones."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+    known = {trial.system_attrs.get("fixed_params", {}).get("candidate") for trial in trials}
     for candidate in candidates:
         if candidate.name not in known:
             study.enqueue_trial({"candidate": candidate.name}, user_attrs={"enqueued": True})
@@ -95,7 +96,7 @@ def reclaim(study: optuna.Study) -> None:
         if worker and worker["host"] == socket.gethostname() and not _is_alive(worker["pid"]):
             try:
                 study.tell(trial.number, state=TrialState.FAIL)
-            except ValueError:
+            except (ValueError, UpdateFinishedTrialError):
                 continue  # somebody else has just done so
             study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs={"enqueued": True})
 
