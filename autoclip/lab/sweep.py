@@ -26,12 +26,14 @@ from autoclip.run_directory import write_atomically
 from autoclip.tuning import outcome
 from autoclip.tuning.candidates import Candidate, fixed, grid
 from autoclip.tuning.scoring import Score, read_run, reference_loss, score, steps_to_target
-from autoclip.tuning.study import completed, create, enqueue, open_storage, reclaim, work
+from autoclip.tuning.study import GRACE_SECONDS, completed, create, enqueue, open_storage, reclaim, work
 
 FIXED_GRID = (1.0, 5.0, 10.0)
 """Where the sweep names no thresholds, these give the reference all the same."""
 METRICS = ("convergence (AULC)", "instability (S)")
 POLL_SECONDS = 0.5
+MOST_KILLED = 20
+"""So many workers killed by signals end a sweep: something kills them all."""
 
 
 class Sweep:
@@ -50,6 +52,9 @@ class Sweep:
         grid_thresholds = config.sweep.thresholds or FIXED_GRID
         self.reference_candidates = {one.name: one for one in map(fixed, grid_thresholds)}
         database = open_storage(storage)
+        self.claims = output_dir / "claims" if storage.startswith("sqlite") else None
+        if self.claims:
+            self.claims.mkdir(exist_ok=True)
         # Where the trials are kept does not change them.
         unplaced = config.model_copy(update={"sweep": config.sweep.model_copy(update={"storage": None})})
 
@@ -96,10 +101,10 @@ class Sweep:
             trial.set_constraint("diverged", float(result.failures))
             return result.convergence, result.instability
 
-        work(self.reference_study, reference, interrupted)
+        work(self.reference_study, reference, interrupted, self.claims)
         if not interrupt.asked:
             self.freeze()
-            work(self.study, objective, interrupted)
+            work(self.study, objective, interrupted, self.claims)
 
     def freeze(self) -> None:
         """Write V* into the study, once."""
@@ -268,6 +273,8 @@ def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> No
 
     waiting = len(sweep.candidates) - len(completed(sweep.study))
     processes = [start() for _ in range(min(workers, waiting))]
+    killed = 0
+    freed = time.monotonic()
     console = Console(stderr=True)
     columns = (TextColumn("sweep"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     shown = set(completed(sweep.study))
@@ -281,8 +288,14 @@ def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> No
                     if process.exitcode == 1:
                         raise RunError("a worker failed; its message is above")
                     if process.exitcode != 0:  # killed: its trial is handed out again
+                        killed += 1
+                        if killed > MOST_KILLED:
+                            raise RunError(f"{killed} workers were killed; is there enough memory?")
                         sweep.prepare()
                         processes.append(start())
+                if time.monotonic() - freed > GRACE_SECONDS:
+                    sweep.prepare()
+                    freed = time.monotonic()
                 for name, trial in completed(sweep.study).items():
                     if name not in shown:
                         shown.add(name)

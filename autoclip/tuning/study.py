@@ -9,12 +9,16 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError
 
 from autoclip.errors import UsageError
 from autoclip.tuning.candidates import Candidate
@@ -22,6 +26,9 @@ from autoclip.tuning.candidates import Candidate
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
 POLL_SECONDS = 1.0
+OPEN_ATTEMPTS = 5
+
+LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 Objective = Callable[[optuna.Trial], Sequence[float]]
 
@@ -35,16 +42,20 @@ def open_storage(url: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats and metric names are, in Optuna 5
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    try:
-        return RDBStorage(
-            url,
-            engine_kwargs=options,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-    except Exception as error:  # drivers raise errors of their own
-        raise UsageError(f"cannot open the storage {url}: {str(error).splitlines()[0]}") from error
+    for attempt in range(OPEN_ATTEMPTS):
+        try:
+            return RDBStorage(
+                url,
+                engine_kwargs=options,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+        except IntegrityError:  # another command is creating the tables at this moment
+            time.sleep(1 + attempt)
+        except Exception as error:  # drivers raise errors of their own
+            raise UsageError(f"cannot open the storage {url}: {str(error).splitlines()[0]}") from error
+    raise UsageError(f"cannot open the storage {url}: its tables cannot be created")
 
 
 def create(
@@ -81,33 +92,49 @@ def create(
 
 
 def enqueue(study: optuna.Study, candidates: Sequence[Candidate]) -> None:
-    """Add a waiting trial for every candidate that has none yet, or only failed ones."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
-    known = {trial.system_attrs.get("fixed_params", {}).get("candidate") for trial in trials}
+    """Add a waiting trial for every candidate that has none waiting, running or complete."""
+    known = {_candidate(trial) for trial in study.get_trials(deepcopy=False, states=LIVE)}
     for candidate in candidates:
         if candidate.name not in known:
             study.enqueue_trial({"candidate": candidate.name}, user_attrs={"enqueued": True})
 
 
 def reclaim(study: optuna.Study) -> None:
-    """Hand out again the running trials of workers of this machine that are no more, without waiting for the grace."""
+    """Fail the running trials whose workers are no more, so that `enqueue` hands them out again.
+
+    Those of this machine are told by their process, without waiting for the heartbeat; a trial that was taken and
+    never signed has no heartbeat either, and is told by its age.
+    """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker")
-        if worker and worker["host"] == socket.gethostname() and not _is_alive(worker["pid"]):
-            try:
+        if worker:
+            lost = worker["host"] == socket.gethostname() and not _is_alive(worker["pid"])
+        else:
+            begun = trial.datetime_start or datetime.now()
+            lost = (datetime.now() - begun).total_seconds() > GRACE_SECONDS
+        if lost:
+            with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
                 study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, UpdateFinishedTrialError):
-                continue  # somebody else has just done so
-            study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs={"enqueued": True})
 
 
-def work(study: optuna.Study, objective: Objective, should_stop: Callable[[], bool]) -> None:
-    """Take waiting trials until every one is complete; while others hold the last ones, wait in case they die."""
+def work(
+    study: optuna.Study, objective: Objective, should_stop: Callable[[], bool], claims: Path | None = None
+) -> None:
+    """Take waiting trials until every one is complete; while others hold the last ones, wait in case they die.
+
+    Args:
+        study: whose trials.
+        objective: trains a trial.
+        should_stop: asked before each trial.
+        claims: folder in which a trial is claimed by creating a file. SQLite needs it: it hands one trial to two
+            workers that ask at the same moment.
+    """
     while not should_stop():
         optuna.storages.fail_stale_trials(study)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         if TrialState.WAITING in states:
-            study.optimize(_signed(objective), n_trials=1)
+            with suppress(_TakenError):
+                study.optimize(_signed(objective, claims), n_trials=1)
         elif TrialState.RUNNING in states:
             time.sleep(POLL_SECONDS)
         else:
@@ -120,17 +147,36 @@ def completed(study: optuna.Study) -> dict[str, FrozenTrial]:
     return {trial.params["candidate"]: trial for trial in trials}
 
 
-def _signed(objective: Objective) -> Objective:
-    """Note in each trial who works at it, so that a restart knows whose trials are orphans."""
+class _TakenError(BaseException):
+    """Another worker claimed this trial first. Not an Exception, for which Optuna would fail the other's trial."""
+
+
+def _signed(objective: Objective, claims: Path | None) -> Objective:
+    """Claim each trial and note who works at it, so that a restart knows whose trials are orphans."""
 
     def signed(trial: optuna.Trial) -> Sequence[float]:
+        if claims is not None:
+            try:
+                (claims / f"{trial.study.study_name}.{trial.number}".replace("/", "-")).touch(exist_ok=False)
+            except FileExistsError:
+                raise _TakenError from None
         if not trial.user_attrs.get("enqueued"):
             # Another worker took the last waiting trial a moment before, and Optuna made up a new one.
             raise optuna.TrialPruned("nothing is left to do")
+        live = trial.study.get_trials(deepcopy=False, states=LIVE)
+        mine = next(_candidate(one) for one in live if one.number == trial.number)
+        if any(one.number < trial.number and _candidate(one) == mine for one in live):
+            # Two commands added the same candidates at the same moment.
+            raise optuna.TrialPruned("this candidate has an earlier trial")
         trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid()})
         return objective(trial)
 
     return signed
+
+
+def _candidate(trial: FrozenTrial) -> str | None:
+    name: str | None = trial.system_attrs.get("fixed_params", {}).get("candidate")
+    return name
 
 
 def _is_alive(pid: int) -> bool:

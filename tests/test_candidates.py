@@ -1,0 +1,156 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoclip.errors import UsageError
+from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.sweep import candidates_of
+from autoclip.tuning.candidates import Candidate, fixed, grid, of_percentile, written_out
+
+CONFIG = """
+name: tiny
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.05}
+steps: 20
+clip: {policy: {kind: running_quantile, warmup_steps: 5}}
+sweep: {}
+"""
+
+
+@pytest.fixture
+def candidates(tmp_path: Path) -> Callable[..., list[Candidate]]:
+    def load(*overrides: str) -> list[Candidate]:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(CONFIG)
+        config: ExperimentConfig = load_config(path, overrides)
+        assert config.sweep is not None
+        return candidates_of(config, config.sweep)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("candidate", "name", "folder"),
+    [
+        (fixed(5.0), "fixed 5", "fixed-5"),
+        (fixed(0.25), "fixed 0.25", "fixed-0.25"),
+        (fixed(1e-7), "fixed 1e-07", "fixed-1e-07"),
+        (of_percentile("running_quantile", 90), "running_quantile p90", "running_quantile-p90"),
+        (of_percentile("fixed_percentile", 99.5, warmup_steps=3), "fixed_percentile p99.5", "fixed_percentile-p99.5"),
+        (written_out({"kind": "loss_aware_quantile"}), "loss_aware_quantile", "loss_aware_quantile"),
+        (written_out({"kind": "m:P", "a": 1, "b": "x/y"}), "m:P(a=1, b=x/y)", "m-P-a-1--b-x-y-"),
+    ],
+)
+def test_names_say_what_is_tried_and_folders_are_plain(candidate: Candidate, name: str, folder: str) -> None:
+    assert (candidate.name, candidate.folder) == (name, folder)
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_no_name_leaves_its_own_folder(name: str) -> None:
+    folder = Candidate(name, {"kind": "none"}).folder
+    assert len(folder) == len(name)
+    assert "/" not in folder
+    assert "\0" not in folder
+    assert "\\" not in folder
+
+
+def test_only_a_fixed_candidate_has_a_threshold() -> None:
+    assert fixed(5.0).threshold == 5.0
+    assert of_percentile("running_quantile", 90).threshold is None
+    assert Candidate("none", {"kind": "none"}).threshold is None
+    assert len({fixed(5.0), fixed(5.0), fixed(6.0)}) == 2
+
+
+def test_the_grid_holds_every_candidate_in_order_and_parameters_reach_the_percentiles_alone() -> None:
+    found = grid(
+        none=True,
+        thresholds=[1.0, 5.0],
+        percentiles=[10, 90],
+        kinds=["fixed_percentile", "running_quantile"],
+        policies=[{"kind": "loss_aware_quantile", "cut": 0.8}],
+        warmup_steps=7,
+    )
+    assert [(one.name, dict(one.policy)) for one in found] == [
+        ("fixed 1", {"kind": "fixed", "threshold": 1.0}),
+        ("fixed 5", {"kind": "fixed", "threshold": 5.0}),
+        ("none", {"kind": "none"}),
+        ("fixed_percentile p10", {"kind": "fixed_percentile", "percentile": 10, "warmup_steps": 7}),
+        ("fixed_percentile p90", {"kind": "fixed_percentile", "percentile": 90, "warmup_steps": 7}),
+        ("running_quantile p10", {"kind": "running_quantile", "percentile": 10, "warmup_steps": 7}),
+        ("running_quantile p90", {"kind": "running_quantile", "percentile": 90, "warmup_steps": 7}),
+        ("loss_aware_quantile(cut=0.8)", {"kind": "loss_aware_quantile", "cut": 0.8}),
+    ]
+
+
+@given(
+    none=st.booleans(),
+    thresholds=st.lists(st.integers(1, 10**5).map(lambda n: n / 100), unique=True, max_size=5),
+    percentiles=st.lists(st.integers(0, 1000).map(lambda n: n / 10), unique=True, max_size=5),
+    kinds=st.lists(st.sampled_from(["fixed_percentile", "running_quantile", "autoclip"]), unique=True),
+)
+def test_names_and_folders_are_unique(
+    none: bool, thresholds: list[float], percentiles: list[float], kinds: list[str]
+) -> None:
+    expected = none + len(thresholds) + len(percentiles) * len(kinds)
+    if not expected:
+        with pytest.raises(ValueError, match="no candidates"):
+            grid(none=none, thresholds=thresholds, percentiles=percentiles, kinds=kinds)
+        return
+    found = grid(none=none, thresholds=thresholds, percentiles=percentiles, kinds=kinds)
+    assert len(found) == len({one.name for one in found}) == len({one.folder for one in found}) == expected
+
+
+def test_candidates_that_would_share_a_name_or_a_folder_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"two candidates are the same: fixed 5$"):
+        grid(none=False, thresholds=[5.0, 5.0], percentiles=[], kinds=[])
+    policies = [{"kind": "m:P", "a": "x y"}, {"kind": "m:P", "a": "x-y"}]
+    with pytest.raises(ValueError, match=re.escape("the same: m:P(a=x y), m:P(a=x-y)")):
+        grid(none=True, thresholds=[], percentiles=[], kinds=[], policies=policies)
+    with pytest.raises(ValueError, match=r"the same: none$"):
+        grid(none=True, thresholds=[], percentiles=[], kinds=[], policies=[{"kind": "none"}])
+
+
+def test_percentiles_warm_up_as_long_as_the_configured_policy(candidates: Callable[..., list[Candidate]]) -> None:
+    percentiles = [one for one in candidates() if "percentile" in one.policy]
+    assert len(percentiles) == 12
+    assert {one.policy["warmup_steps"] for one in percentiles} == {5}
+    assert all("warmup_steps" not in one.policy for one in candidates() if "percentile" not in one.policy)
+
+
+def test_a_policy_that_is_not_swept_gives_no_warmup(candidates: Callable[..., list[Candidate]]) -> None:
+    found = candidates("clip.policy={kind: fixed, threshold: 3, warmup_steps: 9}")
+    assert all("warmup_steps" not in one.policy for one in found)
+
+
+def test_every_kind_of_percentile_takes_the_warmup(candidates: Callable[..., list[Candidate]]) -> None:
+    kinds = "sweep.kinds=[fixed_percentile, running_quantile, loss_aware_quantile, autoclip]"
+    found = candidates(kinds, "sweep.percentiles=[50]")
+    assert [one.policy["warmup_steps"] for one in found if "percentile" in one.policy] == [5] * 4
+
+
+def test_written_out_policies_keep_what_was_given(candidates: Callable[..., list[Candidate]]) -> None:
+    found = candidates("sweep.policies=[{kind: loss_aware_quantile, cut: 0.8}, {kind: autoclip}]")
+    assert [(one.name, dict(one.policy)) for one in found[-2:]] == [
+        ("loss_aware_quantile(cut=0.8)", {"kind": "loss_aware_quantile", "cut": 0.8}),
+        ("autoclip", {"kind": "autoclip"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sweep.policies=[{kind: none}]"], "sweep: two candidates are the same: none"),
+        (["sweep.none=false", "sweep.thresholds=[]", "sweep.kinds=[]"], "sweep: there are no candidates"),
+        (["sweep.policies=[{kind: 'tests.no_such_module:Policy'}]"], "no_such_module"),
+        (["sweep.policies=[{kind: 'pathlib:PurePath'}]"], "must be a subclass of autoclip.Policy"),
+    ],
+)
+def test_what_cannot_be_swept_is_a_usage_error(
+    candidates: Callable[..., list[Candidate]], overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        candidates(*overrides)

@@ -1,0 +1,147 @@
+"""Two commands on one PostgreSQL database; needs Debian's postgresql and psycopg, and is skipped without them."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autoclip.lab import sweep
+from autoclip.lab.config import load_config
+from autoclip.tuning.study import open_storage
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+name: shared
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.03, momentum: 0.9}
+steps: 200
+clip: {policy: {kind: running_quantile, warmup_steps: 5}}
+sweep:
+  thresholds: [0.5, 1.0, 5.0]
+  percentiles: [25, 50, 90]
+  kinds: [running_quantile]
+  seeds: [0, 1]
+  lr_multipliers: [1, 3]
+"""
+GRID = ["fixed 0.5", "fixed 1", "fixed 5"]
+NAMES = [*GRID, "none", "running_quantile p25", "running_quantile p50", "running_quantile p90"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def _program(name: str) -> str | None:
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((str(folder / name) for folder in folders if (folder / name).exists()), shutil.which(name))
+
+
+def _as_server(*command: str) -> list[str]:
+    """The server refuses to run as root."""
+    return ["runuser", "-u", "nobody", "--", *command] if os.geteuid() == 0 else [*command]
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[str]:
+    """URL of an empty database on a server of our own."""
+    pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'psycopg[binary]'")
+    initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    if os.geteuid() == 0 and shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL does not run as root, and runuser is missing")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Not pytest's own folder: that is closed to the server's user, and its path too long for a socket.
+    home = Path(tempfile.mkdtemp(prefix="autoclip-pg-"))
+    try:
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("nobody")
+            os.chown(home, user.pw_uid, user.pw_gid)
+        data = str(home / "data")
+
+        def call(*command: str) -> None:
+            subprocess.run(_as_server(*command), cwd=home, check=True, stdout=subprocess.DEVNULL)
+
+        call(initdb, "-D", data, "-U", "autoclip", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home} -c fsync=off"
+        call(pg_ctl, "-D", data, "-l", str(home / "log"), "-w", "-t", "60", "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://autoclip@127.0.0.1:{port}/postgres"
+        finally:
+            call(pg_ctl, "-D", data, "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _complete(storage: str, name: str) -> list[str]:
+    database = optuna.storages.RDBStorage(storage)
+    try:
+        trials = optuna.load_study(study_name=name, storage=database).get_trials(states=(TrialState.COMPLETE,))
+        return sorted(trial.params["candidate"] for trial in trials)
+    finally:
+        database.engine.dispose()
+
+
+def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "autoclip", "sweep", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _prepare(config: Path, place: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Create the tables and the trials, so that the commands may start at the same moment."""
+    databases = []
+
+    def noted(url: str) -> optuna.storages.RDBStorage:
+        databases.append(open_storage(url))
+        return databases[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "open_storage", noted)
+        sweep.Sweep(load_config(config), place, storage).prepare()
+    for database in databases:
+        database.engine.dispose()
+
+
+def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "shared.yaml"
+    config.write_text(CONFIG)
+    _prepare(config, tmp_path, storage, monkeypatch)
+    places = [tmp_path / name for name in ("one", "two")]
+    processes = [_start([str(config), "--output-dir", str(place), "--storage", storage]) for place in places]
+    try:
+        ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for printed, errors, code in ended:
+        assert code == 0, errors
+        for name in NAMES:
+            assert f" {name} " in printed
+    assert _complete(storage, "shared: reference") == GRID
+    assert _complete(storage, "shared") == NAMES
+    trained = [{path.parent.name for path in place.glob("runs/*/lr-x1")} for place in places]
+    assert all(trained), "one of them did nothing"
+    assert set.union(*trained) == {name.replace(" ", "-") for name in NAMES}
+    assert not set.intersection(*trained)
+    first, second = ((place / "trials.csv").read_text().splitlines() for place in places)
+    assert [row.split(",")[:8] for row in first] == [row.split(",")[:8] for row in second]
+    recommended = [(place / "recommended.yaml").read_text() for place in places]
+    assert recommended[0] == recommended[1]
+    assert not (places[0] / "study.db").exists()
