@@ -43,3 +43,17 @@ def with_useless_norms(norms: list[float], every: int = 7) -> list[float]:
             mixed.append(useless[step // every % len(useless)])
         mixed.append(norm)
     return mixed
+
+
+def follow(policy, norms, losses=None):
+    """Threshold of each step as a clipper reads it: after the norm where the policy is inclusive, else before it."""
+    thresholds = []
+    for step, norm in enumerate(norms):
+        loss = None if losses is None else losses[step]
+        if policy.inclusive:
+            policy.observe(norm, loss)
+            thresholds.append(policy.threshold())
+        else:
+            thresholds.append(policy.threshold())
+            policy.observe(norm, loss)
+    return thresholds

@@ -2,15 +2,7 @@ import pytest
 
 from autoclip.policies import CenterMultiple
 from tests.references import center_multiple_thresholds
-from tests.streams import norm_streams
-
-
-def follow(policy, norms):
-    thresholds = []
-    for norm in norms:
-        thresholds.append(policy.threshold())
-        policy.observe(norm)
-    return thresholds
+from tests.streams import follow, norm_streams
 
 
 @pytest.mark.parametrize("center", ["median", "mean"])

@@ -8,7 +8,7 @@ import pytest
 
 import autoclip
 from autoclip import POLICIES, RunningQuantile
-from tests.streams import loss_stream, norm_streams, with_useless_norms
+from tests.streams import follow, loss_stream, norm_streams, with_useless_norms
 
 STEPS = 600
 STREAMS = norm_streams(STEPS)
@@ -44,20 +44,6 @@ every_stream = pytest.mark.parametrize("stream", STREAMS)
 
 def build(kind, variant="own warm-up"):
     return POLICIES[kind](**{**ARGUMENTS[kind], **VARIANTS[variant]})
-
-
-def follow(policy, norms, losses=None):
-    """Threshold of each step as a clipper reads it: after the norm where the policy is inclusive, else before it."""
-    thresholds = []
-    for step, norm in enumerate(norms):
-        loss = None if losses is None else losses[step]
-        if policy.inclusive:
-            policy.observe(norm, loss)
-            thresholds.append(policy.threshold())
-        else:
-            thresholds.append(policy.threshold())
-            policy.observe(norm, loss)
-    return thresholds
 
 
 def through_json(policy):

@@ -5,24 +5,10 @@ import pytest
 
 from autoclip.policies import LossAwareQuantile, RunningQuantile
 from tests.references import loss_aware_thresholds, running_quantile_thresholds
-from tests.streams import loss_stream, norm_streams
+from tests.streams import follow, loss_stream, norm_streams
 
 STEPS = 5000
 STREAMS = ["lognormal", "drift up", "drift down", "spikes"]
-
-
-def follow(policy, norms, losses=None):
-    """Thresholds as the clipper reads them: after the norm where the policy says `inclusive`, else before it."""
-    thresholds = []
-    for step, norm in enumerate(norms):
-        loss = None if losses is None else losses[step]
-        if policy.inclusive:
-            policy.observe(norm, loss)
-            thresholds.append(policy.threshold())
-        else:
-            thresholds.append(policy.threshold())
-            policy.observe(norm, loss)
-    return thresholds
 
 
 @pytest.mark.parametrize(

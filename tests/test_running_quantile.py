@@ -5,18 +5,10 @@ import pytest
 
 from autoclip.policies import RunningQuantile
 from tests.references import geometric_quantile, quantile_clip_thresholds, running_quantile_thresholds
-from tests.streams import norm_streams
+from tests.streams import follow, norm_streams
 
 STEPS = 5000
 STREAMS = ["lognormal", "drift up", "drift down", "spikes"]
-
-
-def follow(policy, norms):
-    thresholds = []
-    for norm in norms:
-        thresholds.append(policy.threshold())
-        policy.observe(norm)
-    return thresholds
 
 
 @pytest.mark.parametrize(("percentile", "rate"), [(10, 0.1), (50, 0.05), (90, 0.1), (99, 0.2)])
