@@ -74,13 +74,14 @@ def main() -> int:
     console = Console(width=110)
     for experiment in EXPERIMENTS:
         console.print(_table(experiment, {arm: results[experiment, arm] for arm in ARMS}))
-    print(f"run directories: {OUTPUT}/<task>/<arm>/seed-<n>/")
+        arms = ",".join(_directory(experiment, arm).name for arm in ARMS)
+        print(f"run directories: {_directory(experiment, ARMS[0]).parent}/{{{arms}}}/seed-{{0,1,2}}\n")
     return 0
 
 
 def _run(experiment: Experiment, arm: Arm) -> list[dict[str, Any]]:
     """Run one arm in a process of its own and return the summaries of its seeds."""
-    directory = OUTPUT / Path(experiment.config).stem / arm.name.replace(" ", "-")
+    directory = _directory(experiment, arm)
     command = [
         *(sys.executable, "-m", "autoclip", "run", experiment.config, *experiment.overrides, *arm.overrides),
         *(f"seeds={SEEDS}", "--output-dir", str(directory), "--resume"),
@@ -89,6 +90,10 @@ def _run(experiment: Experiment, arm: Arm) -> list[dict[str, Any]]:
     if process.returncode not in (0, 1) or not (directory / "summary.json").exists():
         raise SystemExit(f"{' '.join(command)}\nended with code {process.returncode}:\n{process.stderr}")
     return [json.loads(path.read_text()) for path in sorted(directory.glob("seed-*/summary.json"))]
+
+
+def _directory(experiment: Experiment, arm: Arm) -> Path:
+    return OUTPUT / Path(experiment.config).stem / arm.name.replace(" ", "-")
 
 
 def _table(experiment: Experiment, results: dict[Arm, list[dict[str, Any]]]) -> Table:

@@ -13,10 +13,8 @@ from autoclip.tuning.scoring import (
     clip_rate,
     instability,
     instability_of,
-    norm_ratio,
     read_run,
     reference_loss,
-    rolling_clip_rates,
     score,
     spikes,
     steps_to_target,
@@ -24,7 +22,6 @@ from autoclip.tuning.scoring import (
 
 GOOD = Run(
     losses=(2.0, 1.0, 0.5, 0.5),
-    norms=(1.0, 2.0, 8.0, 2.0),
     clipped=(True, False, True, True),
     planned_steps=4,
     validation_loss=0.6,
@@ -106,18 +103,9 @@ def test_a_spike_stands_six_deviations_above_the_128_losses_before() -> None:
     assert spikes(replace(GOOD, losses=(*calm[:127], 50.0))) == 0
 
 
-def test_clip_rates_overall_and_rolling() -> None:
+def test_the_clip_rate_is_the_share_of_clipped_steps() -> None:
     assert clip_rate(GOOD) == 0.75
     assert clip_rate(replace(GOOD, clipped=())) == 0.0
-    assert rolling_clip_rates(GOOD) is None
-    run = replace(GOOD, clipped=(*([False] * 200), *([True] * 100)))
-    assert rolling_clip_rates(run) == (0.0, 0.5)
-
-
-def test_the_norm_ratio_leaves_out_what_is_not_finite() -> None:
-    assert norm_ratio(GOOD) == 4.0
-    assert norm_ratio(replace(GOOD, norms=(1.0, nan, 3.0, inf))) == 1.5
-    assert norm_ratio(replace(GOOD, norms=(nan,))) is None
 
 
 def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -> None:
@@ -134,7 +122,7 @@ def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     first = {"step": 0, "loss": 2.0, "total_norm": 4.0, "clipped": True, "phase": "warmup", "finite": True}
-    second = {**first, "step": 1, "loss": None, "total_norm": None, "phase": "active"}
+    second = {**first, "step": 1, "loss": None, "phase": "active"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
     run = read_run(tmp_path)
     assert run.losses[0] == 2.0

@@ -211,7 +211,7 @@ def test_a_second_trial_of_a_candidate_is_pruned(url: str) -> None:
 def test_a_trial_claimed_by_another_is_left_alone(url: str, tmp_path: Path) -> None:
     study = opened(url)
     enqueue(study, CANDIDATES[:2])
-    (tmp_path / f"{study.study_name}.0").touch()
+    (tmp_path / f"{study.user_attrs['token']}.0").touch()
     work(study, objective, lambda: bool(completed(study)), tmp_path)
     assert list(completed(study)) == [CANDIDATES[1].name]
     assert states(study) == {"RUNNING": 1, "COMPLETE": 1}

@@ -98,10 +98,11 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.config.accumulate):
-            batch = next(self.batches, None)
-            if batch is None:
-                taken = self.tally.steps * self.config.accumulate
-                raise RunError(f"the task's batches() ended after {taken} batches or a few more; it must not end")
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                step = self.tally.steps
+                raise RunError(f"the task's batches() ended within step {step}; it must not end") from None
             with torch.autocast(
                 self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
             ):

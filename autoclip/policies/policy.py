@@ -36,9 +36,9 @@ class Policy(ABC):
     never learned from.
 
     A subclass stores each constructor argument under its own name (with a trailing underscore where a method has that
-    name) and implements `_start`, `_threshold` and
-    `_observe`; every other attribute is its state and must be a plain value (number, string, list, dict, None) or
-    have `state_dict` and `load_state_dict`; objects and dicts have to be made in the constructor, before any norm.
+    name) and implements `_start`, `_threshold` and `_observe`. Every other attribute is its state and must be a plain
+    value (number, string, list, dict, None) or have `state_dict` and `load_state_dict`; objects and dicts have to be
+    made in the constructor, before any norm.
 
     Args:
         warmup_steps: norms to collect first, >= 0. A policy needs one norm to start from, so that with 0 the first

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from autoclip.errors import RunError
@@ -15,7 +15,6 @@ DEAD = 0.95
 """A validation loss above this share of the best constant predictor's means that nothing was learned."""
 SPIKE_WINDOW = 128
 SPIKE_SIGMAS = 6.0
-ROLLING_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class Run:
 
     Attributes:
         losses: training loss before each update, one per step taken; NaN where it was not finite.
-        norms: total norm before clipping; NaN where it was not finite.
-        clipped: of the active steps, whether each was clipped.
+        clipped: of the active steps whose norm is finite and not zero, whether each was clipped.
         planned_steps: number of steps configured, at least `len(losses)`.
         validation_loss: at the end; NaN where the run diverged.
         initial_loss: validation loss before the first step, L0.
@@ -35,7 +33,6 @@ class Run:
     """
 
     losses: tuple[float, ...]
-    norms: tuple[float, ...]
     clipped: tuple[bool, ...]
     planned_steps: int
     validation_loss: float
@@ -69,8 +66,7 @@ def read_run(directory: Path) -> Run:
         raise RunError(f"{directory / METRICS} has {len(lines)} lines, its summary tells of {summary['steps']} steps")
     return Run(
         losses=tuple(_number(line["loss"]) for line in lines),
-        norms=tuple(_number(line["total_norm"]) for line in lines),
-        clipped=tuple(line["clipped"] for line in lines if line["phase"] == "active" and line["finite"]),
+        clipped=tuple(line["clipped"] for line in lines if line["phase"] == "active" and line["total_norm"]),
         planned_steps=summary["planned_steps"],
         validation_loss=_number(summary["validation_loss"]),
         initial_loss=_number(summary["initial_validation_loss"]),
@@ -201,24 +197,6 @@ def spikes(run: Run) -> int:
 def clip_rate(run: Run) -> float:
     """Share of the active steps that were clipped; 0 without any."""
     return fmean(run.clipped) if run.clipped else 0.0
-
-
-def rolling_clip_rates(run: Run) -> tuple[float, float] | None:
-    """Least and largest clip rate over 200 active steps in a row; None for shorter runs."""
-    if len(run.clipped) < ROLLING_STEPS:
-        return None
-    count = sum(run.clipped[:ROLLING_STEPS])
-    least = largest = count
-    for step in range(ROLLING_STEPS, len(run.clipped)):
-        count += run.clipped[step] - run.clipped[step - ROLLING_STEPS]
-        least, largest = min(least, count), max(largest, count)
-    return least / ROLLING_STEPS, largest / ROLLING_STEPS
-
-
-def norm_ratio(run: Run) -> float | None:
-    """Largest over median norm of the finite ones; None without any."""
-    finite = [norm for norm in run.norms if isfinite(norm) and norm > 0]
-    return max(finite) / median(finite) if finite else None
 
 
 def _number(value: Any) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from uuid import uuid4
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -82,6 +83,7 @@ def create(
     before = study.user_attrs.get("configuration")
     if before is None:
         study.set_metric_names(list(metric_names))
+        study.set_user_attr("token", uuid4().hex)
         study.set_user_attr("configuration", configuration)
     elif before != configuration:
         raise UsageError(
@@ -157,7 +159,8 @@ def _signed(objective: Objective, claims: Path | None) -> Objective:
     def signed(trial: optuna.Trial) -> Sequence[float]:
         if claims is not None:
             try:
-                (claims / f"{trial.study.study_name}.{trial.number}".replace("/", "-")).touch(exist_ok=False)
+                # The token tells this database from one that lay here before and was deleted.
+                (claims / f"{trial.study.user_attrs['token']}.{trial.number}").touch(exist_ok=False)
             except FileExistsError:
                 raise _TakenError from None
         if not trial.user_attrs.get("enqueued"):
