@@ -3,8 +3,8 @@
     clipper = autoclip.Clipper(model, autoclip.RunningQuantile(percentile=50, warmup_steps=100))
     loss.backward(); clipper.step(loss=loss); optimizer.step()
 
-The names that need torch are imported when they are first used, so that the command line's `--help` and `validate`
-answer without it.
+What needs torch, or reads files, is imported when it is first used, so that the command line's `--help` and `validate`
+answer without torch.
 """
 
 from importlib import import_module
@@ -24,15 +24,18 @@ from autoclip.policies import (
 from autoclip.version import __version__
 
 if TYPE_CHECKING:
+    from autoclip import sinks
     from autoclip.clipper import Clipper
     from autoclip.gradients import clip_grad_norm_, clip_grad_value_
+    from autoclip.lab.clip_section import from_config
     from autoclip.records import ClipRecord
 
-_NEEDS_TORCH = {
+_WHEN_USED = {
     "Clipper": "autoclip.clipper",
     "ClipRecord": "autoclip.records",
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
+    "from_config": "autoclip.lab.clip_section",
 }
 
 __all__ = [
@@ -50,13 +53,17 @@ __all__ = [
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "from_config",
+    "sinks",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_TORCH:
+    if name == "sinks":
+        return import_module("autoclip.sinks")
+    if name not in _WHEN_USED:
         raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
-    return getattr(import_module(_NEEDS_TORCH[name]), name)
+    return getattr(import_module(_WHEN_USED[name]), name)
 
 
 def __dir__() -> list[str]:

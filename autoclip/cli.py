@@ -130,7 +130,10 @@ def sweep(
 
         config = load_config(config_file, overrides or ())
         try:
-            from autoclip.lab.sweep import run_sweep
+            from autoclip.lab.forkserver import begin_imports
+
+            begin_imports()
+            from autoclip.lab.sweep_workers import run_sweep
         except ModuleNotFoundError as error:
             missing = f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'"
             raise UsageError(missing) from None
@@ -212,7 +215,7 @@ def doctor(output_format: OutputFormat = Format.text) -> None:
 
 def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Format) -> None:
     """Make everything that a run needs but the model, and print what the run would do."""
-    from autoclip.lab.config import build_policy, to_yaml
+    from autoclip.lab.config import build_policy, to_yaml, trained_task
     from autoclip.lab.experiment import make_task
 
     make_task(config)
@@ -222,7 +225,7 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
         _print_json({"config": config.model_dump(), "policy": repr(policy), "run_directories": directories})
         return
     typer.echo(to_yaml(config), nl=False)
-    typer.echo(f"# would train {config.task.target} under {policy!r}, {config.steps} steps each, into")
+    typer.echo(f"# would train {trained_task(config).target} under {policy!r}, {config.steps} steps each, into")
     for name in directories:
         typer.echo(f"#   {name}")
 

@@ -164,6 +164,7 @@ class Clipper:
                 clipped=finite and norms.value > threshold,
                 skipped=not finite and self.on_nonfinite == "skip",
                 finite=finite,
+                loss=loss,
             )
         )
         return norms.total

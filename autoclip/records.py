@@ -21,6 +21,7 @@ class ClipRecord:
         clipped: the norm lay above the threshold.
         skipped: the step was made to have no effect on the parameters.
         finite: the norm was finite.
+        loss: as the loop gave it to `step()`; None where it gave none.
     """
 
     step: int
@@ -31,21 +32,30 @@ class ClipRecord:
     clipped: bool
     skipped: bool
     finite: bool
+    loss: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """The record with null for what JSON cannot hold: a non-finite norm, and a threshold of inf."""
+    def as_json(self, lr: float | None = None) -> dict[str, Any]:
+        """The line of `metrics.jsonl`, with null for what JSON cannot hold: a non-finite norm, a threshold of inf.
+
+        Its `finite` is that of norm and loss together, so that a loss of null with `finite` true was not given.
+
+        Args:
+            lr: learning rate of the step, where it is known.
+        """
         return {
             "step": self.step,
-            "phase": self.phase,
+            "loss": finite_or_none(self.loss),
             "total_norm": finite_or_none(self.total_norm),
             "threshold": finite_or_none(self.threshold),
             "coefficient": finite_or_none(self.coefficient),
             "clipped": self.clipped,
             "skipped": self.skipped,
-            "finite": self.finite,
+            "finite": self.finite and (self.loss is None or isfinite(self.loss)),
+            "phase": self.phase,
+            "lr": finite_or_none(lr),
         }
 
 
-def finite_or_none(number: float) -> float | None:
+def finite_or_none(number: float | None) -> float | None:
     """The number, or None (JSON's null) for NaN and the infinities."""
-    return number if isfinite(number) else None
+    return number if number is not None and isfinite(number) else None

@@ -39,8 +39,12 @@ class LineLog(AbstractContextManager["LineLog"]):
         """Wait until every line is on the disk."""
         os.fsync(self._file.fileno())
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _whole_lines(path: Path) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""`make demo`: what the threshold does, on two tasks, three seeds each.
+"""`make demo`: what the threshold does, on two tasks, three seeds each, and a small sweep that chooses one.
 
 Every row is one `autoclip run`; two run at a time, one thread each. Running it again continues or shows what is there.
 """
@@ -47,6 +47,14 @@ EXPERIMENTS = (
     Experiment("digits, 1 % of the batches scaled by 100", "configs/corrupted_digits.yaml", ()),
     Experiment("character LSTM at learning rate 16", "configs/char_lm.yaml", ("optimizer.lr=16",)),
 )
+SWEEP = (
+    "configs/sweep_corrupted_digits.yaml",
+    "steps=600",
+    f"sweep.seeds={SEEDS}",
+    "sweep.percentiles=[10, 50, 90]",
+    "sweep.kinds=[running_quantile]",
+)
+"""The shipped sweep, made smaller."""
 ARMS = (
     Arm("no clipping", ("clip.policy={kind: none}", AS_TORCH)),
     Arm("fixed 1.0", ("clip.policy={kind: fixed, threshold: 1.0}", AS_TORCH)),
@@ -72,11 +80,12 @@ def main() -> int:
     finally:
         pool.shutdown(cancel_futures=True)
     console = Console(width=110)
+    console.print()
     for experiment in EXPERIMENTS:
         console.print(_table(experiment, {arm: results[experiment, arm] for arm in ARMS}))
         arms = ",".join(_directory(experiment, arm).name for arm in ARMS)
-        print(f"run directories: {_directory(experiment, ARMS[0]).parent}/{{{arms}}}/seed-{{0,1,2}}\n")
-    return 0
+        print(f"run directories: {_directory(experiment, ARMS[0]).parent}/{{{arms}}}/seed-{{0,1,2}}\n", flush=True)
+    return _sweep()
 
 
 def _run(experiment: Experiment, arm: Arm) -> list[dict[str, Any]]:
@@ -90,6 +99,20 @@ def _run(experiment: Experiment, arm: Arm) -> list[dict[str, Any]]:
     if process.returncode not in (0, 1) or not (directory / "summary.json").exists():
         raise SystemExit(f"{' '.join(command)}\nended with code {process.returncode}:\n{process.stderr}")
     return [json.loads(path.read_text()) for path in sorted(directory.glob("seed-*/summary.json"))]
+
+
+def _sweep() -> int:
+    """Run the small sweep, which prints its table and the recommended setting; return its exit code."""
+    command = [
+        *(sys.executable, "-m", "autoclip", "sweep", *SWEEP),
+        *("--workers", str(WORKERS), "--output-dir", str(OUTPUT / "sweep")),
+    ]
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the sweep was told too, and ends by itself
+            continue
 
 
 def _directory(experiment: Experiment, arm: Arm) -> Path:

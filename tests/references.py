@@ -5,9 +5,10 @@ of its own: step `warmup_steps` for rules that collect first.
 """
 
 from collections.abc import Iterable, Sequence
-from math import exp, fsum, inf, log
+from math import exp, fsum, inf, isfinite, log
 
 import numpy as np
+from scipy.special import betaincinv
 
 
 def autoclip_thresholds(norms: Sequence[float], percentile: float) -> list[float]:
@@ -132,3 +133,35 @@ def total_norm(values: Iterable[float], order: float = 2.0) -> float:
     if largest == 0 or order == inf:
         return largest
     return largest * fsum((magnitude / largest) ** order for magnitude in magnitudes) ** (1 / order)
+
+
+def paired_uncertainty(values: Sequence[Sequence[float]], confidence: float = 0.95) -> float:
+    """Two-way analysis of variance without interaction: half the interval of the difference of two rows' means.
+
+    The linear model value = row + column is fitted by least squares; what is left over, divided by the degrees of
+    freedom that are left, is the variance of one value. Student's quantile is that of the incomplete beta function.
+    """
+    table = np.array(values)
+    rows, columns = table.shape
+    design = np.zeros((table.size, rows + columns))
+    for place, (row, column) in enumerate(np.ndindex(rows, columns)):
+        design[place, row] = design[place, rows + column] = 1
+    freedom = table.size - int(np.linalg.matrix_rank(design))
+    if freedom == 0:
+        return inf
+    fitted = design @ np.linalg.lstsq(design, table.ravel(), rcond=None)[0]
+    variance = float(((table.ravel() - fitted) ** 2).sum()) / freedom
+    quantile = (freedom * (1 / betaincinv(freedom / 2, 0.5, 1 - confidence) - 1)) ** 0.5
+    return float(quantile * (variance * (1 / columns + 1 / columns)) ** 0.5)
+
+
+def steps_until(losses: Sequence[float], target: float) -> int | None:
+    """Steps until the average of the losses with decay .9, begun at the first one, is at most the target."""
+    average = losses[0] if losses else inf
+    for step, loss in enumerate(losses, 1):
+        average = average if step == 1 else 0.9 * average + 0.1 * loss
+        if not isfinite(loss):
+            return None
+        if average <= target:
+            return step
+    return None

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.errors import UsageError
+from autoclip.lab.candidate_config import candidates_of
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.sweep import candidates_of
-from autoclip.tuning.candidates import Candidate, fixed, grid, of_percentile, written_out
+from autoclip.tuning.candidates import Candidate, fixed, grid, of_percentile, refined, written_out
 
 CONFIG = """
 name: tiny
@@ -41,6 +41,8 @@ def candidates(tmp_path: Path) -> Callable[..., list[Candidate]]:
         (fixed(1e-7), "fixed 1e-07", "fixed-1e-07"),
         (of_percentile("running_quantile", 90), "running_quantile p90", "running_quantile-p90"),
         (of_percentile("fixed_percentile", 99.5, warmup_steps=3), "fixed_percentile p99.5", "fixed_percentile-p99.5"),
+        (refined(3, "fixed", 2.34567), "fixed 2.346 (refined 3)", "fixed-2.346--refined-3-"),
+        (refined(1, "autoclip", 50.0), "autoclip p50 (refined 1)", "autoclip-p50--refined-1-"),
         (written_out({"kind": "loss_aware_quantile"}), "loss_aware_quantile", "loss_aware_quantile"),
         (written_out({"kind": "m:P", "a": 1, "b": "x/y"}), "m:P(a=1, b=x/y)", "m-P-a-1--b-x-y-"),
     ],
@@ -56,6 +58,24 @@ def test_no_name_leaves_its_own_folder(name: str) -> None:
     assert "/" not in folder
     assert "\0" not in folder
     assert "\\" not in folder
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(0.000123456, 0.0001235), (12345.6, 12350.0), (99.999, 100.0), (5.0, 5.0)]
+)
+def test_a_refined_value_has_four_digits_and_its_policy_is_what_its_name_says(value: float, rounded: float) -> None:
+    threshold = refined(2, "fixed", value, warmup_steps=7)
+    assert (threshold.name, threshold.threshold) == (f"fixed {rounded:g} (refined 2)", rounded)
+    assert dict(threshold.policy) == {"kind": "fixed", "threshold": rounded}
+    percentile = refined(2, "running_quantile", value, warmup_steps=7)
+    assert percentile.name == f"running_quantile p{rounded:g} (refined 2)"
+    assert dict(percentile.policy) == {"kind": "running_quantile", "percentile": rounded, "warmup_steps": 7}
+
+
+def test_refined_candidates_never_share_a_name_or_a_folder_with_the_grid_or_each_other() -> None:
+    same = [fixed(5.0), refined(1, "fixed", 5.0), refined(2, "fixed", 5.0), refined(11, "fixed", 5.0)]
+    assert len({one.name for one in same}) == len({one.folder for one in same}) == 4
+    assert {one.threshold for one in same} == {5.0}
 
 
 def test_only_a_fixed_candidate_has_a_threshold() -> None:

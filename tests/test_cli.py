@@ -285,3 +285,15 @@ def test_doctor(monkeypatch):
     assert json.loads(call("doctor", "-f", "json").stdout)["ok"] is False
     monkeypatch.setattr("autoclip.doctor.examine", lambda: rows[:1])
     assert call("doctor").exit_code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_an_experiment_without_a_task_is_for_the_sweep_only(options):
+    config = ROOT / "configs" / "sweep_script.yaml"
+    assert call("validate", str(config)).exit_code == 0
+    result = call("run", str(config), *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "sweep-script has no task and no optimizer to be trained: it is for `autoclip sweep`"
+    )
+    assert files() == []

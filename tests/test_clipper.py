@@ -56,6 +56,15 @@ def test_step_returns_the_norm_before_clipping_and_properties_tell_the_rest():
     assert repr(clipper) == "Clipper(1 parameters, Fixed(threshold=1.0), mode='norm')"
 
 
+@pytest.mark.parametrize(("loss", "noted"), [(None, None), (2.5, 2.5), (torch.tensor([[1.5]]), 1.5), (-inf, -inf)])
+def test_the_record_holds_the_loss_as_it_was_given(loss, noted):
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0))
+    weight.grad = torch.ones(1)
+    clipper.step(loss=loss)
+    assert clipper.last.loss == noted
+
+
 def test_the_default_policy_is_the_running_quantile():
     assert repr(Clipper([one_weight()]).policy) == "RunningQuantile()"
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from autoclip.errors import UsageError
 from autoclip.lab.config import (
     ConfigError,
     ExperimentConfig,
@@ -20,6 +21,8 @@ from autoclip.lab.config import (
     json_schema,
     load_config,
     to_yaml,
+    trained_optimizer,
+    trained_task,
 )
 from autoclip.policies import POLICIES, Fixed
 from autoclip.policies.parameters import constructor_parameters
@@ -30,6 +33,19 @@ name: small
 task: {target: "my_task:MyTask", args: {width: 8}}
 optimizer: {kind: sgd, lr: 0.1}
 steps: 10
+"""
+COMMAND = ["python", "train.py", "--clip={clip_config}", "{run_dir}", "{seed}"]
+SCRIPT = f"""\
+name: mine
+steps: 10
+sweep:
+  command:
+    - python
+    - train.py
+    - "{COMMAND[2]}"
+    - "{COMMAND[3]}"
+    - "{COMMAND[4]}"
+  lr_multipliers: [1]
 """
 TORCH = {
     "sgd": torch.optim.SGD,
@@ -385,3 +401,108 @@ def test_the_schema_and_the_models_reject_the_same(change):
     assert not validator.is_valid(values | change)
     with pytest.raises(ValidationError):
         ExperimentConfig.model_validate(values | change)
+
+
+def test_a_command_needs_no_task_and_survives_the_round_trip(load, tmp_path):
+    config = load(SCRIPT)
+    assert (config.task, config.optimizer) == (None, None)
+    assert config.sweep.command == tuple(COMMAND)
+    assert reloaded(config, tmp_path / "again.yaml") == config
+    assert load(SCRIPT + GOOD.partition("\n")[2].replace("steps: 10\n", "")).task.args == {"width": 8}
+
+
+@pytest.mark.parametrize(("function", "value"), [(trained_task, "target"), (trained_optimizer, "kind")])
+def test_what_has_no_task_cannot_be_trained_here(load, function, value):
+    assert getattr(function(load(GOOD)), value) in ("my_task:MyTask", "sgd")
+    with pytest.raises(
+        UsageError, match=r"mine has no task and no optimizer to be trained: it is for `autoclip sweep`"
+    ):
+        function(load(SCRIPT))
+    with pytest.raises(UsageError, match=r"mine has no optimizer to be trained"):
+        function(load(SCRIPT, "task.target=my_task:MyTask"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "got"),
+    [
+        ("{sed}", "{sed}"),
+        ("{}", "{}"),
+        ("{0}", "{0}"),
+        ("--seed={seed:d}", "{seed:d}"),
+        ("{seed!r}", "{seed!r}"),
+        ("{seed.x}", "{seed.x}"),
+        ("{seed[0]}", "{seed[0]}"),
+        ("{seed:{lr_multiplier}}", "{seed:{lr_multiplier}}"),
+        ("x{", "'x{': Single '{' encountered in format string"),
+        ("x}", "'x}': Single '}' encountered in format string"),
+        ("{seed", "'{seed': expected '}' before end of string"),
+    ],
+)
+def test_a_placeholder_that_cannot_be_filled_in_is_a_fault_at_its_place(faults, argument, got):
+    text = SCRIPT.replace("    - train.py\n", f"    - {json.dumps(argument)}\n")
+    assert faults(text) == [
+        "x.yaml:6:7: sweep.command.1: must hold no placeholders but {clip_config}, {seed}, {run_dir}, {lr_multiplier} "
+        f"(a brace itself is written twice), got {got}"
+    ]
+
+
+def test_braces_written_twice_are_braces(load):
+    assert load(SCRIPT, "sweep.command.1='{{seed}} {{'").sweep.command[1] == "{{seed}} {{"
+
+
+def test_a_script_that_cannot_be_told_a_learning_rate_is_trained_at_its_own(load):
+    alone = SCRIPT.replace("  lr_multipliers: [1]\n", "")
+    assert load(alone).sweep.lr_multipliers == (1,)
+    assert load(alone, "sweep.command.1='--lr={lr_multiplier}'").sweep.lr_multipliers == (1, 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ([], "sweep.command: must hold at least 1 item, got an empty list"),
+        (
+            ["python", "{seed}", "{{run_dir}}"],
+            "sweep.command: must hold {clip_config}, {run_dir} too; known: {clip_config}, {seed}, {run_dir}, "
+            "{lr_multiplier}",
+        ),
+        (["a\0{seed}{clip_config}{run_dir}"], "sweep.command.0: must hold no character U+0000, got "),
+        (["{seed}{clip_config}{run_dir}"], "sweep: lr_multipliers must be [1] for a command without {lr_multiplier}, "),
+    ],
+)
+def test_a_command_that_could_not_do_what_the_sweep_asks_is_a_fault(faults, command, line):
+    override = f"sweep.command={json.dumps(command)}"
+    (found,) = faults(SCRIPT.replace("lr_multipliers: [1]", "lr_multipliers: [1, 3]"), override)
+    assert line in found
+
+
+@pytest.mark.parametrize(
+    ("change", "valid"),
+    [
+        ({}, True),
+        ({"task": None, "optimizer": None}, True),
+        ({"task": {"target": "a:b"}}, True),
+        ({"task": {"target": "a"}}, False),
+        ({"sweep": None}, False),
+        ({"sweep": {}}, False),
+        ({"sweep": {"command": None}}, False),
+        ({"sweep": {}, "task": {"target": "a:b"}, "optimizer": {"kind": "sgd", "lr": 1}}, True),
+        ({"sweep": {}, "task": {"target": "a:b"}, "optimizer": None}, False),
+        ({"sweep": {}, "task": None, "optimizer": {"kind": "sgd", "lr": 1}}, False),
+        ({"steps": None}, False),
+    ],
+)
+def test_the_schema_and_the_models_agree_when_a_task_may_be_left_out(change, valid):
+    values = yaml.safe_load(SCRIPT) | change
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(values) is valid
+    if valid:
+        ExperimentConfig.model_validate(values)
+    else:
+        with pytest.raises(ValidationError):
+            ExperimentConfig.model_validate(values)
+
+
+def test_a_task_of_null_is_none(faults):
+    assert faults(GOOD, "task=null", "optimizer=") == [
+        "command line: task=null: task: must be given, got nothing",
+        "command line: optimizer=: optimizer: must be given, got nothing",
+    ]

@@ -50,3 +50,15 @@ def test_a_run_that_cannot_start_ends_the_demo_with_its_message(
     monkeypatch.setattr(demo, "OUTPUT", tmp_path)
     with pytest.raises(SystemExit, match=r"clip\.policy\.percentile: must be in \[0, 100\], got 0\.9"):
         demo._run(demo.EXPERIMENTS[0], demo.Arm("wrong", ("clip.policy.percentile=0.9",)))
+
+
+def test_the_sweep_of_the_demo_names_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(demo, "OUTPUT", tmp_path)
+    short = ("steps=30", "sweep.seeds=[0]", "sweep.lr_multipliers=[1]", "sweep.percentiles=[]")
+    monkeypatch.setattr(demo, "SWEEP", (*demo.SWEEP, *short))
+    assert demo._sweep() == 0
+    assert "\nrecommended: " in capfd.readouterr().out
+    assert (tmp_path / "sweep" / "recommended.yaml").exists()

@@ -105,9 +105,13 @@ def test_the_data_are_hashed_and_described_in_plain_values(task):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_names_a_task_that_trains(path, monkeypatch):
+def test_every_configuration_names_a_command_or_a_task_that_trains(path, monkeypatch):
     monkeypatch.chdir(path.parent.parent)
     config = load_config(path)
+    if config.task is None:
+        assert config.sweep is not None
+        assert config.sweep.command is not None
+        return
     task = make_task(config)
     loss = task.loss(task.model(config.seeds[0]), next(task.batches(config.seeds[0])))
     assert math.isfinite(loss.item())

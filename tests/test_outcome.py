@@ -31,10 +31,21 @@ def scored(seed: int = 0, multiplier: float = 1.0, **changes: object) -> Score:
     return Score(multiplier=multiplier, seed=seed, **(values | changes))
 
 
-def found(convergence: float, instability: float, failed: bool = False, candidate: Candidate = QUANTILE) -> Result:
+def reaching(step: int | None) -> dict[str, object]:
+    """What makes a run reach any of the tests' targets at the step, or never."""
+    return {"trivial_loss": 2.2, "lows": ((1, 2.0),) if step is None else ((1, 2.0), (step, 0.0))}
+
+
+def found(
+    convergence: float,
+    instability: float,
+    failed: bool = False,
+    candidate: Candidate = QUANTILE,
+    seeds: int = 1,
+) -> Result:
     return Result(
         candidate=candidate,
-        scores=(scored(aulc=convergence, failed=failed),),
+        scores=tuple(scored(seed, aulc=convergence, failed=failed) for seed in range(seeds)),
         convergence=convergence,
         convergence_spread=0.0,
         instability=instability,
@@ -50,19 +61,46 @@ def test_figures_are_means_over_seeds_at_the_configured_rate_and_over_all_runs_f
         scored(1, 1, aulc=1.6, bounded_loss=0.8, clip_rate=0.4),
         scored(1, 3, aulc=9.0, bounded_loss=2.0, failed=True),
     ]
-    one = result(QUANTILE, runs, reference=0.5, steps=12)
+    one = result(QUANTILE, runs, reference=0.5)
     assert one.convergence == pytest.approx(1.3)
     assert one.convergence_spread == pytest.approx(stdev([1.0, 1.6]))
     assert one.instability == pytest.approx((0.0 + 0.5 + 0.2 + 1.0) / 4)
     assert one.instability_spread == pytest.approx(stdev([0.25, 0.6]))
-    assert (one.failures, one.all_failures, one.steps_to_target, one.seconds) == (0, 1, 12, 2.0)
+    assert (one.failures, one.all_failures, one.seeds, one.seconds) == (0, 1, 2, 2.0)
     assert one.validation_loss == pytest.approx(0.65)
     assert one.clip_rate == pytest.approx(0.3)
     assert [score.multiplier for score in one.base] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("steps", "median"),
+    [
+        ([7], 7),
+        ([None], None),
+        ([9, 3, 5], 5),
+        ([4, 7], 5.5),
+        ([9, None, 5], 9),
+        ([9, None, None], None),
+        ([9, None], None),
+    ],
+)
+def test_the_steps_to_target_are_the_median_over_the_seeds_and_a_miss_counts_as_endless(
+    steps: list[int | None], median: float | None
+) -> None:
+    runs = [scored(seed, 1.0, **reaching(step)) for seed, step in enumerate(steps)]
+    others = [scored(seed, 3.0, **reaching(2)) for seed in range(len(steps))]
+    assert result(QUANTILE, [*others, *runs], reference=0.5).steps_to_target == median
+    assert result(QUANTILE, [scored(seed) for seed in range(3)], reference=0.5).steps_to_target is None
+
+
+def test_of_two_rates_as_near_to_the_configured_one_a_single_one_stands_for_it() -> None:
+    runs = [scored(seed, rate, aulc=rate, failed=rate > 1) for seed in (0, 1) for rate in (0.5, 1.5)]
+    one = result(QUANTILE, runs, reference=0.5)
+    assert (one.convergence, one.convergence_spread, one.failures, one.seeds) == (0.5, 0.0, 0, 2)
+
+
 def test_a_single_run_has_no_spread() -> None:
-    one = result(NONE, [scored(seed=7)], reference=0.5, steps=None)
+    one = result(NONE, [scored(seed=7)], reference=0.5)
     assert (one.convergence, one.convergence_spread, one.instability, one.instability_spread) == (1.0, 0.0, 0.0, 0.0)
 
 
@@ -70,7 +108,7 @@ def test_without_multiplier_one_the_nearest_stands_for_the_configured_rate() -> 
     runs = [
         scored(seed, multiplier, aulc=multiplier, failed=multiplier > 3) for seed in (0, 1) for multiplier in (2, 9)
     ]
-    one = result(QUANTILE, runs, reference=0.5, steps=None)
+    one = result(QUANTILE, runs, reference=0.5)
     assert (one.convergence, one.failures, one.all_failures) == (2.0, 0, 2)
 
 
@@ -88,7 +126,7 @@ def test_what_comes_out_is_finite_and_a_failure_counts_one(
         scored(seed, multiplier, aulc=aulc, bounded_loss=loss, failed=failed)
         for (seed, multiplier), (aulc, loss, failed) in runs.items()
     ]
-    one = result(QUANTILE, scores, reference=0.25, steps=None)
+    one = result(QUANTILE, scores, reference=0.25)
     least = min(multiplier for _, multiplier in runs)
     areas = [aulc for (_, multiplier), (aulc, _, _) in runs.items() if multiplier == least]
     assert one.convergence == pytest.approx(fmean(areas))
@@ -167,6 +205,49 @@ def test_a_failed_candidate_does_not_set_the_best() -> None:
     assert recommend([]) is None
 
 
+def test_after_a_race_the_choice_is_among_those_with_the_most_seeds() -> None:
+    lucky, beaten = found(0.5, 0.0), found(1.0, 0.1, seeds=2)
+    steady, fast = found(1.03, 0.4, seeds=3), found(1.0, 0.6, seeds=3)
+    choice = recommend([lucky, beaten, steady, fast])
+    assert choice is not None
+    assert (choice.chosen, choice.runner_up) == (steady, fast)
+    assert choice.reason == (
+        "lowest instability (0.400) among the 2 of 4 candidates whose mean training loss (1.030) is within 5 % of the "
+        "best (1.000) (of the 2 that the race gave 3 seeds)"
+    )
+    last = recommend([lucky, beaten, steady])
+    assert last is not None
+    assert (last.chosen, last.runner_up) == (steady, None)
+
+
+def test_finalists_that_failed_do_not_count_and_without_a_race_nothing_is_said_of_it() -> None:
+    dead, second, first = found(0.5, 0.0, failed=True, seeds=3), found(1.0, 0.3, seeds=2), found(1.0, 0.1)
+    choice = recommend([first, dead, second])
+    assert choice is not None
+    assert choice.chosen is second
+    assert "the 1 that the race gave 2 seeds" in choice.reason
+    plain = recommend([dead, second, found(1.0, 0.4, seeds=2)])
+    assert plain is not None
+    assert plain.chosen is second
+    assert "race" not in plain.reason
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(-3, 3), st.booleans(), st.integers(1, 3)), max_size=10))
+def test_the_recommended_and_the_one_after_it_have_as_many_seeds_as_any_that_did_not_fail(
+    rows: list[tuple[int, int, bool, int]],
+) -> None:
+    results = [found(1 + x / 40, y, failed, seeds=seeds) for x, y, failed, seeds in rows]
+    choice = recommend(results)
+    most = max((one.seeds for one in results if not one.failures), default=0)
+    finalists = [one for one in results if not one.failures and one.seeds == most]
+    alone = recommend(finalists)
+    if choice is None or alone is None:
+        assert choice is alone is None
+        return
+    assert (choice.chosen, choice.runner_up) == (alone.chosen, alone.runner_up)
+    assert choice.chosen.seeds == most
+
+
 @pytest.mark.parametrize("best", [0.0, -2.0])
 def test_losses_at_or_below_zero_are_compared_too(best: float) -> None:
     fastest, near, far = found(best, 0.5), found(best + 0.05 * abs(best), 0.1), found(best + 1, 0.0)
@@ -177,7 +258,7 @@ def test_losses_at_or_below_zero_are_compared_too(best: float) -> None:
 
 def test_candidates_that_never_or_always_clip_are_noted() -> None:
     def clipping(candidate: Candidate, *rates: float) -> Result:
-        return result(candidate, [scored(seed, clip_rate=rate) for seed, rate in enumerate(rates)], 0.5, None)
+        return result(candidate, [scored(seed, clip_rate=rate) for seed, rate in enumerate(rates)], 0.5)
 
     assert degenerate([clipping(fixed(10.0), 0.0, 0.0)]) == ["fixed 10 never clipped: it is the same as no clipping"]
     assert degenerate([clipping(QUANTILE, 1.0, 1.0)]) == ["running_quantile p90 clipped every step"]
@@ -196,7 +277,7 @@ def test_candidates_that_never_or_always_clip_are_noted() -> None:
 )
 def test_thresholds_within_noise_are_noted(first: list[float], second: list[float], same: bool) -> None:
     results = [
-        result(fixed(threshold), [scored(seed, aulc=area) for seed, area in enumerate(areas)], 0.5, None)
+        result(fixed(threshold), [scored(seed, aulc=area) for seed, area in enumerate(areas)], 0.5)
         for threshold, areas in ((1.0, first), (5.0, second))
     ]
     expected = ["fixed 1 and fixed 5 are the same within noise"] if same else []
@@ -206,11 +287,13 @@ def test_thresholds_within_noise_are_noted(first: list[float], second: list[floa
 
 
 def test_the_csv_reads_back() -> None:
-    slow = [scored(seed, multiplier, aulc=1.5, spikes=seed) for seed, multiplier in product((0, 1), (1, 3))]
+    slow = [
+        scored(seed, multiplier, aulc=1.5, spikes=seed, **reaching(7)) for seed, multiplier in product((0, 1), (1, 3))
+    ]
     fast = [scored(seed, multiplier, failed=multiplier == 3) for seed, multiplier in product((0, 1), (1, 3))]
     dead = [scored(failed=True, validation_loss=None, bounded_loss=2.0, aulc=2.0)]
     policy = Candidate('m:P(a=x, b="y")', {"kind": "m:P"})
-    results = [result(NONE, slow, 0.25, 7), result(policy, fast, 0.25, None), result(fixed(5.0), dead, 0.25, None)]
+    results = [result(NONE, slow, 0.25), result(policy, fast, 0.25), result(fixed(5.0), dead, 0.25)]
     rows = list(csv.DictReader(StringIO(as_csv(results))))
     assert [row["candidate"] for row in rows] == ["none", 'm:P(a=x, b="y")', "fixed 5"]
     for row, one in zip(rows, results, strict=True):
@@ -223,6 +306,7 @@ def test_the_csv_reads_back() -> None:
         assert float(row["seconds"]) == pytest.approx(one.seconds, abs=0.01)
         assert (int(row["failed"]), int(row["failed_at_any_rate"])) == (one.failures, one.all_failures)
         assert (int(row["runs"]), int(row["steps"])) == (len(one.scores), 10 * len(one.scores))
+    assert [row["seeds"] for row in rows] == ["2", "2", "1"]
     assert [row["steps_to_target"] for row in rows] == ["7", "", ""]
     assert [row["spikes"] for row in rows] == ["1", "4", "2"]
     assert [row["pareto"] for row in rows] == ["True", "True", "False"]

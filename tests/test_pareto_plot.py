@@ -32,7 +32,7 @@ def found(candidate: Candidate, areas: list[float], loss: float = 0.5, failed: b
         )
         for seed, area in enumerate(areas)
     ]
-    return result(candidate, scores, 0.3, None)
+    return result(candidate, scores, 0.3)
 
 
 NORMAL = [

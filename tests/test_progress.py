@@ -9,8 +9,8 @@ from autoclip.records import ClipRecord
 
 
 def step(number: int, threshold: float, phase: Literal["warmup", "active"]) -> Step:
-    record = ClipRecord(number, phase, 12.5, threshold, 0.2, True, False, True)
-    return Step(loss=0.6931, record=record, clip_rate=0.25)
+    record = ClipRecord(number, phase, 12.5, threshold, 0.2, True, False, True, loss=0.6931)
+    return Step(record, clip_rate=0.25)
 
 
 def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

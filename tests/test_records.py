@@ -10,18 +10,45 @@ from autoclip import Clipper, ClipRecord, Fixed, NoClip
 from autoclip.records import finite_or_none
 
 
-def test_as_json_has_null_for_a_missing_threshold_and_a_norm_that_is_not_finite():
+def test_as_json_is_the_line_of_the_metrics_in_its_order():
+    record = ClipRecord(7, "active", 5.0, 1.0, 0.2, clipped=True, skipped=False, finite=True, loss=0.75)
+    assert json.dumps(record.as_json(lr=0.1)) == (
+        '{"step": 7, "loss": 0.75, "total_norm": 5.0, "threshold": 1.0, "coefficient": 0.2, "clipped": true, '
+        '"skipped": false, "finite": true, "phase": "active", "lr": 0.1}'
+    )
+
+
+def test_as_json_has_null_for_what_is_missing_or_not_finite():
     record = ClipRecord(3, "warmup", nan, inf, nan, clipped=False, skipped=True, finite=False)
     assert record.as_json() == {
         "step": 3,
-        "phase": "warmup",
+        "loss": None,
         "total_norm": None,
         "threshold": None,
         "coefficient": None,
         "clipped": False,
         "skipped": True,
         "finite": False,
+        "phase": "warmup",
+        "lr": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("norm_is_finite", "loss", "finite", "written"),
+    [
+        (True, 0.5, True, 0.5),
+        (True, None, True, None),
+        (True, nan, False, None),
+        (True, -inf, False, None),
+        (False, 0.5, False, 0.5),
+        (False, None, False, None),
+    ],
+)
+def test_a_line_is_finite_where_norm_and_loss_are(norm_is_finite, loss, finite, written):
+    record = ClipRecord(0, "active", 1.0, 2.0, 1.0, clipped=False, skipped=False, finite=norm_is_finite, loss=loss)
+    line = record.as_json(lr=inf)
+    assert (line["finite"], line["loss"], line["lr"]) == (finite, written, None)
 
 
 @pytest.mark.parametrize("policy", [Fixed(1.0), NoClip()])
@@ -47,6 +74,8 @@ def test_a_record_cannot_be_changed():
         record.step = 1
 
 
-@pytest.mark.parametrize(("number", "expected"), [(1.5, 1.5), (0, 0), (inf, None), (-inf, None), (nan, None)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1.5, 1.5), (0, 0), (inf, None), (-inf, None), (nan, None), (None, None)]
+)
 def test_finite_or_none(number, expected):
     assert finite_or_none(number) == expected

@@ -42,6 +42,14 @@ def test_a_resumed_log_tells_how_many_lines_were_there(tmp_path: Path) -> None:
         assert log.lines == 2
 
 
+def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
+    log = LineLog(tmp_path / "log.jsonl", keep=0)
+    log.append({"step": 0})
+    log.close()
+    with pytest.raises(ValueError, match="closed file"):
+        log.append({"step": 1})
+
+
 def test_a_number_that_json_lacks_is_refused(tmp_path: Path) -> None:
     with LineLog(tmp_path / "log.jsonl", keep=0) as log, pytest.raises(ValueError, match="not JSON compliant"):
         log.append({"step": 0, "loss": float("nan")})

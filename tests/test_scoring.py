@@ -1,24 +1,29 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf, nan
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoclip.errors import RunError
 from autoclip.tuning.scoring import (
     Run,
     Score,
     aulc,
+    base_scores,
     clip_rate,
     instability,
     instability_of,
     read_run,
     reference_loss,
     score,
+    score_from,
     spikes,
     steps_to_target,
 )
+from tests.references import steps_until
 
 GOOD = Run(
     losses=(2.0, 1.0, 0.5, 0.5),
@@ -82,17 +87,63 @@ def test_an_unbounded_loss_counts_as_the_initial_one() -> None:
     assert GOOD.bounded_loss == 0.6
 
 
+def scored(**changes: object) -> Score:
+    return score(replace(GOOD, **changes), multiplier=1.0, seed=0)
+
+
 def test_steps_to_target_follow_the_average_loss() -> None:
-    run = replace(GOOD, losses=(2.0, *([0.1] * 40)), planned_steps=41)
-    average, expected = 2.0, None
-    for step, loss in enumerate(run.losses[1:], start=2):
-        average = 0.9 * average + 0.1 * loss
-        if average <= 0.1 + 0.1 * (2.2 - 0.1):
-            expected = step
-            break
-    assert steps_to_target(run, reference=0.1) == expected
-    assert steps_to_target(GOOD, reference=0.1) is None
-    assert steps_to_target(replace(run, losses=(2.0, nan, *([0.1] * 40))), reference=0.1) is None
+    losses = (2.0, *([0.1] * 40))
+    expected = steps_until(losses, 0.1 + 0.1 * (2.2 - 0.1))
+    assert expected == 22  # .1 + 1.9 x .9^21 is the first below .31
+    assert steps_to_target(scored(losses=losses), reference=0.1) == expected
+    assert steps_to_target(scored(), reference=0.1) is None
+    assert steps_to_target(scored(losses=(0.2, 5.0)), reference=0.1) == 1
+    assert steps_to_target(scored(losses=()), reference=0.1) is None
+
+
+def test_the_target_is_missed_where_the_loss_was_not_finite_before_and_not_where_it_is_so_later() -> None:
+    falling = (2.0, *([0.1] * 40))
+    assert steps_to_target(scored(losses=(2.0, nan, *falling)), reference=0.1) is None
+    assert steps_to_target(scored(losses=(inf, *falling)), reference=0.1) is None
+    assert steps_to_target(scored(losses=(*falling, nan, 0.0)), reference=0.1) == 22
+
+
+def test_a_task_without_a_trivial_loss_has_no_target() -> None:
+    one = scored(trivial_loss=inf)
+    assert one.trivial_loss is None
+    assert steps_to_target(one, reference=0.1) is None
+    assert scored().trivial_loss == 2.2
+
+
+any_losses = st.lists(st.one_of(st.floats(-5, 5), st.sampled_from([nan, inf])), max_size=40)
+
+
+@given(any_losses, st.floats(-5, 2))
+def test_the_lows_tell_the_steps_to_any_target(losses: list[float], reference: float) -> None:
+    one = scored(losses=tuple(losses))
+    target = reference + 0.1 * (2.2 - reference)
+    assert steps_to_target(one, reference) == steps_until(losses, target)
+    steps, lows = [step for step, _ in one.lows], [low for _, low in one.lows]
+    assert steps == sorted(set(steps))
+    assert lows == sorted(set(lows), reverse=True)
+
+
+@given(any_losses, st.sampled_from([0.4, nan]), st.sampled_from([2.2, inf]))
+def test_a_score_is_the_same_after_json(losses: list[float], validation_loss: float, trivial_loss: float) -> None:
+    one = scored(losses=tuple(losses), validation_loss=validation_loss, trivial_loss=trivial_loss)
+    text = json.dumps(asdict(one), allow_nan=False)
+    assert score_from(json.loads(text)) == score_from(asdict(one)) == one
+
+
+def test_the_base_is_every_run_at_the_configured_rate_or_at_the_one_nearest_to_it() -> None:
+    def at(*multipliers: float) -> list[float]:
+        scores = [replace(scored(), multiplier=multiplier) for multiplier in multipliers]
+        return [one.multiplier for one in base_scores(scores)]
+
+    assert at(10, 1, 3, 10, 1, 3) == [1, 1]
+    assert at(0.1, 3, 0.1) == [0.1, 0.1]
+    assert at(0.5, 1.5, 0.5, 1.5) == [0.5, 0.5]  # of two as near the first, never a mixture
+    assert at(1.5, 0.5) == [1.5]
 
 
 def test_a_spike_stands_six_deviations_above_the_128_losses_before() -> None:

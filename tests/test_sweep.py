@@ -1,31 +1,19 @@
 import json
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from math import isfinite
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import optuna
 import pytest
-import yaml
 from optuna.trial import FrozenTrial, TrialState
-from typer.testing import CliRunner
 
-from autoclip.cli import app
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt
-from autoclip.lab.sweep import Sweep, run_sweep
+from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.sweep_report import report
+from autoclip.tuning.outcome import Result
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
@@ -37,128 +25,15 @@ CONFIG = """
 name: tiny
 task: {target: "tests.tiny_task:TinyTask"}
 optimizer: {kind: sgd, lr: 0.5, momentum: 0.9}
-steps: 150
-checkpoint_every: 40
+steps: 12
 clip: {on_nonfinite: propagate, policy: {kind: running_quantile, warmup_steps: 5}}
 sweep:
   thresholds: [0.1, 1.0]
-  percentiles: [50]
-  kinds: [running_quantile]
-  policies: [{kind: loss_aware_quantile, cut: 0.8}]
+  percentiles: []
   seeds: [0, 1]
   lr_multipliers: [0.2, 1]
 """
-NAMES = ["fixed 0.1", "fixed 1", "none", "running_quantile p50", "loss_aware_quantile(cut=0.8)"]
-GRID = NAMES[:2]
-FOLDERS = dict(
-    zip(NAMES, ["fixed-0.1", "fixed-1", "none", "running_quantile-p50", "loss_aware_quantile-cut-0.8-"], strict=True)
-)
-QUICK = ("steps=12", "sweep.policies=[]", "sweep.percentiles=[]")
-
-
-def command(config: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "autoclip", "sweep", str(config), "--output-dir", str(out), *options]
-
-
-def call(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["sweep", *arguments])
-
-
-def trials(out: Path, name: str = "tiny") -> list[FrozenTrial]:
-    with suppress(KeyError):  # the study is not there yet
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'study.db'}").get_trials(deepcopy=False)
-    return []
-
-
-def complete(out: Path, name: str = "tiny") -> dict[str, FrozenTrial]:
-    done = [trial for trial in trials(out, name) if trial.state == TrialState.COMPLETE]
-    found = {trial.params["candidate"]: trial for trial in done}
-    assert len(found) == len(done), (
-        f"a candidate was finished twice: {Counter(one.params['candidate'] for one in done)}"
-    )
-    return found
-
-
-def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + 120
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    """Workers of a sweep, not the helper that multiprocessing starts for itself."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
-
-
-def held(out: Path) -> dict[int, int]:
-    """Process that holds a trial -> the trial's id, read past Optuna so that a look changes nothing."""
-    query = """
-        SELECT trial_id, value_json FROM trials LEFT JOIN
-        (SELECT trial_id, value_json FROM trial_user_attributes WHERE key = 'worker') USING (trial_id)
-        WHERE state = 'RUNNING'
-    """
-    try:
-        with closing(sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True, timeout=1)) as database:
-            rows = database.execute(query).fetchall()
-    except sqlite3.OperationalError:  # not there yet, or locked
-        return {}
-    if any(worker is None for _, worker in rows):
-        return {}  # somebody is just taking one
-    return {json.loads(worker)["pid"]: trial for trial, worker in rows}
-
-
-def kill_at_work(out: Path, parent: subprocess.Popen[str], *, all_of_them: bool) -> dict[int, int]:
-    """Kill one worker that holds a trial, or the whole process group; return what the killed held."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        pids = children(parent.pid)
-        if set(pids) & set(held(out)):
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)  # nobody moves on between the look and the shot
-            holding = {pid: trial for pid, trial in held(out).items() if pid in pids}
-            if holding:
-                if all_of_them:
-                    os.killpg(parent.pid, signal.SIGKILL)
-                    return holding
-                victim = next(iter(holding))
-                os.kill(victim, signal.SIGKILL)
-                holding = {victim: holding[victim]}
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-            if holding:
-                return holding
-        assert parent.poll() is None, parent.communicate()
-        time.sleep(0.02)
-    raise AssertionError("nobody was at work")
-
-
-def state(out: Path, trial: int) -> str:
-    with closing(sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True)) as database:
-        found: str = database.execute("SELECT state FROM trials WHERE trial_id = ?", (trial,)).fetchone()[0]
-        return found
-
-
-def metrics(out: Path) -> list[Path]:
-    return list(out.glob("runs/*/*/*/metrics.jsonl"))
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(CONFIG)
-    return path
+WIDE = ("steps=40", "sweep.percentiles=[10, 50, 90]", "sweep.kinds=[running_quantile]", "sweep.seeds=[0, 1, 2, 3]")
 
 
 @pytest.fixture(autouse=True)
@@ -166,317 +41,21 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@dataclass
-class Swept:
-    """A sweep that ended well, with what was seen on the way."""
-
-    out: Path
-    printed: str
-    errors: str
-    seen: dict[str, Any] = field(default_factory=dict)
-
-
-@pytest.fixture(scope="module")
-def quiet(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """One worker, undisturbed."""
-    out = tmp_path_factory.mktemp("quiet") / "out"
-    done = subprocess.run(command(config_file, out), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Swept(out, done.stdout, done.stderr)
-
-
-@pytest.fixture(scope="module")
-def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
-    """Two workers: Ctrl-C, then the whole process group killed, then one worker killed; finished at last."""
-    if not Path("/proc/self/stat").exists():
-        pytest.skip("finds the workers in Linux's /proc")
-    out = tmp_path_factory.mktemp("disturbed") / "out"
-    seen: dict[str, Any] = {}
-    running: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command(config_file, out, "--workers", "2", "-f", "json"),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        running.append(process)
-        return process
-
-    try:
-        process = start()
-        until(lambda: metrics(out), process)
-        os.kill(process.pid, signal.SIGINT)
-        seen["interrupt"] = (*process.communicate(timeout=60), process.returncode)
-        seen["after the interrupt"] = {
-            "complete": set(complete(out, "tiny: reference")),
-            "results": set(complete(out)),
-            "steps": {path.parent: path.read_text().count("\n") for path in metrics(out)},
-        }
-
-        process = start()
-        seen["group"] = kill_at_work(out, process, all_of_them=True)
-        process.communicate()
-        seen["after the kill"] = {trial: state(out, trial) for trial in seen["group"].values()}
-
-        process = start()
-        seen["killed"] = kill_at_work(out, process, all_of_them=False)
-        # A killed process stays in /proc for a moment.
-        living = lambda: [pid for pid in children(process.pid) if pid not in seen["killed"]]  # noqa: E731
-        seen["workers"] = until(lambda: len(found := living()) == 2 and found, process)
-        printed, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        yield Swept(out, printed, errors, seen)
-    finally:
-        for process in running:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
-def test_the_output_directory_holds_all_that_was_promised(quiet: Swept) -> None:
-    names = {path.name for path in quiet.out.iterdir()}
-    promised = {"runs", "study.db", "sweep.yaml", "trials.csv", "pareto.png", "recommended.yaml"}
-    assert names == promised | {"claims"}
-    assert (quiet.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in (quiet.out / "runs").iterdir()} == set(FOLDERS.values())
-    for folder in FOLDERS.values():
-        for rate in ("lr-x0.2", "lr-x1"):
-            for seed in (0, 1):
-                assert (quiet.out / "runs" / folder / rate / f"seed-{seed}" / "summary.json").exists()
-
-
-def test_the_table_and_the_csv_name_every_candidate(quiet: Swept) -> None:
-    rows = (quiet.out / "trials.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["candidate", *NAMES]
-    table, _, rest = quiet.printed.partition("convergence: AULC")
-    for name in NAMES:
-        assert f" {name} " in table
-        assert name in quiet.errors, "each is named when it is finished"
-    assert "fixed 0.1 *" in table
-    assert "recommended: fixed 0.1: lowest instability" in rest
-    assert "autoclip.Clipper(model, autoclip.Fixed(threshold=0.1))" in rest
-    assert "note: fixed 0.1 clipped every step" in rest
-    assert "Traceback" not in quiet.errors
-    assert "Warning" not in quiet.errors
-
-
-def test_the_recommended_section_runs_when_it_is_pasted_into_the_configuration(quiet: Swept, tmp_path: Path) -> None:
-    recommended = yaml.safe_load((quiet.out / "recommended.yaml").read_text())
-    assert list(recommended) == ["clip"]
-    path = tmp_path / "better.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(CONFIG) | recommended | {"steps": 5}))
-    clip = load_config(path).clip
-    assert (clip.on_nonfinite, clip.policy.kind) == ("propagate", "fixed")
-    done = CliRunner().invoke(app, ["run", str(path), "--output-dir", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    assert "threshold=0.1" in json.loads((tmp_path / "out" / "seed-0" / "summary.json").read_text())["policy"]
-
-
-@pytest.mark.parametrize("which", ["quiet", "disturbed"])
-def test_every_candidate_is_finished_exactly_once(which: str, request: pytest.FixtureRequest) -> None:
-    out = request.getfixturevalue(which).out
-    assert set(complete(out, "tiny: reference")) == set(GRID)
-    assert set(complete(out)) == set(NAMES)
-    assert {trial.state.name for trial in trials(out)} <= {"COMPLETE", "PRUNED", "FAIL"}
-
-
-def test_workers_kills_and_interrupts_do_not_change_a_single_value(quiet: Swept, disturbed: Swept) -> None:
-    def values(out: Path) -> dict[str, list[float]]:
-        return {name: trial.values for name, trial in complete(out).items()}
-
-    assert values(disturbed.out) == values(quiet.out)
-
-    def figures(out: Path) -> list[list[str]]:  # all columns but the seconds
-        return [row.split(",")[:-2] for row in (out / "trials.csv").read_text().splitlines()]
-
-    assert figures(disturbed.out) == figures(quiet.out)
-    assert (disturbed.out / "recommended.yaml").read_text() == (quiet.out / "recommended.yaml").read_text()
-    for path in metrics(quiet.out):
-        assert (disturbed.out / path.relative_to(quiet.out)).read_bytes() == path.read_bytes()
-
-
-def test_an_interrupt_exits_130_and_completes_nothing_falsely(disturbed: Swept) -> None:
-    printed, errors, code = disturbed.seen["interrupt"]
-    assert code == 130, errors
-    assert f"interrupted; the same command continues in {disturbed.out}" in errors
-    assert "Traceback" not in errors
-    assert not printed
-    after = disturbed.seen["after the interrupt"]
-    assert not after["results"]
-    assert len(after["complete"]) < len(GRID)
-    for name in after["complete"]:
-        folder = disturbed.out / "runs" / FOLDERS[name]
-        assert [after["steps"][path.parent] for path in folder.glob("*/*/metrics.jsonl")] == [150] * 4
-    assert any(steps < 150 for steps in after["steps"].values()), "it came too late"
-
-
-def test_a_killed_process_group_leaves_its_trials_to_the_next_start(disturbed: Swept) -> None:
-    assert set(disturbed.seen["after the kill"].values()) == {"RUNNING"}
-    assert {state(disturbed.out, trial) for trial in disturbed.seen["group"].values()} == {"FAIL"}
-
-
-def test_a_killed_worker_is_replaced_and_its_trial_finished_by_another(disturbed: Swept) -> None:
-    (killed,) = disturbed.seen["killed"]
-    assert len(set(disturbed.seen["workers"]) - {killed}) == 2
-    assert state(disturbed.out, disturbed.seen["killed"][killed]) == "FAIL"
-
-
-def test_json_is_the_only_thing_on_the_standard_output(quiet: Swept, disturbed: Swept) -> None:
-    def refused(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    found = json.loads(disturbed.printed, parse_constant=refused)
-    assert [one["candidate"] for one in found["candidates"]] == NAMES
-    assert found["recommended"] == "fixed 0.1"
-    assert found["candidates"][0]["policy"] == {"kind": "fixed", "threshold": 0.1}
-    assert [one["candidate"] for one in found["candidates"] if one["pareto"]] == ["fixed 0.1"]
-    for one in found["candidates"]:
-        assert [one["convergence"], one["instability"]] == complete(quiet.out)[one["candidate"]].values
-
-
-@dataclass
-class Measured:
-    """One run, measured anew from its files."""
-
-    area: float
-    bounded: float
-    initial: float
-    failed: bool
-
-
-def measured(directory: Path) -> Measured:
-    summary = json.loads((directory / "summary.json").read_text())
-    initial = summary["initial_validation_loss"]
-    total = 0.0
-    count = 0
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
-        loss = json.loads(line)["loss"]
-        total += initial if loss is None or loss > initial else loss
-        count += 1
-    total += initial * (150 - count)
-    final = summary["validation_loss"]
-    bad = summary["status"] == "diverged" or final is None
-    return Measured(
-        area=total / 150,
-        bounded=initial if final is None or final > initial else final,
-        initial=initial,
-        failed=bad or final > 0.95 * summary["trivial_loss"],
-    )
-
-
-def runs_of(out: Path, name: str) -> dict[str, list[Measured]]:
-    folder = out / "runs" / FOLDERS[name]
-    return {rate: [measured(folder / rate / f"seed-{seed}") for seed in (0, 1)] for rate in ("lr-x0.2", "lr-x1")}
-
-
-def test_the_values_are_those_of_the_formulas(quiet: Swept) -> None:
-    grid = [runs for name in GRID for runs in runs_of(quiet.out, name).values()]
-    reference = min(sum(run.bounded for run in runs) / 2 for runs in grid)
-    for name, trial in complete(quiet.out).items():
-        runs = runs_of(quiet.out, name)
-        convergence, instability = trial.values
-        assert convergence == pytest.approx(sum(run.area for run in runs["lr-x1"]) / 2, rel=1e-12)
-        shares = [
-            1.0 if run.failed else (run.bounded - reference) / (run.initial - reference)
-            for seeds in runs.values()
-            for run in seeds
-        ]
-        assert instability == pytest.approx(fmean(shares), rel=1e-12), name
-        assert len(shares) == 4
-    assert 0 < reference < 0.5
-
-
-def test_a_candidate_that_diverges_is_infeasible_with_finite_values(quiet: Swept) -> None:
-    done = complete(quiet.out)
-    folder = quiet.out / "runs" / "none" / "lr-x1"
-    for seed in (0, 1):
-        assert json.loads((folder / f"seed-{seed}" / "summary.json").read_text())["status"] == "diverged"
-    for name, trial in done.items():
-        assert all(map(isfinite, trial.values))
-        failed = sum(run.failed for run in runs_of(quiet.out, name)["lr-x1"])
-        assert trial.constraints == {"diverged": failed}
-    assert done["none"].constraints["diverged"] == 2
-    assert done["fixed 0.1"].constraints["diverged"] == 0
-    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{quiet.out / 'study.db'}")
-    assert [trial.params["candidate"] for trial in study.best_trials] == ["fixed 0.1"]
-
-
-def test_a_finished_sweep_reports_again_without_training(quiet: Swept) -> None:
-    before = {path: path.stat().st_mtime_ns for path in metrics(quiet.out)}
-    (quiet.out / "trials.csv").unlink()
-    done = call(str(quiet.out / "sweep.yaml"), "--output-dir", str(quiet.out), "--workers", "3")
-    assert done.exit_code == 0, done.output
-    assert "recommended: fixed 0.1" in done.output
-    assert (quiet.out / "trials.csv").exists()
-    assert {path: path.stat().st_mtime_ns for path in metrics(quiet.out)} == before
-
-
-def test_a_changed_configuration_is_refused_with_the_difference(quiet: Swept, config_file: Path) -> None:
-    before = (quiet.out / "sweep.yaml").read_bytes()
-    for change, expected in (
-        ("optimizer.lr=0.25", "optimizer.lr: 0.5 -> 0.25"),
-        ("sweep.thresholds=[0.1,1.0,3.0]", "sweep.thresholds: [0.1, 1.0] -> [0.1, 1.0, 3.0]"),
-        ("sweep.seeds=[0,1,2]", "sweep.seeds: [0, 1] -> [0, 1, 2]"),
-    ):
-        done = call(str(config_file), change, "--output-dir", str(quiet.out))
-        assert done.exit_code == 2, done.output
-        assert expected in done.output
-        assert "--output-dir" in done.output
-    assert (quiet.out / "sweep.yaml").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (["sweep=null"], "no sweep section"),
-        (["sweep.race=true"], "sweep.race is not supported yet"),
-        (["sweep.command=[python, train.py]"], "sweep.command is not supported yet"),
-        (["sweep.refine_trials=5"], "sweep.refine_trials is not supported yet"),
-        (["sweep.policies=[{kind: none}]"], "two candidates are the same: none"),
-        (["task.target=tests.no_such_module:Task"], "no_such_module"),
-        (["device=cuda:999"], "cuda:999"),
-        (["sweep.kinds=[fixed]"], "must be one of"),
-        (["--workers", "0"], "workers"),
-    ],
-)
-def test_what_cannot_be_swept_exits_2_and_leaves_no_runs(
-    config_file: Path, tmp_path: Path, changes: list[str], expected: str
-) -> None:
-    done = call(str(config_file), *changes, "--output-dir", str(tmp_path / "out"))
-    assert done.exit_code == 2, done.output
-    assert expected in done.output
-    assert not metrics(tmp_path / "out")
-
-
-def test_a_storage_that_cannot_be_opened_exits_2(config_file: Path, tmp_path: Path) -> None:
-    for url in ("nonsense://x/y", f"sqlite:///{tmp_path}/no/such/folder/study.db"):
-        done = call(str(config_file), "--output-dir", str(tmp_path / "out"), "--storage", url)
-        assert done.exit_code == 2, done.output
-        assert f"cannot open the storage {url}" in done.output
-
-
-def test_an_output_directory_that_is_a_file_is_one_line(config_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    done = call(str(config_file), "--output-dir", str(tmp_path / "file"))
-    assert done.exit_code in (1, 2)
-    assert "cannot write" in done.output
-    assert "Traceback" not in done.output
-
-
 @pytest.fixture
-def configure(config_file: Path) -> Callable[..., ExperimentConfig]:
-    return lambda *changes: load_config(config_file, (*QUICK, *changes))
+def configure(tmp_path: Path) -> Callable[..., ExperimentConfig]:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG)
+    return lambda *changes: load_config(path, changes)
+
+
+def trials(out: Path, name: str = "tiny") -> list[FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'study.db'}").get_trials(deepcopy=False)
 
 
 def swept(config: ExperimentConfig, out: Path) -> Sweep:
     """A sweep in this process, without workers."""
     out.mkdir(exist_ok=True)
     sweep = Sweep(config, out, f"sqlite:///{out / 'study.db'}")
-    sweep.prepare()
     sweep.work(Interrupt())
     return sweep
 
@@ -495,24 +74,25 @@ def test_where_every_candidate_fails_nothing_is_recommended(
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"trials.csv", "pareto.png"} <= names
     assert "recommended.yaml" not in names
-    assert not sweep.study.best_trials
+    assert not sweep.trials.optuna.best_trials
 
 
 def test_without_thresholds_the_reference_comes_from_a_grid_of_its_own(
     configure: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
     sweep = swept(configure("sweep.thresholds=[]", "sweep.lr_multipliers=[1]"), tmp_path / "out")
-    assert set(complete(tmp_path / "out", "tiny: reference")) == {"fixed 1", "fixed 5", "fixed 10"}
-    assert set(complete(tmp_path / "out")) == {"none"}
+    trained = {trial.user_attrs["candidate"] for trial in trials(tmp_path / "out", "tiny: runs")}
+    assert trained == {"fixed 1", "fixed 5", "fixed 10", "none"}
+    assert [trial.user_attrs["key"] for trial in trials(tmp_path / "out")] == ["none"]
     assert [one.candidate.name for one in sweep.results()] == ["none"]
 
 
 def test_the_reference_stays_frozen(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     sweep = swept(configure(), tmp_path / "out")
-    before = sweep.reference
-    sweep.study.set_user_attr("reference", 0.125)
+    before = sweep.reference({})
+    sweep.trials.optuna.set_user_attr(REFERENCE, 0.125)
     again = swept(configure(), tmp_path / "out")
-    assert again.reference == 0.125 != before
+    assert again.reference({}) == 0.125 != before
 
 
 def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(
@@ -526,23 +106,172 @@ def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(
         with pytest.raises(RunError, match="ZeroDivisionError"):
             swept(configure(), out)
     sweep = swept(configure(), out)
-    assert set(complete(out, "tiny: reference")) == set(GRID)
+    assert {trial.state for trial in trials(out, "tiny: runs")} == {TrialState.COMPLETE, TrialState.FAIL}
     assert [one.candidate.name for one in sweep.results()] == ["fixed 0.1", "fixed 1", "none"]
 
 
-def test_a_worker_that_fails_ends_the_command_with_exit_code_1(config_file: Path, tmp_path: Path) -> None:
-    done = call(str(config_file), *QUICK, "task.args={fail_at: 3}", "--output-dir", str(tmp_path / "out"))
-    assert done.exit_code == 1, done.output
-    assert "a worker failed; its message is above" in done.output
+def test_a_race_recommends_what_the_full_grid_does_with_at_most_half_of_the_steps(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = swept(configure(*WIDE), tmp_path / "full")
+    race = swept(configure(*WIDE, "sweep.race=true"), tmp_path / "race")
+    assert full.share_of_steps() <= 1
+    assert race.share_of_steps() <= 0.5
+    seeds = {one.candidate.name: one.seeds for one in race.results()}
+    assert list(seeds) == [one.candidate.name for one in full.results()]
+    assert min(seeds.values()) == 1
+    assert max(seeds.values()) == 4
+    first = {trial.user_attrs["candidate"] for trial in trials(race.output_dir, "tiny: runs")[: len(seeds)]}
+    assert first == set(seeds), "every candidate has the first seed before any has a second"
+    recommended = []
+    for sweep in (full, race):
+        assert report(sweep, "json") == 0
+        recommended.append(json.loads(capsys.readouterr().out)["recommended"])
+    assert recommended[0] == recommended[1]
+    assert seeds[recommended[1]] == 4
+    assert report(race, "text") == 0
+    printed = capsys.readouterr().out
+    assert f"the race took {race.share_of_steps():.0%} of the full grid's training steps" in printed
+    # The same runs are the same in both.
+    for path in race.output_dir.glob("runs/*/*/*/metrics.jsonl"):
+        assert path.read_bytes() == (full.output_dir / path.relative_to(race.output_dir)).read_bytes()
 
 
-def test_run_sweep_asks_for_a_sweep_section(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
-        run_sweep(configure().model_copy(update={"sweep": None}), tmp_path / "out", workers=1, storage=None)
-    assert not (tmp_path / "out").exists()
+def test_a_race_continues_where_it_was_left(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    config = configure(*WIDE, "sweep.race=true")
+    whole = swept(config, tmp_path / "whole")
+    interrupt = Interrupt()
+    out = tmp_path / "parts"
+    out.mkdir()
+    ended = 0
+    for _ in range(100):
+        part = Sweep(config, out, f"sqlite:///{out / 'study.db'}")
+        if part.is_done():
+            break
+        scores = part.scores()
+        ended += part._train_next(part.plan(scores), scores, interrupt)
+        part.settle(part.plan(part.scores()), part.scores())
+    assert ended == len(trials(whole.output_dir, "tiny: runs"))
+    assert [(one.candidate.name, one.scores) for one in untimed(part)] == [
+        (one.candidate.name, one.scores) for one in untimed(whole)
+    ]
 
 
-def test_the_database_is_whole_after_everything(disturbed: Swept) -> None:
-    with sqlite3.connect(disturbed.out / "study.db") as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
+def untimed(sweep: Sweep) -> list[Result]:
+    return [replace(one, scores=tuple(replace(score, seconds=0.0) for score in one.scores)) for one in sweep.results()]
+
+
+def test_refinements_follow_the_grid_and_lie_within_their_bounds(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    changes = ("sweep.percentiles=[50]", "sweep.kinds=[running_quantile]", "sweep.seeds=[0]")
+    grid = swept(configure(*changes), tmp_path / "out")
+    assert grid.is_done()
+    sweep = swept(configure(*changes, "sweep.refine_trials=6"), tmp_path / "out")
+    found = trials(tmp_path / "out")
+    assert [trial.user_attrs["key"] for trial in found] == [
+        *grid.candidates,
+        *(f"refinement {number}" for number in range(1, 7)),
+    ]
+    for number, trial in enumerate(found[4:], 1):
+        policy = trial.user_attrs["policy"]
+        assert policy["kind"] == trial.params["form"]
+        assert trial.user_attrs["name"].endswith(f"(refined {number})")
+        if policy["kind"] == "fixed":
+            assert 0.01 <= policy["threshold"] <= 10
+            assert policy["threshold"] == pytest.approx(trial.params["threshold"], rel=1e-3)
+        else:
+            assert 1 <= policy["percentile"] <= 99.9
+            assert policy["warmup_steps"] == 5
+    assert len({json.dumps(trial.user_attrs["policy"]) for trial in found}) == len(found)
+    assert [one.candidate.name for one in sweep.results()][4:] == [trial.user_attrs["name"] for trial in found[4:]]
+    # What the grid found is where the sampler starts from.
+    assert [trial.params.get("form") for trial in found[:4]] == ["fixed", "fixed", None, "running_quantile"]
+    assert found[3].params["percentile"] == 50
+    assert report(sweep, "text") == 0
+    assert len((tmp_path / "out" / "trials.csv").read_text().splitlines()) == 1 + 10
+    # Fewer refinements than there are is no change.
+    assert swept(configure(*changes, "sweep.refine_trials=2"), tmp_path / "out").is_done()
+
+
+def test_a_lost_refinement_goes_on_with_the_value_that_was_proposed(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("sweep.percentiles=[50]", "sweep.kinds=[running_quantile]", "sweep.seeds=[0]", "sweep.refine_trials=1")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sweep, "_complete", killed_after(4, killed))
+        with pytest.raises(KeyboardInterrupt):
+            swept(configure(*changes), tmp_path / "out")
+    lost = trials(tmp_path / "out")[4]
+    assert lost.state == TrialState.RUNNING
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/*/metrics.jsonl")}
+    monkeypatch.setattr("autoclip.tuning.study._is_alive", lambda pid: False)
+    sweep = Sweep(configure(*changes), tmp_path / "out", f"sqlite:///{tmp_path / 'out' / 'study.db'}")
+    sweep.free_lost()
+    sweep.work(Interrupt())
+    again = trials(tmp_path / "out")[5]
+    assert (again.state, again.params) == (TrialState.COMPLETE, lost.params)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "its finished runs were read, not repeated"
+    assert len(list((tmp_path / "out").glob("runs/*/*/*/metrics.jsonl"))) == len(before)
+
+
+def killed_after(times: int, then: Callable[..., None]) -> Callable[..., None]:
+    """The sweep's own way to complete a trial, so many times; then the other."""
+    complete = Sweep._complete
+    left = [times]
+
+    def completes(*arguments: Any) -> None:
+        left[0] -= 1
+        (complete if left[0] >= 0 else then)(*arguments)
+
+    return completes
+
+
+def test_without_thresholds_and_percentiles_there_is_nothing_to_refine(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no thresholds and no percentiles to refine"):
+        swept(configure("sweep.thresholds=[]", "sweep.refine_trials=1"), tmp_path / "out")
+
+
+def test_finished_runs_keep_no_checkpoints(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    swept(configure(), tmp_path / "out")
+    directories = list((tmp_path / "out").glob("runs/*/*/seed-*"))
+    assert len(directories) == 3 * 2 * 2
+    for directory in directories:
+        names = {path.name for path in directory.iterdir()}
+        assert names == {"config.yaml", "metrics.jsonl", "layers.jsonl", "summary.json"}
+
+
+def test_a_refinement_after_a_race_is_measured_as_the_finalists_were(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    changes = ("sweep.race=true", "sweep.refine_trials=1", "sweep.kinds=[running_quantile]", "sweep.percentiles=[50]")
+    sweep = swept(configure(*changes), tmp_path / "out")  # with two seeds the first spends the budget
+    assert {one.seeds for one in sweep.results()} == {1}
+
+
+def test_a_script_is_swept_like_a_task(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    config = configure(
+        "task=null",
+        "optimizer=null",
+        "steps=60",
+        "clip.policy={kind: running_quantile, warmup_steps: 2}",
+        "sweep.seeds=[0]",
+        "sweep.none=false",
+        "sweep.thresholds=[1.0]",
+        "sweep.lr_multipliers=[1, 3]",
+        "sweep.command=[python, experiments/train_script.py, --steps=60, --clip-config, '{clip_config}', "
+        "--output-dir, '{run_dir}', --seed, '{seed}', --lr-multiplier, '{lr_multiplier}']",
+    )
+    sweep = swept(config, tmp_path / "out")
+    assert [one.candidate.name for one in sweep.results()] == ["fixed 1"]
+    runs = sorted(path.relative_to(tmp_path / "out" / "runs") for path in tmp_path.glob("out/runs/*/*/*/metrics.jsonl"))
+    assert [str(path.parent) for path in runs] == ["fixed-1/lr-x1/seed-0", "fixed-1/lr-x3/seed-0"]
+    rates = [json.loads((tmp_path / "out" / "runs" / path).read_text().splitlines()[0])["lr"] for path in runs]
+    assert rates[1] == pytest.approx(3 * rates[0])
+    assert report(sweep, "text") == 0

@@ -14,10 +14,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autoclip.lab import sweep
-from autoclip.lab.config import load_config
-from autoclip.tuning.study import open_storage
-
 ROOT = Path(__file__).parent.parent
 CONFIG = """
 name: shared
@@ -86,7 +82,7 @@ def _complete(storage: str, name: str) -> list[str]:
     database = optuna.storages.RDBStorage(storage)
     try:
         trials = optuna.load_study(study_name=name, storage=database).get_trials(states=(TrialState.COMPLETE,))
-        return sorted(trial.params["candidate"] for trial in trials)
+        return sorted(trial.user_attrs["key"] for trial in trials)
     finally:
         database.engine.dispose()
 
@@ -101,27 +97,9 @@ def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
-def _prepare(config: Path, place: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Create the tables and the trials, so that the commands may start at the same moment."""
-    databases = []
-
-    def noted(url: str) -> optuna.storages.RDBStorage:
-        databases.append(open_storage(url))
-        return databases[-1]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sweep, "open_storage", noted)
-        sweep.Sweep(load_config(config), place, storage).prepare()
-    for database in databases:
-        database.engine.dispose()
-
-
-def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(
-    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(storage: str, tmp_path: Path) -> None:
     config = tmp_path / "shared.yaml"
     config.write_text(CONFIG)
-    _prepare(config, tmp_path, storage, monkeypatch)
     places = [tmp_path / name for name in ("one", "two")]
     processes = [_start([str(config), "--output-dir", str(place), "--storage", storage]) for place in places]
     try:
@@ -134,11 +112,12 @@ def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(
         assert code == 0, errors
         for name in NAMES:
             assert f" {name} " in printed
-    assert _complete(storage, "shared: reference") == GRID
+    assert _complete(storage, "shared: runs") == sorted(f"{name}, seed {seed}" for name in NAMES for seed in (0, 1))
     assert _complete(storage, "shared") == NAMES
-    trained = [{path.parent.name for path in place.glob("runs/*/lr-x1")} for place in places]
+    trained = [{path.parts[-3:] for path in place.glob("runs/*/lr-x1/seed-*")} for place in places]
     assert all(trained), "one of them did nothing"
-    assert set.union(*trained) == {name.replace(" ", "-") for name in NAMES}
+    everything = {(name.replace(" ", "-"), "lr-x1", f"seed-{seed}") for name in NAMES for seed in (0, 1)}
+    assert set.union(*trained) == everything
     assert not set.intersection(*trained)
     first, second = ((place / "trials.csv").read_text().splitlines() for place in places)
     assert [row.split(",")[:8] for row in first] == [row.split(",")[:8] for row in second]

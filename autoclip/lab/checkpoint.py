@@ -64,6 +64,12 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, []
 
 
+def remove_checkpoints(directory: Path) -> None:
+    """Delete the checkpoints of a run that is finished."""
+    for name in (LATEST, PREVIOUS):
+        (directory / name).unlink(missing_ok=True)
+
+
 def fingerprint(value: Any) -> str:
     """sha256 over nested dicts, lists, tensors and plain values."""
     digest = hashlib.sha256()

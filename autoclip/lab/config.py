@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, StrictBool, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from autoclip.errors import UsageError
+from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.loading import construct, load_object
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
 from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection, PolicySection, policy_parameters
@@ -27,9 +28,16 @@ Above0 = Annotated[float, like(Positive)]
 Seeds = Annotated[tuple[WholeNumber, ...], Items(least=1, distinct=True)]
 Name = matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", "a plain file name of letters, digits and . _ -")
 Device = matching(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
+Command = Annotated[
+    tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
+]
 Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
 
+OF_A_TASK = ("task", "optimizer")
+"""Sections that may be left out where `sweep.command` trains something else."""
+
 _ABSENT = object()
+_Model = TypeVar("_Model", bound=Section)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig":
@@ -42,18 +50,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig"
     Raises:
         ConfigError: the file cannot be read, or it holds faults; all of them are listed.
     """
-    document = read_document(path, overrides)
+    return checked(read_document(path, overrides), ExperimentConfig)
+
+
+def checked(document: Document, model: type[_Model]) -> _Model:
+    """What a document holds, as a model.
+
+    Raises:
+        ConfigError: the document could not be read, or it holds faults; all of them are listed.
+    """
     faults = list(document.faults)
     if document.values is not None:
         try:
-            config = ExperimentConfig.model_validate(document.values)
+            values = model.model_validate(document.values)
         except ValidationError as error:
-            found = [_fault(document, dict(entry)) for entry in error.errors(include_url=False)]
+            found = [_fault(document, model, dict(entry)) for entry in error.errors(include_url=False)]
             faults += [fault for fault in found if not _follows(fault, document.faults)]
     if faults:
         faults.sort(key=lambda fault: fault.place)
         raise ConfigError("\n".join(map(str, faults)), faults)
-    return config
+    return values
 
 
 def build_policy(section: PolicySection) -> Policy:
@@ -75,7 +91,53 @@ def build_policy(section: PolicySection) -> Policy:
     return policy
 
 
-def to_yaml(config: "ExperimentConfig") -> str:
+def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
+    """Keyword arguments of `Clipper` that a clip section holds, with a new policy.
+
+    Raises:
+        ConfigError: as `build_policy`.
+    """
+    return {
+        "policy": build_policy(section.policy),
+        "scope": section.scope,
+        "mode": section.mode,
+        "response": section.response,
+        "on_nonfinite": section.on_nonfinite,
+    }
+
+
+def trained_task(config: "ExperimentConfig") -> "TaskConfig":
+    """Task section of an experiment that is to be trained here.
+
+    Raises:
+        UsageError: there is no task or no optimizer, as the experiment is for `sweep.command`.
+    """
+    _refuse_command(config)
+    assert config.task is not None
+    return config.task
+
+
+def trained_optimizer(config: "ExperimentConfig") -> AnyOptimizerConfig:
+    """Optimizer section of an experiment that is to be trained here.
+
+    Raises:
+        UsageError: as `trained_task`.
+    """
+    _refuse_command(config)
+    assert config.optimizer is not None
+    return config.optimizer
+
+
+def _refuse_command(config: "ExperimentConfig") -> None:
+    missing = [name for name in OF_A_TASK if getattr(config, name) is None]
+    if missing:
+        raise UsageError(
+            f"{config.name} has no {' and no '.join(missing)} to be trained: it is for `autoclip sweep`, which starts "
+            f"its sweep.command"
+        )
+
+
+def to_yaml(config: Section) -> str:
     """Write every setting, defaults included, as YAML that reads back to an equal configuration."""
     return dump(config.model_dump())
 
@@ -85,7 +147,7 @@ def config_hash(config: "ExperimentConfig") -> str:
     return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: "ExperimentConfig", new: "ExperimentConfig") -> list[str]:
+def differences(old: Section, new: Section) -> list[str]:
     """Settings in which two configurations differ, a line each: `optimizer.lr: 8.0 -> 16.0`."""
     return _compared("", old.model_dump(), new.model_dump())
 
@@ -107,23 +169,23 @@ def _compared(name: str, before: Any, after: Any) -> list[str]:
     return [f"{name}: {old} -> {new}"]
 
 
-def _fault(document: Document, error: dict[str, Any]) -> Fault:
+def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> Fault:
     """Name the key and the place of one of pydantic's errors, what should be there and what is."""
     location: tuple[str | int, ...] = error["loc"]
     if error["type"] == "extra_forbidden":
-        path, section = _walk(location[:-1])
+        path, section = _walk(model, location[:-1])
         path += location[-1:]
         known = section.model_fields
         of_kind = f" of kind {location[-2]}" if "kind" in known else ""
         message = f"unknown key{of_kind}{suggestion(path[-1], known)}; known: {', '.join(known)}"
         return Fault(document.keys[path], path, message)
-    path, section = _walk(location)
+    path, section = _walk(model, location)
     got = shown(error["input"])
     if error["type"] == "union_tag_not_found" and isinstance(error["input"], dict):
         path += ("kind",)
         kind = error["input"].get("kind")
         got = shown(kind) + suggestion(kind, section) if "kind" in error["input"] else "nothing"
-        return Fault(_place(document, path), path, f"must be one of {', '.join(section)}, got {got}")
+        return Fault(place_of(document, path), path, f"must be one of {', '.join(section)}, got {got}")
     match error["type"]:
         case "missing":
             message = "must be given, got nothing"
@@ -143,12 +205,12 @@ def _fault(document: Document, error: dict[str, Any]) -> Fault:
             message = f"must be a mapping of keys to values, got {got}"
         case _:
             message = f"{error['msg']}, got {got}"
-    return Fault(_place(document, path), path, message)
+    return Fault(place_of(document, path), path, message)
 
 
-def _walk(location: tuple[str | int, ...]) -> tuple[KeyPath, Any]:
+def _walk(model: type[Section], location: tuple[str | int, ...]) -> tuple[KeyPath, Any]:
     """Keys of one of pydantic's locations, which also names members of unions, and the model (or members) there."""
-    inside: Any = ExperimentConfig
+    inside: Any = model
     path: KeyPath = ()
     for part in location:
         if isinstance(inside, dict) and isinstance(part, str):
@@ -159,7 +221,7 @@ def _walk(location: tuple[str | int, ...]) -> tuple[KeyPath, Any]:
     return path, inside
 
 
-def _place(document: Document, path: KeyPath) -> Place:
+def place_of(document: Document, path: KeyPath) -> Place:
     """Place of a value, or of the nearest mapping around where it should be."""
     while path not in document.places:
         path = path[:-1]
@@ -233,21 +295,51 @@ class SweepConfig(Section):
         default=(1, 3, 10), description="Factors on the learning rate, for the instability objective."
     )
     race: StrictBool = Field(default=False, description="Spend seeds only on candidates still in the running.")
-    command: Annotated[tuple[str, ...], Items(least=1)] | None = Field(
-        default=None, description="Another training script, as program and arguments; null trains the task."
+    command: Command | None = Field(
+        default=None,
+        description="A training script of one's own, as program and arguments with the placeholders "
+        + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        + "; null trains the task.",
     )
     refine_trials: WholeNumber = Field(default=0, description="Trials with continuous values afterwards.")
     storage: Annotated[str, Url] | None = Field(
         default=None, description="Database of the study; null: study.db in the output directory."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rate_without_a_placeholder(cls, values: Any) -> Any:
+        """A script that cannot be told a learning rate is trained at its own, unless the file says otherwise."""
+        command = values.get("command") if isinstance(values, dict) else None
+        if isinstance(command, list | tuple) and not any("{lr_multiplier}" in str(word) for word in command):
+            return {"lr_multipliers": [1]} | values
+        return values
+
+    @model_validator(mode="after")
+    def _multipliers_need_a_placeholder(self) -> Self:
+        if self.command and set(self.lr_multipliers) != {1} and not uses(self.command, "lr_multiplier"):
+            got = ", ".join(f"{multiplier:g}" for multiplier in self.lr_multipliers)
+            raise ValueError(f"lr_multipliers must be [1] for a command without {{lr_multiplier}}, got [{got}]")
+        return self
+
+
+def _task_unless_command(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema what `ExperimentConfig` asks for where it has no command."""
+    schema["required"] = [name for name in schema["required"] if name not in OF_A_TASK]
+    command = {"properties": {"command": {"type": "array"}}, "required": ["command"], "type": "object"}
+    schema["if"] = {"properties": {"sweep": command}, "required": ["sweep"]}
+    given = {name: {"type": "object"} for name in OF_A_TASK}
+    schema["else"] = {"properties": given, "required": list(OF_A_TASK)}
+
 
 class ExperimentConfig(Section):
     """An experiment of autoclip."""
 
+    model_config = ConfigDict(json_schema_extra=_task_unless_command)
+
     name: Annotated[str, Name] = Field(description="Names the output directory.")
-    task: TaskConfig = Field(description="What is trained.")
-    optimizer: AnyOptimizerConfig = Field(description="What updates the parameters.")
+    task: TaskConfig | None = Field(description="What is trained; only a sweep.command needs none.")
+    optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; goes with the task.")
     steps: Count = Field(description="Optimizer steps of each run.")
     seeds: Seeds = Field(default=(0,), description="One run each; a seed fixes initial weights and batches.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
@@ -263,6 +355,16 @@ class ExperimentConfig(Section):
     )
     log: LogConfig = Field(default_factory=LogConfig, description="What is written down.")
     sweep: SweepConfig | None = Field(default=None, description="Candidates, read by `autoclip sweep` only.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_unless_command(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        sweep = values.get("sweep")
+        if isinstance(sweep, dict) and sweep.get("command") is not None:
+            return dict.fromkeys(OF_A_TASK) | values
+        return {name: value for name, value in values.items() if name not in OF_A_TASK or value is not None}
 
 
 NESTED: dict[str, Any] = {

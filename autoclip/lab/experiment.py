@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 
 from autoclip.errors import RunError, UsageError
-from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml
+from autoclip.lab.checkpoint import remove_checkpoints
+from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
 from autoclip.lab.loading import construct
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.task import Task
@@ -96,9 +97,7 @@ def run_experiment(
     return 1 if total["diverged"] or total["failed"] else 0
 
 
-def run_seeds(
-    config: ExperimentConfig, output_dir: Path, *, resume: bool, interrupt: Interrupt, bar: bool = True
-) -> dict[str, Any]:
+def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, interrupt: Interrupt) -> dict[str, Any]:
     """Train every seed into `output_dir/seed-<n>/` and return the summary over them, also written beside them.
 
     A seed whose task raises counts as failed, with its error in the summary; the others are trained all the same.
@@ -108,7 +107,6 @@ def run_seeds(
         output_dir: created where it is missing.
         resume: continue what is there; finished seeds are left as they are.
         interrupt: where it is asked for, the run ends after the step, with a checkpoint.
-        bar: draw the progress.
 
     Raises:
         UsageError: the directory holds another run, or the task cannot be made.
@@ -123,7 +121,7 @@ def run_seeds(
         for seed in config.seeds:
             if interrupt.asked:
                 break
-            with TrainingProgress(f"{config.name} seed {seed}", config.steps, bar) as progress:
+            with TrainingProgress(f"{config.name} seed {seed}", config.steps) as progress:
                 directory = output_dir / f"seed-{seed}"
                 try:
                     summaries.append(_run_seed(config, task, seed, directory, resume, interrupt, progress))
@@ -137,14 +135,34 @@ def run_seeds(
     return total
 
 
+def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path, interrupt: Interrupt) -> None:
+    """Train one seed into `directory`, or continue what is there, and show nothing.
+
+    A run that is finished keeps no checkpoint, as nobody will continue it: a sweep makes hundreds of them.
+
+    Raises:
+        UsageError: the directory holds another run.
+        RunError: the task raised, or the disk refused.
+    """
+    try:
+        _begin(config, directory)
+        with TrainingProgress("", config.steps, bar=False) as progress:
+            summary = _run_seed(config, task, seed, directory, True, interrupt, progress, last_checkpoint=False)
+        if summary["status"] != "interrupted":
+            remove_checkpoints(directory)
+    except OSError as error:
+        raise RunError(f"cannot write the run: {error}") from None
+
+
 def make_task(config: ExperimentConfig) -> Task:
     """Import and construct the configured task.
 
     Raises:
         UsageError: it cannot be imported, refuses its arguments, or lacks a method of the protocol.
     """
-    target = config.task.target
-    task: Task = construct(target, config.task.args, Path.cwd())
+    section = trained_task(config)
+    target = section.target
+    task: Task = construct(target, section.args, Path.cwd())
     missing = [name for name in ("model", "batches", "loss", "evaluate") if not callable(getattr(task, name, None))]
     if missing:
         raise UsageError(f"{target} has no {', '.join(missing)}; a task has model, batches, loss and evaluate")
@@ -162,8 +180,19 @@ def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> Non
             )
         _refuse_changes(directory, config)
     for seed in config.seeds:
-        (output_dir / f"seed-{seed}").mkdir(parents=True, exist_ok=True)
-        write_atomically(output_dir / f"seed-{seed}" / CONFIG, to_yaml(config))
+        _begin(config, output_dir / f"seed-{seed}")
+
+
+def _begin(config: ExperimentConfig, directory: Path) -> None:
+    """Create a run directory with its configuration, or make sure that it holds this very run."""
+    text = to_yaml(config)
+    if not (directory / CONFIG).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+    elif (directory / CONFIG).read_text(encoding="utf-8") == text:
+        return
+    else:
+        _refuse_changes(directory, config)
+    write_atomically(directory / CONFIG, text)
 
 
 def _refuse_changes(directory: Path, config: ExperimentConfig) -> None:
@@ -188,6 +217,7 @@ def _run_seed(
     resume: bool,
     interrupt: Interrupt,
     progress: TrainingProgress,
+    last_checkpoint: bool = True,
 ) -> dict[str, Any]:
     before = read_json(directory / SUMMARY) if resume else None
     if before and (before["status"] == "diverged" or before["steps"] == config.steps):
@@ -204,6 +234,7 @@ def _run_seed(
                 on_step=progress.update,
                 should_stop=lambda: interrupt.asked,
                 say=progress.say,
+                last_checkpoint=last_checkpoint,
             )
             versions = {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()}
             summary = summarise(status, training) | {"versions": versions}

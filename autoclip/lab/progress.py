@@ -46,6 +46,8 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def update(self, step: Step) -> None:
         """Show one more step."""
+        if self._silent:
+            return
         threshold = "off" if isinf(step.record.threshold) else f"{step.record.threshold:.3g}"
         phase = " (warm-up)" if step.record.phase == "warmup" else ""
         figures = (

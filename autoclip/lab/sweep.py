@@ -1,39 +1,44 @@
-"""`autoclip sweep`: the same experiment under every candidate, by one or more worker processes."""
+"""A sweep: the same experiment under every candidate, shared by any number of processes.
 
-import multiprocessing
+There are two Optuna studies in one database. "<name>: runs" has a trial for every candidate and seed, and holds the
+scores. "<name>" has one trial for every candidate, with its two objectives, completed as soon as its runs are finished
+and the reference loss V* is known.
+"""
+
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from multiprocessing.process import BaseProcess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
-from autoclip.errors import RunError, UsageError
-from autoclip.lab.config import ExperimentConfig, SweepConfig, build_policy, differences, load_config, to_yaml
-from autoclip.lab.experiment import Interrupt, make_task, run_seeds
-from autoclip.lab.policy_section import POLICY_SECTIONS, policy_parameters
-from autoclip.lab.train import choose_device
-from autoclip.policies import POLICIES
-from autoclip.run_directory import write_atomically
+from autoclip.errors import UsageError
+from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
+from autoclip.lab.config import ExperimentConfig, differences, to_yaml
+from autoclip.lab.experiment import Interrupt, make_task, run_quietly
+from autoclip.lab.script import run_script
+from autoclip.lab.task import Task
 from autoclip.tuning import outcome
-from autoclip.tuning.candidates import Candidate, fixed, grid
-from autoclip.tuning.scoring import Score, read_run, reference_loss, score, steps_to_target
-from autoclip.tuning.study import GRACE_SECONDS, completed, create, enqueue, open_storage, reclaim, work
+from autoclip.tuning.candidates import Candidate, fixed, refined
+from autoclip.tuning.racing import Plan, Run, full_grid, race
+from autoclip.tuning.scoring import Score, base_scores, read_run, reference_loss, score, score_from
+from autoclip.tuning.study import SharedStudy, open_storage
 
 FIXED_GRID = (1.0, 5.0, 10.0)
 """Where the sweep names no thresholds, these give the reference all the same."""
-METRICS = ("convergence (AULC)", "instability (S)")
+AULC, S = "convergence (AULC)", "instability (S)"
+REFERENCE = "reference"
+POLICY = "policy"
+SCORES = "scores"
 POLL_SECONDS = 0.5
-MOST_KILLED = 20
-"""So many workers killed by signals end a sweep: something kills them all."""
+REFINED_PERCENTILES = (1.0, 99.9)
+REFINED_THRESHOLDS = 10.0
+"""Refined thresholds lie between the grid's least over this factor and its largest times it."""
 
 
 class Sweep:
@@ -43,282 +48,261 @@ class Sweep:
         config: the experiment, with its sweep section.
         output_dir: where the runs and the result go.
         storage: URL of the database.
+
+    Raises:
+        UsageError: the database holds a sweep of this name with another configuration, or cannot be opened.
     """
 
     def __init__(self, config: ExperimentConfig, output_dir: Path, storage: str) -> None:
         assert config.sweep is not None
         self.config, self.settings, self.output_dir = config, config.sweep, output_dir
         self.candidates = {candidate.name: candidate for candidate in candidates_of(config, config.sweep)}
-        grid_thresholds = config.sweep.thresholds or FIXED_GRID
-        self.reference_candidates = {one.name: one for one in map(fixed, grid_thresholds)}
+        self.references = {one.name: one for one in map(fixed, config.sweep.thresholds or FIXED_GRID)}
+        self.space = _refinement_space(config.sweep)
         database = open_storage(storage)
-        self.claims = output_dir / "claims" if storage.startswith("sqlite") else None
-        if self.claims:
-            self.claims.mkdir(exist_ok=True)
-        # Where the trials are kept does not change them.
-        unplaced = config.model_copy(update={"sweep": config.sweep.model_copy(update={"storage": None})})
 
         def changes(before: str) -> list[str]:
-            return differences(ExperimentConfig.model_validate(yaml.safe_load(before)), unplaced)
+            return differences(
+                _comparable(ExperimentConfig.model_validate(yaml.safe_load(before))), _comparable(config)
+            )
 
-        def study(name: str, metric_names: Sequence[str]) -> optuna.Study:
-            return create(database, name, metric_names, to_yaml(unplaced), changes)
+        def study(name: str, metric_names: Sequence[str]) -> SharedStudy:
+            return SharedStudy(database, name, metric_names, to_yaml(config), changes)
 
-        self.reference_study = study(f"{config.name}: reference", ["validation loss"])
-        self.study = study(config.name, METRICS)
-
-    def prepare(self) -> None:
-        """Add the trials that are missing, and free those whose workers are gone."""
-        for study, candidates in (
-            (self.reference_study, self.reference_candidates),
-            (self.study, self.candidates),
-        ):
-            reclaim(study)
-            enqueue(study, list(candidates.values()))
+        self.runs = study(f"{config.name}: runs", [AULC])
+        self.trials = study(config.name, [AULC, S])
+        self._task: Task | None = None
+        self._known: dict[str, tuple[Run, list[Score]]] = {}
 
     def work(self, interrupt: Interrupt) -> None:
-        """Take trials until none is left: first the reference, then the candidates."""
-        interrupted = lambda: interrupt.asked  # noqa: E731 - read at every call
+        """Train what is wanted and not taken, until nothing is left; while others hold the last runs, wait for them."""
+        while not interrupt.asked:
+            scores = self.scores()
+            plan = self.plan(scores)
+            if self._train_next(plan, scores, interrupt):
+                continue
+            self.settle(plan, scores)
+            if self._refine_next(interrupt):
+                continue
+            if self.is_done():
+                return
+            time.sleep(POLL_SECONDS)
+            self.free_lost()
 
-        def reference(trial: optuna.Trial) -> Sequence[float]:
-            name = trial.suggest_categorical("candidate", list(self.reference_candidates))
-            scores = self.train(self.reference_candidates[name], interrupt)
-            trial.set_user_attr("scores", [asdict(one) for one in scores])
-            return (reference_loss([scores]),)
+    def scores(self) -> dict[Run, list[Score]]:
+        """Of all runs that are finished."""
+        for key, trial in self.runs.done().items():
+            if key not in self._known:  # what is complete does not change
+                self._known[key] = (trial.user_attrs["candidate"], trial.user_attrs["seed"]), scores_of(trial)
+        return dict(self._known.values())
 
-        def objective(trial: optuna.Trial) -> Sequence[float]:
-            name = trial.suggest_categorical("candidate", list(self.candidates))
-            done = completed(self.reference_study).get(name)
-            scores = scores_of(done) if done else self.train(self.candidates[name], interrupt)
-            result = self.result(self.candidates[name], scores)
-            trial.set_user_attr("scores", [asdict(one) for one in scores])
-            trial.set_user_attr("steps to target", result.steps_to_target)
-            trial.set_user_attr("validation loss", result.validation_loss)
-            trial.set_user_attr("failed runs", result.failures)
-            trial.set_user_attr("clip rate", result.clip_rate)
-            trial.set_user_attr("spikes", sum(one.spikes for one in result.base))
-            trial.set_user_attr("seconds", result.seconds)
-            trial.set_constraint("diverged", float(result.failures))
-            return result.convergence, result.instability
+    def plan(self, scores: Mapping[Run, Sequence[Score]]) -> Plan:
+        """What is to be trained, as far as the scores decide it."""
+        names, references, seeds = list(self.candidates), list(self.references), self.settings.seeds
+        if not self.settings.race:
+            return full_grid(names, references, seeds)
+        return race(names, references, seeds, scores, self.reference(scores))
 
-        work(self.reference_study, reference, interrupted, self.claims)
-        if not interrupt.asked:
-            self.freeze()
-            work(self.study, objective, interrupted, self.claims)
+    def reference(self, scores: Mapping[Run, Sequence[Score]]) -> float | None:
+        """V*, None as long as the fixed thresholds are not all trained; a race takes their first seed."""
+        if REFERENCE in self.trials.optuna.user_attrs:
+            kept: float = self.trials.optuna.user_attrs[REFERENCE]
+            return kept
+        seeds = self.settings.seeds[:1] if self.settings.race else self.settings.seeds
+        runs = {name: [scores.get((name, seed)) for seed in seeds] for name in self.references}
+        if any(one is None for of_name in runs.values() for one in of_name):
+            return None
+        loss = reference_loss([one for of_seed in of_name for one in of_seed or ()] for of_name in runs.values())
+        return self.trials.frozen(REFERENCE, loss)
 
-    def freeze(self) -> None:
-        """Write V* into the study, once."""
-        if "reference" not in self.study.user_attrs:
-            trials = completed(self.reference_study).values()
-            self.study.set_user_attr("reference", reference_loss([scores_of(trial) for trial in trials]))
+    def settle(self, plan: Plan, scores: Mapping[Run, Sequence[Score]]) -> None:
+        """Complete the trials of the candidates whose runs are all finished."""
+        reference = self.reference(scores)
+        if reference is None:
+            return
+        taken = self.trials.taken()
+        for name, candidate in self.candidates.items():
+            runs = [run for run in plan.runs if run[0] == name]
+            if name in taken or name in plan.undecided or any(run not in scores for run in runs):
+                continue
+            result = outcome.result(candidate, [one for run in runs for one in scores[run]], reference)
+            params, distributions = self._grid_params(candidate)
+            trial = self.trials.claim(name, params=params, distributions=distributions, user_attrs=_user_attrs(result))
+            if trial is not None:
+                self._complete(trial, result, {})
 
-    @property
-    def reference(self) -> float:
-        """V*, frozen."""
-        value: float = self.study.user_attrs["reference"]
-        return value
+    def is_done(self) -> bool:
+        """Whether every candidate has its complete trial, and every refinement."""
+        return len(self.trials.done()) >= len(self.candidates) + self.settings.refine_trials
 
-    def train(self, candidate: Candidate, interrupt: Interrupt) -> list[Score]:
-        """Train a candidate with every seed at every learning rate, or read what is there already."""
-        scores = []
-        for multiplier in self.settings.lr_multipliers:
-            directory = self.directory(candidate, multiplier)
-            config = candidate_config(self.config, self.settings, candidate, multiplier)
-            total = run_seeds(config, directory, resume=True, interrupt=interrupt, bar=False)
-            if total["failed"]:
-                raise RunError(next(seed["error"] for seed in total["seeds"] if seed["error"]))
-            if interrupt.asked:
-                sys.exit(130)  # Optuna leaves the trial running, and the next start hands it out again
-            scores += [score(read_run(directory / f"seed-{seed}"), multiplier, seed) for seed in self.settings.seeds]
-        return scores
-
-    def directory(self, candidate: Candidate, multiplier: float) -> Path:
-        """Where the runs of a candidate at one learning rate are."""
-        return self.output_dir / "runs" / candidate.folder / f"lr-x{multiplier:g}"
-
-    def result(self, candidate: Candidate, scores: Sequence[Score]) -> outcome.Result:
-        """Figures of a candidate; the steps to the target need its run directories on this machine."""
-        base = min(self.settings.lr_multipliers, key=lambda multiplier: abs(multiplier - 1))
-        steps = []
-        with suppress(RunError):
-            for seed in self.settings.seeds:
-                run = read_run(self.directory(candidate, base) / f"seed-{seed}")
-                steps.append(steps_to_target(run, self.reference))
-        reached = [one if one is not None else float("inf") for one in steps]
-        middle = median(reached) if reached else float("inf")
-        return outcome.result(candidate, scores, self.reference, None if middle == float("inf") else middle)
+    def free_lost(self) -> None:
+        """Give back what was held by processes that are no more."""
+        self.runs.free_lost()
+        self.trials.free_lost()
 
     def results(self) -> list[outcome.Result]:
-        """Figures of all finished candidates, in the order of the configuration."""
-        done = completed(self.study)
-        return [self.result(self.candidates[name], scores_of(done[name])) for name in self.candidates if name in done]
-
-
-def candidates_of(config: ExperimentConfig, settings: SweepConfig) -> list[Candidate]:
-    """Candidates of the sweep section; percentiles collect as many norms first as the configured policy does.
-
-    Raises:
-        UsageError: two candidates are the same, there are none, or one cannot be constructed.
-    """
-    collect = {}
-    if config.clip.policy.kind in settings.kinds:
-        collect["warmup_steps"] = policy_parameters(config.clip.policy)["warmup_steps"]
-    try:
-        candidates = grid(
-            none=settings.none,
-            thresholds=settings.thresholds,
-            percentiles=settings.percentiles,
-            kinds=settings.kinds,
-            policies=[
-                {"kind": section.kind} | section.model_dump(exclude_defaults=True) for section in settings.policies
-            ],
-            **collect,
+        """Figures of all finished candidates: those of the grid in the order of the configuration, then the refined."""
+        done, scores = self.trials.done(), self.scores()
+        reference = self.trials.optuna.user_attrs.get(REFERENCE, 0.0)  # frozen before the first is finished
+        grid = []
+        for name, candidate in self.candidates.items():
+            if name in done:
+                found = [one for seed in self.settings.seeds for one in scores.get((name, seed), ())]
+                grid.append(outcome.result(candidate, found, reference))
+        others = sorted(
+            (trial for key, trial in done.items() if key not in self.candidates), key=lambda one: one.number
         )
-    except ValueError as error:
-        raise UsageError(f"sweep: {error}") from None
-    for candidate in candidates:
-        build_policy(section_of(candidate))
-    return candidates
+        return grid + [
+            outcome.result(Candidate(trial.user_attrs["name"], trial.user_attrs[POLICY]), scores_of(trial), reference)
+            for trial in others
+        ]
+
+    def share_of_steps(self) -> float:
+        """Training steps spent on the grid, as a share of those of every candidate, seed and learning rate in full."""
+        spent = sum(one.steps for scores in self.scores().values() for one in scores)
+        settings = self.settings
+        runs = len(self.candidates) * len(settings.seeds) * len(settings.lr_multipliers)
+        return spent / (runs * self.config.steps)
+
+    def directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
+        """Where a run is."""
+        return self.output_dir / "runs" / candidate.folder / f"lr-x{multiplier:g}" / f"seed-{seed}"
+
+    def _train_next(self, plan: Plan, scores: Mapping[Run, Sequence[Score]], interrupt: Interrupt) -> bool:
+        """Train the first run that nobody has taken; whether there was one."""
+        taken = self.runs.taken()
+        for name, seed in plan.runs:
+            key = f"{name}, seed {seed}"
+            if key in taken:
+                continue
+            trial = self.runs.claim(key, user_attrs={"candidate": name, "seed": seed})
+            if trial is not None:
+                with self.runs.held(trial):
+                    candidate = self.candidates.get(name) or self.references[name]
+                    found = self._train(candidate, seed, interrupt)
+                    attributes = {SCORES: [asdict(one) for one in found]}
+                    self.runs.finish(trial, [base_scores(found)[0].aulc], user_attrs=attributes)
+                    everything = {**scores, (name, seed): found}
+                    self.settle(self.plan(everything), everything)
+                return True
+        return False
+
+    def _train(self, candidate: Candidate, seed: int, interrupt: Interrupt) -> list[Score]:
+        """Train a candidate with one seed at every learning rate, or read what is there already."""
+        command = self.settings.command
+        if self._task is None and not command:
+            self._task = make_task(self.config)
+        scores = []
+        for multiplier in self.settings.lr_multipliers:
+            directory = self.directory(candidate, multiplier, seed)
+            config = candidate_config(self.config, self.settings, candidate, multiplier)
+            if command:
+                run_script(config, command, seed=seed, multiplier=multiplier, directory=directory, interrupt=interrupt)
+            elif self._task:
+                run_quietly(config, self._task, seed, directory, interrupt)
+            if interrupt.asked:
+                sys.exit(130)  # the trial stays as it is; without its process it will be given back
+            scores.append(score(read_run(directory), multiplier, seed))
+        base = base_scores(scores)
+        return [one if one in base else replace(one, lows=()) for one in scores]
+
+    def _refine_next(self, interrupt: Interrupt) -> bool:
+        """Train the next value that the sampler proposes, once the grid is complete; whether there was one."""
+        taken = self.trials.taken()
+        if any(name not in self.trials.done() for name in self.candidates):
+            return False
+        lost = self.trials.trials([TrialState.FAIL])
+        for number in range(1, self.settings.refine_trials + 1):
+            key = f"refinement {number}"
+            if key in taken:
+                continue
+            # A value whose worker was lost is not proposed anew: its runs go on.
+            before = lost.get(key)
+            again = (before.params, before.distributions) if before else ({}, {})
+            trial = self.trials.claim(key, params=again[0], distributions=again[1])
+            if trial is not None:
+                with self.trials.held(trial):
+                    self._refine(number, trial, interrupt)
+                return True
+        return False
+
+    def _refine(self, number: int, trial: optuna.Trial, interrupt: Interrupt) -> None:
+        forms = list(self.space)
+        self.trials.optuna.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
+        form = trial.suggest_categorical("form", forms)
+        name, distribution = self.space[form]
+        value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+        parameters = {} if form == "fixed" else percentile_parameters(self.config, self.settings)
+        candidate = refined(number, form, value, **parameters)
+        # As many as the best of the grid had: after a race, more would set it above them.
+        seeds = self.settings.seeds[: max(one.seeds for one in self.results())]
+        scores = [one for seed in seeds for one in self._train(candidate, seed, interrupt)]
+        result = outcome.result(candidate, scores, self.trials.optuna.user_attrs[REFERENCE])
+        self._complete(trial, result, {**_user_attrs(result), SCORES: [asdict(one) for one in scores]})
+
+    def _complete(self, trial: optuna.Trial, result: outcome.Result, user_attrs: Mapping[str, Any]) -> None:
+        self.trials.finish(
+            trial,
+            [result.convergence, result.instability],
+            user_attrs=user_attrs,
+            constraints={"diverged": float(result.failures)},
+        )
+
+    def _grid_params(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        """A grid candidate's place in the study: its name, and where it lies in the space of the refinement."""
+        params: dict[str, Any] = {"candidate": candidate.name}
+        distributions: dict[str, BaseDistribution] = {"candidate": CategoricalDistribution(list(self.candidates))}
+        form = str(candidate.policy["kind"])
+        if form in self.space:
+            name, distribution = self.space[form]
+            value = candidate.policy.get(name)
+            if value is not None and distribution.low <= value <= distribution.high:
+                params |= {"form": form, name: value}
+                distributions |= {"form": CategoricalDistribution(list(self.space)), name: distribution}
+        return params, distributions
 
 
-def section_of(candidate: Candidate) -> Any:
-    """The `clip.policy` section of a candidate."""
-    kind = candidate.policy["kind"]
-    return POLICY_SECTIONS[kind if kind in POLICIES else "module:Class"].model_validate(dict(candidate.policy))
-
-
-def candidate_config(
-    config: ExperimentConfig, settings: SweepConfig, candidate: Candidate, multiplier: float
-) -> ExperimentConfig:
-    """The experiment under a candidate, at a multiple of its learning rate."""
-    return config.model_copy(
-        update={
-            "clip": config.clip.model_copy(update={"policy": section_of(candidate)}),
-            "optimizer": config.optimizer.model_copy(update={"lr": config.optimizer.lr * multiplier}),
-            "seeds": settings.seeds,
-            "sweep": None,
-            "log": config.log.model_copy(update={"layers_every": None}),
-        }
-    )
-
-
-def scores_of(trial: optuna.trial.FrozenTrial) -> list[Score]:
+def scores_of(trial: FrozenTrial) -> list[Score]:
     """Scores that a complete trial holds."""
-    return [Score(**fields) for fields in trial.user_attrs["scores"]]
+    return [score_from(fields) for fields in trial.user_attrs[SCORES]]
 
 
-def run_sweep(
-    config: ExperimentConfig,
-    output_dir: Path,
-    *,
-    workers: int,
-    storage: str | None,
-    output_format: Literal["text", "json"] = "text",
-) -> int:
-    """Run or continue a sweep and write what it found into the output directory.
+def _user_attrs(result: outcome.Result) -> dict[str, Any]:
+    """Raw figures of a candidate, as the study keeps them."""
+    return {
+        "name": result.candidate.name,
+        POLICY: dict(result.candidate.policy),
+        "seeds": result.seeds,
+        "validation loss": result.validation_loss,
+        "steps to target": result.steps_to_target,
+        "failed runs": result.failures,
+        "failed runs at any rate": result.all_failures,
+        "spikes": sum(one.spikes for one in result.base),
+        "clip rate": result.clip_rate,
+        "convergence spread": result.convergence_spread,
+        "instability spread": result.instability_spread,
+        "seconds": result.seconds,
+    }
 
-    Args:
-        config: the experiment, with its sweep section.
-        output_dir: for the runs, the database (unless `storage` names one) and the result.
-        workers: processes on this machine; the same command on other machines with the same storage joins in.
-        storage: URL of the database; None: that of the configuration, or SQLite in the output directory.
-        output_format: "text" prints a table, "json" the results.
 
-    Returns:
-        The exit code: 0, 1 where every candidate failed, 130 where the sweep was interrupted.
+def _refinement_space(settings: Any) -> dict[str, tuple[str, FloatDistribution]]:
+    """Form -> its parameter and the values that may be proposed.
 
     Raises:
-        UsageError: the directory holds another sweep, or the configuration cannot be swept.
-        RunError: a worker failed.
+        UsageError: there is to be a refinement, and nothing to refine.
     """
-    settings = config.sweep
-    if settings is None:
-        raise UsageError("the configuration has no sweep section: add `sweep: {}` for the default candidates")
-    for key, wanted in (
-        ("race", settings.race),
-        ("command", settings.command),
-        ("refine_trials", settings.refine_trials),
-    ):
-        if wanted:
-            raise UsageError(f"sweep.{key} is not supported yet: leave it out, and all candidates are trained in full")
-    make_task(config)
-    choose_device(config.device)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        url = storage or settings.storage or f"sqlite:///{output_dir.resolve() / 'study.db'}"
-        sweep = Sweep(config, output_dir, url)
-        sweep.prepare()
-        write_atomically(output_dir / "sweep.yaml", to_yaml(config))
-    except OSError as error:
-        raise RunError(f"cannot write the sweep: {error}") from None
-    interrupt = Interrupt()
-    with interrupt.listening():
-        _supervise(sweep, url, workers, interrupt)
-    if interrupt.asked:
-        print(f"interrupted; the same command continues in {output_dir}", file=sys.stderr)  # noqa: T201
-        return 130
-    from autoclip.lab.sweep_report import report  # draws with matplotlib, which only the end of a sweep needs
-
-    return report(sweep, output_format)
+    space: dict[str, tuple[str, FloatDistribution]] = {}
+    if settings.thresholds:
+        low, high = min(settings.thresholds) / REFINED_THRESHOLDS, max(settings.thresholds) * REFINED_THRESHOLDS
+        space["fixed"] = "threshold", FloatDistribution(low, high, log=True)
+    if settings.percentiles:
+        space |= {kind: ("percentile", FloatDistribution(*REFINED_PERCENTILES)) for kind in settings.kinds}
+    if settings.refine_trials and not space:
+        raise UsageError("sweep.refine_trials: there are no thresholds and no percentiles to refine")
+    return space
 
 
-def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> None:
-    """Start the workers, replace those that are killed, show each finished candidate, until all is done."""
-    context = multiprocessing.get_context("spawn")
-
-    def start() -> BaseProcess:
-        process = context.Process(target=_work, args=(sweep.output_dir, url))
-        process.start()
-        return process
-
-    waiting = len(sweep.candidates) - len(completed(sweep.study))
-    processes = [start() for _ in range(min(workers, waiting))]
-    killed = 0
-    freed = time.monotonic()
-    console = Console(stderr=True)
-    columns = (TextColumn("sweep"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = set(completed(sweep.study))
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("sweep", total=len(sweep.candidates), completed=len(shown))
-        try:
-            while processes and not interrupt.asked:
-                time.sleep(POLL_SECONDS)
-                for process in [one for one in processes if not one.is_alive()]:
-                    processes.remove(process)
-                    if process.exitcode == 1:
-                        raise RunError("a worker failed; its message is above")
-                    if process.exitcode != 0:  # killed: its trial is handed out again
-                        killed += 1
-                        if killed > MOST_KILLED:
-                            raise RunError(f"{killed} workers were killed; is there enough memory?")
-                        sweep.prepare()
-                        processes.append(start())
-                if time.monotonic() - freed > GRACE_SECONDS:
-                    sweep.prepare()
-                    freed = time.monotonic()
-                for name, trial in completed(sweep.study).items():
-                    if name not in shown:
-                        shown.add(name)
-                        progress.update(bar, completed=len(shown))
-                        convergence, steadiness = trial.values
-                        console.print(
-                            f"{name}: convergence {convergence:.4f}, instability {steadiness:.4f}, "
-                            f"failed {trial.user_attrs['failed runs']} of {len(sweep.settings.seeds)}",
-                            highlight=False,
-                        )
-        finally:
-            for process in processes:
-                process.terminate()  # the worker finishes its step and saves a checkpoint
-            for process in processes:
-                process.join()
-
-
-def _work(output_dir: Path, url: str) -> None:
-    """Body of a worker process."""
-    interrupt = Interrupt()
-    with interrupt.listening():
-        try:
-            Sweep(load_config(output_dir / "sweep.yaml"), output_dir, url).work(interrupt)
-        except (UsageError, RunError) as error:
-            print(error, file=sys.stderr)  # noqa: T201
-            sys.exit(1)
+def _comparable(config: ExperimentConfig) -> ExperimentConfig:
+    """Without what does not change the trials: where they are kept, and how many refinements follow."""
+    assert config.sweep is not None
+    return config.model_copy(update={"sweep": config.sweep.model_copy(update={"storage": None, "refine_trials": 0})})

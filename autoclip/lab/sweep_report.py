@@ -8,8 +8,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from autoclip.lab.candidate_config import section_of
 from autoclip.lab.config import build_policy
-from autoclip.lab.sweep import Sweep, section_of
+from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.run_directory import write_atomically
 from autoclip.tuning import outcome
 from autoclip.tuning.pareto_plot import plot_pareto
@@ -45,21 +46,42 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
     console.print(_table(sweep, results))
     for line in outcome.degenerate(results):
         console.print(f"note: {line}")
+    if sweep.settings.race:
+        seeds = max(one.seeds for one in results)
+        console.print(
+            f"the race took {sweep.share_of_steps():.0%} of the full grid's training steps; its finalists had {seeds} "
+            f"of {len(sweep.settings.seeds)} seeds"
+        )
     if recommendation is None:
         console.print("every candidate failed at the configured learning rate: lower it, or widen the sweep section")
         return
     chosen = recommendation.chosen
     runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
     console.print(f"recommended: {chosen.candidate.name}: {recommendation.reason}{runner_up}")
+    steadiest = min(outcome.pareto_front(results), key=lambda one: one.instability)
+    if steadiest.instability < chosen.instability:
+        console.print(
+            f"steadier, but slower: {steadiest.candidate.name}: instability {steadiest.instability:.3f}, "
+            f"mean training loss {steadiest.convergence:.3f}"
+        )
     console.print(f"files: {sweep.output_dir}/trials.csv, pareto.png, recommended.yaml, runs/")
     console.print("in a training loop:")
-    console.print(f"    clipper = autoclip.Clipper(model, {_python(chosen)})", markup=False)
+    console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", markup=False, soft_wrap=True)
     console.print("    loss.backward(); clipper.step(loss=loss)")
     console.print("    optimizer.step()")
 
 
-def _python(chosen: outcome.Result) -> str:
-    return f"autoclip.{build_policy(section_of(chosen.candidate))!r}"
+def _python(sweep: Sweep, chosen: outcome.Result) -> str:
+    """Arguments of `Clipper` after the model: the policy, and what the configuration changes of the defaults."""
+    policy = build_policy(section_of(chosen.candidate))
+    kind = str(chosen.candidate.policy["kind"])
+    module, colon, _ = kind.partition(":")
+    others = sweep.config.clip.model_dump(exclude={"policy"}, exclude_defaults=True)
+    arguments = [
+        f"{module if colon else 'autoclip'}.{policy!r}",
+        *(f"{name}={value!r}" for name, value in others.items()),
+    ]
+    return ", ".join(arguments).replace("=inf", "=float('inf')")
 
 
 def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
@@ -77,14 +99,18 @@ def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
     for one in sorted(results, key=lambda one: (one.failures > 0, one.instability)):
         table.add_row(
             one.candidate.name + (" *" if one in front else ""),
-            f"{one.convergence:.4f} +-{one.convergence_spread:.4f}",
-            f"{one.instability:.3f} +-{one.instability_spread:.3f}",
+            f"{one.convergence:.4f} {_spread(one, f'{one.convergence_spread:.4f}')}",
+            f"{one.instability:.3f} {_spread(one, f'{one.instability_spread:.3f}')}",
             f"{one.validation_loss:.4f}",
-            f"{one.failures}/{seeds} {one.all_failures}/{len(one.scores)}",
+            f"{one.failures}/{one.seeds} {one.all_failures}/{len(one.scores)}",
             f"{one.clip_rate:.0%}",
             "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
         )
     return table
+
+
+def _spread(one: outcome.Result, figure: str) -> str:
+    return f"+-{figure}" if one.seeds > 1 else " " * len(f"+-{figure}")
 
 
 def _as_json(
@@ -92,7 +118,8 @@ def _as_json(
 ) -> dict[str, Any]:
     front = {one.candidate.name for one in outcome.pareto_front(results)}
     return {
-        "reference": sweep.reference,
+        "reference": sweep.trials.optuna.user_attrs.get(REFERENCE),
+        "share_of_steps": sweep.share_of_steps(),
         "candidates": [
             {
                 "candidate": one.candidate.name,
@@ -100,6 +127,7 @@ def _as_json(
                 "convergence": one.convergence,
                 "instability": one.instability,
                 "validation_loss": one.validation_loss,
+                "seeds": one.seeds,
                 "failed": one.failures,
                 "clip_rate": one.clip_rate,
                 "pareto": one.candidate.name in front,

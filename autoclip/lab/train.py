@@ -17,7 +17,7 @@ import torch
 from autoclip.clipper import Clipper
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
-from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
 from autoclip.lab.task import Task
 from autoclip.records import ClipRecord, finite_or_none
 from autoclip.run_directory import LAYERS, METRICS, LineLog
@@ -56,9 +56,14 @@ class Tally:
 class Step:
     """One optimizer step as the progress bar shows it."""
 
-    loss: float
     record: ClipRecord
     clip_rate: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the batches of the step."""
+        assert self.record.loss is not None
+        return self.record.loss
 
 
 class Training:
@@ -79,16 +84,9 @@ class Training:
         torch.manual_seed(seed)
         self.model = task.model(seed).to(self.device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        settings = config.optimizer.model_dump(exclude={"kind"})
-        self.optimizer = OPTIMIZERS[config.optimizer.kind](parameters, **settings)
-        self.clipper = Clipper(
-            self.model,
-            build_policy(config.clip.policy),
-            scope=config.clip.scope,
-            mode=config.clip.mode,
-            response=config.clip.response,
-            on_nonfinite=config.clip.on_nonfinite,
-        )
+        section = trained_optimizer(config)
+        self.optimizer = OPTIMIZERS[section.kind](parameters, **section.model_dump(exclude={"kind"}))
+        self.clipper = Clipper(self.model, **clip_arguments(config.clip))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches: Iterator[Any] = iter(task.batches(seed))
         self.tally = Tally()
@@ -116,7 +114,7 @@ class Training:
         record = self.clipper.last
         assert record is not None
         self._count(total, record)
-        return Step(total, record, self.clipper.clip_rate)
+        return Step(record, self.clipper.clip_rate)
 
     def evaluate(self) -> float:
         """Validation loss of the model as it is."""
@@ -128,19 +126,7 @@ class Training:
 
     def metrics(self, step: Step) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
-        record = step.record.as_json()
-        return {
-            "step": record["step"],
-            "loss": finite_or_none(step.loss),
-            "total_norm": record["total_norm"],
-            "threshold": record["threshold"],
-            "coefficient": record["coefficient"],
-            "clipped": record["clipped"],
-            "skipped": record["skipped"],
-            "finite": record["finite"] and isfinite(step.loss),
-            "phase": record["phase"],
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
+        return step.record.as_json(self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run's future depends on, loadable with `torch.load(weights_only=True)`."""
@@ -200,6 +186,7 @@ def train(
     on_step: Callable[[Step], None],
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
+    last_checkpoint: bool = True,
 ) -> tuple[Status, Training]:
     """Train one seed into its run directory, from the latest whole checkpoint where `resume` is set.
 
@@ -215,6 +202,7 @@ def train(
         on_step: told of every step.
         should_stop: asked after every step; True saves a checkpoint and ends the run as interrupted.
         say: told of anything the user should know.
+        last_checkpoint: whether a run that is done leaves one, from which it could be prolonged.
     """
     training = Training(config, task, seed)
     if resume:
@@ -233,7 +221,8 @@ def train(
                 f"{directory / METRICS} holds {metrics.lines} steps, the checkpoint {keep}: lines were removed and the "
                 f"run cannot be continued without a gap; choose another --output-dir"
             )
-        return _until_done(training, directory, metrics, layers, on_step, should_stop), training
+        status = _until_done(training, directory, metrics, layers, on_step, should_stop, last_checkpoint)
+    return status, training
 
 
 def _until_done(
@@ -243,12 +232,15 @@ def _until_done(
     layers: LineLog,
     on_step: Callable[[Step], None],
     should_stop: Callable[[], bool],
+    last_checkpoint: bool,
 ) -> Status:
     config, tally = training.config, training.tally
     began = time.monotonic() - tally.seconds
 
-    def checkpoint() -> None:
+    def checkpoint(save: bool = True) -> None:
         tally.seconds = time.monotonic() - began
+        if not save:
+            return
         metrics.sync()
         layers.sync()
         save_checkpoint(directory, training.state_dict())
@@ -272,12 +264,12 @@ def _until_done(
         if should_stop() and tally.steps < config.steps:
             checkpoint()
             return "interrupted"
-        if tally.steps % config.checkpoint_every == 0:
+        if tally.steps % config.checkpoint_every == 0 and tally.steps < config.steps:
             checkpoint()
     if not tally.validation or tally.validation[-1]["step"] != tally.steps:
         validate()
     tally.diverged = tally.diverged or tally.nonfinite_steps == tally.steps
-    checkpoint()
+    checkpoint(save=last_checkpoint)
     return "diverged" if tally.diverged else "finished"
 
 

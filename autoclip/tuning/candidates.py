@@ -38,6 +38,13 @@ def of_percentile(kind: str, percentile: float, **parameters: Any) -> Candidate:
     return Candidate(f"{kind} p{percentile:g}", {"kind": kind, "percentile": percentile, **parameters})
 
 
+def refined(number: int, form: str, value: float, **parameters: Any) -> Candidate:
+    """A value between those of the grid; form is "fixed", for a threshold, or the kind of a percentile policy."""
+    value = float(f"{value:.4g}")
+    plain = fixed(value) if form == "fixed" else of_percentile(form, value, **parameters)
+    return Candidate(f"{plain.name} (refined {number})", plain.policy)
+
+
 def written_out(policy: Mapping[str, Any]) -> Candidate:
     """A policy with the parameters that it was given."""
     given = ", ".join(f"{name}={value}" for name, value in policy.items() if name != "kind")

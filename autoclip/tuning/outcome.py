@@ -4,13 +4,14 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from statistics import fmean, stdev
+from math import inf, isfinite
+from statistics import fmean, median, stdev
 from typing import Any
 
 from scipy import stats
 
 from autoclip.tuning.candidates import Candidate
-from autoclip.tuning.scoring import Score, instability_of
+from autoclip.tuning.scoring import Score, base_scores, instability_of, steps_to_target
 
 NEAR_BEST = 0.05
 """A candidate whose convergence is within this share of the best is fast enough; the most stable of these wins."""
@@ -39,9 +40,13 @@ class Result:
 
     @property
     def base(self) -> tuple[Score, ...]:
-        """The runs at the configured learning rate."""
-        least = min(abs(one.multiplier - 1) for one in self.scores)
-        return tuple(one for one in self.scores if abs(one.multiplier - 1) == least)
+        """The runs at the configured learning rate, or at the nearest to it."""
+        return base_scores(self.scores)
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds; a race gives fewer to candidates that fall behind."""
+        return len({one.seed for one in self.scores})
 
     @property
     def failures(self) -> int:
@@ -78,19 +83,19 @@ class Recommendation:
     reason: str
 
 
-def result(candidate: Candidate, scores: Sequence[Score], reference: float, steps: float | None) -> Result:
+def result(candidate: Candidate, scores: Sequence[Score], reference: float) -> Result:
     """Figures of one candidate from the scores of its runs.
 
     Args:
         candidate: what was tried.
         scores: of all its runs, at least one.
         reference: V*.
-        steps: median steps to target.
     """
     seeds = sorted({one.seed for one in scores})
     by_seed = [fmean(instability_of(one, reference) for one in scores if one.seed == seed) for seed in seeds]
-    least = min(abs(one.multiplier - 1) for one in scores)
-    areas = [one.aulc for one in scores if abs(one.multiplier - 1) == least]
+    areas = [one.aulc for one in base_scores(scores)]
+    reached = [steps_to_target(one, reference) for one in base_scores(scores)]
+    steps = median(inf if one is None else one for one in reached)
     return Result(
         candidate=candidate,
         scores=tuple(scores),
@@ -98,7 +103,7 @@ def result(candidate: Candidate, scores: Sequence[Score], reference: float, step
         convergence_spread=stdev(areas) if len(areas) > 1 else 0.0,
         instability=fmean(by_seed),
         instability_spread=stdev(by_seed) if len(by_seed) > 1 else 0.0,
-        steps_to_target=steps,
+        steps_to_target=steps if isfinite(steps) else None,
     )
 
 
@@ -119,18 +124,25 @@ def pareto_front(results: Sequence[Result]) -> list[Result]:
 
 
 def recommend(results: Sequence[Result]) -> Recommendation | None:
-    """The most stable candidate among those within 5 % of the best convergence; None where every candidate failed."""
-    feasible = [one for one in results if not one.failures]
-    if not feasible:
+    """The most stable candidate among those within 5 % of the best convergence; None where every candidate failed.
+
+    After a race the choice is among those that were trained with the most seeds: the others fell behind, and a single
+    lucky seed does not bring them back.
+    """
+    able = [one for one in results if not one.failures]
+    if not able:
         return None
+    seeds = max(one.seeds for one in able)
+    feasible = [one for one in able if one.seeds == seeds]
     best = min(one.convergence for one in feasible)
     limit = best + NEAR_BEST * abs(best)
     near = sorted((one for one in feasible if one.convergence <= limit), key=lambda one: one.instability)
     chosen = near[0]
     others = near[1:] or sorted((one for one in feasible if one is not chosen), key=lambda one: one.convergence)
+    finalists = "" if len(feasible) == len(able) else f" (of the {len(feasible)} that the race gave {seeds} seeds)"
     reason = (
         f"lowest instability ({chosen.instability:.3f}) among the {len(near)} of {len(results)} candidates whose mean "
-        f"training loss ({chosen.convergence:.3f}) is within 5 % of the best ({best:.3f})"
+        f"training loss ({chosen.convergence:.3f}) is within 5 % of the best ({best:.3f}){finalists}"
     )
     return Recommendation(chosen, others[0] if others else None, reason)
 
@@ -176,6 +188,7 @@ def _row(one: Result, front: Sequence[Result]) -> dict[str, Any]:
         "validation_loss": f"{one.validation_loss:.6g}",
         "failed": one.failures,
         "failed_at_any_rate": one.all_failures,
+        "seeds": one.seeds,
         "runs": len(one.scores),
         "clip_rate": f"{one.clip_rate:.4f}",
         "steps_to_target": "" if one.steps_to_target is None else f"{one.steps_to_target:g}",

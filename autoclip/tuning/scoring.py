@@ -1,12 +1,14 @@
 """From a run directory to figures: how fast the loss fell, and how much the learning rate mattered."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from autoclip.errors import RunError
 from autoclip.run_directory import METRICS, SUMMARY, read_json
@@ -61,7 +63,8 @@ def read_run(directory: Path) -> Run:
     summary = read_json(directory / SUMMARY)
     if summary is None or summary.get("status") not in ("finished", "diverged"):
         raise RunError(f"{directory} holds no finished run")
-    lines = [json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()]
+    text = (directory / METRICS).read_text(encoding="utf-8")
+    lines = json.loads(f"[{','.join(text.splitlines())}]")  # much faster than line by line
     if len(lines) != summary["steps"]:
         raise RunError(f"{directory / METRICS} has {len(lines)} lines, its summary tells of {summary['steps']} steps")
     return Run(
@@ -102,6 +105,9 @@ class Score:
         spikes: number of spikes of the loss.
         steps: steps taken.
         seconds: of training.
+        trivial_loss: Ltriv; None where the task names none.
+        lows: (steps taken, smoothed training loss) wherever the latter was lower than ever before by a thousandth of
+            the first; a sweep keeps them at the configured learning rate only.
     """
 
     multiplier: float
@@ -115,6 +121,8 @@ class Score:
     spikes: int
     steps: int
     seconds: float
+    trivial_loss: float | None = None
+    lows: tuple[tuple[int, float], ...] = ()
 
 
 def score(run: Run, multiplier: float, seed: int) -> Score:
@@ -131,7 +139,21 @@ def score(run: Run, multiplier: float, seed: int) -> Score:
         spikes=spikes(run),
         steps=len(run.losses),
         seconds=run.seconds,
+        trivial_loss=run.trivial_loss if isfinite(run.trivial_loss) else None,
+        lows=_lows(run.losses),
     )
+
+
+def score_from(fields: Mapping[str, Any]) -> Score:
+    """A score read back from `dataclasses.asdict`, also by way of JSON."""
+    return Score(**{**fields, "lows": tuple((int(step), float(loss)) for step, loss in fields["lows"])})
+
+
+def base_scores(scores: Sequence[Score]) -> tuple[Score, ...]:
+    """Those at the configured learning rate, or at the nearest to it."""
+    least = min(abs(one.multiplier - 1) for one in scores)
+    nearest = next(one.multiplier for one in scores if abs(one.multiplier - 1) == least)
+    return tuple(one for one in scores if one.multiplier == nearest)
 
 
 def instability(scores: Sequence[Score], reference: float) -> float:
@@ -167,17 +189,15 @@ def reference_loss(grid: Iterable[Sequence[Score]]) -> float:
     return min(means)
 
 
-def steps_to_target(run: Run, reference: float) -> int | None:
-    """Steps until the training loss, averaged with decay .9, is below V* + .1 (Ltriv - V*); None: it never was."""
-    target = reference + 0.1 * (run.trivial_loss - reference)
-    average: float | None = None
-    for step, loss in enumerate(run.losses):
-        if not isfinite(loss):
-            return None
-        average = loss if average is None else 0.9 * average + 0.1 * loss
-        if average <= target:
-            return step + 1
-    return None
+def steps_to_target(one: Score, reference: float) -> int | None:
+    """Steps until the training loss, averaged with decay .9, is below V* + .1 (Ltriv - V*).
+
+    To a thousandth of the first loss. None: it never was, or was not finite before, or the task names no Ltriv.
+    """
+    if one.trivial_loss is None:
+        return None
+    target = reference + 0.1 * (one.trivial_loss - reference)
+    return next((step for step, loss in one.lows if loss <= target), None)
 
 
 def spikes(run: Run) -> int:
@@ -185,18 +205,36 @@ def spikes(run: Run) -> int:
 
     A dead network has none, and a well trained one may have many.
     """
-    found = 0
-    for step in range(SPIKE_WINDOW, len(run.losses)):
-        before = run.losses[step - SPIKE_WINDOW : step]
-        mean = fmean(before)
-        deviation = (fmean((loss - mean) ** 2 for loss in before)) ** 0.5
-        found += run.losses[step] > mean + SPIKE_SIGMAS * deviation
-    return found
+    losses = np.asarray(run.losses)
+    if len(losses) <= SPIKE_WINDOW:
+        return 0
+    before = np.lib.stride_tricks.sliding_window_view(losses[:-1], SPIKE_WINDOW)
+    return int((losses[SPIKE_WINDOW:] > before.mean(axis=1) + SPIKE_SIGMAS * before.std(axis=1)).sum())
 
 
 def clip_rate(run: Run) -> float:
     """Share of the active steps that were clipped; 0 without any."""
     return fmean(run.clipped) if run.clipped else 0.0
+
+
+def _lows(losses: Iterable[float]) -> tuple[tuple[int, float], ...]:
+    """Where the training loss, averaged with decay .9, was lower than ever before, until it is not finite.
+
+    Only falls by a thousandth of the first loss count, so that a long run has no more than about a thousand.
+    """
+    lows: list[tuple[int, float]] = []
+    average: float | None = None
+    least_fall = 0.0
+    for step, loss in enumerate(losses, 1):
+        if not isfinite(loss):
+            break
+        if average is None:
+            average, least_fall = loss, abs(loss) / 1000
+        else:
+            average = 0.9 * average + 0.1 * loss
+        if not lows or average < lows[-1][1] - least_fall:
+            lows.append((step, average))
+    return tuple(lows)
 
 
 def _number(value: Any) -> float:

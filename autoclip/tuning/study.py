@@ -1,41 +1,42 @@
-"""The sweep as Optuna studies: one trial per candidate, shared by any number of workers, resumable.
+"""An Optuna study as work that any number of processes share, in which every key is done once.
 
-There are two studies in one storage. The first trains the fixed thresholds and so finds V*, the reference loss of the
-instability; it is then written into the second and never changes. The second has a trial for every candidate.
+A process claims a key by adding a running trial that carries it. Where two do so at the same moment, the trial with the
+lower number counts, and the other is pruned: trials are numbered within the database's own transaction. So nothing
+depends on handing out waiting trials, which Optuna on SQLite may hand to two workers that ask at once.
 """
 
 import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import datetime
-from pathlib import Path
-from uuid import uuid4
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from autoclip.errors import UsageError
-from autoclip.tuning.candidates import Candidate
 
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
-POLL_SECONDS = 1.0
+UNSIGNED_SECONDS = 60
+"""Age of a trial that no process has signed, by the clocks of two machines, at which it is given up."""
 OPEN_ATTEMPTS = 5
 
-LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
-
-Objective = Callable[[optuna.Trial], Sequence[float]]
+KEY = "key"
+WORKER = "worker"
+BEGUN = "begun"
+LIVE = (TrialState.RUNNING, TrialState.COMPLETE)
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open a database; the trial of a worker that stops giving signs of life is handed out again.
+    """Open a database.
 
     Raises:
         UsageError: it cannot be opened.
@@ -46,30 +47,20 @@ def open_storage(url: str) -> RDBStorage:
     for attempt in range(OPEN_ATTEMPTS):
         try:
             return RDBStorage(
-                url,
-                engine_kwargs=options,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
             )
-        except IntegrityError:  # another command is creating the tables at this moment
-            time.sleep(1 + attempt)
         except Exception as error:  # drivers raise errors of their own
-            raise UsageError(f"cannot open the storage {url}: {str(error).splitlines()[0]}") from error
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise UsageError(f"cannot open the storage {url}: {str(error).splitlines()[0]}") from error
+            time.sleep(1 + attempt)  # another command is creating the tables at this moment
     raise UsageError(f"cannot open the storage {url}: its tables cannot be created")
 
 
-def create(
-    storage: RDBStorage,
-    name: str,
-    metric_names: Sequence[str],
-    configuration: str,
-    changes: Callable[[str], Sequence[str]],
-) -> optuna.Study:
-    """Create a study, or continue the one of this name.
+class SharedStudy:
+    """A study whose trials have keys, each of which is done once, whoever does it.
 
     Args:
-        storage: where it lives.
+        storage: where it lives; created there, or continued.
         name: of the study.
         metric_names: of the objectives, all minimised.
         configuration: everything that the results depend on, as text.
@@ -78,108 +69,139 @@ def create(
     Raises:
         UsageError: the study was begun with another configuration; the message shows the difference.
     """
-    directions = [StudyDirection.MINIMIZE] * len(metric_names)
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    before = study.user_attrs.get("configuration")
-    if before is None:
-        study.set_metric_names(list(metric_names))
-        study.set_user_attr("token", uuid4().hex)
-        study.set_user_attr("configuration", configuration)
-    elif before != configuration:
-        raise UsageError(
-            f"the sweep {name!r} was begun with another configuration: {'; '.join(changes(before))}. Continue it with "
-            f"the same one, or choose another --output-dir"
+
+    def __init__(
+        self,
+        storage: RDBStorage,
+        name: str,
+        metric_names: Sequence[str],
+        configuration: str,
+        changes: Callable[[str], Sequence[str]],
+    ) -> None:
+        directions = [StudyDirection.MINIMIZE] * len(metric_names)
+        self.optuna = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        self._storage = storage
+        self._id = storage.get_study_id_from_name(name)
+        if "configuration" not in self.optuna.user_attrs:
+            self.optuna.set_metric_names(list(metric_names))
+            self.optuna.set_user_attr("configuration", configuration)
+        before = self.optuna.user_attrs["configuration"]
+        changed = changes(before) if before != configuration else []
+        if changed:
+            raise UsageError(
+                f"the sweep {name!r} was begun with another configuration: {'; '.join(changed)}. Continue it with "
+                f"the same one, or choose another --output-dir"
+            )
+
+    def trials(self, states: Collection[TrialState]) -> dict[str, FrozenTrial]:
+        """Key -> its trial in one of the states."""
+        found = self.optuna.get_trials(deepcopy=False, states=tuple(states))
+        return {trial.user_attrs[KEY]: trial for trial in reversed(found) if KEY in trial.user_attrs}
+
+    def done(self) -> dict[str, FrozenTrial]:
+        """Key -> its complete trial."""
+        return self.trials([TrialState.COMPLETE])
+
+    def taken(self) -> dict[str, FrozenTrial]:
+        """Key -> its trial, running or complete."""
+        return self.trials(LIVE)
+
+    def claim(
+        self,
+        key: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        distributions: Mapping[str, optuna.distributions.BaseDistribution] | None = None,
+        user_attrs: Mapping[str, Any] | None = None,
+    ) -> optuna.Trial | None:
+        """Begin a trial for a key; None where another process has just begun one."""
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params or {}),
+            distributions=dict(distributions or {}),
+            user_attrs={**(user_attrs or {}), KEY: key, BEGUN: time.time()},
         )
-    return study
+        trial_id = self._storage.create_new_trial(self._id, template_trial=template)
+        with suppress(UpdateFinishedTrialError):  # this process was asleep meanwhile, and given up for lost
+            number = self._storage.get_trial_number_from_id(trial_id)
+            first = self.taken().get(key)
+            if first is not None and first.number == number:
+                self._storage.record_heartbeat(trial_id)
+                # Only who has a heartbeat signs, so that a process killed before is told by the missing signature.
+                worker = {"host": socket.gethostname(), "pid": os.getpid()}
+                self._storage.set_trial_user_attr(trial_id, WORKER, worker)
+                return optuna.Trial(self.optuna, trial_id)
+            self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
+        return None
 
+    @contextmanager
+    def held(self, trial: optuna.Trial) -> Iterator[None]:
+        """Show that the trial's process is alive for the duration of the block; an error in it fails the trial."""
+        ended = Event()
 
-def enqueue(study: optuna.Study, candidates: Sequence[Candidate]) -> None:
-    """Add a waiting trial for every candidate that has none waiting, running or complete."""
-    known = {_candidate(trial) for trial in study.get_trials(deepcopy=False, states=LIVE)}
-    for candidate in candidates:
-        if candidate.name not in known:
-            study.enqueue_trial({"candidate": candidate.name}, user_attrs={"enqueued": True})
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_SECONDS):
+                with suppress(SQLAlchemyError, StorageInternalError):  # there will be another
+                    self._storage.record_heartbeat(trial._trial_id)
 
+        thread = Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        except Exception:
+            with suppress(UpdateFinishedTrialError, SQLAlchemyError, StorageInternalError):
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            raise
+        finally:
+            ended.set()
+            thread.join()
 
-def reclaim(study: optuna.Study) -> None:
-    """Fail the running trials whose workers are no more, so that `enqueue` hands them out again.
+    def finish(
+        self,
+        trial: optuna.Trial,
+        values: Sequence[float],
+        *,
+        user_attrs: Mapping[str, Any] | None = None,
+        constraints: Mapping[str, float] | None = None,
+    ) -> None:
+        """Complete a trial, unless it was given up for lost meanwhile and is another's now.
 
-    Those of this machine are told by their process, without waiting for the heartbeat; a trial that was taken and
-    never signed has no heartbeat either, and is told by its age.
-    """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get("worker")
-        if worker:
-            lost = worker["host"] == socket.gethostname() and not _is_alive(worker["pid"])
-        else:
-            begun = trial.datetime_start or datetime.now()
-            lost = (datetime.now() - begun).total_seconds() > GRACE_SECONDS
-        if lost:
-            with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
-                study.tell(trial.number, state=TrialState.FAIL)
+        Args:
+            trial: from `claim`.
+            values: one for each objective, finite.
+            user_attrs: what else was found.
+            constraints: each above 0 makes the trial infeasible.
+        """
+        with suppress(UpdateFinishedTrialError):
+            for name, content in (user_attrs or {}).items():
+                trial.set_user_attr(name, content)
+            for name, value in (constraints or {}).items():
+                trial.set_constraint(name, value)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, list(values))
 
+    def free_lost(self) -> None:
+        """Fail the running trials whose processes are no more, so that their keys can be claimed again.
 
-def work(
-    study: optuna.Study, objective: Objective, should_stop: Callable[[], bool], claims: Path | None = None
-) -> None:
-    """Take waiting trials until every one is complete; while others hold the last ones, wait in case they die.
+        Those of this machine are told by their process, without waiting for the heartbeat; a trial that was begun and
+        never signed has no heartbeat either, and is told by its age.
+        """
+        optuna.storages.fail_stale_trials(self.optuna)
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER)
+            if worker:
+                lost = worker["host"] == socket.gethostname() and not _is_alive(worker["pid"])
+            else:
+                lost = BEGUN in trial.user_attrs and time.time() - trial.user_attrs[BEGUN] > UNSIGNED_SECONDS
+            if lost:
+                with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
+                    self.optuna.tell(trial.number, state=TrialState.FAIL)
 
-    Args:
-        study: whose trials.
-        objective: trains a trial.
-        should_stop: asked before each trial.
-        claims: folder in which a trial is claimed by creating a file. SQLite needs it: it hands one trial to two
-            workers that ask at the same moment.
-    """
-    while not should_stop():
-        optuna.storages.fail_stale_trials(study)
-        states = [trial.state for trial in study.get_trials(deepcopy=False)]
-        if TrialState.WAITING in states:
-            with suppress(_TakenError):
-                study.optimize(_signed(objective, claims), n_trials=1)
-        elif TrialState.RUNNING in states:
-            time.sleep(POLL_SECONDS)
-        else:
-            return
-
-
-def completed(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """Candidate's name -> its complete trial."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {trial.params["candidate"]: trial for trial in trials}
-
-
-class _TakenError(BaseException):
-    """Another worker claimed this trial first. Not an Exception, for which Optuna would fail the other's trial."""
-
-
-def _signed(objective: Objective, claims: Path | None) -> Objective:
-    """Claim each trial and note who works at it, so that a restart knows whose trials are orphans."""
-
-    def signed(trial: optuna.Trial) -> Sequence[float]:
-        if claims is not None:
-            try:
-                # The token tells this database from one that lay here before and was deleted.
-                (claims / f"{trial.study.user_attrs['token']}.{trial.number}").touch(exist_ok=False)
-            except FileExistsError:
-                raise _TakenError from None
-        if not trial.user_attrs.get("enqueued"):
-            # Another worker took the last waiting trial a moment before, and Optuna made up a new one.
-            raise optuna.TrialPruned("nothing is left to do")
-        live = trial.study.get_trials(deepcopy=False, states=LIVE)
-        mine = next(_candidate(one) for one in live if one.number == trial.number)
-        if any(one.number < trial.number and _candidate(one) == mine for one in live):
-            # Two commands added the same candidates at the same moment.
-            raise optuna.TrialPruned("this candidate has an earlier trial")
-        trial.set_user_attr("worker", {"host": socket.gethostname(), "pid": os.getpid()})
-        return objective(trial)
-
-    return signed
-
-
-def _candidate(trial: FrozenTrial) -> str | None:
-    name: str | None = trial.system_attrs.get("fixed_params", {}).get("candidate")
-    return name
+    def frozen(self, name: str, value: float) -> float:
+        """A number that the study keeps as it was written first (processes that write at one moment write the same)."""
+        if name not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(name, value)
+        kept: float = self.optuna.user_attrs[name]
+        return kept
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,0 +1,61 @@
+"""The `clip` section of a YAML file, for a training loop of one's own."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from autoclip.lab.config import ClipConfig, ConfigError, checked, clip_arguments, place_of
+from autoclip.lab.values import Section
+from autoclip.lab.yaml_source import Document, Fault, read_document
+
+
+def from_config(path: str | PathLike[str]) -> dict[str, Any]:
+    """Keyword arguments of `Clipper` from the `clip` section of a YAML file.
+
+        clipper = autoclip.Clipper(model, **autoclip.from_config("recommended.yaml"))
+
+    Args:
+        path: a file with a `clip` section, such as the `recommended.yaml` of a sweep or the configuration of an
+            experiment; its other keys are not read.
+
+    Returns:
+        `policy` (a new one at each call), `scope`, `mode`, `response` and `on_nonfinite`.
+
+    Raises:
+        ConfigError: the file cannot be read or has no clip section, the section holds faults (all of them are listed),
+            or a policy of one's own cannot be constructed.
+    """
+    document = _read(Path(path))
+    section = checked(document, ClipFile).clip
+    try:
+        return clip_arguments(section)
+    except ConfigError as error:
+        raise ConfigError(f"{place_of(document, ('clip', 'policy', 'kind'))}: {error}") from error
+
+
+def read_clip_file(path: Path) -> "ClipFile":
+    """Read a file with a `clip` section; a policy of one's own is not imported.
+
+    Raises:
+        ConfigError: as `from_config`.
+    """
+    return checked(_read(path), ClipFile)
+
+
+def _read(path: Path) -> Document:
+    document = read_document(path)
+    document.faults = [fault for fault in document.faults if fault.path[:1] in ((), ("clip",))]
+    if document.values is not None and "clip" not in document.values:
+        message = "must be given, got a file without a clip section"
+        document.faults.append(Fault(place_of(document, ()), ("clip",), message))
+    return document
+
+
+class ClipFile(Section):
+    """A file of which the `clip` section is read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    clip: ClipConfig = Field(description="How gradients are clipped.")

@@ -1,0 +1,74 @@
+"""The steps of a training loop as a file of JSON lines."""
+
+from contextlib import AbstractContextManager
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from autoclip.records import ClipRecord
+from autoclip.run_directory import METRICS, LineLog
+
+
+class HasLearningRate(Protocol):
+    """What is read of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+
+
+class JSONLSink(AbstractContextManager["JSONLSink"]):
+    """Writes the lines of `metrics.jsonl` in a loop of one's own, as `autoclip run` does in its own.
+
+    The file is opened at the first record and keeps the lines of earlier steps only: a loop that was resumed with
+    `clipper.load_state_dict()` continues it without a gap or a repeat, and one that starts over starts it anew. The
+    same holds for a clipper that is set back in the middle. A kill loses at most the line being written.
+
+    Args:
+        path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing
+            is created.
+        optimizer: its first group's learning rate is noted; None: `lr` is null.
+
+    >>> import tempfile
+    >>> from autoclip.records import ClipRecord
+    >>> record = ClipRecord(0, "active", 5.0, 1.0, 0.2, clipped=True, skipped=False, finite=True, loss=0.7)
+    >>> with tempfile.TemporaryDirectory() as directory, JSONLSink(directory) as sink:
+    ...     sink.log(record)
+    ...     print(sink.path.name, sink.path.read_text()[:40])
+    metrics.jsonl {"step": 0, "loss": 0.7, "total_norm": 5
+    """
+
+    def __init__(self, path: str | PathLike[str], optimizer: HasLearningRate | None = None) -> None:
+        given = Path(path)
+        self.path = given if given.suffix == ".jsonl" and not given.is_dir() else given / METRICS
+        self.optimizer = optimizer
+        self._log: LineLog | None = None
+        self._next = 0
+
+    def log(self, record: ClipRecord) -> None:
+        """Write the line of one step.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._log is None or record.step < self._next:
+            self.close()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._log = LineLog(self.path, keep=record.step)
+        lr = None if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])  # may be a tensor
+        self._log.append(record.as_json(lr))
+        self._next = record.step + 1
+
+    def close(self) -> None:
+        """Close the file; a further record opens it again."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open file cannot be pickled; the copy opens it again at its first record.
+        return {**vars(self), "_log": None}
+
+    def __repr__(self) -> str:
+        return f"JSONLSink({str(self.path)!r})"

@@ -1,0 +1,1 @@
+"""Measurements of speed: ratios of things timed in turn, never absolute promises."""

@@ -1,0 +1,131 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import autoclip
+from autoclip.lab.clip_section import ClipFile, from_config, read_clip_file
+from autoclip.lab.config import ConfigError, load_config, to_yaml
+
+ROOT = Path(__file__).parent.parent
+ALL = """\
+clip:
+  scope: global
+  mode: value
+  response: scale
+  on_nonfinite: propagate
+  policy: {kind: fixed, threshold: 0.5}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def write(text: str) -> Path:
+    Path("x.yaml").write_text(text, encoding="utf-8")
+    return Path("x.yaml")
+
+
+def message(text: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        from_config(write(text))
+    return str(error.value)
+
+
+def test_a_clipper_is_built_from_a_file_with_only_a_clip_section():
+    clipper = autoclip.Clipper(torch.nn.Linear(2, 1), **autoclip.from_config(str(write(ALL))))
+    assert repr(clipper.policy) == "Fixed(threshold=0.5)"
+    assert (clipper.scope, clipper.mode, clipper.response, clipper.on_nonfinite) == (
+        *("global", "value", "scale", "propagate"),
+    )
+
+
+def test_what_is_left_out_has_its_default():
+    arguments = from_config(write("clip: {}"))
+    assert repr(arguments.pop("policy")) == "RunningQuantile()"
+    assert arguments == {"scope": "global", "mode": "norm", "response": None, "on_nonfinite": "skip"}
+
+
+def test_every_call_makes_a_new_policy():
+    path = write(ALL)
+    assert from_config(path)["policy"] is not from_config(path)["policy"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_clip_section_of_an_experiment_is_read(path):
+    if "\nclip:" not in path.read_text():
+        with pytest.raises(ConfigError, match="without a clip section"):
+            from_config(path)
+        return
+    assert from_config(path)["policy"].parameters()["warmup_steps"] == load_config(path).clip.policy.warmup_steps
+
+
+def test_other_keys_are_not_read():
+    others = "name: 5\nstepz: [1]\nname: again\noptimizer: {<<: {}, lr: !!python/name:os.system }\n"
+    assert repr(from_config(write(others + ALL))["policy"]) == "Fixed(threshold=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: x\n", "x.yaml:1:1: clip: must be given, got a file without a clip section"),
+        ("{}", "x.yaml:1:1: clip: must be given, got a file without a clip section"),
+        ("", "x.yaml: must be a mapping of keys to values, got an empty file"),
+        ("clip:\n", "x.yaml:1:6: clip: must be a mapping of keys to values, got null"),
+        ("a: 1\nclip: {mode: agc}", "x.yaml:2:14: clip.mode: must be 'norm' or 'value', got 'agc'"),
+        (
+            "clip: {polcy: {}}",
+            "x.yaml:1:8: clip.polcy: unknown key (did you mean policy?); known: scope, mode, response, on_nonfinite, "
+            "policy",
+        ),
+        (
+            "clip: {policy: {kind: fixed, threshold: 0}, mode: 1}",
+            "x.yaml:1:41: clip.policy.threshold: must be a number in (0, inf], got 0\n"
+            "x.yaml:1:51: clip.mode: must be 'norm' or 'value', got 1",
+        ),
+        (
+            "clip: {mode: norm, mode: value}",
+            "x.yaml:1:20: clip.mode: must be given once, got it again (first at x.yaml:1:8)",
+        ),
+        ("clip: [", "x.yaml:1:8: must be valid YAML"),
+    ],
+)
+def test_a_fault_has_its_place(text, expected):
+    assert message(text).startswith(expected)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"^no\.yaml: must be a YAML file, got nothing: there is no such file"):
+        from_config("no.yaml")
+
+
+def test_a_policy_of_ones_own_is_imported_from_the_working_directory():
+    Path("clip_policies.py").write_text(
+        "import autoclip\n\nclass Mine(autoclip.RunningQuantile):\n    def __init__(self, share=3):\n"
+        "        super().__init__(percentile=share)\n"
+    )
+    policy = from_config(write("clip: {policy: {kind: 'clip_policies:Mine', share: 7}}"))["policy"]
+    assert policy.percentile == 7
+    assert message("clip: {policy: {kind: 'clip_policies:Yours'}}").startswith(
+        "x.yaml:1:23: clip.policy: clip_policies:Yours: "
+    )
+
+
+def test_a_section_that_was_written_reads_back():
+    section = read_clip_file(write(ALL))
+    assert read_clip_file(write(to_yaml(section))) == section == ClipFile(clip=section.clip)
+
+
+def test_it_is_found_in_the_package_and_needs_no_torch():
+    write(ALL)
+    code = (
+        "import sys, autoclip; assert 'pydantic' not in sys.modules; print(autoclip.from_config('x.yaml')['policy'],"
+        "'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "Fixed(threshold=0.5) False\n"

@@ -1,0 +1,146 @@
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import autoclip
+from autoclip.records import ClipRecord
+from autoclip.sinks import JSONLSink
+
+KEYS = ["step", "loss", "total_norm", "threshold", "coefficient", "clipped", "skipped", "finite", "phase", "lr"]
+
+
+def record(step: int, loss: float | None = 0.5) -> ClipRecord:
+    return ClipRecord(step, "active", 2.0, 1.0, 0.5, clipped=True, skipped=False, finite=True, loss=loss)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def steps(path: Path) -> list[object]:
+    return [line["step"] for line in lines(path)]
+
+
+def train(sink: JSONLSink, weight: torch.nn.Parameter, norms: list[float], state: object = None) -> autoclip.Clipper:
+    clipper = autoclip.Clipper([weight], autoclip.RunningQuantile(warmup_steps=2), sinks=[sink])
+    if state is not None:
+        clipper.load_state_dict(state)
+    for norm in norms:
+        weight.grad = torch.tensor([norm])
+        clipper.step(loss=norm)
+    return clipper
+
+
+def test_the_lines_are_those_of_a_run_directory(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.25)
+    sink = JSONLSink(tmp_path, optimizer)
+    clipper = train(sink, weight, [1.0, 2.0])
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.125)  # as a compiled optimizer has it
+    weight.grad = torch.ones(1)
+    clipper.step()
+    found = lines(tmp_path / "metrics.jsonl")  # also without close()
+    assert [list(line) for line in found] == [KEYS] * 3
+    assert [(line["step"], line["loss"], line["lr"]) for line in found] == [
+        (0, 1, 0.25),
+        (1, 2, 0.25),
+        (2, None, 0.125),
+    ]
+    assert all(line["finite"] for line in found)
+    assert found[2] == clipper.last.as_json(0.125)
+    clipper.close()
+
+
+def test_without_an_optimizer_the_learning_rate_is_null(tmp_path: Path) -> None:
+    with JSONLSink(tmp_path) as sink:
+        sink.log(record(0))
+    assert lines(tmp_path / "metrics.jsonl")[0]["lr"] is None
+
+
+def test_a_file_or_a_directory_can_be_given_and_is_created_at_the_first_record(tmp_path: Path) -> None:
+    for given, file in (("a/b/steps.jsonl", "a/b/steps.jsonl"), ("c/run-0.1", "c/run-0.1/metrics.jsonl")):
+        sink = JSONLSink(str(tmp_path / given))
+        assert not (tmp_path / file).parent.exists()
+        with sink:
+            sink.log(record(0))
+        assert steps(tmp_path / file) == [0]
+    (tmp_path / "odd.jsonl").mkdir()
+    assert JSONLSink(tmp_path / "odd.jsonl").path == tmp_path / "odd.jsonl" / "metrics.jsonl"
+    assert repr(JSONLSink("out")) == "JSONLSink('out/metrics.jsonl')"
+
+
+def test_a_resumed_loop_continues_the_file_without_a_gap_or_a_repeat(tmp_path: Path) -> None:
+    norms = [float(step % 5 + 1) for step in range(20)]
+    weight = torch.nn.Parameter(torch.zeros(1))
+    train(JSONLSink(tmp_path / "whole"), weight, norms).close()
+    first = train(JSONLSink(tmp_path / "parts"), weight, norms[:8])
+    state = first.state_dict()
+    first.close()
+    train(JSONLSink(tmp_path / "parts"), weight, norms[8:12], state).close()  # killed after the checkpoint at step 8
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "lo')
+    train(JSONLSink(tmp_path / "parts"), weight, norms[8:], state).close()
+    parts, whole = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("parts", "whole"))
+    assert parts == whole
+
+
+def test_a_loop_that_starts_over_starts_the_file_anew(tmp_path: Path) -> None:
+    for count in (5, 3):
+        with JSONLSink(tmp_path) as sink:
+            for step in range(count):
+                sink.log(record(step))
+        assert steps(sink.path) == list(range(count))
+
+
+def test_a_loop_that_is_set_back_in_the_middle_leaves_no_repeat(tmp_path: Path) -> None:
+    with JSONLSink(tmp_path) as sink:
+        for step in (0, 1, 2, 3, 2, 3, 4):
+            sink.log(record(step, loss=float(step)))
+    assert steps(sink.path) == [0, 1, 2, 3, 4]
+
+
+def test_a_closed_sink_is_opened_again_where_it_was_and_close_can_be_repeated(tmp_path: Path) -> None:
+    sink = JSONLSink(tmp_path)
+    sink.close()
+    sink.log(record(0))
+    sink.close()
+    sink.close()
+    sink.log(record(1))
+    assert steps(sink.path) == [0, 1]
+    sink.close()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    clipper = train(sink, weight, [1.0, 1.0])
+    clipper.close()
+    assert steps(sink.path) == [0, 1]
+
+
+def test_a_clipper_with_a_sink_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    sink = JSONLSink(tmp_path)
+    sink.log(record(0))
+    for copied in (copy.deepcopy(sink), pickle.loads(pickle.dumps(sink))):  # noqa: S301 - its own
+        assert copied.path == sink.path
+        copied.log(record(1))
+        copied.close()
+        assert steps(sink.path) == [0, 1]
+    sink.close()
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        JSONLSink(tmp_path / "file" / "below").log(record(0))
+
+
+def test_it_is_found_in_the_package_and_needs_no_torch() -> None:
+    code = (
+        "import sys, autoclip; assert 'autoclip.sinks' not in sys.modules; autoclip.sinks.JSONLSink('x');"
+        "print('torch' in sys.modules, 'sinks' in dir(autoclip))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False True\n"

@@ -1,0 +1,120 @@
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.sweep_report import report
+from autoclip.tuning.candidates import Candidate, fixed, of_percentile
+from autoclip.tuning.outcome import Result, result
+from autoclip.tuning.scoring import Score
+
+CONFIG = """
+name: tiny
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.5}
+steps: 10
+sweep: {seeds: [0, 1], lr_multipliers: [1]}
+"""
+
+
+@dataclass
+class Finished:
+    """What the report asks of a sweep."""
+
+    config: ExperimentConfig
+    output_dir: Path
+    found: Sequence[Result]
+    trials: Any = field(default_factory=lambda: SimpleNamespace(optuna=SimpleNamespace(user_attrs={"reference": 0.0})))
+
+    @property
+    def settings(self) -> Any:
+        return self.config.sweep
+
+    def results(self) -> list[Result]:
+        return list(self.found)
+
+    def share_of_steps(self) -> float:
+        return 0.4321
+
+
+def scored(candidate: Candidate, area: float, loss: float, seeds: int = 2) -> Result:
+    runs = [
+        Score(
+            multiplier=1,
+            seed=seed,
+            aulc=area + 0.01 * seed,
+            validation_loss=loss,
+            bounded_loss=loss,
+            initial_loss=1.0,
+            failed=False,
+            clip_rate=0.5,
+            spikes=0,
+            steps=10,
+            seconds=1.0,
+        )
+        for seed in range(seeds)
+    ]
+    return result(candidate, runs, 0.0)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[..., Finished]:
+    def make(results: Sequence[Result], *changes: str) -> Finished:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(CONFIG)
+        return Finished(load_config(path, changes), tmp_path, results)
+
+    return make
+
+
+FAST = scored(fixed(5), area=0.2, loss=0.3)
+STEADY = scored(of_percentile("running_quantile", 50), area=0.4, loss=0.1)
+
+
+def test_the_steadier_candidate_that_is_too_slow_is_named(finished, capsys):
+    assert report(finished([FAST, STEADY]), "text") == 0
+    printed = capsys.readouterr().out
+    assert "recommended: fixed 5" in printed
+    assert "steadier, but slower: running_quantile p50: instability 0.100, mean training loss 0.405" in printed
+    assert "race" not in printed
+
+
+def test_the_steadiest_of_all_has_nothing_steadier_beside_it(finished, capsys):
+    assert report(finished([scored(fixed(5), area=0.4, loss=0.1), STEADY]), "text") == 0
+    assert "steadier, but" not in capsys.readouterr().out
+
+
+def test_the_snippet_is_the_clip_section_as_python(finished, capsys):
+    import autoclip
+
+    sweep = finished([FAST], "clip.mode=value", "clip.on_nonfinite=raise")
+    assert report(sweep, "text") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "clipper = " in line]
+    model = __import__("torch").nn.Linear(2, 1)
+    names: dict[str, Any] = {"autoclip": autoclip, "model": model}
+    exec(line.strip(), names)
+    clipper = names["clipper"]
+    from_file = autoclip.Clipper(model, **autoclip.from_config(sweep.output_dir / "recommended.yaml"))
+    assert repr(clipper) == repr(from_file)
+    assert (clipper.mode, clipper.on_nonfinite) == (from_file.mode, from_file.on_nonfinite) == ("value", "raise")
+    assert yaml.safe_load((sweep.output_dir / "recommended.yaml").read_text())["clip"]["mode"] == "value"
+
+
+def test_a_race_tells_its_steps_and_gives_no_spread_for_one_seed(finished, capsys):
+    alone = scored(fixed(1), area=0.9, loss=0.9, seeds=1)
+    assert report(finished([FAST, alone], "sweep.race=true"), "text") == 0
+    printed = capsys.readouterr().out
+    assert "the race took 43% of the full grid's training steps" in printed
+    (row,) = [line for line in printed.splitlines() if "fixed 1 " in line]
+    assert "+-" not in row
+    assert "0/1 0/1" in row
+    assert report(finished([FAST, alone], "sweep.race=true"), "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["share_of_steps"] == 0.4321
+    assert [one["seeds"] for one in found["candidates"]] == [2, 1]

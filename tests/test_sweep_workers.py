@@ -1,0 +1,485 @@
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from typer.testing import CliRunner
+
+from autoclip.cli import app
+from autoclip.errors import UsageError
+from autoclip.lab.config import load_config
+from autoclip.lab.sweep_workers import run_sweep
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore:non-finite gradient norm"),
+]
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+name: tiny
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.5, momentum: 0.9}
+steps: 150
+checkpoint_every: 40
+clip: {on_nonfinite: propagate, policy: {kind: running_quantile, warmup_steps: 5}}
+sweep:
+  thresholds: [0.1, 1.0]
+  percentiles: [50]
+  kinds: [running_quantile]
+  policies: [{kind: loss_aware_quantile, cut: 0.8}]
+  seeds: [0, 1]
+  lr_multipliers: [0.2, 1]
+"""
+NAMES = ["fixed 0.1", "fixed 1", "none", "running_quantile p50", "loss_aware_quantile(cut=0.8)"]
+GRID = NAMES[:2]
+FOLDERS = dict(
+    zip(NAMES, ["fixed-0.1", "fixed-1", "none", "running_quantile-p50", "loss_aware_quantile-cut-0.8-"], strict=True)
+)
+QUICK = ("steps=12", "sweep.policies=[]", "sweep.percentiles=[]")
+
+
+def command(config: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "autoclip", "sweep", str(config), "--output-dir", str(out), *options]
+
+
+def call(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["sweep", *arguments])
+
+
+def trials(out: Path, name: str = "tiny") -> list[FrozenTrial]:
+    with suppress(KeyError):  # the study is not there yet
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'study.db'}").get_trials(deepcopy=False)
+    return []
+
+
+def complete(out: Path, name: str = "tiny") -> dict[str, FrozenTrial]:
+    done = [trial for trial in trials(out, name) if trial.state == TrialState.COMPLETE]
+    found = {trial.user_attrs["key"]: trial for trial in done}
+    assert len(found) == len(done), f"something was done twice: {Counter(one.user_attrs['key'] for one in done)}"
+    return found
+
+
+def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 120
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Workers of a sweep: what the process has forked that it started for this."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if b"forkserver" in (process / "cmdline").read_bytes():
+                status = (process / "stat").read_text().rpartition(")")[2].split()
+                if status[0] != "Z":
+                    parents[int(process.name)] = int(status[1])
+    return [child for child, parent in parents.items() if parents.get(parent) == pid]
+
+
+def held(out: Path) -> dict[int, int]:
+    """Process that holds a trial -> the trial's id, read past Optuna so that a look changes nothing."""
+    query = """
+        SELECT trial_id, value_json FROM trials LEFT JOIN
+        (SELECT trial_id, value_json FROM trial_user_attributes WHERE key = 'worker') USING (trial_id)
+        WHERE state = 'RUNNING'
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True, timeout=1)) as database:
+            rows = database.execute(query).fetchall()
+    except sqlite3.OperationalError:  # not there yet, or locked
+        return {}
+    if any(worker is None for _, worker in rows):
+        return {}  # somebody is just taking one
+    return {json.loads(worker)["pid"]: trial for trial, worker in rows}
+
+
+def kill_at_work(out: Path, parent: subprocess.Popen[str], *, all_of_them: bool) -> dict[int, int]:
+    """Kill one worker that holds a trial, or the whole process group; return what the killed held."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pids = children(parent.pid)
+        if set(pids) & set(held(out)):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)  # nobody moves on between the look and the shot
+            holding = {pid: trial for pid, trial in held(out).items() if pid in pids}
+            if holding:
+                if all_of_them:
+                    os.killpg(parent.pid, signal.SIGKILL)
+                    return holding
+                victim = next(iter(holding))
+                os.kill(victim, signal.SIGKILL)
+                holding = {victim: holding[victim]}
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            if holding:
+                return holding
+        assert parent.poll() is None, parent.communicate()
+        time.sleep(0.02)
+    raise AssertionError("nobody was at work")
+
+
+def state(out: Path, trial: int) -> str:
+    with closing(sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True)) as database:
+        found: str = database.execute("SELECT state FROM trials WHERE trial_id = ?", (trial,)).fetchone()[0]
+        return found
+
+
+def metrics(out: Path) -> list[Path]:
+    return list(out.glob("runs/*/*/*/metrics.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@dataclass
+class Swept:
+    """A sweep that ended well, with what was seen on the way."""
+
+    out: Path
+    printed: str
+    errors: str
+    seen: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def quiet(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """One worker, undisturbed."""
+    out = tmp_path_factory.mktemp("quiet") / "out"
+    done = subprocess.run(command(config_file, out), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Swept(out, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+    """Two workers: Ctrl-C, then the whole process group killed, then one worker killed; finished at last."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds the workers in Linux's /proc")
+    out = tmp_path_factory.mktemp("disturbed") / "out"
+    seen: dict[str, Any] = {}
+    running: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(config_file, out, "--workers", "2", "-f", "json"),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        running.append(process)
+        return process
+
+    try:
+        process = start()
+        until(lambda: metrics(out), process)
+        os.kill(process.pid, signal.SIGINT)
+        seen["interrupt"] = (*process.communicate(timeout=60), process.returncode)
+        seen["after the interrupt"] = {
+            "complete": set(complete(out, "tiny: runs")),
+            "results": set(complete(out)),
+            "steps": {path.parent: path.read_text().count("\n") for path in metrics(out)},
+        }
+
+        process = start()
+        seen["group"] = kill_at_work(out, process, all_of_them=True)
+        process.communicate()
+        seen["after the kill"] = {trial: state(out, trial) for trial in seen["group"].values()}
+
+        process = start()
+        seen["killed"] = kill_at_work(out, process, all_of_them=False)
+        # A killed process stays in /proc for a moment.
+        living = lambda: [pid for pid in children(process.pid) if pid not in seen["killed"]]  # noqa: E731
+        seen["workers"] = until(lambda: len(found := living()) == 2 and found, process)
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        yield Swept(out, printed, errors, seen)
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def test_the_output_directory_holds_all_that_was_promised(quiet: Swept) -> None:
+    names = {path.name for path in quiet.out.iterdir()}
+    promised = {"runs", "study.db", "sweep.yaml", "trials.csv", "pareto.png", "recommended.yaml"}
+    assert names == promised
+    assert (quiet.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (quiet.out / "runs").iterdir()} == set(FOLDERS.values())
+    for folder in FOLDERS.values():
+        for rate in ("lr-x0.2", "lr-x1"):
+            for seed in (0, 1):
+                assert (quiet.out / "runs" / folder / rate / f"seed-{seed}" / "summary.json").exists()
+
+
+def test_the_table_and_the_csv_name_every_candidate(quiet: Swept) -> None:
+    rows = (quiet.out / "trials.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["candidate", *NAMES]
+    table, _, rest = quiet.printed.partition("convergence: AULC")
+    for name in NAMES:
+        assert f" {name} " in table
+        assert name in quiet.errors, "each is named when it is finished"
+    assert "fixed 0.1 *" in table
+    assert "recommended: fixed 0.1: lowest instability" in rest
+    assert "autoclip.Clipper(model, autoclip.Fixed(threshold=0.1), on_nonfinite='propagate')" in rest
+    assert "note: fixed 0.1 clipped every step" in rest
+    assert "Traceback" not in quiet.errors
+    assert "Warning" not in quiet.errors
+
+
+def test_the_recommended_section_runs_when_it_is_pasted_into_the_configuration(quiet: Swept, tmp_path: Path) -> None:
+    recommended = yaml.safe_load((quiet.out / "recommended.yaml").read_text())
+    assert list(recommended) == ["clip"]
+    path = tmp_path / "better.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(CONFIG) | recommended | {"steps": 5}))
+    clip = load_config(path).clip
+    assert (clip.on_nonfinite, clip.policy.kind) == ("propagate", "fixed")
+    done = CliRunner().invoke(app, ["run", str(path), "--output-dir", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "threshold=0.1" in json.loads((tmp_path / "out" / "seed-0" / "summary.json").read_text())["policy"]
+
+
+@pytest.mark.parametrize("which", ["quiet", "disturbed"])
+def test_every_candidate_is_finished_exactly_once(which: str, request: pytest.FixtureRequest) -> None:
+    out = request.getfixturevalue(which).out
+    assert set(complete(out, "tiny: runs")) == {f"{name}, seed {seed}" for name in NAMES for seed in (0, 1)}
+    assert set(complete(out)) == set(NAMES)
+    assert {name: trial.params["candidate"] for name, trial in complete(out).items()} == {name: name for name in NAMES}
+    assert {trial.state.name for trial in trials(out)} <= {"COMPLETE", "PRUNED", "FAIL"}
+
+
+def test_workers_kills_and_interrupts_do_not_change_a_single_value(quiet: Swept, disturbed: Swept) -> None:
+    def values(out: Path) -> dict[str, list[float]]:
+        return {name: trial.values for name, trial in complete(out).items()}
+
+    assert values(disturbed.out) == values(quiet.out)
+
+    def figures(out: Path) -> list[list[str]]:  # all columns but the seconds
+        return [row.split(",")[:-2] for row in (out / "trials.csv").read_text().splitlines()]
+
+    assert figures(disturbed.out) == figures(quiet.out)
+    assert (disturbed.out / "recommended.yaml").read_text() == (quiet.out / "recommended.yaml").read_text()
+    for path in metrics(quiet.out):
+        assert (disturbed.out / path.relative_to(quiet.out)).read_bytes() == path.read_bytes()
+
+
+def test_an_interrupt_exits_130_and_completes_nothing_falsely(disturbed: Swept) -> None:
+    printed, errors, code = disturbed.seen["interrupt"]
+    assert code == 130, errors
+    assert f"interrupted; the same command continues in {disturbed.out}" in errors
+    assert "Traceback" not in errors
+    assert not printed
+    after = disturbed.seen["after the interrupt"]
+    assert not after["results"]
+    assert len(after["complete"]) < 2 * len(GRID)
+    for key in after["complete"]:
+        name, _, seed = key.partition(", ")
+        folder = disturbed.out / "runs" / FOLDERS[name]
+        runs = folder.glob(f"*/{seed.replace(' ', '-')}/metrics.jsonl")
+        assert [after["steps"][path.parent] for path in runs] == [150] * 2
+    assert any(steps < 150 for steps in after["steps"].values()), "it came too late"
+
+
+def test_a_killed_process_group_leaves_its_trials_to_the_next_start(disturbed: Swept) -> None:
+    assert set(disturbed.seen["after the kill"].values()) == {"RUNNING"}
+    assert {state(disturbed.out, trial) for trial in disturbed.seen["group"].values()} == {"FAIL"}
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_finished_by_another(disturbed: Swept) -> None:
+    (killed,) = disturbed.seen["killed"]
+    assert len(set(disturbed.seen["workers"]) - {killed}) == 2
+    assert state(disturbed.out, disturbed.seen["killed"][killed]) == "FAIL"
+
+
+def test_json_is_the_only_thing_on_the_standard_output(quiet: Swept, disturbed: Swept) -> None:
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(disturbed.printed, parse_constant=refused)
+    assert [one["candidate"] for one in found["candidates"]] == NAMES
+    assert found["recommended"] == "fixed 0.1"
+    assert found["candidates"][0]["policy"] == {"kind": "fixed", "threshold": 0.1}
+    assert [one["candidate"] for one in found["candidates"] if one["pareto"]] == ["fixed 0.1"]
+    for one in found["candidates"]:
+        assert [one["convergence"], one["instability"]] == complete(quiet.out)[one["candidate"]].values
+
+
+@dataclass
+class Measured:
+    """One run, measured anew from its files."""
+
+    area: float
+    bounded: float
+    initial: float
+    failed: bool
+
+
+def measured(directory: Path) -> Measured:
+    summary = json.loads((directory / "summary.json").read_text())
+    initial = summary["initial_validation_loss"]
+    total = 0.0
+    count = 0
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        loss = json.loads(line)["loss"]
+        total += initial if loss is None or loss > initial else loss
+        count += 1
+    total += initial * (150 - count)
+    final = summary["validation_loss"]
+    bad = summary["status"] == "diverged" or final is None
+    return Measured(
+        area=total / 150,
+        bounded=initial if final is None or final > initial else final,
+        initial=initial,
+        failed=bad or final > 0.95 * summary["trivial_loss"],
+    )
+
+
+def runs_of(out: Path, name: str) -> dict[str, list[Measured]]:
+    folder = out / "runs" / FOLDERS[name]
+    return {rate: [measured(folder / rate / f"seed-{seed}") for seed in (0, 1)] for rate in ("lr-x0.2", "lr-x1")}
+
+
+def test_the_values_are_those_of_the_formulas(quiet: Swept) -> None:
+    grid = [runs for name in GRID for runs in runs_of(quiet.out, name).values()]
+    reference = min(sum(run.bounded for run in runs) / 2 for runs in grid)
+    for name, trial in complete(quiet.out).items():
+        runs = runs_of(quiet.out, name)
+        convergence, instability = trial.values
+        assert convergence == pytest.approx(sum(run.area for run in runs["lr-x1"]) / 2, rel=1e-12)
+        shares = [
+            1.0 if run.failed else (run.bounded - reference) / (run.initial - reference)
+            for seeds in runs.values()
+            for run in seeds
+        ]
+        assert instability == pytest.approx(fmean(shares), rel=1e-12), name
+        assert len(shares) == 4
+    assert 0 < reference < 0.5
+
+
+def test_a_candidate_that_diverges_is_infeasible_with_finite_values(quiet: Swept) -> None:
+    done = complete(quiet.out)
+    folder = quiet.out / "runs" / "none" / "lr-x1"
+    for seed in (0, 1):
+        assert json.loads((folder / f"seed-{seed}" / "summary.json").read_text())["status"] == "diverged"
+    for name, trial in done.items():
+        assert all(map(isfinite, trial.values))
+        failed = sum(run.failed for run in runs_of(quiet.out, name)["lr-x1"])
+        assert trial.constraints == {"diverged": failed}
+    assert done["none"].constraints["diverged"] == 2
+    assert done["fixed 0.1"].constraints["diverged"] == 0
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{quiet.out / 'study.db'}")
+    assert [trial.params["candidate"] for trial in study.best_trials] == ["fixed 0.1"]
+
+
+def test_a_finished_sweep_reports_again_without_training(quiet: Swept) -> None:
+    before = {path: path.stat().st_mtime_ns for path in metrics(quiet.out)}
+    (quiet.out / "trials.csv").unlink()
+    done = call(str(quiet.out / "sweep.yaml"), "--output-dir", str(quiet.out), "--workers", "3")
+    assert done.exit_code == 0, done.output
+    assert "recommended: fixed 0.1" in done.output
+    assert (quiet.out / "trials.csv").exists()
+    assert {path: path.stat().st_mtime_ns for path in metrics(quiet.out)} == before
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(quiet: Swept, config_file: Path) -> None:
+    before = (quiet.out / "sweep.yaml").read_bytes()
+    for change, expected in (
+        ("optimizer.lr=0.25", "optimizer.lr: 0.5 -> 0.25"),
+        ("sweep.thresholds=[0.1,1.0,3.0]", "sweep.thresholds: [0.1, 1.0] -> [0.1, 1.0, 3.0]"),
+        ("sweep.seeds=[0,1,2]", "sweep.seeds: [0, 1] -> [0, 1, 2]"),
+    ):
+        done = call(str(config_file), change, "--output-dir", str(quiet.out))
+        assert done.exit_code == 2, done.output
+        assert expected in done.output
+        assert "--output-dir" in done.output
+    assert (quiet.out / "sweep.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["sweep=null"], "no sweep section"),
+        (["sweep.thresholds=[]", "sweep.kinds=[]", "sweep.refine_trials=2"], "no thresholds and no percentiles"),
+        (["sweep.policies=[{kind: none}]"], "two candidates are the same: none"),
+        (["task.target=tests.no_such_module:Task"], "no_such_module"),
+        (["device=cuda:999"], "cuda:999"),
+        (["sweep.kinds=[fixed]"], "must be one of"),
+        (["--workers", "0"], "workers"),
+    ],
+)
+def test_what_cannot_be_swept_exits_2_and_leaves_no_runs(
+    config_file: Path, tmp_path: Path, changes: list[str], expected: str
+) -> None:
+    done = call(str(config_file), *changes, "--output-dir", str(tmp_path / "out"))
+    assert done.exit_code == 2, done.output
+    assert expected in done.output
+    assert not metrics(tmp_path / "out")
+
+
+def test_a_storage_that_cannot_be_opened_exits_2(config_file: Path, tmp_path: Path) -> None:
+    for url in ("nonsense://x/y", f"sqlite:///{tmp_path}/no/such/folder/study.db"):
+        done = call(str(config_file), "--output-dir", str(tmp_path / "out"), "--storage", url)
+        assert done.exit_code == 2, done.output
+        assert f"cannot open the storage {url}" in done.output
+
+
+def test_an_output_directory_that_is_a_file_is_one_line(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = call(str(config_file), "--output-dir", str(tmp_path / "file"))
+    assert done.exit_code in (1, 2)
+    assert "cannot write" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_worker_that_fails_ends_the_command_with_exit_code_1(config_file: Path, tmp_path: Path) -> None:
+    done = call(str(config_file), *QUICK, "task.args={fail_at: 3}", "--output-dir", str(tmp_path / "out"))
+    assert done.exit_code == 1, done.output
+    assert "a worker failed; its message is above" in done.output
+
+
+def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
+        run_sweep(
+            load_config(config_file).model_copy(update={"sweep": None}), tmp_path / "out", workers=1, storage=None
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_database_is_whole_after_everything(disturbed: Swept) -> None:
+    with sqlite3.connect(disturbed.out / "study.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
