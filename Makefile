@@ -4,7 +4,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+PARITY := .parity/bin
+PARITY_PACKAGES := zclip==1.0.0 pytorch_optimizer==4.1.0
+PYPI_AUTOCLIP := autoclip==0.2.1
+
+.PHONY: setup demo test check parity clean
 
 setup: .venv/ready
 
@@ -27,6 +31,20 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Compares with the packages that the rules come from, in an environment of their own.
+parity: .parity/ready
+	$(PARITY)/python -m pytest tests/parity
+
+# PyPI's autoclip has our import name: it gets a folder that only its own process sees.
+.parity/ready: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .parity
+	$(PARITY)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PARITY)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable . pytest \
+		$(PARITY_PACKAGES)
+	rm -rf .parity/pypi-autoclip
+	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/pypi-autoclip $(PYPI_AUTOCLIP)
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .parity build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

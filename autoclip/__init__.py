@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoclip.policies import (
     POLICIES,
+    AdaGC,
     AutoClip,
     CenterMultiple,
     Fixed,
@@ -20,19 +21,22 @@ from autoclip.policies import (
     NoClip,
     Policy,
     RunningQuantile,
+    SkipStep,
+    ZClip,
 )
 from autoclip.version import __version__
 
 if TYPE_CHECKING:
     from autoclip import sinks
     from autoclip.clipper import Clipper
-    from autoclip.gradients import clip_grad_norm_, clip_grad_value_
+    from autoclip.gradients import adaptive_grad_clip_, clip_grad_norm_, clip_grad_value_
     from autoclip.lab.clip_section import from_config
     from autoclip.records import ClipRecord
 
 _WHEN_USED = {
     "Clipper": "autoclip.clipper",
     "ClipRecord": "autoclip.records",
+    "adaptive_grad_clip_": "autoclip.gradients",
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
     "from_config": "autoclip.lab.clip_section",
@@ -40,6 +44,7 @@ _WHEN_USED = {
 
 __all__ = [
     "POLICIES",
+    "AdaGC",
     "AutoClip",
     "CenterMultiple",
     "ClipRecord",
@@ -50,7 +55,10 @@ __all__ = [
     "NoClip",
     "Policy",
     "RunningQuantile",
+    "SkipStep",
+    "ZClip",
     "__version__",
+    "adaptive_grad_clip_",
     "clip_grad_norm_",
     "clip_grad_value_",
     "from_config",

@@ -121,6 +121,110 @@ def decayed_moments(
     return moments
 
 
+def percentile_clipping_limits(norms: Sequence[float], index: int, slots: int = 100) -> list[float]:
+    """bitsandbytes: a ring of squared norms, all slots set by the first; the one at `index` of the sorted ring.
+
+    Step t, counted from 1, is written to slot t % 100 before the limit is read: the current norm counts.
+    """
+    ring = np.full(slots, norms[0] ** 2)
+    limits = []
+    for step, norm in enumerate(norms, 1):
+        ring[step % slots] = norm**2
+        limits.append(float(np.sqrt(np.sort(ring)[index])))
+    return limits
+
+
+def adaptive_grad_clipper_thresholds(
+    norms: Sequence[float], percentile: float = 95, window: int = 1000, max_norm: float = inf
+) -> list[float]:
+    """TRELLIS: max_norm until `window` finite norms are known, then a percentile of the last, max_norm at most."""
+    stored = np.array([norm for norm in norms if isfinite(norm)])
+    known, limit, thresholds = 0, max_norm, []
+    for norm in norms:
+        thresholds.append(limit)
+        known += isfinite(norm)
+        if known >= window and isfinite(norm):
+            limit = min(float(np.percentile(stored[known - window : known], percentile)), max_norm)
+    return thresholds
+
+
+def zclip(
+    norms: Sequence[float],
+    *,
+    z_threshold: float = 2.5,
+    decay: float = 0.97,
+    form: str = "reciprocal",
+    epsilon: float = 1e-6,
+    warmup_steps: int = 25,
+    max_norm: float = inf,
+) -> tuple[list[float], list[float], list[tuple[float, float]]]:
+    """ZClip 2025, each step after the warm-up: threshold, norm after clipping, and (mean, variance) before the step.
+
+    The threshold is the norm above which the rule acts: where z = (n - mean) / (std + epsilon) passes `z_threshold`,
+    and in the form "max" where n passes mean + z_threshold std. The norm left is at most `max_norm`; the moments
+    learn the rule's own value, which knows no `max_norm`.
+    """
+    mean = float(np.mean(norms[:warmup_steps]))
+    variance = float(np.var(norms[:warmup_steps]))
+    thresholds, left, moments = [], [], []
+    for norm in norms[warmup_steps:]:
+        moments.append((mean, variance))
+        std = variance**0.5
+        z = (norm - mean) / (std + epsilon)
+        learned = norm
+        if form == "max":
+            thresholds.append(mean + z_threshold * std)
+            learned = min(norm, mean + z_threshold * std)
+        else:
+            thresholds.append(mean + z_threshold * (std + epsilon))
+            if z > z_threshold:
+                learned = mean if form == "mean" else mean + z_threshold * std / (z / z_threshold)
+        left.append(min(learned, max_norm))
+        mean = decay * mean + (1 - decay) * learned
+        variance = decay * variance + (1 - decay) * (learned - mean) ** 2
+    return thresholds, left, moments
+
+
+def skip_step_thresholds(
+    norms: Sequence[float], sigmas: float = 6, window: int = 128, known_before: int = 64
+) -> list[float]:
+    """OLMo-core: mean + sigmas std (unbiased) of the last `window` norms before this step, skipped ones included."""
+    history = np.array(norms)
+    thresholds = []
+    for step in range(known_before, len(norms)):
+        before = history[max(0, step - window) : step]
+        thresholds.append(float(before.mean() + sigmas * before.std(ddof=1)))
+    return thresholds
+
+
+def adagc(
+    norms_per_step: Sequence[Sequence[float]],
+    *,
+    relative: float = 1.05,
+    absolute: float = 1.0,
+    decay: float = 0.98,
+    warmup_steps: int = 100,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """AdaGC 2025, several tensors: each tensor's norm after clipping, and its gamma after the step, step by step.
+
+    Warm-up: h = min(1, absolute / global norm), gamma_i = min(gamma_i, |h g_i|), at first |h g_i|. Later:
+    h_i = min(1, relative gamma_i / |g_i|), gamma_i = decay gamma_i + (1 - decay) |h_i g_i|.
+    """
+    gammas = [inf] * len(norms_per_step[0])
+    left, history = [], []
+    for step, norms in enumerate(norms_per_step):
+        if step < warmup_steps:
+            together = min(1.0, absolute / float(np.linalg.norm(norms)))
+            clipped = [together * norm for norm in norms]
+            gammas = [min(gamma, norm) for gamma, norm in zip(gammas, clipped, strict=True)]
+        else:
+            clipped = [norm * min(1.0, relative * gamma / norm) for norm, gamma in zip(norms, gammas, strict=True)]
+            gammas = [decay * gamma + (1 - decay) * norm for norm, gamma in zip(clipped, gammas, strict=True)]
+        left.append(clipped)
+        history.append(gammas)
+    return left, history
+
+
 def clip_coefficient(norm: float, threshold: float) -> float:
     """torch's c / (norm + 1e-6), with a smaller constant below c = 1e-3; 1 at or below the threshold."""
     return threshold / (norm + min(1e-6, 1e-3 * threshold)) if norm > threshold else 1.0

@@ -48,7 +48,14 @@ def test_a_clipper_is_built_from_a_file_with_only_a_clip_section():
 def test_what_is_left_out_has_its_default():
     arguments = from_config(write("clip: {}"))
     assert repr(arguments.pop("policy")) == "RunningQuantile()"
-    assert arguments == {"scope": "global", "mode": "norm", "response": None, "on_nonfinite": "skip"}
+    assert arguments == {
+        "scope": None,
+        "groups": None,
+        "mode": "norm",
+        "response": None,
+        "on_nonfinite": "skip",
+        "relearn_after": "auto",
+    }
 
 
 def test_every_call_makes_a_new_policy():
@@ -77,16 +84,17 @@ def test_other_keys_are_not_read():
         ("{}", "x.yaml:1:1: clip: must be given, got a file without a clip section"),
         ("", "x.yaml: must be a mapping of keys to values, got an empty file"),
         ("clip:\n", "x.yaml:1:6: clip: must be a mapping of keys to values, got null"),
-        ("a: 1\nclip: {mode: agc}", "x.yaml:2:14: clip.mode: must be 'norm' or 'value', got 'agc'"),
+        ("a: 1\nclip: {mode: agcs}", "x.yaml:2:14: clip.mode: must be 'norm', 'value' or 'agc', got 'agcs'"),
         (
             "clip: {polcy: {}}",
-            "x.yaml:1:8: clip.polcy: unknown key (did you mean policy?); known: scope, mode, response, on_nonfinite, "
+            "x.yaml:1:8: clip.polcy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
+            "relearn_after, on_nonfinite, "
             "policy",
         ),
         (
             "clip: {policy: {kind: fixed, threshold: 0}, mode: 1}",
             "x.yaml:1:41: clip.policy.threshold: must be a number in (0, inf], got 0\n"
-            "x.yaml:1:51: clip.mode: must be 'norm' or 'value', got 1",
+            "x.yaml:1:51: clip.mode: must be 'norm', 'value' or 'agc', got 1",
         ),
         (
             "clip: {mode: norm, mode: value}",

@@ -98,7 +98,7 @@ def test_defaults(load):
     assert config.precision == "float32"
     assert (config.accumulate, config.evaluate_every, config.checkpoint_every) == (1, None, 100)
     assert (config.device, config.threads) == ("auto", 1)
-    assert (config.clip.scope, config.clip.mode, config.clip.response) == ("global", "norm", None)
+    assert (config.clip.scope, config.clip.mode, config.clip.response) == (None, "norm", None)
     assert config.clip.on_nonfinite == "skip"
     assert config.clip.policy.kind == "running_quantile"
     assert (config.log.layers_every, config.log.sinks) == (None, ("jsonl",))
@@ -194,10 +194,11 @@ def test_a_configuration_does_not_change(load):
             "1:31: optimizer.sgd: unknown key of kind sgd; known: kind, lr, momentum, dampening, nesterov, "
             "weight_decay",
         ),
-        ("clip: {mode: agc}", "1:14: clip.mode: must be 'norm' or 'value', got 'agc'"),
+        ("clip: {mode: agcs}", "1:14: clip.mode: must be 'norm', 'value' or 'agc', got 'agcs'"),
         (
             "clip: {polciy: 1}",
-            "1:8: clip.polciy: unknown key (did you mean policy?); known: scope, mode, response, on_nonfinite, policy",
+            "1:8: clip.polciy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
+            "relearn_after, on_nonfinite, policy",
         ),
         ("log: {sinks: [wandb]}", "1:15: log.sinks.0: must be 'jsonl', got 'wandb'"),
         ("sweep: {command: python x.py}", "1:18: sweep.command: must be a list, got 'python x.py'"),

@@ -1,11 +1,13 @@
 import json
+from fractions import Fraction
 from math import inf, isfinite, sqrt
+from statistics import fmean, pvariance
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoclip.statistics import DecayedMoments
+from autoclip.statistics import DecayedMoments, mean_and_variance
 from tests.references import decayed_moments
 from tests.streams import norm_streams
 
@@ -101,3 +103,31 @@ def test_state_before_the_first_value_is_empty_and_loads():
 def test_the_mean_of_no_values_is_an_error():
     with pytest.raises(ValueError, match="mean of no values is undefined"):
         _ = DecayedMoments(0.5).mean
+
+
+@PINNED
+@given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=1, max_size=40))
+def test_mean_and_population_variance_of_a_list(values):
+    mean, variance = mean_and_variance(values)
+    exact = pvariance(map(Fraction, values))
+    rounding = (1e-15 * max(values)) ** 2
+    assert mean == pytest.approx(fmean(values), rel=1e-15, abs=0)
+    assert variance == pytest.approx(float(exact), rel=1e-12, abs=rounding)
+
+
+def test_one_value_has_no_variance_and_two_have_the_published_one():
+    assert mean_and_variance([7.0]) == (7.0, 0.0)
+    assert mean_and_variance([0.5, 1.5]) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize("value", [1e155, 1.7e308])
+def test_mean_and_variance_of_the_largest_floats_are_finite(value):
+    assert mean_and_variance([value] * 3)[0] == pytest.approx(value, rel=1e-15, abs=0)
+    assert all(isfinite(moment) for moment in mean_and_variance([value, 1.0, value]))
+
+
+def test_mean_and_variance_of_the_tiniest_and_of_far_apart_values():
+    assert mean_and_variance([5e-324]) == (5e-324, 0.0)
+    mean, variance = mean_and_variance([1e155, 1.0, 1e155])
+    assert mean == pytest.approx(2e155 / 3)
+    assert 1e308 < variance < float("inf")

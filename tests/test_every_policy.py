@@ -24,8 +24,11 @@ ARGUMENTS = {
     "loss_aware_quantile": {},
     "center_multiple": {},
     "autoclip": {"history": 200},
+    "zclip": {"epsilon": 0.0},  # the published 1e-6 is in the units of the norms
+    "skip_step": {},
+    "adagc": {},
 }
-ABSOLUTE = {"fixed"}  # a constant in the units of the norms: not scale-free
+ABSOLUTE = {"fixed", "adagc"}  # a constant in the units of the norms: not scale-free
 VARIANTS = {
     "own warm-up": {},
     "no warm-up": {"warmup_steps": 0},

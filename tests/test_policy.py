@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from autoclip.policies import AutoClip, CenterMultiple, Fixed, FixedPercentile, LossAwareQuantile, NoClip, Policy
+from autoclip.policies import (
+    AdaGC,
+    AutoClip,
+    CenterMultiple,
+    Fixed,
+    FixedPercentile,
+    LossAwareQuantile,
+    NoClip,
+    Policy,
+    SkipStep,
+    ZClip,
+)
 from autoclip.policies import RunningQuantile as Running
 from autoclip.policies.parameters import Bounds, Positive, Steps
 from tests.references import automatic_warmup_thresholds
@@ -308,3 +319,125 @@ def test_the_loss_reaches_a_policy_only_where_it_is_finite_and_the_norm_is_learn
         policy.observe(norm, loss)
     assert policy.heard == [0.1, 0.3, 0.8]
     assert policy.observed == [0.3, None, None, 0.8]
+
+
+@pytest.mark.parametrize("norm", [2.5, 10.0, 1e3, 1e300])
+def test_reciprocal_leaves_the_square_of_the_threshold_over_the_norm(norm):
+    assert Fixed(2.0).reciprocal(norm) == pytest.approx(4.0 / norm, rel=1e-15)
+
+
+@pytest.mark.parametrize("threshold", [1e-300, 1e-30, 1.0, 1e300])
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 1e6])
+def test_reciprocal_is_above_zero_and_at_most_the_threshold_at_every_scale(threshold, ratio):
+    assert 0 < Fixed(threshold).reciprocal(threshold * ratio) <= threshold
+
+
+def test_reciprocal_knows_the_bounds_of_the_threshold_and_the_warmup():
+    policy = Running(warmup_steps=2, warmup_threshold=6.0, min_threshold=2.0, max_threshold=4.0)
+    assert policy.reciprocal(8.0) == 2.0
+    follow(policy, [1e-3, 1e-3])
+    assert policy.reciprocal(8.0) == 0.5
+    policy.relearn([1e3])
+    assert policy.reciprocal(8.0) == 2.0
+
+
+def test_a_formula_of_its_own_is_asked_once_active_and_is_bounded_by_the_threshold():
+    class Half(LatestNorm):
+        def _reciprocal(self, norm):
+            return norm / 2
+
+    policy = Half(warmup_threshold=3.0)
+    assert policy.reciprocal(6.0) == 1.5  # the warm-up's guess knows no formula
+    follow(policy, [2.0, 2.0])
+    assert (policy.threshold(), policy.reciprocal(6.0), policy.reciprocal(100.0)) == (4.0, 3.0, 4.0)
+
+
+AFTER_WARMUP = [
+    Running(warmup_steps=4),
+    Running(90, window=6, warmup_steps=4),
+    FixedPercentile(warmup_steps=4),
+    CenterMultiple("mean", window=5, warmup_steps=4),
+    AutoClip(90, warmup_steps=4),
+    ZClip(warmup_steps=4),
+    SkipStep(window=7, warmup_steps=4),
+    AdaGC(warmup_steps=4, warmup_threshold=9.0),
+]
+
+
+@pytest.mark.parametrize("policy", AFTER_WARMUP, ids=str)
+def test_relearning_begins_as_from_a_warmup_of_those_norms_and_goes_on_learning(policy):
+    first, recent, later = norm_streams(40)["lognormal"], [130.0, 90.0, 100.0, 120.0], norm_streams(20)["drift up"]
+    relearned, fresh = policy.clone(), policy.clone()
+    follow(relearned, first)
+    relearned.relearn(recent)
+    follow(fresh, recent)
+    assert relearned.phase == "active"
+    assert relearned.threshold() == fresh.threshold() > 0
+    assert follow(relearned, later) == follow(fresh, later)
+
+
+def test_relearning_keeps_the_counts_and_leaves_a_state_that_resumes():
+    policy = Running(warmup_steps=3)
+    follow(policy, [1.0, nan, 2.0, 0.0, 3.0, 4.0, inf])
+    policy.relearn([50.0, 70.0])
+    assert (policy.learned_norms, policy.nonfinite_norms, policy.zero_norms) == (4, 2, 1)
+    resumed = policy.clone()
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    assert resumed.state_dict() == policy.state_dict()
+    assert follow(resumed, [80.0, 2.0]) == follow(policy, [80.0, 2.0])
+
+
+def test_relearning_within_the_warmup_ends_it():
+    policy = Running(warmup_steps=10)
+    policy.observe(1.0)
+    policy.relearn([5.0])
+    assert (policy.phase, policy.threshold(), policy.state_dict()["warmup_norms"]) == ("active", 5.0, [])
+
+
+def test_relearning_uses_no_list_of_the_callers():
+    norms = [5.0, 6.0]
+    policy = AutoClip()
+    policy.observe(1.0)
+    policy.relearn(norms)
+    policy.observe(7.0)
+    assert norms == [5.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "steps"),
+    [
+        (Running(), 1000),
+        (Running(window=30), 300),
+        (Running(0), None),
+        (AutoClip(0), None),
+        (AutoClip(), 1000),
+        (SkipStep(), 1280),
+        (ZClip(), 1000),
+        (Fixed(1.0), None),
+        (NoClip(), None),
+    ],
+    ids=str,
+)
+def test_ten_windows_tell_of_a_new_level_but_not_where_clipping_all_is_meant(policy, steps):
+    assert policy.starves_after == steps
+
+
+@pytest.mark.parametrize(
+    ("policy", "scope", "response"),
+    [
+        (Running(), "global", "scale"),
+        (Fixed(1.0), "global", "scale"),
+        (ZClip(), "global", "reciprocal"),
+        (SkipStep(), "global", "skip"),
+        (AdaGC(), "parameter", "scale"),
+    ],
+    ids=str,
+)
+def test_a_policy_says_whose_norms_it_means_and_what_becomes_of_those_above(policy, scope, response):
+    assert (policy.scope, policy.response) == (scope, response)
+
+
+def test_only_adagc_bounds_all_groups_together_in_its_warmup():
+    assert AdaGC(absolute=0.7).warmup_total == 0.7
+    assert AdaGC(warmup_threshold=3.0).warmup_total is None
+    assert Running().warmup_total is None

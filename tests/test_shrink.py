@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from autoclip.gradients import clamp_, clip_coefficient, scale_
+from autoclip.gradients import clamp_, clip_coefficient, clip_coefficients, scale_, scale_each_
 from tests import references
 
 PINNED = settings(derandomize=True, deadline=None, max_examples=200)
@@ -105,3 +105,69 @@ def test_complex_gradients_cannot_be_clamped_and_nothing_is_changed():
     with pytest.raises(TypeError, match="complex gradients cannot be clipped by value"):
         clamp_([plain, torch.tensor([3 + 4j])], 1.0)
     assert plain.item() == 5.0
+
+
+@PINNED
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e10), st.floats(1.001, 1e6)), min_size=2, max_size=40),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_coefficients_of_several_norms_are_those_of_each_bit_for_bit(pairs, dtype):
+    norms = torch.tensor([threshold * ratio for threshold, ratio in pairs], dtype=dtype)
+    thresholds = [threshold * (1e-9 if place % 3 == 0 else 1.0) for place, (threshold, _) in enumerate(pairs)]
+    together = clip_coefficients(norms, thresholds)
+    alone = [clip_coefficient(norm, threshold) for norm, threshold in zip(norms, thresholds, strict=True)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def assert_scaled_each_as_one_by_one(make, factors):
+    together, alone = [make(place) for place in range(len(factors))], [make(place) for place in range(len(factors))]
+    coefficients = torch.tensor(factors)
+    scale_each_(together, coefficients)
+    for gradient, coefficient in zip(alone, coefficients, strict=True):
+        scale_([gradient], coefficient)
+    for first, second in zip(together, alone, strict=True):
+        assert first.dtype is second.dtype
+        assert torch.equal(first.to_dense(), second.to_dense())
+
+
+FACTORS = {
+    "one": [0.3],
+    "several": [0.3, 1.0, 8.3e-6, 0.999],
+    "tiny": [0.3, 1e-35, 1e-42, 0.5],
+    "zero": [0.0, 0.5],
+}
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64], ids=str
+)
+def test_scaling_each_by_its_own_equals_scaling_one_by_one(dtype, factors):
+    base = torch.linspace(-60000, 60000, 101)
+    assert_scaled_each_as_one_by_one(lambda place: (base / (place + 1)).to(dtype), factors)
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+def test_scaling_each_takes_dtypes_mixed_sparse_expanded_sliced_and_0d(factors):
+    def make(place):
+        indices, values = torch.tensor([[0, 2, 0]]), torch.tensor([1.0, 5.0, 2.0])
+        return [
+            torch.sparse_coo_tensor(indices, values, (3,), check_invariants=True),
+            torch.tensor([4.0, -4.0]).expand(3, 2),
+            torch.arange(12.0).reshape(3, 4)[:, ::2].half(),
+            torch.tensor(7.0),
+        ][place]
+
+    assert_scaled_each_as_one_by_one(make, factors)
+
+
+def test_scaling_each_keeps_the_objects_and_leaves_the_source_of_an_expanded_one():
+    source = torch.tensor([4.0, -4.0])
+    gradients = [torch.ones(2), source.expand(3, 2)]
+    addresses = gradients[0].data_ptr()
+    scale_each_(gradients, torch.tensor([0.5, 0.25]))
+    assert gradients[0].data_ptr() == addresses
+    assert gradients[0].tolist() == [0.5, 0.5]
+    assert gradients[1].tolist() == [[1.0, -1.0]] * 3
+    assert source.tolist() == [4.0, -4.0]

@@ -1,6 +1,7 @@
 import json
 from fractions import Fraction
-from math import ulp
+from math import sqrt, ulp
+from statistics import variance
 from sys import float_info
 
 import pytest
@@ -47,6 +48,40 @@ def test_mean_of_the_largest_floats_is_one_of_them(value, count):
 @given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=1), st.integers(-300, 300))
 def test_values_times_a_power_of_two_give_the_mean_times_it_exactly(values, exponent):
     assert after([value * 2.0**exponent for value in values], 20).get() == after(values, 20).get() * 2.0**exponent
+
+
+@PINNED
+@given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=2, max_size=40), windows)
+def test_the_standard_deviation_is_the_unbiased_one_of_the_window(values, window):
+    inside = values[-window:]
+    exact = variance(map(Fraction, inside)) if len(inside) > 1 else 0
+    assert after(values, window).std() == pytest.approx(sqrt(exact), rel=1e-12, abs=2 * ulp(max(inside)))
+
+
+def test_a_small_spread_around_a_large_mean_is_not_lost_to_cancellation():
+    values = [1e8 + (-1) ** step * 1e-3 for step in range(100)]
+    assert after(values, 100).std() == pytest.approx(1e-3 * sqrt(100 / 99), rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([7.0], 0.0), ([2.0] * 5, 0.0), ([1.0, 3.0], sqrt(2))])
+def test_standard_deviation_of_a_single_value_of_equal_ones_and_of_two(values, expected):
+    assert after(values, 10).std() == expected
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e300, 1.7e308])
+def test_squares_that_would_overflow_or_vanish_leave_the_standard_deviation_right(scale):
+    assert after([0.0, scale], 2).std() == pytest.approx(scale * sqrt(0.5), rel=1e-12, abs=5e-324)
+
+
+@PINNED
+@given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=2), st.integers(-300, 300))
+def test_values_times_a_power_of_two_give_the_standard_deviation_times_it_exactly(values, exponent):
+    assert after([value * 2.0**exponent for value in values], 20).std() == after(values, 20).std() * 2.0**exponent
+
+
+def test_the_standard_deviation_of_no_values_is_an_error():
+    with pytest.raises(ValueError, match="of no values is undefined"):
+        SlidingMean(3).std()
 
 
 @PINNED

@@ -576,17 +576,17 @@ def test_a_trial_freed_while_its_process_slept_is_not_finished_by_it(url: str) -
     assert study.claim("one") is not None
 
 
-@pytest.mark.parametrize("moment", ["get_trial_number_from_id", "record_heartbeat"])
+@pytest.mark.parametrize("moment", ["record_heartbeat", "set_trial_user_attr"])
 def test_a_claim_freed_before_it_was_signed_claims_nothing(
     url: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     study, other = opened(url), opened(url)
     original = getattr(study._storage, moment)
 
-    def slept(trial_id: int) -> Any:
+    def slept(trial_id: int, *arguments: Any) -> Any:
         with suppress(UpdateFinishedTrialError):
             other._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        return original(trial_id)
+        return original(trial_id, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(study._storage, moment, slept)

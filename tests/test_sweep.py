@@ -13,6 +13,7 @@ from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt
 from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.sweep_report import report
+from autoclip.policies import Policy
 from autoclip.tuning.outcome import Result
 
 pytestmark = [
@@ -275,3 +276,29 @@ def test_a_script_is_swept_like_a_task(configure: Callable[..., ExperimentConfig
     rates = [json.loads((tmp_path / "out" / "runs" / path).read_text().splitlines()[0])["lr"] for path in runs]
     assert rates[1] == pytest.approx(3 * rates[0])
     assert report(sweep, "text") == 0
+
+
+class TwiceTheLast(Policy):
+    """A policy of a user's own."""
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        self.latest = warmup_norms[-1]
+
+    def _threshold(self) -> float:
+        return 2 * self.latest
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.latest = norm
+
+
+def test_a_policy_of_ones_own_is_a_candidate(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "sweep.policies=[{kind: 'tests.test_sweep:TwiceTheLast', warmup_steps: 2}]"
+    changes = ("sweep.none=false", "sweep.thresholds=[5.0]", "sweep.seeds=[0]", "sweep.lr_multipliers=[1]", "steps=60")
+    sweep = swept(configure(own, *changes, "optimizer.lr=0.05"), tmp_path / "out")
+    name = "tests.test_sweep:TwiceTheLast(warmup_steps=2)"
+    assert [one.candidate.name for one in sweep.results()] == ["fixed 5", name]
+    assert 0 < sweep.results()[1].clip_rate < 1
+    assert report(sweep, "text") == 0
+    assert name in capsys.readouterr().out

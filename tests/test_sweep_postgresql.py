@@ -3,11 +3,14 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -94,7 +97,17 @@ def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(storage: str, tmp_path: Path) -> None:
@@ -106,8 +119,7 @@ def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(stor
         ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            _kill(process)
     for printed, errors, code in ended:
         assert code == 0, errors
         for name in NAMES:
@@ -124,3 +136,32 @@ def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(stor
     recommended = [(place / "recommended.yaml").read_text() for place in places]
     assert recommended[0] == recommended[1]
     assert not (places[0] / "study.db").exists()
+
+
+def test_what_a_killed_command_held_is_done_by_the_other_and_it_may_come_back(storage: str, tmp_path: Path) -> None:
+    config = tmp_path / "shared.yaml"
+    config.write_text(CONFIG.replace("name: shared", "name: killed"))
+    places = [tmp_path / name for name in ("one", "two")]
+    arguments = [[str(config), "--output-dir", str(place), "--storage", storage] for place in places]
+    processes = [_start(given) for given in arguments]
+    try:
+        deadline = time.monotonic() + 120
+        while not all(list(place.glob("runs/*/*/*/metrics.jsonl")) for place in places):
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        _kill(processes[0])
+        _, errors = processes[1].communicate(timeout=120)
+        assert processes[1].returncode == 0, errors
+        assert _complete(storage, "killed: runs") == sorted(f"{name}, seed {seed}" for name in NAMES for seed in (0, 1))
+        assert _complete(storage, "killed") == NAMES
+        again = _start(arguments[0])
+        processes.append(again)
+        _, errors = again.communicate(timeout=120)
+        assert again.returncode == 0, errors
+    finally:
+        for process in processes:
+            _kill(process)
+    assert _complete(storage, "killed") == NAMES
+    recommended = [(place / "recommended.yaml").read_text() for place in places]
+    assert recommended[0] == recommended[1]

@@ -118,3 +118,9 @@ def test_a_race_tells_its_steps_and_gives_no_spread_for_one_seed(finished, capsy
     found = json.loads(capsys.readouterr().out)
     assert found["share_of_steps"] == 0.4321
     assert [one["seeds"] for one in found["candidates"]] == [2, 1]
+
+
+def test_a_single_seed_of_a_race_is_not_called_steadier(finished, capsys):
+    lucky = scored(of_percentile("running_quantile", 10), area=0.1, loss=0.01, seeds=1)
+    assert report(finished([FAST, lucky], "sweep.race=true"), "text") == 0
+    assert "steadier" not in capsys.readouterr().out

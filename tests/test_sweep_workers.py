@@ -471,6 +471,16 @@ def test_a_worker_that_fails_ends_the_command_with_exit_code_1(config_file: Path
     assert "a worker failed; its message is above" in done.output
 
 
+def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
+    path = tmp_path / "script.yaml"
+    command_line = ["no-such-program", "{clip_config}", "{seed}", "{run_dir}"]
+    path.write_text(yaml.safe_dump({"name": "script", "steps": 5, "sweep": {"command": command_line}}))
+    done = subprocess.run(command(path, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "there is no program 'no-such-program'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
         run_sweep(

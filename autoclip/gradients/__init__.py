@@ -1,20 +1,32 @@
 """Gradients as tensors: which there are, their norms, and how they are shrunk."""
 
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
+from autoclip.gradients.grouping import ALL, group_by_parameter, kept_source
+from autoclip.gradients.left_gradients import LeftGradients
 from autoclip.gradients.norms import Norms, checked_norm_type, measure
-from autoclip.gradients.shrink import clamp_, clip_coefficient, scale_
+from autoclip.gradients.shrink import clamp_, clip_coefficient, clip_coefficients, scale_, scale_each_
 from autoclip.gradients.source import Source, live_gradients, named_parameters
+from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
 __all__ = [
+    "ALL",
+    "LeftGradients",
     "Norms",
     "Source",
+    "adaptive_grad_clip_",
     "checked_norm_type",
     "clamp_",
     "clip_coefficient",
+    "clip_coefficients",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "group_by_parameter",
+    "kept_source",
+    "limit_units_",
     "live_gradients",
     "measure",
+    "measure_units",
     "named_parameters",
     "scale_",
+    "scale_each_",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 SMALLEST_FACTOR = 1e-30
 """A smaller factor is applied in two halves: in float32 it could be subnormal, and inexact, or zero."""
+HALF = (torch.float16, torch.bfloat16)
 
 
 def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
@@ -22,6 +23,17 @@ def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
     return threshold / (norm + min(1e-6, 1e-3 * threshold))
 
 
+def clip_coefficients(norms: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Factor of each of several norms, bit for bit that of `clip_coefficient`.
+
+    Args:
+        norms: shape (n,), each above its threshold.
+        thresholds: n of them.
+    """
+    added = norms.new_tensor([min(1e-6, 1e-3 * threshold) for threshold in thresholds])
+    return (norms + added).reciprocal() * norms.new_tensor(thresholds)  # torch divides a number by a tensor so
+
+
 def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     """Multiply every gradient by the coefficient (0-d), in place; half precision is multiplied in float32 and rounded.
 
@@ -32,13 +44,30 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
         scale_(gradients, coefficient.sqrt())
         scale_(gradients, coefficient.sqrt())
         return
-    _own_memory_(gradients)
-    dense = [gradient for gradient in gradients if gradient.layout is torch.strided]
-    if len(dense) == len(gradients) and all(gradient.device == coefficient.device for gradient in dense):
-        torch._foreach_mul_(dense, coefficient)
+    own_memory_(gradients)
+    _multiply_(gradients, coefficient)
+
+
+def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
+    """Multiply each gradient by a coefficient of its own, in place; half precision in float32, and rounded.
+
+    Args:
+        gradients: n of them.
+        coefficients: shape (n,).
+    """
+    if len(gradients) == 1 or bool(((coefficients > 0) & (coefficients < SMALLEST_FACTOR)).any()):  # host read
+        for gradient, coefficient in zip(gradients, coefficients, strict=True):
+            scale_([gradient], coefficient)
         return
-    for gradient in gradients:
-        gradient.mul_(coefficient.to(gradient.device))
+    own_memory_(gradients)
+    factors = coefficients.unbind()
+    # A list of factors is rounded to half precision by some devices, one factor is not.
+    plain = all(gradient.layout is torch.strided and gradient.dtype not in HALF for gradient in gradients)
+    if plain and all(gradient.device == coefficients.device for gradient in gradients):
+        torch._foreach_mul_(list(gradients), list(factors))
+        return
+    for gradient, factor in zip(gradients, factors, strict=True):
+        _multiply_([gradient], factor)
 
 
 def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
@@ -47,7 +76,7 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
     Raises:
         TypeError: a complex gradient: its elements have no order.
     """
-    _own_memory_(gradients)
+    own_memory_(gradients)
     for gradient in gradients:
         if gradient.is_complex():
             raise TypeError("complex gradients cannot be clipped by value, only by norm")
@@ -61,7 +90,15 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
             gradient.clamp_(-threshold, threshold)
 
 
-def _own_memory_(gradients: Sequence[Tensor]) -> None:
+def _multiply_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
+    if all(gradient.layout is torch.strided and gradient.device == coefficient.device for gradient in gradients):
+        torch._foreach_mul_(list(gradients), coefficient)
+        return
+    for gradient in gradients:
+        gradient.mul_(coefficient.to(gradient.device))
+
+
+def own_memory_(gradients: Sequence[Tensor]) -> None:
     """Give gradients that repeat an element in memory (expanded ones) one place for each, or writing would fail."""
     for gradient in gradients:
         if gradient.layout is torch.strided and 0 in gradient.stride():

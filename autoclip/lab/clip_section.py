@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from autoclip.lab.config import ClipConfig, ConfigError, checked, clip_arguments, place_of
+from autoclip.lab.clip_config import ClipConfig
+from autoclip.lab.config import ConfigError, checked, clip_arguments, place_of
 from autoclip.lab.values import Section
 from autoclip.lab.yaml_source import Document, Fault, read_document
 
@@ -21,7 +22,7 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
             experiment; its other keys are not read.
 
     Returns:
-        `policy` (a new one at each call), `scope`, `mode`, `response` and `on_nonfinite`.
+        `policy` (a new one at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite` and `relearn_after`.
 
     Raises:
         ConfigError: the file cannot be read or has no clip section, the section holds faults (all of them are listed),

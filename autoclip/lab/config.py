@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from autoclip.errors import UsageError
+from autoclip.lab.clip_config import ClipConfig
 from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.loading import construct, load_object
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
@@ -100,9 +101,11 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
     return {
         "policy": build_policy(section.policy),
         "scope": section.scope,
+        "groups": section.groups,
         "mode": section.mode,
         "response": section.response,
         "on_nonfinite": section.on_nonfinite,
+        "relearn_after": section.relearn_after,
     }
 
 
@@ -248,23 +251,6 @@ class TaskConfig(Section):
         description="Module and class of the task; imported from the working directory when a run starts."
     )
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the task's constructor.")
-
-
-class ClipConfig(Section):
-    """How gradients are clipped: whose norm, what happens above the threshold, and who sets it."""
-
-    scope: Literal["global"] = Field(default="global", description="Whose norm is compared: all gradients' together.")
-    mode: Literal["norm", "value"] = Field(default="norm", description="Scale the gradient, or clamp its elements.")
-    response: Literal["scale"] | None = Field(
-        default=None, description="What happens above the threshold; null leaves it to the policy."
-    )
-    on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
-        default="skip", description="A step whose norm is not finite: without effect, as torch has it, or an error."
-    )
-    policy: AnyPolicySection = Field(
-        default_factory=lambda: POLICY_SECTIONS["running_quantile"](kind="running_quantile"),
-        description="What sets the threshold, with its parameters; running_quantile where it is left out.",
-    )
 
 
 class LogConfig(Section):

@@ -72,6 +72,7 @@ class Sweep:
         self.runs = study(f"{config.name}: runs", [AULC])
         self.trials = study(config.name, [AULC, S])
         self._task: Task | None = None
+        self._reference: float | None = None
         self._known: dict[str, tuple[Run, list[Score]]] = {}
 
     def work(self, interrupt: Interrupt) -> None:
@@ -105,8 +106,13 @@ class Sweep:
 
     def reference(self, scores: Mapping[Run, Sequence[Score]]) -> float | None:
         """V*, None as long as the fixed thresholds are not all trained; a race takes their first seed."""
-        if REFERENCE in self.trials.optuna.user_attrs:
-            kept: float = self.trials.optuna.user_attrs[REFERENCE]
+        if self._reference is None:
+            self._reference = self._frozen_reference(scores)
+        return self._reference
+
+    def _frozen_reference(self, scores: Mapping[Run, Sequence[Score]]) -> float | None:
+        kept: float | None = self.trials.optuna.user_attrs.get(REFERENCE)
+        if kept is not None:
             return kept
         seeds = self.settings.seeds[:1] if self.settings.race else self.settings.seeds
         runs = {name: [scores.get((name, seed)) for seed in seeds] for name in self.references}
@@ -182,7 +188,8 @@ class Sweep:
                     found = self._train(candidate, seed, interrupt)
                     attributes = {SCORES: [asdict(one) for one in found]}
                     self.runs.finish(trial, [base_scores(found)[0].aulc], user_attrs=attributes)
-                    everything = {**scores, (name, seed): found}
+                everything = {**scores, (name, seed): found}
+                if all(run in everything for run in plan.runs if run[0] == name):
                     self.settle(self.plan(everything), everything)
                 return True
         return False

@@ -58,7 +58,8 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
     chosen = recommendation.chosen
     runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
     console.print(f"recommended: {chosen.candidate.name}: {recommendation.reason}{runner_up}")
-    steadiest = min(outcome.pareto_front(results), key=lambda one: one.instability)
+    comparable = [one for one in results if one.seeds >= chosen.seeds]
+    steadiest = min(outcome.pareto_front(comparable), key=lambda one: one.instability)
     if steadiest.instability < chosen.instability:
         console.print(
             f"steadier, but slower: {steadiest.candidate.name}: instability {steadiest.instability:.3f}, "

@@ -96,8 +96,9 @@ def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> No
                 time.sleep(POLL_SECONDS)
                 for process in [one for one in processes if not one.is_alive()]:
                     processes.remove(process)
-                    if process.exitcode == 1:
-                        raise RunError("a worker failed; its message is above")
+                    if process.exitcode in (1, 2):
+                        kind = RunError if process.exitcode == 1 else UsageError
+                        raise kind("a worker failed; its message is above")
                     if process.exitcode != 0:  # killed: its run is given back
                         killed += 1
                         if killed > MOST_KILLED:
@@ -176,7 +177,7 @@ def _work(output_dir: Path, url: str) -> None:
             Sweep(load_config(output_dir / "sweep.yaml"), output_dir, url).work(interrupt)
         except (UsageError, RunError) as error:
             print(error, file=sys.stderr)  # noqa: T201
-            sys.exit(1)
+            sys.exit(2 if isinstance(error, UsageError) else 1)
         except (SQLAlchemyError, StorageInternalError) as error:
             print(f"the storage was lost: {str(error).splitlines()[0]}", file=sys.stderr)  # noqa: T201
             sys.exit(1)

@@ -86,7 +86,10 @@ class Training:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         section = trained_optimizer(config)
         self.optimizer = OPTIMIZERS[section.kind](parameters, **section.model_dump(exclude={"kind"}))
-        self.clipper = Clipper(self.model, **clip_arguments(config.clip))
+        try:
+            self.clipper = Clipper(self.model, **clip_arguments(config.clip))
+        except ValueError as error:  # patterns that fit none of the model's parameters
+            raise UsageError(f"clip: {error}") from None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches: Iterator[Any] = iter(task.batches(seed))
         self.tally = Tally()
@@ -290,7 +293,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "train_loss": fmean(recent) if recent else None,
         "validation": tally.validation,
         "policy": repr(clipper.policy),
-        "threshold": finite_or_none(clipper.threshold),
+        "threshold": _as_json(clipper.threshold),
         "clip_rate": clipper.clip_rate,
         "skipped_steps": clipper.skipped_steps,
         "nonfinite_steps": tally.nonfinite_steps,
@@ -302,6 +305,12 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "threads": config.threads,
         "seconds": round(tally.seconds, 3),
     }
+
+
+def _as_json(threshold: float | dict[str, float]) -> Any:
+    if isinstance(threshold, dict):
+        return {name: finite_or_none(value) for name, value in threshold.items()}
+    return finite_or_none(threshold)
 
 
 def choose_device(name: str) -> torch.device:

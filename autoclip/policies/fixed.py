@@ -23,6 +23,7 @@ class Fixed(Policy):
     """
 
     needs_norms = False
+    starves_after = None  # a constant is meant to stay
 
     def __init__(self, threshold: Threshold, *, warmup_steps: Steps = 0, **bounds: Unpack[Bounds]) -> None:
         super().__init__(warmup_steps=warmup_steps, **bounds)
@@ -47,6 +48,7 @@ class NoClip(Policy):
     """
 
     needs_norms = False
+    starves_after = None
 
     def __init__(self, *, warmup_steps: Steps = 0, **bounds: Unpack[Bounds]) -> None:
         super().__init__(warmup_steps=warmup_steps, **bounds)

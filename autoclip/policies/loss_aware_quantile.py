@@ -69,6 +69,10 @@ class LossAwareQuantile(Policy):
         self.quantile.start(self.uncut.get() if self.warmup_steps else self.start * norm)
         self.inclusive = False
 
+    def _restart(self, norms: list[float]) -> None:
+        self._start(norms)
+        self.quantile.start(self.uncut.get())  # the slow start is for untrained weights
+
     def _threshold(self) -> float:
         return self.quantile.get()
 

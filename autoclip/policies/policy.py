@@ -14,9 +14,15 @@ from autoclip.policies.parameters import (
     constructor_parameters,
     declared_parameters,
 )
-from autoclip.statistics import GeometricQuantile
+from autoclip.statistics import GeometricQuantile, percentile_of
 
 Phase = Literal["warmup", "active"]
+Scope = Literal["global", "group", "parameter"]
+Response = Literal["scale", "reciprocal", "skip"]
+
+USUAL_WINDOW = 100
+"""Number of norms that stands for the memory of a policy without a window."""
+WINDOWS_TO_STARVE = 10
 
 LARGEST_START = 10.0
 """Multiple of the automatic warm-up threshold above which a tracker does not start; percentile 99 of lognormal norms
@@ -50,6 +56,8 @@ class Policy(ABC):
 
     inclusive: bool = False
     needs_norms: bool = True  # False: active from the first step when warmup_steps is 0
+    response: Response = "scale"
+    scope: Scope = "global"
 
     def __init__(
         self,
@@ -115,6 +123,43 @@ class Policy(ABC):
             self._start(self.warmup_norms)
             self.warmup_norms = []
 
+    @final
+    def reciprocal(self, norm: float) -> float:
+        """Norm to which the response "reciprocal" shrinks a norm above the threshold: the further out, the smaller.
+
+        c * c / norm at a threshold of c, unless the policy has a formula of its own; never more than c.
+        """
+        threshold = self.threshold()
+        return min(threshold, self._reciprocal(norm)) if self.phase == "active" else threshold * (threshold / norm)
+
+    @final
+    def relearn(self, norms: list[float]) -> None:
+        """Forget what was learned and begin from recent norms, as if they had been the warm-up.
+
+        Args:
+            norms: finite and > 0, oldest first, at least one.
+        """
+        fresh = self.clone()
+        fresh.warmup_tracker.start(percentile_of(sorted(norms), 50))
+        fresh._restart(list(norms))
+        for name in ("learned_norms", "nonfinite_norms", "zero_norms"):
+            setattr(fresh, name, getattr(self, name))
+        fresh.learned_norms = max(fresh.learned_norms, fresh._warmup_length)
+        vars(self).clear()
+        vars(self).update(vars(fresh))
+
+    @property
+    def warmup_total(self) -> float | None:
+        """In the warm-up, bound on the norm of all groups together; None: each group has its own."""
+        return None
+
+    @property
+    def starves_after(self) -> int | None:
+        """Number of steps clipped in a row that tells of a new level: ten windows; None where it is meant to be so."""
+        if getattr(self, "percentile", None) == 0:
+            return None
+        return WINDOWS_TO_STARVE * (getattr(self, "window", None) or USUAL_WINDOW)
+
     @property
     def phase(self) -> Phase:
         """Whether the threshold read now is that of the warm-up or the policy's own."""
@@ -131,6 +176,15 @@ class Policy(ABC):
     @abstractmethod
     def _observe(self, norm: float, loss: float | None) -> None:
         """Learn from a finite norm > 0 (and a finite loss or None) once active."""
+
+    def _restart(self, norms: list[float]) -> None:
+        """Begin anew from recent norms in the middle of training; as after the warm-up, unless overridden."""
+        self._start(norms)
+
+    def _reciprocal(self, norm: float) -> float:
+        """Norm that the response "reciprocal" leaves of a norm above the threshold, once active."""
+        threshold = self.threshold()
+        return threshold * (threshold / norm)
 
     def _observe_loss(self, loss: float) -> None:  # noqa: B027 - optional: most policies do not look at the loss
         """Learn from the finite loss of a learned step; called before `_observe`, and in warm-up too."""

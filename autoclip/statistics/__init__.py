@@ -1,8 +1,15 @@
 """Streaming estimators in plain Python: each has `update(x)`, a value, and a JSON-able `state_dict()`."""
 
-from autoclip.statistics.decayed_moments import DecayedMoments
+from autoclip.statistics.decayed_moments import DecayedMoments, mean_and_variance
 from autoclip.statistics.geometric_quantile import GeometricQuantile
 from autoclip.statistics.sliding_mean import SlidingMean
 from autoclip.statistics.sliding_quantile import SlidingQuantile, percentile_of
 
-__all__ = ["DecayedMoments", "GeometricQuantile", "SlidingMean", "SlidingQuantile", "percentile_of"]
+__all__ = [
+    "DecayedMoments",
+    "GeometricQuantile",
+    "SlidingMean",
+    "SlidingQuantile",
+    "mean_and_variance",
+    "percentile_of",
+]

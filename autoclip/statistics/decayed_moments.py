@@ -1,8 +1,23 @@
 """Exponentially decayed mean and variance."""
 
-from math import sqrt
+from collections.abc import Sequence
+from math import fsum, sqrt
 from sys import float_info
 from typing import Any
+
+
+def mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and population variance of finite values, at least one."""
+    count = len(values)
+    try:
+        mean = fsum(values) / count
+    except OverflowError:  # the sum is beyond the floats, the mean is not
+        mean = fsum(value * 2.0**-64 for value in values) / count * 2.0**64
+    mean = min(max(mean, min(values)), max(values))  # rounding must not move the mean of a constant
+    try:
+        return mean, fsum(min((value - mean) * (value - mean), float_info.max) / count for value in values)
+    except OverflowError:
+        return mean, float_info.max
 
 
 class DecayedMoments:

@@ -1,8 +1,8 @@
-"""Exact mean of the latest values."""
+"""Exact mean and standard deviation of the latest values."""
 
 from collections import deque
 from collections.abc import Iterable
-from math import fsum
+from math import fsum, sqrt
 from typing import Any
 
 
@@ -44,6 +44,15 @@ class SlidingMean:
             return fsum(self._values) / count
         except OverflowError:  # the sum is beyond the floats, the mean is not
             return fsum(value * 2.0**-64 for value in self._values) / count * 2.0**64
+
+    def std(self) -> float:
+        """Standard deviation of the values in the window, unbiased (n - 1); 0 for a single one."""
+        mean, count = self.get(), len(self._values)
+        largest = max(abs(value - mean) for value in self._values)
+        if count < 2 or largest == 0:
+            return 0.0
+        # Shares of the largest difference: their squares neither overflow nor vanish.
+        return float(largest * sqrt(fsum(((value - mean) / largest) ** 2 for value in self._values) / (count - 1)))
 
     def state_dict(self) -> dict[str, Any]:
         """The values in the order of their arrival."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     left, right = _limits(results)
+    seeds = max(one.seeds for one in results)
     labelled: set[str] = set()
     for one in results:
         kind = str(one.candidate.policy["kind"])
@@ -31,6 +33,7 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
             xerr=one.convergence_spread if inside else None,
             yerr=one.instability_spread,
             fmt="x" if one.failures else "o",
+            markerfacecolor=None if one.seeds == seeds else "white",  # a race gave it fewer
             markersize=5,
             color=COLOURS.get(kind, OTHER_COLOUR),
             elinewidth=0.5,
@@ -55,15 +58,28 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
         label = f"recommended: {chosen.candidate.name}"
         axes.plot(chosen.convergence, chosen.instability, "o", ms=13, mfc="none", mec="red", label=label)
     axes.set_xlim(left, right + 0.02 * (right - left))
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_ylim(min(-0.002, min(one.instability - one.instability_spread for one in results)), 1.5)
+    _scale_instability(axes, results)
     axes.set_xlabel("convergence: mean training loss over the run (lower is faster)")
     axes.set_ylabel("instability: normalised regret over learning rates (lower is steadier)")
     title = "bars: standard deviation over seeds; crosses: a run failed at the configured learning rate"
+    if any(one.seeds < seeds for one in results):
+        title += f"; hollow: fewer than {seeds} seeds"
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
+
+
+def _scale_instability(axes: Axes, results: Sequence[Result]) -> None:
+    """A logarithmic axis, linear around zero; where the values are within a decade, a linear one around them."""
+    low = min(one.instability - one.instability_spread for one in results)
+    high = max(one.instability + one.instability_spread for one in results)
+    if low > high / 10:
+        margin = 0.08 * (high - low) or 0.1 * high
+        axes.set_ylim(low - margin, high + margin)
+        return
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_ylim(low / 1.5 if low > 0.01 else min(-0.002, low), 1.5)
 
 
 def _limits(results: Sequence[Result]) -> tuple[float, float]:

@@ -123,9 +123,8 @@ class SharedStudy:
         )
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
         with suppress(UpdateFinishedTrialError):  # this process was asleep meanwhile, and given up for lost
-            number = self._storage.get_trial_number_from_id(trial_id)
             first = self.taken().get(key)
-            if first is not None and first.number == number:
+            if first is not None and first._trial_id == trial_id:
                 self._storage.record_heartbeat(trial_id)
                 # Only who has a heartbeat signs, so that a process killed before is told by the missing signature.
                 worker = {"host": socket.gethostname(), "pid": os.getpid()}

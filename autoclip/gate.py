@@ -1,0 +1,156 @@
+"""A policy and its response: what becomes of a norm. Plain Python, the same in a training loop and in a replay."""
+
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any, Final, Literal
+
+from autoclip.policies.policy import USUAL_WINDOW, Phase, Policy, Response
+
+MOST_SKIPPED = 20
+"""So many skipped steps in a row tell of a new level, where the response is to skip."""
+
+RelearnAfter = int | Literal["auto"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to become of one norm.
+
+    Attributes:
+        threshold: that was in force.
+        phase: "warmup" or "active": whose threshold it was.
+        clipped: the norm is finite and lay above it.
+        left: the norm that is to be left: as it was, or at most the threshold; 0 where the step is skipped.
+        relearned: the policy began anew from the recent norms, after so many steps clipped in a row; 0: it did not.
+    """
+
+    threshold: float
+    phase: Phase
+    clipped: bool
+    left: float
+    relearned: int = 0
+
+
+class Gate:
+    """Asks a policy for its threshold, decides on the norm by the response, and lets the policy learn.
+
+        scale:       n becomes c            where n > c
+        reciprocal:  n becomes c * c / n, or what the policy has instead (see `Policy.reciprocal`)
+        skip:        n becomes 0
+
+    In the warm-up every response scales: its threshold is a guess.
+
+    A level of norms that stays above the threshold must not stall training. After `relearn_after` active steps clipped
+    in a row the policy begins anew from the norms of those steps (the last hundred, or the policy's window).
+
+    Args:
+        policy: sets the threshold.
+        response: what becomes of a norm above it.
+        relearn_after: number of steps; "auto": 20 where they are skipped, else ten windows of the policy (constants and
+            percentile 0 never relearn); None: never.
+    """
+
+    def __init__(self, policy: Policy, response: Response, relearn_after: RelearnAfter = "auto") -> None:
+        self.policy: Final = policy
+        self.response: Final = response
+        self.limit: Final = self._limit(relearn_after)
+        self.active_steps = 0
+        self.clipped_steps = 0
+        self._streak = 0
+        self._recent: list[float] = []
+
+    def decide(self, norm: float, loss: float | None) -> Decision:
+        """Decide on the norm of one step, which the policy then learns from (before, where it is inclusive)."""
+        inclusive = self.policy.inclusive
+        if inclusive:
+            self.policy.observe(norm, loss)
+        threshold, phase = self.policy.threshold(), self.policy.phase
+        clipped = isfinite(norm) and norm > threshold
+        left = self._left(norm, threshold, phase) if clipped else norm
+        if not inclusive:
+            self.policy.observe(norm, loss)
+        return self._counted(norm, Decision(threshold, phase, clipped, left))
+
+    def look(self, norm: float) -> Decision:
+        """Decide without learning or counting, for a step that other gradients have spoiled."""
+        threshold, phase = self.policy.threshold(), self.policy.phase
+        clipped = isfinite(norm) and norm > threshold
+        return Decision(threshold, phase, clipped, self._left(norm, threshold, phase) if clipped else norm)
+
+    def decide_together(self, norm: float, loss: float | None, coefficient: float, bound: float) -> Decision:
+        """Decide on a norm in the warm-up of a policy that bounds the norm of all groups together.
+
+        Args:
+            norm: of this group.
+            loss: of the step.
+            coefficient: that brings the norm of all groups within the bound.
+            bound: on the norm of all groups together.
+        """
+        left = norm * coefficient
+        self.policy.observe(left, loss)
+        return Decision(bound, "warmup", coefficient < 1, left)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned and counted, as plain values."""
+        return {
+            "policy": self.policy.state_dict(),
+            "active_steps": self.active_steps,
+            "clipped_steps": self.clipped_steps,
+            "streak": self._streak,
+            "recent": list(self._recent),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy.
+
+        Raises:
+            ValueError: keys are missing, or the state is that of another policy; nothing is changed.
+        """
+        missing = [name for name in self.state_dict() if name not in state]
+        if missing:
+            raise ValueError(f"the state has no {', '.join(missing)}; it has {', '.join(state)}")
+        counts = [state[name] for name in ("active_steps", "clipped_steps", "streak")]
+        if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
+            raise ValueError(f"the counts in a state must be whole numbers, got {counts}")
+        recent = [float(norm) for norm in state["recent"]]
+        if not all(0 < norm < inf for norm in recent):
+            raise ValueError(f"the recent norms in a state must be finite and > 0, got {recent}")
+        self.policy.load_state_dict(state["policy"])
+        self.active_steps, self.clipped_steps, self._streak = counts
+        self._recent = recent
+
+    def _left(self, norm: float, threshold: float, phase: Phase) -> float:
+        if self.response == "scale" or phase == "warmup":
+            return threshold
+        return 0.0 if self.response == "skip" else self.policy.reciprocal(norm)
+
+    def _counted(self, norm: float, decision: Decision) -> Decision:
+        if decision.phase != "active" or not 0 < norm < inf:
+            return decision
+        self.active_steps += 1
+        self.clipped_steps += decision.clipped
+        # Where the user's own bound is what clips, nothing is to be learned from that.
+        if self.limit is None or decision.threshold >= self.policy.max_threshold:
+            return decision
+        if not decision.clipped:
+            self._streak, self._recent = 0, []
+            return decision
+        self._streak += 1
+        kept = getattr(self.policy, "window", None) or USUAL_WINDOW
+        self._recent = [*self._recent[1 - kept :], norm] if kept > 1 else [norm]
+        if self._streak < self.limit:
+            return decision
+        relearned, norms = self._streak, self._recent
+        self._streak, self._recent = 0, []
+        self.policy.relearn(norms)
+        return Decision(decision.threshold, decision.phase, decision.clipped, decision.left, relearned)
+
+    def _limit(self, relearn_after: RelearnAfter) -> int | None:
+        if relearn_after is None:
+            return None
+        if relearn_after != "auto":
+            if not isinstance(relearn_after, int) or isinstance(relearn_after, bool) or relearn_after < 1:
+                raise ValueError(f"relearn_after must be a whole number >= 1, 'auto' or None, got {relearn_after!r}")
+            return relearn_after
+        usual = self.policy.starves_after
+        return MOST_SKIPPED if self.response == "skip" and usual is not None else usual

@@ -1,0 +1,128 @@
+"""Unit-wise adaptive gradient clipping: a gradient is measured against the weights that it changes."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoclip.gradients.norms import Norms
+from autoclip.gradients.shrink import own_memory_
+from autoclip.gradients.source import Source, live_gradients, named_parameters
+
+LEAST_WEIGHT = 1e-3
+"""Norm that a unit's weights count as at least, or weights that start at zero would never move."""
+
+
+def adaptive_grad_clip_(parameters: Source, clip_factor: float = 0.01, eps: float = LEAST_WEIGHT) -> Tensor:
+    """Shrink, in place, the gradient of every unit to at most `clip_factor` times the norm of the unit's weights.
+
+        limit = clip_factor * max(|w|, eps);   g <- g * limit / |g|   where |g| > limit
+
+    A unit is a row of a matrix, a filter of a convolution (everything but the first dimension), or a whole tensor of
+    one dimension or none. The last layer is usually left out by not giving its parameters.
+
+    Args:
+        parameters: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer.
+        clip_factor: > 0, usually .01 to .16.
+        eps: > 0.
+
+    Returns:
+        The largest |g| / max(|w|, eps) of all units before clipping, 0-d.
+
+    Raises:
+        ValueError: `clip_factor` or `eps` is not above 0.
+        TypeError: sparse or complex gradients.
+
+    Reference: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization",
+    2021, arXiv 2102.06171, equation 3.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [9.0, 40.0]]))
+    >>> weight.grad = torch.tensor([[7.0, 24.0], [5.0, 12.0]])
+    >>> float(adaptive_grad_clip_([weight], clip_factor=0.5))
+    5.0
+    >>> weight.grad
+    tensor([[ 0.7000,  2.4000],
+            [ 5.0000, 12.0000]])
+    """
+    for name, value in (("clip_factor", clip_factor), ("eps", eps)):
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value!r}")
+    named = named_parameters(parameters)
+    gradients = live_gradients(named)
+    weights = [named[name] for name in gradients]
+    norms = measure_units(gradients, named, eps)
+    limit_units_(list(gradients.values()), weights, clip_factor, eps, wide=norms.total.dtype is torch.float64)
+    return norms.total
+
+
+def measure_units(
+    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], eps: float = LEAST_WEIGHT
+) -> Norms:
+    """Largest |g| / max(|w|, eps) over the units of each parameter, and over all.
+
+    Args:
+        gradients: by parameter name.
+        parameters: by name, at least those.
+        eps: least norm of a unit's weights.
+
+    Raises:
+        TypeError: sparse or complex gradients.
+    """
+    if not gradients:
+        return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
+    for name, gradient in gradients.items():
+        if gradient.layout is not torch.strided or not gradient.is_floating_point():
+            raise TypeError(f"unit-wise clipping needs dense, real gradients, got another for parameter {name!r}")
+    weights = [parameters[name] for name in gradients]
+    each = _largest_ratios(list(gradients.values()), weights, eps)
+    total = each.max()  # NaN where any is
+    value = float(total)  # host read
+    if not isfinite(value) and each.device.type != "mps":  # squares that overflow float32; no float64 on mps
+        each = _largest_ratios(list(gradients.values()), weights, eps, wide=True)
+        total = each.max()
+        value = float(total)  # host read
+    return Norms(total, each, value)
+
+
+def limit_units_(
+    gradients: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factor: float,
+    eps: float = LEAST_WEIGHT,
+    wide: bool = False,
+) -> None:
+    """Shrink the gradient of every unit to at most `factor` times the norm of its weights, in place.
+
+    Args:
+        gradients: dense and real.
+        weights: of each.
+        factor: > 0.
+        eps: least norm of a unit's weights.
+        wide: the squares of the gradients overflow float32.
+    """
+    own_memory_(gradients)
+    for gradient, weight in zip(gradients, weights, strict=True):
+        norms = _unit_norms(gradient, wide)
+        limits = factor * _unit_norms(weight, wide).clamp(min=eps)
+        gradient.mul_(torch.where(norms > limits, limits / norms, 1.0))
+
+
+def _largest_ratios(gradients: Sequence[Tensor], weights: Sequence[Tensor], eps: float, wide: bool = False) -> Tensor:
+    ratios = [
+        (_unit_norms(gradient, wide) / _unit_norms(weight, wide).clamp(min=eps)).max()
+        for gradient, weight in zip(gradients, weights, strict=True)
+    ]
+    return torch.stack([ratio.to(ratios[0].device) for ratio in ratios])
+
+
+def _unit_norms(values: Any, wide: bool) -> Tensor:
+    """Norm of each unit in float32 (float64 for float64, or if wide), of a shape that broadcasts over the values.
+
+    One number for a vector has one dimension still, or half-precision values would be multiplied by a rounded factor.
+    """
+    dtype = torch.float64 if wide or values.dtype is torch.float64 else torch.float32
+    dims = tuple(range(1, values.ndim)) or None
+    norms: Tensor = torch.linalg.vector_norm(values.detach(), dim=dims, keepdim=True, dtype=dtype)
+    return norms

@@ -1,0 +1,61 @@
+"""The `clip` section of the YAML."""
+
+import re
+from math import inf
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection
+from autoclip.lab.values import Section, in_range
+from autoclip.policies.parameters import Number
+
+
+class ClipConfig(Section):
+    """How gradients are clipped: whose norm, what happens above the threshold, and who sets it."""
+
+    scope: Literal["global", "group", "parameter"] | None = Field(
+        default=None,
+        description="Whose norm is compared: that of all gradients together, of each group, or of each parameter; null "
+        "leaves it to the policy, mostly global.",
+    )
+    groups: dict[str, str] | None = Field(
+        default=None,
+        description="For the scope group: name -> regular expression found in the names of its parameters; parameters "
+        "that none fits are the group rest.",
+    )
+    mode: Literal["norm", "value", "agc"] = Field(
+        default="norm", description="Scale the gradient, clamp its elements, or limit each unit by its weights."
+    )
+    response: Literal["scale", "reciprocal", "skip"] | None = Field(
+        default=None, description="What becomes of a norm above the threshold; null leaves it to the policy."
+    )
+    relearn_after: Annotated[
+        int | Literal["auto"] | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None, "auto")))
+    ] = Field(
+        default="auto",
+        description="Steps clipped in a row after which the policy begins anew from their norms; auto: 20 where they "
+        "are skipped, else ten windows; null: never.",
+    )
+    on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
+        default="skip", description="A step whose norm is not finite: without effect, as torch has it, or an error."
+    )
+    policy: AnyPolicySection = Field(
+        default_factory=lambda: POLICY_SECTIONS["running_quantile"](kind="running_quantile"),
+        description="What sets the threshold, with its parameters; running_quantile where it is left out.",
+    )
+
+    @model_validator(mode="after")
+    def _groups_go_with_their_scope(self) -> Self:
+        if (self.scope == "group") != bool(self.groups):
+            given = "null" if self.scope is None else self.scope
+            raise ValueError(
+                "must have groups, as in {decoder: '^decoder'}, where the scope is group, and nowhere else, got "
+                f"scope: {given} with {len(self.groups or ())} groups"
+            )
+        for name, pattern in (self.groups or {}).items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"groups.{name} must be a regular expression, got {pattern!r}: {error}") from None
+        return self

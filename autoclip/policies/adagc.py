@@ -1,0 +1,71 @@
+"""Each tensor by its own past."""
+
+from math import inf
+from sys import float_info
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, Decay, Positive, Steps
+from autoclip.policies.policy import Policy
+
+
+class AdaGC(Policy):
+    """Threshold = relative * an average of the clipped norms, for each parameter's gradient by itself.
+
+        warm-up:  gradients of all parameters together are clipped at `absolute`; gamma = the least norm left by that
+        after it: threshold = relative * gamma,  gamma <- b * gamma + (1 - b) * min(n, threshold),  b = decay
+
+    The average rises by (1 - b) (relative - 1) a step at most, .1 % by default: the start matters for long.
+
+    Args:
+        relative: > 0, the published 1.05.
+        absolute: > 0, in the units of the norms: bound on the total norm in the warm-up. It holds where
+            `warmup_threshold` is "auto"; a number or inf there bounds each parameter's norm instead.
+        decay: in [0, 1), weight of the past.
+        warmup_steps: norms to collect first.
+        **bounds: see `Policy`.
+
+    Reference: Wang et al., "AdaGC: Improving Training Stability for Large Language Model Pretraining", 2025, arXiv
+    2502.11034.
+
+    >>> policy = AdaGC(warmup_steps=3)
+    >>> for norm in (0.5, 2.0, 4.0):
+    ...     policy.observe(norm)
+    >>> policy.threshold()
+    0.525
+    """
+
+    scope = "parameter"
+
+    def __init__(
+        self,
+        relative: Positive = 1.05,
+        absolute: Positive = 1.0,
+        decay: Decay = 0.98,
+        *,
+        warmup_steps: Steps = 100,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.relative = self._checked("relative", relative)
+        self.absolute = self._checked("absolute", absolute)
+        self.decay = self._checked("decay", decay)
+        self.gamma = 0.0
+
+    @property
+    def warmup_total(self) -> float | None:
+        """Bound on the norm of all groups together, in the warm-up."""
+        return self.absolute if self.warmup_threshold == "auto" else None
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        # The warm-up's own norms count as clipped at `absolute`; a new level that is learned later may lie above it.
+        bound = inf if self.warmup_total is None or self.learned_norms == 0 else self.warmup_total
+        self.gamma = min(*warmup_norms, bound)
+
+    def _threshold(self) -> float:
+        return float(max(self.relative * self.gamma, float_info.min))  # a share below 1 would end at zero
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.gamma = self.decay * self.gamma + (1 - self.decay) * min(norm, self._threshold())
+
+    def _warmup_bound(self) -> float:
+        return super()._warmup_bound() if self.warmup_total is None else self.warmup_total

@@ -1,0 +1,60 @@
+"""Steps that stand out are left out."""
+
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, Floor, Positive, Steps, Window
+from autoclip.policies.policy import Policy
+from autoclip.statistics import SlidingMean
+
+
+class SkipStep(Policy):
+    """Threshold = mean + sigmas * std of the last `window` norms; above it the step is skipped.
+
+    std is the unbiased one. Norms of skipped steps enter the window too, so that a new level is soon accepted.
+
+    Args:
+        sigmas: > 0.
+        window: number of norms, >= 1.
+        least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0: there any rise
+            after constant norms skips the step.
+        warmup_steps: norms to collect first; half the window less one in the published code. With
+            `warmup_threshold="auto"` those above ten times its last threshold, exploded ones, count as the largest of
+            the others; inf is the published warm-up.
+        **bounds: see `Policy`.
+
+    Reference: the skip-step optimizer of OLMo-core (`optim/skip_step_optimizer.py`).
+
+    >>> policy = SkipStep(sigmas=2, warmup_steps=2)
+    >>> for norm in (1.0, 3.0):
+    ...     policy.observe(norm)
+    >>> round(policy.threshold(), 6)
+    4.828427
+    """
+
+    response = "skip"
+
+    def __init__(
+        self,
+        sigmas: Positive = 6.0,
+        window: Window = 128,
+        least_spread: Floor = 0.01,
+        *,
+        warmup_steps: Steps = 64,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.sigmas = self._checked("sigmas", sigmas)
+        self.window = self._checked("window", window)
+        self.least_spread = self._checked("least_spread", least_spread)
+        self.norms = SlidingMean(self.window)
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
+        self.norms.extend(min(norm, largest) for norm in warmup_norms)
+
+    def _threshold(self) -> float:
+        mean = self.norms.get()
+        return float(mean + self.sigmas * max(self.norms.std(), self.least_spread * mean))
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.norms.update(norm)

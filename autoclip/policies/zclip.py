@@ -1,0 +1,92 @@
+"""Spikes by their z-score."""
+
+from typing import Literal, Unpack
+
+from autoclip.policies.parameters import Bounds, Decay, Floor, Positive, Steps
+from autoclip.policies.policy import Policy
+from autoclip.statistics import DecayedMoments, mean_and_variance
+
+Form = Literal["reciprocal", "mean", "max"]
+
+
+class ZClip(Policy):
+    """Clips norms whose z-score is above `z_threshold`, the further out, the stronger.
+
+        z = (n - mean) / (std + epsilon),  threshold = mean + z_threshold * (std + epsilon), in "max" without epsilon
+        a norm n above it becomes c:  "reciprocal": mean + z_threshold * std / (z / z_threshold)
+                                      "mean":       mean
+                                      "max":        mean + z_threshold * std
+        mean <- a * mean + (1 - a) * x,  var <- a * var + (1 - a) * (x - mean)^2,  x = c or n, a = decay
+
+    The moments start as mean and population variance of the warm-up's norms. With `warmup_threshold="auto"` those
+    above ten times its last threshold, exploded ones, count as the largest of the others; inf is the published warm-up.
+
+    Args:
+        z_threshold: > 0.
+        decay: in [0, 1), weight of the past.
+        form: what becomes of a spike, in the response "reciprocal" and in the moments; "max" is called percentile in
+            the published code.
+        epsilon: >= 0, in the units of the norms; 0 makes the rule scale-free.
+        least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0: there any rise
+            after constant norms is a spike.
+        warmup_steps: norms to collect first.
+        **bounds: see `Policy`. The published default of `max_threshold` is 1.0, which hides the rule wherever norms
+            exceed 1.
+
+    Reference: Kumar, Owen, Chowdhury, Güra, "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", 2025, arXiv
+    2504.02507.
+
+    >>> policy = ZClip(z_threshold=2, warmup_steps=2)
+    >>> for norm in (0.5, 1.5):
+    ...     policy.observe(norm)
+    >>> round(policy.threshold(), 6), round(policy.reciprocal(3.0), 6)
+    (2.000002, 1.500001)
+    """
+
+    response = "reciprocal"
+
+    def __init__(
+        self,
+        z_threshold: Positive = 2.5,
+        decay: Decay = 0.97,
+        form: Form = "reciprocal",
+        epsilon: Floor = 1e-6,
+        least_spread: Floor = 0.01,
+        *,
+        warmup_steps: Steps = 25,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.z_threshold = self._checked("z_threshold", z_threshold)
+        self.decay = self._checked("decay", decay)
+        self.form = self._checked("form", form)
+        self.epsilon = self._checked("epsilon", epsilon)
+        self.least_spread = self._checked("least_spread", least_spread)
+        self.moments = DecayedMoments(self.decay)
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
+        norms = [min(norm, largest) for norm in warmup_norms]
+        mean, variance = mean_and_variance(norms)
+        self.moments.start(max(mean, min(norms)), variance)  # the mean of the tiniest floats may round to zero
+
+    def _threshold(self) -> float:
+        epsilon = 0.0 if self.form == "max" else self.epsilon
+        return float(self.moments.mean + self.z_threshold * (self._std() + epsilon))
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.moments.update(self._reciprocal(norm))
+
+    def _reciprocal(self, norm: float) -> float:
+        if norm <= self._threshold():  # no spike: it is above `max_threshold` only
+            return norm
+        mean, std = self.moments.mean, self._std()
+        if self.form == "mean":
+            return mean
+        if self.form == "max":
+            return float(mean + self.z_threshold * std)
+        share = self.z_threshold * (std + self.epsilon) / (norm - mean)  # z_threshold / z, and no division by zero
+        return float(mean + self.z_threshold * std * share)
+
+    def _std(self) -> float:
+        return float(max(self.moments.std, self.least_spread * self.moments.mean))

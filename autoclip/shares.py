@@ -1,0 +1,158 @@
+"""One step's gradients, group by group: what was decided on the norm of each, done to its tensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from autoclip.gate import Decision
+from autoclip.gradients import (
+    Norms,
+    clamp_,
+    clip_coefficient,
+    clip_coefficients,
+    limit_units_,
+    measure,
+    scale_,
+    scale_each_,
+)
+from autoclip.gradients.norms import SMALLEST_FAST_POWER
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A group's part in one step.
+
+    Attributes:
+        group: its name.
+        names: of its parameters that have a gradient.
+        norm: before clipping, 0-d.
+        value: the norm as a float of the host.
+        decision: what is to become of it.
+    """
+
+    group: str
+    names: Sequence[str]
+    norm: Tensor
+    value: float
+    decision: Decision
+
+    @property
+    def limit(self) -> float | None:
+        """Norm to shrink to; 0: the gradients are removed; None: they are not touched."""
+        if self.decision.clipped:
+            return self.decision.left
+        # What is not finite is passed on as torch does, by a factor that is not finite either.
+        return None if isfinite(self.value) or self.decision.threshold == inf else self.decision.threshold
+
+    def left(self, mode: str) -> float:
+        """Norm that is left, as float32 rounds it at best."""
+        limit = self.limit
+        if limit is None:
+            return self.value
+        if mode == "norm" and limit == self.decision.threshold:
+            return self.value * (limit / (self.value + min(1e-6, 1e-3 * limit)))
+        return limit
+
+
+def group_norms(
+    members: Sequence[Sequence[int]], gradients: Mapping[str, Tensor], norms: Norms, order: float
+) -> tuple[Sequence[Tensor], list[float]]:
+    """Norm of each group before clipping as it would be measured by itself, 0-d, and as a float of the host.
+
+    Args:
+        members: of each group, positions in the gradients.
+        gradients: by parameter name, in the order of the norms.
+        norms: of all of them.
+        order: of the norm.
+    """
+    totals = norms.each
+    if len(members) < len(gradients):
+        totals = torch.stack([torch.linalg.vector_norm(norms.each[list(own)], order) for own in members])
+    values = totals.tolist()  # host read
+    smallest = 0.0 if order == inf else SMALLEST_FAST_POWER ** (1 / order)
+    small = [group for group, value in enumerate(values) if value < smallest]
+    if not small:
+        return totals.unbind(), values
+    names = list(gradients)
+    for group in small:  # powers that underflow, beside a larger norm that hid it
+        exact = measure({names[position]: gradients[names[position]] for position in members[group]}, order)
+        if exact.value != 0:
+            totals = totals.to(exact.total, copy=True)
+            totals[group], values[group] = exact.total, exact.value
+    return totals.unbind(), values
+
+
+def shrink_(
+    shares: Sequence[Share], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], mode: str
+) -> tuple[set[str], float | None]:
+    """Do to the gradients what was decided, in place.
+
+    Args:
+        shares: of all groups that have gradients.
+        gradients: by parameter name.
+        parameters: by name.
+        mode: "norm" multiplies, "value" clamps each element, "agc" limits each unit by its weights.
+
+    Returns:
+        Names of the groups whose gradients are to be removed, and the one factor where there is just one.
+    """
+    limits = [(share, limit) for share in shares if (limit := share.limit) is not None]
+    removed = {share.group for share, limit in limits if limit == 0}
+    limits = [(share, limit) for share, limit in limits if limit > 0]
+    if mode == "norm" and len(limits) == 1:
+        ((share, limit),) = limits
+        factor = _factors(limits)
+        scale_([gradients[name] for name in share.names], factor)
+        return removed, float(factor) if len(shares) == 1 else None  # host read
+    if mode == "norm" and limits:
+        factors = _factors(limits)
+        if any(len(share.names) > 1 for share, _ in limits):
+            factors = factors[[place for place, (share, _) in enumerate(limits) for _ in share.names]]
+        scale_each_([gradients[name] for share, _ in limits for name in share.names], factors)
+        return removed, None
+    for share, limit in limits:
+        own = [gradients[name] for name in share.names]
+        if mode == "value":
+            clamp_(own, limit)
+        else:
+            wide = share.norm.dtype is torch.float64
+            limit_units_(own, [parameters[name] for name in share.names], limit, wide=wide)
+    return removed, None
+
+
+def _factors(limits: Sequence[tuple[Share, float]]) -> Tensor:
+    """Factor on the gradients of each share, 0-d of one; at the threshold bit for bit torch's."""
+    first, limit = limits[0]
+    if len(limits) == 1:
+        at_threshold = limit == first.decision.threshold
+        return clip_coefficient(first.norm, limit) if at_threshold else first.norm.new_tensor(limit / first.value)
+    norms = torch.stack([share.norm for share, _ in limits])
+    factors = clip_coefficients(norms, [limit for _, limit in limits])
+    other = [place for place, (share, limit) in enumerate(limits) if limit != share.decision.threshold]
+    if other:
+        factors[other] = norms.new_tensor([limits[place][1] / limits[place][0].value for place in other])
+    return factors
+
+
+def allowed_norm(shares: Sequence[Share], together: float | None, order: float) -> float:
+    """Bound that the groups' thresholds set on the norm of all gradients together; inf: none.
+
+    Args:
+        shares: of all groups that have gradients.
+        together: bound on the norm of all groups in their warm-up, where they have one in common.
+        order: of the norm.
+    """
+    own = [one.decision.threshold for one in shares if together is None or one.decision.phase == "active"]
+    common = [together] if together is not None and len(own) < len(shares) else []
+    return combined([*own, *common], order) or inf
+
+
+def combined(values: Sequence[float], order: float) -> float:
+    """Norm of all groups together from the norm of each, p-th root of the sum of p-th powers; 0 of none."""
+    largest = max(values, default=0.0)
+    if order == inf or largest in (0, inf) or len(values) == 1:
+        return largest
+    return float(largest * sum((value / largest) ** order for value in values) ** (1 / order))

@@ -1,0 +1,114 @@
+from math import hypot, inf
+
+import numpy as np
+import pytest
+import torch
+
+from autoclip import Clipper
+from autoclip.gate import Gate
+from autoclip.policies import AdaGC
+from tests.references import adagc
+from tests.streams import follow, norm_streams
+
+STEPS = 5000
+SETTINGS = {
+    "published": {},
+    "loose and short": {"relative": 1.5, "absolute": 0.3, "decay": 0.9, "warmup_steps": 7},
+}
+
+
+def several(steps, seed=5):
+    """Norms of three tensors of very different size, step by step."""
+    streams = norm_streams(steps, seed)
+    return list(zip(streams["lognormal"], [1e-3 * n for n in streams["drift up"]], streams["spikes"], strict=True))
+
+
+def test_published_vector():
+    policy = AdaGC(warmup_steps=3)
+    follow(policy, [0.5, 2.0, 4.0])
+    assert policy.gamma == 0.5
+    bounded = AdaGC(warmup_steps=1)
+    bounded.observe(2.0)
+    assert bounded.gamma == 1.0
+
+
+def test_the_oracle_reproduces_the_published_vector():
+    assert adagc([[0.5], [2.0], [4.0]])[1][-1] == [0.5]
+    assert adagc([[2.0]])[1] == [[1.0]]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
+def test_a_single_tensor_equals_the_oracle_from_the_first_step_on(stream, settings):
+    norms = norm_streams(STEPS, seed=5)[stream]
+    gate = Gate(AdaGC(**settings), "scale", relearn_after=None)
+    left, gammas = adagc([[norm] for norm in norms], **settings)
+    actual = [gate.decide(norm, None).left for norm in norms]
+    assert actual == pytest.approx([step[0] for step in left], rel=1e-9, abs=0)
+    assert gate.policy.gamma == pytest.approx(gammas[-1][0], rel=1e-9, abs=0)
+    assert 0.1 < np.mean(np.array(actual) < np.array(norms)) < 1
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_several_tensors_clipped_together_in_the_warmup_equal_the_oracle(settings):
+    norms = several(STEPS)
+    gates = [Gate(AdaGC(**settings), "scale", relearn_after=None) for _ in norms[0]]
+    left, gammas = adagc(norms, **settings)
+    for step, own in enumerate(norms):
+        if gates[0].policy.phase == "warmup":
+            bound = gates[0].policy.warmup_total
+            together = min(1.0, bound / hypot(*own))
+            decided = [gate.decide_together(norm, None, together, bound) for gate, norm in zip(gates, own, strict=True)]
+        else:
+            decided = [gate.decide(norm, None) for gate, norm in zip(gates, own, strict=True)]
+        assert [one.left for one in decided] == pytest.approx(left[step], rel=1e-9, abs=0)
+    assert [gate.policy.gamma for gate in gates] == pytest.approx(gammas[-1], rel=1e-9, abs=0)
+
+
+def test_a_clipper_over_several_parameters_equals_the_oracle():
+    norms = several(300)
+    settings = {"warmup_steps": 20}
+    weights = [torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in norms[0]]
+    clipper = Clipper(weights, AdaGC(**settings))
+    for own, left in zip(norms, adagc(norms, **settings)[0], strict=True):
+        for weight, norm in zip(weights, own, strict=True):
+            weight.grad = torch.tensor([norm], dtype=torch.float64)
+        clipper.step()
+        # torch's constant: a gradient scaled to c has the norm c - 1e-6 c / norm, or .999 c where c is tiny
+        assert [weight.grad.item() for weight in weights] == pytest.approx(left, rel=1.001e-3, abs=0)
+    assert [policy.gamma for policy in clipper.policies.values()] == pytest.approx(
+        adagc(norms, **settings)[1][-1], rel=1e-9, abs=0
+    )
+
+
+def test_a_number_as_warmup_threshold_bounds_each_tensor_by_itself():
+    policy = AdaGC(warmup_steps=2, warmup_threshold=7.0)
+    assert policy.warmup_total is None
+    assert follow(policy, [3.0, 4.0, 1.0]) == [7.0, 7.0, pytest.approx(3.15)]
+    assert AdaGC(warmup_threshold=inf).threshold() == inf
+
+
+def test_the_average_rises_by_a_thousandth_a_step_at_most():
+    policy = AdaGC(warmup_steps=1)
+    thresholds = follow(policy, [0.5] + [1e9] * 1000)[1:]
+    assert thresholds[-1] == pytest.approx(0.525 * 1.001**999, rel=1e-9)
+
+
+@pytest.mark.parametrize("level", [1e-3, 50.0])
+def test_a_new_level_is_learned_whatever_the_bound_of_the_warmup_was(level):
+    policy = AdaGC(warmup_steps=2)
+    follow(policy, [1e-6, 1e-6])
+    policy.relearn([2 * level, level])
+    assert policy.threshold() == pytest.approx(1.05 * level)
+
+
+def test_a_share_below_one_shrinks_the_threshold_but_never_to_zero():
+    policy = AdaGC(relative=0.5, decay=0.0, warmup_steps=1)
+    thresholds = follow(policy, [1.0] * 1200)
+    assert thresholds[1:4] == [0.5, 0.25, 0.125]
+    assert 0 < thresholds[-1] < 1e-300
+
+
+@pytest.mark.parametrize("norm", [5e-324, 1.7e308])
+def test_the_smallest_and_the_largest_norms_there_are_give_a_threshold(norm):
+    assert all(threshold > 0 for threshold in follow(AdaGC(warmup_steps=2, warmup_threshold=inf), [norm] * 20))

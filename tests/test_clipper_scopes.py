@@ -1,0 +1,313 @@
+"""Whose norm is meant: a threshold for each group of parameters, or for each parameter."""
+
+import copy
+import pickle
+import warnings
+from math import inf, nan, sqrt
+
+import pytest
+import torch
+from torch import nn
+
+from autoclip import AdaGC, AutoClip, Clipper, Fixed, FixedPercentile, RunningQuantile, SkipStep, ZClip
+from tests.grouped import (
+    RESPONSES,
+    backward,
+    clipper_of,
+    feed,
+    gradients,
+    members,
+    norm_of,
+    weights_of_one,
+)
+from tests.small_network import Records, equal, network, train, weights_of
+
+
+@pytest.mark.parametrize("scope", ["parameter", "group"])
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 2.0])
+def test_a_constant_clips_each_group_as_torch_does_bit_for_bit(scope, threshold):
+    ours, theirs = network(), network()
+    clipper = clipper_of(ours, Fixed(threshold), scope)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.05) for net in (ours, theirs)]
+    for step in range(10):
+        backward(ours, step)
+        backward(theirs, step)
+        clipper.step()
+        for group in members(theirs, scope).values():
+            torch.nn.utils.clip_grad_norm_(group, threshold)
+        assert equal(gradients(ours), gradients(theirs))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_group_scope_equals_separate_clippers():
+    together, apart = network(), network()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9) for net in (together, apart)]
+    one = clipper_of(together, RunningQuantile(75, warmup_steps=5), "group")
+    two = {"first": Clipper(apart[0], RunningQuantile(75, warmup_steps=5))}
+    two["last"] = Clipper(apart[2], RunningQuantile(75, warmup_steps=5))
+    for step in range(40):
+        backward(together, step)
+        backward(apart, step)
+        one.step()
+        for clipper in two.values():
+            clipper.step()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert equal(weights_of(together), weights_of(apart))
+    assert one.clip_rates == {name: clipper.clip_rate for name, clipper in two.items()}
+    for name, clipper in two.items():
+        assert one.state_dict()["groups"][name] == clipper.state_dict()["groups"]["all"]
+
+
+def test_a_tiny_group_is_measured_as_by_itself():
+    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(10_000))]
+    clipper = Clipper(weights, FixedPercentile(100, warmup_steps=1), scope="parameter")
+    for element in (2e-27, 8e-27):
+        weights[0].grad, weights[1].grad = torch.ones(1), torch.full((10_000,), element)
+        clipper.step()
+    assert clipper.threshold == pytest.approx({"0": 1.0, "1": 2e-25}, rel=1e-6, abs=0)
+    assert weights[1].grad.max().item() == pytest.approx(2e-27, rel=2e-3, abs=0)
+    assert weights[0].grad.item() == 1.0
+
+
+def bad_step(on_nonfinite, bad, scope="parameter"):
+    """A network after a few steps of its clipper, with a gradient that is not finite in the last layer's weight."""
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    clipper = clipper_of(net, RunningQuantile(warmup_steps=2), scope, on_nonfinite=on_nonfinite)
+    train(net, optimizer, clipper, range(5))
+    backward(net, 5)
+    net[2].weight.grad[0, 0] = bad
+    return net, optimizer, clipper
+
+
+def learned(clipper):
+    """The state of each group but for the count of non-finite norms."""
+    states = clipper.state_dict()["groups"]
+    return {name: gate | {"policy": gate["policy"] | {"nonfinite_norms": 0}} for name, gate in states.items()}
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+@pytest.mark.parametrize("scope", ["parameter", "group"])
+def test_one_group_that_is_not_finite_skips_the_step_of_all_and_no_policy_learns(scope, bad):
+    net, optimizer, clipper = bad_step("skip", bad, scope)
+    before, weights = learned(clipper), weights_of(net)
+    with pytest.warns(UserWarning, match=r"step 5, in 2\.weight: the step has no effect"):
+        clipper.step()
+    optimizer.step()
+    assert gradients(net) == [None] * 4
+    assert equal(weights_of(net), weights)
+    assert learned(clipper) == before
+    assert (clipper.last.skipped, clipper.last.finite, clipper.last.coefficient) == (True, False, 0.0)
+    counts = {name: policy.nonfinite_norms for name, policy in clipper.policies.items()}
+    assert counts == {name: int(name in ("2.weight", "last")) for name in counts}
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+@pytest.mark.parametrize("scope", ["parameter", "group"])
+def test_propagating_does_as_torch_group_by_group_and_learns_nothing(scope, bad):
+    net, _, clipper = bad_step("propagate", bad, scope)
+    theirs, thresholds, before = network(), clipper.threshold, learned(clipper)
+    for ours, parameter in zip(net.parameters(), theirs.parameters(), strict=True):
+        parameter.grad = ours.grad.clone()
+    with pytest.warns(UserWarning, match=r"in 2\.weight: passed on as it is"):
+        clipper.step()
+    for name, group in members(theirs, scope).items():
+        torch.nn.utils.clip_grad_norm_(group, thresholds[name])
+    for ours, parameter in zip(gradients(net), gradients(theirs), strict=True):
+        torch.testing.assert_close(ours.nan_to_num(7), parameter.nan_to_num(7), rtol=1e-6, atol=0)  # norms in float64
+    assert learned(clipper) == before
+    assert (clipper.last.skipped, clipper.last.finite) == (False, False)
+
+
+@pytest.mark.parametrize("scope", ["parameter", "group"])
+def test_raising_changes_nothing_anywhere(scope):
+    net, _, clipper = bad_step("raise", nan, scope)
+    before, state = gradients(net), clipper.state_dict()
+    with pytest.raises(RuntimeError, match=r"non-finite gradient norm at step 5, in 2\.weight;"):
+        clipper.step()
+    assert equal([g.nan_to_num(7) for g in gradients(net)], [g.nan_to_num(7) for g in before])
+    assert clipper.state_dict() == state
+
+
+@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize("scope", ["global", "group", "parameter"])
+@pytest.mark.parametrize("response", RESPONSES)
+def test_a_second_call_in_the_same_step_is_recognised(scope, response, mode):
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    policy = RunningQuantile(30, warmup_steps=2)
+    clipper = clipper_of(net, policy, scope, response=response, mode=mode, relearn_after=None)
+    for step in range(14):
+        loss = backward(net, step)
+        norm = clipper.step(loss=loss)
+        state, left, last = clipper.state_dict(), gradients(net), clipper.last
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert torch.equal(clipper.step(loss=9.0), norm)
+        assert [str(w.message)[:26] for w in caught] == ["step() was called again on"] * (step == 0)
+        assert clipper.state_dict() == state
+        assert equal(gradients(net), left)
+        assert clipper.last is last
+        optimizer.step()
+    assert clipper.clip_rate > 0.2
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+def test_gradients_of_any_size_are_clipped_alike(scale, mode):
+    lefts = []
+    for factor in (1.0, scale):
+        net = network()
+        clipper = clipper_of(net, RunningQuantile(30, warmup_steps=2), "parameter", mode=mode)
+        for step in range(6):
+            backward(net, step)
+            for parameter in net.parameters():
+                parameter.grad *= factor
+            clipper.step()
+            clipper._warned.add("repeat")
+            clipper.step()
+        assert clipper.state_dict()["steps"] == 6
+        lefts.append([g / factor for g in gradients(net)])
+    for one, other in zip(*lefts, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-9)
+
+
+def test_the_record_tells_the_bound_on_the_total_norm_and_the_share_that_is_left():
+    weights, sink = weights_of_one(2), Records()
+    clipper = Clipper(weights, FixedPercentile(100, warmup_steps=1), scope="parameter", sinks=[sink])
+    feed(clipper, weights, [3.0, 4.0])
+    assert (sink[0].threshold, sink[0].coefficient, sink[0].phase) == (inf, 1.0, "warmup")
+    feed(clipper, weights, [6.0, 2.0])
+    assert sink[1].total_norm == pytest.approx(sqrt(40))
+    assert sink[1].threshold == pytest.approx(5.0)
+    assert sink[1].coefficient == pytest.approx(sqrt(13 / 40), rel=1e-6)
+    assert (sink[1].clipped, sink[1].skipped, sink[1].phase) == (True, False, "active")
+    feed(clipper, weights, [None, 5.0])
+    assert sink[2].threshold == 4.0
+    assert sink[2].coefficient == pytest.approx(0.8, rel=1e-6)
+    feed(clipper, weights, [3.0, 4.0])
+    assert (sink[3].clipped, sink[3].coefficient) == (False, 1.0)
+
+
+@pytest.mark.parametrize("scope", ["global", "group", "parameter"])
+@pytest.mark.parametrize("response", RESPONSES)
+def test_the_coefficient_is_the_share_of_the_norm_that_is_left(scope, response):
+    net = network()
+    clipper = clipper_of(net, RunningQuantile(40, warmup_steps=3), scope, response=response, relearn_after=None)
+    for step in range(25):
+        backward(net, step)
+        total = clipper.step().item()
+        left = [p for p in net.parameters() if p.grad is not None]
+        share = norm_of(left) / total if left else 0.0
+        assert clipper.last.coefficient == pytest.approx(share, rel=2e-6)
+        assert 0 <= clipper.last.coefficient <= 1
+        assert (norm_of(left) if left else 0.0) <= clipper.last.threshold * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("absolute", [0.5, 1.0, 20.0])
+def test_adagc_clips_all_tensors_together_in_its_warmup_and_each_by_itself_after_it(absolute):
+    warmup, relative, decay, sink = 8, 1.05, 0.98, Records()
+    net = network()
+    clipper = Clipper(net, AdaGC(relative, absolute, decay, warmup_steps=warmup), sinks=[sink])
+    gammas = [inf] * 4
+    for step in range(30):
+        backward(net, step)
+        raw = [p.grad.double() for p in net.parameters()]
+        total = torch.cat([g.flatten() for g in raw]).norm().item()
+        clipper.step()
+        for place, (gradient, parameter) in enumerate(zip(raw, net.parameters(), strict=True)):
+            norm = gradient.norm().item()
+            if step < warmup:
+                share = min(1.0, absolute / total)
+                gammas[place] = min(gammas[place], share * norm)
+            else:
+                share = min(1.0, relative * gammas[place] / norm)
+                gammas[place] = decay * gammas[place] + (1 - decay) * share * norm
+            torch.testing.assert_close(parameter.grad.double(), share * gradient, rtol=3e-5, atol=1e-12)
+        if step < warmup:
+            assert (sink[-1].threshold, sink[-1].clipped) == (absolute, total > absolute)
+            assert sink[-1].coefficient == pytest.approx(min(1.0, absolute / total), rel=1e-5)
+    bound = sqrt(sum((relative * gamma) ** 2 for gamma in gammas))
+    assert sqrt(sum(threshold**2 for threshold in clipper.threshold.values())) == pytest.approx(bound, rel=1e-4)
+
+
+def test_adagcs_warmup_has_one_factor_for_all_tensors_also_tiny_ones():
+    weights = weights_of_one(3)
+    left = feed(Clipper(weights, AdaGC(warmup_steps=2)), weights, [3.0, 1e-5, 4.0])
+    assert left == pytest.approx([0.6, 2e-6, 0.8], rel=1e-6)
+
+
+def test_a_zero_gradient_in_adagcs_warmup_stays_and_counts_as_zero():
+    weights = weights_of_one(2)
+    clipper = Clipper(weights, AdaGC(warmup_steps=2))
+    assert feed(clipper, weights, [5.0, 0.0]) == [pytest.approx(1.0, rel=1e-5), 0.0]
+    assert clipper.policies["1"].zero_norms == 1
+    assert not clipper.last.skipped
+
+
+def test_a_call_without_gradients_learns_nothing_in_any_group():
+    clipper = Clipper(network(), AutoClip(), scope="parameter")
+    before = clipper.state_dict()["groups"]
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        assert clipper.step().item() == 0.0
+    assert clipper.state_dict()["groups"] == before
+    assert (clipper.last.threshold, clipper.last.phase) == (inf, "warmup")
+
+
+@pytest.mark.parametrize("policy", [SkipStep, ZClip], ids=lambda policy: policy.__name__)
+def test_one_group_may_be_skipped_while_the_others_go_on(policy):
+    weights = weights_of_one(2)
+    clipper = Clipper(weights, policy(warmup_steps=3), scope="parameter", response="skip")
+    for norm in (1.0, 1.1, 0.9, 1.0):
+        feed(clipper, weights, [norm, norm])
+    assert feed(clipper, weights, [50.0, 1.0]) == [None, 1.0]
+    assert (clipper.last.clipped, clipper.last.skipped, clipper.skipped_steps) == (True, False, 0)
+    assert feed(clipper, weights, [5000.0, 50.0]) == [None, None]
+    assert (clipper.last.skipped, clipper.last.coefficient, clipper.skipped_steps) == (True, 0.0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("scope", ["group", "parameter"])
+def test_every_precision_is_clipped_and_a_second_call_recognised(dtype, scope):
+    net = network().to(dtype)
+    clipper = clipper_of(net, Fixed(0.05), scope)
+    for place, parameter in enumerate(net.parameters()):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(place)).to(dtype)
+    clipper.step()
+    left = gradients(net)
+    for group in members(net, scope).values():
+        norm = torch.cat([p.grad.double().flatten() for p in group]).norm().item()
+        assert norm == pytest.approx(0.05, rel=1e-4 + torch.finfo(dtype).eps)
+    with pytest.warns(UserWarning, match="called again"):
+        clipper.step()
+    assert equal(gradients(net), left)
+
+
+def test_sparse_gradients_are_clipped_as_dense_ones():
+    lefts = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(10, 3, sparse=sparse), nn.Linear(3, 1))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+        clipper = Clipper(net, RunningQuantile(50, warmup_steps=2), scope="parameter")
+        for step in range(10):
+            optimizer.zero_grad()
+            net(torch.tensor([1, 4, 1, step])).pow(2).sum().backward()
+            clipper.step()
+            optimizer.step()
+        lefts.append(weights_of(net))
+    for one, other in zip(*lefts, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_copy_and_a_pickle_of_a_clipper_go_on_alike():
+    net = network()
+    clipper = Clipper(net, RunningQuantile(50, warmup_steps=2), scope="parameter")
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1), clipper, range(4))
+    for other_net, other in (copy.deepcopy((net, clipper)), pickle.loads(pickle.dumps((net, clipper)))):  # noqa: S301
+        assert other.state_dict() == clipper.state_dict()
+        train(other_net, torch.optim.SGD(other_net.parameters(), lr=0.1), other, range(4, 6))
+        assert other.state_dict()["steps"] == 6
+    assert clipper.state_dict()["steps"] == 4

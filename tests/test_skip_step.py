@@ -1,0 +1,73 @@
+from math import inf, nextafter, sqrt
+
+import pytest
+
+from autoclip.gate import Gate
+from autoclip.policies import SkipStep
+from tests.references import skip_step_thresholds
+from tests.streams import follow, norm_streams
+
+STEPS = 5000
+
+# What the published rule has and ours has not by default: an unclipped warm-up (ours bounds it, so that exploded norms
+# do not enter the window), and no least spread (ours keeps std at 1 % of the mean, so that constant norms are no trap).
+PUBLISHED = {"warmup_threshold": inf, "least_spread": 0.0}
+
+
+@pytest.mark.parametrize(("sigmas", "window", "warmup_steps"), [(6.0, 128, 64), (6.0, 128, 63), (2.0, 10, 5)])
+@pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
+def test_thresholds_equal_the_oracle(stream, sigmas, window, warmup_steps):
+    norms = norm_streams(STEPS, seed=5)[stream]
+    policy = SkipStep(sigmas, window, warmup_steps=warmup_steps, **PUBLISHED)
+    expected = skip_step_thresholds(norms, sigmas, window, warmup_steps)
+    assert follow(policy, norms)[warmup_steps:] == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("stream", ["lognormal", "spikes"])
+def test_skipped_steps_are_those_of_the_oracle_and_leave_nothing(stream):
+    norms = norm_streams(STEPS, seed=6)[stream]
+    gate = Gate(SkipStep(2.5, warmup_steps=64, **PUBLISHED), "skip", relearn_after=None)
+    actual = [gate.decide(norm, None) for norm in norms][64:]
+    expected = [norm > c for norm, c in zip(norms[64:], skip_step_thresholds(norms, 2.5), strict=True)]
+    assert [one.clipped for one in actual] == expected
+    assert [one.left == 0 for one in actual] == expected
+    assert 20 < sum(expected) < 500
+
+
+def test_the_standard_deviation_is_the_unbiased_one():
+    policy = SkipStep(sigmas=3, warmup_steps=3, **PUBLISHED)
+    follow(policy, [1.0, 2.0, 6.0])
+    assert policy.threshold() == pytest.approx(3 + 3 * sqrt((4 + 1 + 9) / 2), rel=1e-15, abs=0)
+
+
+def test_skipped_norms_enter_the_window_so_that_a_new_level_is_accepted_after_a_few():
+    gate = Gate(SkipStep(), "skip")
+    decisions = [gate.decide(norm, None) for norm in norm_streams(128)["lognormal"] + [100.0] * 20]
+    assert [one.left for one in decisions[128:]] == [0.0] * 4 + [100.0] * 16
+
+
+def test_the_least_spread_lets_constant_norms_rise():
+    policy, published = SkipStep(), SkipStep(**PUBLISHED)
+    for one in (policy, published):
+        follow(one, [2.0] * 200)
+    assert policy.threshold() == pytest.approx(2.0 * 1.06, rel=1e-12, abs=0)
+    assert published.threshold() == 2.0 < nextafter(2.0, inf)
+
+
+@pytest.mark.parametrize("norms", [[5e-324] * 150, [1.7e308] * 150, [1e-310, 1e300] * 75])
+def test_the_smallest_and_the_largest_norms_there_are_give_a_threshold(norms):
+    assert all(threshold > 0 for threshold in follow(SkipStep(), norms))
+
+
+def test_norms_that_explode_within_the_warmup_count_as_the_largest_of_the_others():
+    norms = norm_streams(64)["lognormal"]
+    policy = SkipStep()
+    follow(policy, [norm * (1e4 if 5 <= step < 8 else 1.0) for step, norm in enumerate(norms)])
+    largest = max(norm for step, norm in enumerate(norms) if not 5 <= step < 8)
+    contained = [largest if 5 <= step < 8 else norm for step, norm in enumerate(norms)]
+    assert policy.threshold() == pytest.approx(skip_step_thresholds([*contained, 1.0])[0], rel=1e-12, abs=0)
+
+
+def test_one_norm_is_enough_to_go_on():
+    policy = SkipStep(window=1, warmup_steps=0)
+    assert follow(policy, [3.0, 3.0, 5.0, 5.0]) == pytest.approx([inf, 3.18, 3.18, 5.3], rel=1e-12)

@@ -1,0 +1,123 @@
+from math import inf
+
+import numpy as np
+import pytest
+
+from autoclip.gate import Gate
+from autoclip.policies import ZClip
+from autoclip.policies.zclip import Form
+from tests.references import zclip
+from tests.streams import follow, norm_streams
+
+STEPS = 5000
+FORMS = list(Form.__args__)
+
+# What the published rule has and ours has not by default: an unclipped warm-up (ours bounds it: exploded norms do not
+# enter the moments), and no least spread (ours keeps std at 1 % of the mean at least: constant norms do no harm).
+PUBLISHED = {"warmup_threshold": inf, "least_spread": 0.0}
+
+
+def decisions(policy, norms):
+    gate = Gate(policy, policy.response, relearn_after=None)
+    return [gate.decide(norm, None) for norm in norms]
+
+
+def started(mean, std, **settings):
+    policy = ZClip(warmup_steps=2, **{**PUBLISHED, **settings})
+    follow(policy, [mean - std, mean + std])
+    return policy
+
+
+@pytest.mark.parametrize(("form", "expected"), [("reciprocal", 1.500001), ("max", 2.0), ("mean", 1.0)])
+def test_published_vectors_from_mean_1_and_variance_a_quarter(form, expected):
+    policy = started(1.0, 0.5, z_threshold=2, form=form)
+    assert policy.reciprocal(3.0) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_the_oracle_reproduces_the_published_vectors():
+    left = {form: zclip([0.5, 1.5, 3.0], z_threshold=2, form=form, warmup_steps=2)[1] for form in FORMS}
+    assert left["reciprocal"] == pytest.approx([1.500001], rel=0, abs=1e-12)
+    assert left["max"] == pytest.approx([2.0], rel=1e-15, abs=0)
+    moments = zclip([0.5, 1.5, 3.0, 1.0], z_threshold=9, decay=0.9, warmup_steps=2)[2]
+    assert moments[1] == pytest.approx((1.2, 0.549), rel=1e-12, abs=0)
+
+
+def test_published_moments_after_a_norm_that_is_no_spike():
+    policy = started(1.0, 0.5, z_threshold=9, decay=0.9)
+    policy.observe(3.0)
+    assert policy.moments.mean == pytest.approx(1.2, rel=1e-12, abs=0)
+    assert policy.moments.variance == pytest.approx(0.549, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("max_norm", [inf, 1.0], ids=["no max_norm", "max_norm 1"])
+@pytest.mark.parametrize(("z_threshold", "decay", "warmup_steps"), [(2.5, 0.97, 25), (1.0, 0.9, 7)])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
+def test_thresholds_and_the_norms_left_equal_the_oracle(stream, form, z_threshold, decay, warmup_steps, max_norm):
+    norms = norm_streams(STEPS, seed=5)[stream]
+    settings = {"z_threshold": z_threshold, "decay": decay, "form": form, "warmup_steps": warmup_steps}
+    thresholds, left, moments = zclip(norms, max_norm=max_norm, **settings)
+    policy = ZClip(**settings, **PUBLISHED, max_threshold=max_norm)
+    actual = decisions(policy, norms)[warmup_steps:]
+    expected = [min(threshold, max_norm) for threshold in thresholds]
+    assert [one.threshold for one in actual] == pytest.approx(expected, rel=1e-9, abs=0)
+    assert [one.left for one in actual] == pytest.approx(left, rel=1e-9, abs=0)
+    last = ZClip(**settings, **PUBLISHED)
+    follow(last, norms[:-1])
+    assert (last.moments.mean, last.moments.variance) == pytest.approx(moments[-1], rel=1e-9, abs=0)
+    assert 10 < sum(one.clipped for one in actual) < len(actual)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_further_out_a_norm_the_smaller_what_is_left_in_the_reciprocal_form_only(form):
+    policy = started(1.0, 0.5, form=form)
+    left = [policy.reciprocal(norm) for norm in (3.0, 10.0, 1e3, 1e300)]
+    assert all(1.0 <= norm <= policy.threshold() for norm in left)
+    assert (left[0] > left[1] > left[2]) == (form == "reciprocal")
+    assert left[-1] == pytest.approx({"reciprocal": 1.0, "mean": 1.0, "max": 2.25}[form], rel=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("norm", [1.5, 4.9, 5.0, 5.1, 7.4, 7.6, 100.0])
+def test_a_norm_above_the_largest_threshold_only_is_left_at_that(norm, form):
+    policy = started(5.0, 1.0, form=form, max_threshold=1.0)
+    assert policy.reciprocal(norm) == 1.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("norm", [1e-300, 1.0, 1e300])
+def test_without_epsilon_and_least_spread_a_rise_after_constant_norms_is_a_spike_to_the_mean(norm, form):
+    policy = ZClip(form=form, epsilon=0.0, **PUBLISHED)
+    follow(policy, [norm] * 40)
+    assert policy.threshold() == norm
+    assert policy.reciprocal(2 * norm) == norm
+    policy.observe(2 * norm)
+    assert policy.threshold() == norm
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_least_spread_lets_constant_norms_rise(form):
+    policy = ZClip(form=form, epsilon=0.0)
+    follow(policy, [3.0] * 40)
+    assert policy.threshold() == pytest.approx(3.0 * 1.025, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("norms", [[5e-324] * 40, [1.7e308] * 40, [1e300, 1e-300] * 20, [1e-310, 1e160] * 20])
+def test_the_smallest_and_the_largest_norms_there_are_break_nothing(norms, form):
+    actual = decisions(ZClip(form=form, epsilon=0.0), norms)
+    assert all(one.threshold > 0 for one in actual)
+    assert all(0 < one.left <= norm for one, norm in zip(actual, norms, strict=True))
+
+
+def test_norms_that_explode_within_the_warmup_count_as_the_largest_of_the_others():
+    norms = norm_streams(25)["lognormal"]
+    exploded = [norm * (1e4 if 5 <= step < 8 else 1.0) for step, norm in enumerate(norms)]
+    kept = [norm for step, norm in enumerate(norms) if not 5 <= step < 8]
+    contained = [max(kept) if 5 <= step < 8 else norm for step, norm in enumerate(norms)]
+    policy, unbounded = ZClip(), ZClip(warmup_threshold=inf)
+    follow(policy, exploded)
+    follow(unbounded, exploded)
+    assert policy.moments.mean == pytest.approx(np.mean(contained), rel=1e-12)
+    assert policy.moments.variance == pytest.approx(np.var(contained), rel=1e-12)
+    assert unbounded.moments.mean == pytest.approx(np.mean(exploded), rel=1e-12)
