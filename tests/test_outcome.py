@@ -261,7 +261,11 @@ def test_candidates_that_never_or_always_clip_are_noted() -> None:
         return result(candidate, [scored(seed, clip_rate=rate) for seed, rate in enumerate(rates)], 0.5)
 
     assert degenerate([clipping(fixed(10.0), 0.0, 0.0)]) == ["fixed 10 never clipped: it is the same as no clipping"]
-    assert degenerate([clipping(QUANTILE, 1.0, 1.0)]) == ["running_quantile p90 clipped every step"]
+    assert degenerate([clipping(QUANTILE, 1.0, 1.0)]) == ["running_quantile p90 clipped every step after its warm-up"]
+    assert degenerate([clipping(QUANTILE, 0.0, 0.0)]) == [
+        "running_quantile p90 never clipped after its warm-up, or never left it"
+    ]
+    assert degenerate([clipping(fixed(1.0), 1.0, 1.0)]) == ["fixed 1 clipped every step"]
     assert degenerate([clipping(QUANTILE, 1.0, 0.9), clipping(NONE, 0.0, 0.0)]) == []
 
 
@@ -273,6 +277,7 @@ def test_candidates_that_never_or_always_clip_are_noted() -> None:
         ([1.0, 1.1, 1.2], [1.5, 1.61, 1.7], False),  # always worse
         ([1.0, 1.1, 1.2], [1.5, 1.6, 1.7], False),  # worse by a constant
         ([1.0], [1.5], False),  # a single pair says nothing of the noise
+        ([1.0, 1.1], [1.05, 1.0], False),  # nor do two
     ],
 )
 def test_thresholds_within_noise_are_noted(first: list[float], second: list[float], same: bool) -> None:
@@ -280,10 +285,19 @@ def test_thresholds_within_noise_are_noted(first: list[float], second: list[floa
         result(fixed(threshold), [scored(seed, aulc=area) for seed, area in enumerate(areas)], 0.5)
         for threshold, areas in ((1.0, first), (5.0, second))
     ]
-    expected = ["fixed 1 and fixed 5 are the same within noise"] if same else []
+    expected = ["fixed 1 and fixed 5 are the same within the noise of 3 seeds"] if same else []
     assert degenerate(results) == expected
     others = [replace(one, candidate=of_percentile("running_quantile", 10 * n)) for n, one in enumerate(results)]
     assert degenerate(others) == []
+
+
+def test_thresholds_whose_validation_losses_differ_at_other_rates_are_not_the_same() -> None:
+    results = []
+    for threshold, loss in ((1.0, 0.1), (5.0, 1.8)):
+        seeds = [scored(seed, aulc=1.0) for seed in range(3)]
+        others = [scored(seed, 3, bounded_loss=loss + 0.01 * seed * threshold) for seed in range(3)]
+        results.append(result(fixed(threshold), [*seeds, *others], 0.05))
+    assert degenerate(results) == []
 
 
 def test_the_csv_reads_back() -> None:

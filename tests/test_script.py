@@ -155,14 +155,25 @@ def test_an_initial_validation_loss_that_is_not_finite_is_that_of_the_first_step
     assert summary(run(RESULT + "summarise(initial_validation_loss=None)"))["initial_validation_loss"] == 3.0
 
 
+def test_a_single_batch_that_was_skipped_is_no_divergence_even_as_the_last():
+    found = summary(run("log([*losses(29), math.nan]); summarise(validation_loss=1.5)"))
+    assert (found["status"], found["validation_loss"]) == ("finished", 1.5)
+
+
+def test_a_script_that_fails_with_finite_losses_has_failed():
+    with pytest.raises(RunError, match="ended with exit code 1"):
+        run("log(losses(9)); raise FloatingPointError('something else')")
+
+
 @pytest.mark.parametrize(
     ("body", "validation", "steps"),
     [
         (RESULT + "summarise(validation_loss=float('nan'))", None, 30),
         (RESULT + "summarise(validation_loss=None)", None, 30),
         (RESULT + "summarise(validation_loss=float('inf'), initial_validation_loss=2.0)", None, 30),
-        ("log([*losses(29), math.nan])", None, 30),
-        ("log([*losses(29), math.inf]); summarise(validation_loss=1.5)", 1.5, 30),
+        ("log([*losses(10), *[math.nan] * 20])", None, 30),
+        ("log([*losses(10), *[math.inf] * 20]); summarise(validation_loss=1.5)", 1.5, 30),
+        ("log([*losses(9), math.nan]); raise FloatingPointError('the loss is NaN')", None, 10),
         ("log([*losses(9), math.nan])", None, 10),
         ("log([*losses(9), math.nan, 1.0])", None, 11),
         ("log([math.nan]); summarise(initial_validation_loss=3)", None, 1),
@@ -191,7 +202,7 @@ def test_a_loss_that_is_not_finite_in_the_middle_is_left_to_the_script():
         ("log([None] * 30)", "runs/one/metrics.jsonl:1 has no loss: the script must call clipper.step(loss=loss)"),
         ("log([1.0, None])", "runs/one/metrics.jsonl:2 has no loss: "),
         ("log([1.0] * 31)", "has 31 lines, more than steps=30: `steps` in the configuration must be the number of"),
-        ("log([1.0] * 29)", "has 29 lines, fewer than steps=30, and no loss that is not finite: `steps` in the"),
+        ("log([1.0] * 29)", "has 29 lines, fewer than steps=30, and all losses are finite: `steps` in the"),
         ("log([math.nan] * 30)", "runs/one has no finite loss from before the first update"),
         ("log([None] * 30, norm=math.nan)", "runs/one has no finite loss from before the first update"),
         ("(run_dir / 'metrics.jsonl').write_text('epoch 1')", "runs/one/metrics.jsonl:1 is no line of metrics: "),

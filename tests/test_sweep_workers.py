@@ -206,7 +206,7 @@ def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     try:
         process = start()
         until(lambda: metrics(out), process)
-        os.kill(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
         seen["interrupt"] = (*process.communicate(timeout=60), process.returncode)
         seen["after the interrupt"] = {
             "complete": set(complete(out, "tiny: runs")),
@@ -469,6 +469,32 @@ def test_a_worker_that_fails_ends_the_command_with_exit_code_1(config_file: Path
     done = call(str(config_file), *QUICK, "task.args={fail_at: 3}", "--output-dir", str(tmp_path / "out"))
     assert done.exit_code == 1, done.output
     assert "a worker failed; its message is above" in done.output
+
+
+def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_path: Path) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds the workers in Linux's /proc")
+    process = subprocess.Popen(
+        command(config_file, tmp_path / "out", "steps=20000", "--workers", "2"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: len(metrics(tmp_path / "out")) >= 2, process)
+        workers = children(process.pid)
+        assert len(workers) == 2
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline, "a worker goes on"
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:

@@ -49,13 +49,14 @@ SHOWN = (
 class Interrupt:
     """Remembers Ctrl-C and SIGTERM, so that a run can stop between two steps; a second Ctrl-C stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *numbers: signal.Signals) -> None:
         self.asked = False
+        self._numbers = numbers or (signal.SIGINT, signal.SIGTERM)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals over for the duration of the block."""
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._ask) for number in self._numbers}
         try:
             yield
         finally:

@@ -62,9 +62,9 @@ def run_script(
     is killed, they are too. A run that was cut short starts again with the files that the script left, so that one
     with checkpoints of its own can continue.
 
-    The run has diverged where its validation loss, or the loss of its last step, is not finite, or where the script
-    ended early after such a loss. Where the script writes no validation loss, the mean training loss of the last 20
-    steps stands for it, and the loss of the first step for the initial one.
+    The run has diverged where its validation loss is not finite, or none of its last 20 losses is, or where the script
+    ended early after such a loss; it may then end with an error of its own. Where the script writes no validation loss,
+    the mean training loss of the last 20 steps stands for it, and the loss of the first step for the initial one.
 
     Args:
         config: the experiment; its clip section is that of the run, its `steps` the script's number of steps.
@@ -89,7 +89,7 @@ def run_script(
         code = _execute(words, directory / OUTPUT, config.threads, interrupt)
         if code is None:
             return
-        if code:
+        if code and not _stopped_by_divergence(directory):
             raise RunError(_failure(words, code, directory / OUTPUT))
         seconds = round(time.monotonic() - began, 3)
         summary = _summary(config.steps, directory)
@@ -148,6 +148,18 @@ def _execute(words: list[str], output: Path, threads: int, interrupt: "Interrupt
         return None
 
 
+def _stopped_by_divergence(directory: Path) -> bool:
+    """Whether a script that failed had come to a loss or norm that is not finite in its last step."""
+    path = directory / METRICS
+    if not path.exists():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        return bool(lines) and json.loads(lines[-1])["finite"] is False
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def _failure(words: list[str], code: int, output: Path) -> str:
     """What is known about a script that failed."""
     with output.open("rb") as file:
@@ -173,12 +185,12 @@ def _summary(planned: int, directory: Path) -> dict[str, Any]:
         )
     if len(losses) < planned and None not in losses:
         raise RunError(
-            f"{directory / METRICS} has {len(losses)} lines, fewer than steps={planned}, and no loss that is not "
+            f"{directory / METRICS} has {len(losses)} lines, fewer than steps={planned}, and all losses are "
             f"finite: `steps` in the configuration must be the number of optimizer steps that the script takes"
         )
     own = _own_summary(directory / SUMMARY)
-    broken = len(losses) < planned or losses[-1] is None
     recent = [loss for loss in losses[-RECENT:] if loss is not None]
+    broken = len(losses) < planned or not recent
     validation = own["validation_loss"] if "validation_loss" in own else None if broken else fmean(recent)
     initial = own.get("initial_validation_loss")
     if initial is None:

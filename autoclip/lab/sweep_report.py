@@ -42,10 +42,18 @@ def _clip(sweep: Sweep, recommendation: outcome.Recommendation) -> dict[str, Any
 
 
 def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outcome.Recommendation | None) -> None:
-    console = Console(width=max(110, Console().width), highlight=False)
-    console.print(_table(sweep, results))
+    table = _table(sweep, results)
+    needed = Console(width=1000).measure(table).maximum  # a pipe has no width, and nothing is to be cut off
+    console = Console(width=max(110, needed, Console().width), highlight=False)
+    console.print(table)
     for line in outcome.degenerate(results):
         console.print(f"note: {line}")
+    if (
+        sweep.settings.command
+        and len(results) > 1
+        and len({tuple(one.aulc for one in each.base) for each in results}) == 1
+    ):
+        console.print("note: all candidates gave the very same losses: does the script read its {clip_config}?")
     if sweep.settings.race:
         seeds = max(one.seeds for one in results)
         console.print(
@@ -53,7 +61,10 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
             f"of {len(sweep.settings.seeds)} seeds"
         )
     if recommendation is None:
-        console.print("every candidate failed at the configured learning rate: lower it, or widen the sweep section")
+        console.print(
+            "every candidate failed at the configured learning rate: numbers that are not finite, or a validation loss "
+            "no better than a constant's. Lower the rate, train longer, or widen the sweep section"
+        )
         return
     chosen = recommendation.chosen
     runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
@@ -90,7 +101,8 @@ def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
     table = Table(
         title=f"{sweep.config.name}: {len(results)} candidates, {seeds} seeds, {rates} learning rates",
         title_justify="left",
-        caption="convergence: AULC; instability: S; +- sd over seeds; * on the Pareto front; failed: at lr, at any lr",
+        caption="convergence: AULC; instability: S; +- sd over seeds; * on the Pareto front; val. loss: at most that "
+        "before training; failed: at lr, at any lr",
         caption_justify="left",
     )
     table.add_column("candidate", no_wrap=True)

@@ -1,9 +1,12 @@
 """`autoclip sweep`: worker processes that share a sweep, and the one that watches them."""
 
+import os
+import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 from optuna.exceptions import StorageInternalError
@@ -18,7 +21,7 @@ from autoclip.lab.forkserver import worker_context
 from autoclip.lab.sweep import Sweep
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
-from autoclip.tuning.study import GRACE_SECONDS
+from autoclip.tuning.study import GRACE_SECONDS, without_password
 
 POLL_SECONDS = 0.5
 MOST_KILLED = 20
@@ -56,23 +59,32 @@ def run_sweep(
         choose_device(config.device)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        url = storage or config.sweep.storage or f"sqlite:///{output_dir.resolve() / 'study.db'}"
+        url = storage or config.sweep.storage or _own_database(output_dir)
         sweep = Sweep(config, output_dir, url)
         write_atomically(output_dir / "sweep.yaml", to_yaml(config))
     except OSError as error:
         raise RunError(f"cannot write the sweep: {error}") from None
     interrupt = Interrupt()
+    if config.sweep.race and len(config.sweep.seeds) < 3:
+        print("a race of fewer than three seeds ends with the first: it has no budget for more", file=sys.stderr)  # noqa: T201
     try:
         with interrupt.listening():
             _supervise(sweep, url, workers, interrupt)
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise RunError(f"the storage {url} was lost: {str(error).splitlines()[0]}") from None
+        raise RunError(f"the storage {without_password(url)} was lost: {str(error).splitlines()[0]}") from None
     if interrupt.asked:
         print(f"interrupted; the same command continues in {output_dir}", file=sys.stderr)  # noqa: T201
         return 130
     from autoclip.lab.sweep_report import report
 
     return report(sweep, output_format)
+
+
+def _own_database(output_dir: Path) -> str:
+    path = output_dir.resolve() / "study.db"
+    if "?" in str(path):
+        raise UsageError(f"{output_dir} holds a question mark, which a database's URL cannot: choose another name")
+    return f"sqlite:///{path}"
 
 
 def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> None:
@@ -169,9 +181,20 @@ class SweepProgress:
                 )
 
 
+def _end_with_parent(interrupt: Interrupt) -> None:
+    """Ask for the end once the command is no more, however it ended: then this process has another parent."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    interrupt.asked = True
+
+
 def _work(output_dir: Path, url: str) -> None:
     """Body of a worker process."""
-    interrupt = Interrupt()
+    # Ctrl-C in a terminal reaches the workers too; the supervisor passes it on as SIGTERM, and one signal is enough.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupt = Interrupt(signal.SIGTERM)
+    Thread(target=_end_with_parent, args=(interrupt,), daemon=True).start()
     with interrupt.listening():
         try:
             Sweep(load_config(output_dir / "sweep.yaml"), output_dir, url).work(interrupt)

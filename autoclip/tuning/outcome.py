@@ -1,7 +1,7 @@
 """What a sweep found: figures per candidate, the Pareto front, the recommendation and its reason."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from math import inf, isfinite
@@ -150,18 +150,22 @@ def recommend(results: Sequence[Result]) -> Recommendation | None:
 def degenerate(results: Sequence[Result]) -> list[str]:
     """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
 
-    Two thresholds cannot be told apart where the 95 % interval of their paired difference in AULC (Student t over the
-    seeds) holds zero.
+    Two thresholds cannot be told apart where the 95 % intervals of their paired differences (Student t over the seeds,
+    three at least) hold zero, in the AULC and in the mean validation loss over the learning rates.
     """
     lines = []
     for one in results:
-        if one.candidate.policy["kind"] != "none" and one.clip_rate in (0.0, 1.0):
-            what = "never clipped: it is the same as no clipping" if one.clip_rate == 0 else "clipped every step"
-            lines.append(f"{one.candidate.name} {what}")
+        kind = one.candidate.policy["kind"]
+        if kind != "none" and one.clip_rate == 1:
+            lines.append(f"{one.candidate.name} clipped every step{'' if kind == 'fixed' else ' after its warm-up'}")
+        elif kind == "fixed" and one.clip_rate == 0:
+            lines.append(f"{one.candidate.name} never clipped: it is the same as no clipping")
+        elif kind != "none" and one.clip_rate == 0:
+            lines.append(f"{one.candidate.name} never clipped after its warm-up, or never left it")
     fixed = [one for one in results if one.candidate.threshold is not None]
     for index, one in enumerate(fixed):
         lines += [
-            f"{one.candidate.name} and {other.candidate.name} are the same within noise"
+            f"{one.candidate.name} and {other.candidate.name} are the same within the noise of {one.seeds} seeds"
             for other in fixed[index + 1 :]
             if _same_within_noise(one, other)
         ]
@@ -200,11 +204,28 @@ def _row(one: Result, front: Sequence[Result]) -> dict[str, Any]:
 
 
 def _same_within_noise(one: Result, other: Result) -> bool:
-    pairs = {score.seed: score.aulc for score in one.base}
-    differences = [pairs[score.seed] - score.aulc for score in other.base if score.seed in pairs]
+    """Whether neither the convergence nor the validation losses differ beyond the seeds."""
+    areas = [{score.seed: score.aulc for score in result.base} for result in (one, other)]
+    losses = [_losses_by_seed(result) for result in (one, other)]
+    return all(_holds_zero(first, second) for first, second in (areas, losses))
+
+
+def _losses_by_seed(one: Result) -> dict[int, float]:
+    """Mean over the learning rates of Vc, a failed run counting L0."""
+    seeds = {score.seed for score in one.scores}
+    return {
+        seed: fmean(
+            score.initial_loss if score.failed else score.bounded_loss for score in one.scores if score.seed == seed
+        )
+        for seed in seeds
+    }
+
+
+def _holds_zero(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
+    differences = [first[seed] - second[seed] for seed in first if seed in second]
     if not any(differences):
         return True
-    if len(differences) < 2 or len(set(differences)) == 1:
+    if len(differences) < 3 or len(set(differences)) == 1:
         return False
     half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
     return bool(abs(fmean(differences)) <= half)

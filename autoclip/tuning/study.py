@@ -19,7 +19,8 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateF
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from autoclip.errors import UsageError
 
@@ -41,6 +42,8 @@ def open_storage(url: str) -> RDBStorage:
     Raises:
         UsageError: it cannot be opened.
     """
+    if url in ("sqlite://", "sqlite:///:memory:"):
+        raise UsageError(f"{url} lives in one process only: name a file, as in sqlite:///study.db")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats and metric names are, in Optuna 5
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
@@ -51,9 +54,18 @@ def open_storage(url: str) -> RDBStorage:
             )
         except Exception as error:  # drivers raise errors of their own
             if not isinstance(error, IntegrityError) and "already exists" not in str(error):
-                raise UsageError(f"cannot open the storage {url}: {str(error).splitlines()[0]}") from error
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"cannot open the storage {without_password(url)}: {reason}") from error
             time.sleep(1 + attempt)  # another command is creating the tables at this moment
-    raise UsageError(f"cannot open the storage {url}: its tables cannot be created")
+    raise UsageError(f"cannot open the storage {without_password(url)}: its tables cannot be created")
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
 
 
 class SharedStudy:
