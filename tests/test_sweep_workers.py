@@ -98,6 +98,14 @@ def children(pid: int) -> list[int]:
     return [child for child, parent in parents.items() if parents.get(parent) == pid]
 
 
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def held(out: Path) -> dict[int, int]:
     """Process that holds a trial -> the trial's id, read past Optuna so that a look changes nothing."""
     query = """
@@ -489,7 +497,7 @@ def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        while any(map(lives, workers)):
             assert time.monotonic() < deadline, "a worker goes on"
             time.sleep(0.1)
     finally:

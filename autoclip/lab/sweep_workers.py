@@ -1,6 +1,6 @@
 """`autoclip sweep`: worker processes that share a sweep, and the one that watches them."""
 
-import os
+import multiprocessing
 import signal
 import sys
 import time
@@ -182,11 +182,11 @@ class SweepProgress:
 
 
 def _end_with_parent(interrupt: Interrupt) -> None:
-    """Ask for the end once the command is no more, however it ended: then this process has another parent."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    interrupt.asked = True
+    """Ask for the end once the command is no more, however it ended."""
+    command = multiprocessing.parent_process()
+    if command is not None:
+        command.join()
+        interrupt.asked = True
 
 
 def _work(output_dir: Path, url: str) -> None:
