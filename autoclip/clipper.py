@@ -260,11 +260,10 @@ class Clipper:
             raise ValueError(
                 f"the state is of other groups than this Clipper's; not in both: {', '.join(differing[:5])}"
             )
-        loaded = {name: self._new_gate(self.policy.clone()) for name in self._gates}
-        for name, gate in loaded.items():
-            gate.load_state_dict(state["groups"][name])
-        for name, gate in self._gates.items():
-            gate.load_state_dict(state["groups"][name])
+        # First into copies, so that nothing is changed where one of the states does not fit.
+        for gates in ({name: self._new_gate(self.policy.clone()) for name in self._gates}, self._gates):
+            for name, gate in gates.items():
+                gate.load_state_dict(state["groups"][name])
         self._steps, self._skipped_steps = counts
         self._last = self._measured = self._left = None
 

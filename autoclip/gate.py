@@ -1,10 +1,10 @@
 """A policy and its response: what becomes of a norm. Plain Python, the same in a training loop and in a replay."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any, Final, Literal
 
-from autoclip.policies.policy import USUAL_WINDOW, Phase, Policy, Response
+from autoclip.policies.policy import Phase, Policy, Response
 
 MOST_SKIPPED = 20
 """So many skipped steps in a row tell of a new level, where the response is to skip."""
@@ -64,15 +64,13 @@ class Gate:
         inclusive = self.policy.inclusive
         if inclusive:
             self.policy.observe(norm, loss)
-        threshold, phase = self.policy.threshold(), self.policy.phase
-        clipped = isfinite(norm) and norm > threshold
-        left = self._left(norm, threshold, phase) if clipped else norm
+        decision = self.look(norm)
         if not inclusive:
             self.policy.observe(norm, loss)
-        return self._counted(norm, Decision(threshold, phase, clipped, left))
+        return self._counted(norm, decision)
 
     def look(self, norm: float) -> Decision:
-        """Decide without learning or counting, for a step that other gradients have spoiled."""
+        """Decide without learning or counting, as for a step that other gradients have spoiled."""
         threshold, phase = self.policy.threshold(), self.policy.phase
         clipped = isfinite(norm) and norm > threshold
         return Decision(threshold, phase, clipped, self._left(norm, threshold, phase) if clipped else norm)
@@ -136,14 +134,13 @@ class Gate:
             self._streak, self._recent = 0, []
             return decision
         self._streak += 1
-        kept = getattr(self.policy, "window", None) or USUAL_WINDOW
-        self._recent = [*self._recent[1 - kept :], norm] if kept > 1 else [norm]
+        self._recent = [*self._recent, norm][-self.policy.remembered_norms :]
         if self._streak < self.limit:
             return decision
         relearned, norms = self._streak, self._recent
         self._streak, self._recent = 0, []
         self.policy.relearn(norms)
-        return Decision(decision.threshold, decision.phase, decision.clipped, decision.left, relearned)
+        return replace(decision, relearned=relearned)
 
     def _limit(self, relearn_after: RelearnAfter) -> int | None:
         if relearn_after is None:

@@ -13,12 +13,12 @@ from autoclip.gradients import (
     clamp_,
     clip_coefficient,
     clip_coefficients,
+    least_fast_norm,
     limit_units_,
     measure,
     scale_,
     scale_each_,
 )
-from autoclip.gradients.norms import SMALLEST_FAST_POWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def group_norms(
     if len(members) < len(gradients):
         totals = torch.stack([torch.linalg.vector_norm(norms.each[list(own)], order) for own in members])
     values = totals.tolist()  # host read
-    smallest = 0.0 if order == inf else SMALLEST_FAST_POWER ** (1 / order)
+    smallest = least_fast_norm(order)
     small = [group for group, value in enumerate(values) if value < smallest]
     if not small:
         return totals.unbind(), values

@@ -11,24 +11,14 @@ from hypothesis import strategies as st
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
 from autoclip.tuning.outcome import Result, as_csv, degenerate, pareto_front, recommend, result
 from autoclip.tuning.scoring import Score
+from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})
 QUANTILE = of_percentile("running_quantile", 90)
 
 
 def scored(seed: int = 0, multiplier: float = 1.0, **changes: object) -> Score:
-    values = {
-        "aulc": 1.0,
-        "validation_loss": 0.5,
-        "bounded_loss": 0.5,
-        "initial_loss": 2.0,
-        "failed": False,
-        "clip_rate": 0.3,
-        "spikes": 2,
-        "steps": 10,
-        "seconds": 0.5,
-    }
-    return Score(multiplier=multiplier, seed=seed, **(values | changes))
+    return score_with(seed=seed, multiplier=multiplier, **changes)
 
 
 def reaching(step: int | None) -> dict[str, object]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
 from autoclip.tuning.outcome import Result, recommend, result
 from autoclip.tuning.pareto_plot import plot_pareto
-from autoclip.tuning.scoring import Score
+from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})
 RED = np.array([1.0, 0.0, 0.0])
@@ -17,19 +17,7 @@ RED = np.array([1.0, 0.0, 0.0])
 
 def found(candidate: Candidate, areas: list[float], loss: float = 0.5, failed: bool = False) -> Result:
     scores = [
-        Score(
-            multiplier=1.0,
-            seed=seed,
-            aulc=area,
-            validation_loss=loss,
-            bounded_loss=loss,
-            initial_loss=2.0,
-            failed=failed,
-            clip_rate=0.5,
-            spikes=0,
-            steps=10,
-            seconds=0.1,
-        )
+        score_with(seed=seed, aulc=area, validation_loss=loss, bounded_loss=loss, failed=failed)
         for seed, area in enumerate(areas)
     ]
     return result(candidate, scores, 0.3)

@@ -12,20 +12,9 @@ from scipy import stats
 from autoclip.tuning.racing import Plan, _uncertainty, full_grid, race, survivors
 from autoclip.tuning.scoring import Score
 from tests.references import paired_uncertainty
+from tests.scores import score_with
 
-SCORE = Score(
-    multiplier=1.0,
-    seed=0,
-    aulc=1.0,
-    validation_loss=0.5,
-    bounded_loss=0.5,
-    initial_loss=1.0,
-    failed=False,
-    clip_rate=0.3,
-    spikes=0,
-    steps=10,
-    seconds=1.0,
-)
+SCORE = score_with(initial_loss=1.0)
 """With V* = 0 its instability is its bounded loss."""
 
 

@@ -12,7 +12,7 @@ from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.sweep_report import report
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
 from autoclip.tuning.outcome import Result, result
-from autoclip.tuning.scoring import Score
+from tests.scores import score_with
 
 CONFIG = """
 name: tiny
@@ -45,19 +45,7 @@ class Finished:
 
 def scored(candidate: Candidate, area: float, loss: float, seeds: int = 2) -> Result:
     runs = [
-        Score(
-            multiplier=1,
-            seed=seed,
-            aulc=area + 0.01 * seed,
-            validation_loss=loss,
-            bounded_loss=loss,
-            initial_loss=1.0,
-            failed=False,
-            clip_rate=0.5,
-            spikes=0,
-            steps=10,
-            seconds=1.0,
-        )
+        score_with(seed=seed, aulc=area + 0.01 * seed, validation_loss=loss, bounded_loss=loss, initial_loss=1.0)
         for seed in range(seeds)
     ]
     return result(candidate, runs, 0.0)

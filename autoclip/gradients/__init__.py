@@ -3,7 +3,7 @@
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
 from autoclip.gradients.grouping import ALL, group_by_parameter, kept_source
 from autoclip.gradients.left_gradients import LeftGradients
-from autoclip.gradients.norms import Norms, checked_norm_type, measure
+from autoclip.gradients.norms import Norms, checked_norm_type, least_fast_norm, measure
 from autoclip.gradients.shrink import clamp_, clip_coefficient, clip_coefficients, scale_, scale_each_
 from autoclip.gradients.source import Source, live_gradients, named_parameters
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
@@ -22,6 +22,7 @@ __all__ = [
     "clip_grad_value_",
     "group_by_parameter",
     "kept_source",
+    "least_fast_norm",
     "limit_units_",
     "live_gradients",
     "measure",

@@ -65,14 +65,18 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     each = _stack(_fast_norms(gradients, norm_type))
     total = torch.linalg.vector_norm(each, norm_type)
     value = float(total)  # host read
-    smallest = 0.0 if norm_type == inf else SMALLEST_FAST_POWER ** (1 / norm_type)
-    if not smallest < value < inf:
+    if not least_fast_norm(norm_type) < value < inf:
         exact = _stack([_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()])
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
             return Norms(exact_total, exact, exact_value)
     return Norms(total, each, value)
+
+
+def least_fast_norm(norm_type: float) -> float:
+    """Norm below which float32 may have lost powers of elements to underflow."""
+    return 0.0 if norm_type == inf else float(SMALLEST_FAST_POWER ** (1 / norm_type))
 
 
 def _fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Sequence[Tensor]:

@@ -13,7 +13,7 @@ def begin_imports() -> None:
     It does nothing but import, so that what a worker needs of its own (threads, a CUDA context, a database) is made
     after the fork.
     """
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if worker_context().get_start_method() == "forkserver":
         from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 
         set_forkserver_preload(PRELOADED)

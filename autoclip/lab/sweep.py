@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoclip.errors import UsageError
 from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
-from autoclip.lab.config import ExperimentConfig, differences, to_yaml
+from autoclip.lab.config import ExperimentConfig, SweepConfig, differences, to_yaml
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.script import run_script
 from autoclip.lab.task import Task
@@ -215,9 +215,9 @@ class Sweep:
 
     def _refine_next(self, interrupt: Interrupt) -> bool:
         """Train the next value that the sampler proposes, once the grid is complete; whether there was one."""
-        taken = self.trials.taken()
-        if any(name not in self.trials.done() for name in self.candidates):
+        if not self.settings.refine_trials or not self.candidates.keys() <= self.trials.done().keys():
             return False
+        taken = self.trials.taken()
         lost = self.trials.trials([TrialState.FAIL])
         for number in range(1, self.settings.refine_trials + 1):
             key = f"refinement {number}"
@@ -292,7 +292,7 @@ def _user_attrs(result: outcome.Result) -> dict[str, Any]:
     }
 
 
-def _refinement_space(settings: Any) -> dict[str, tuple[str, FloatDistribution]]:
+def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistribution]]:
     """Form -> its parameter and the values that may be proposed.
 
     Raises:

@@ -57,9 +57,10 @@ class AdaGC(Policy):
         return self.absolute if self.warmup_threshold == "auto" else None
 
     def _start(self, warmup_norms: list[float]) -> None:
-        # The warm-up's own norms count as clipped at `absolute`; a new level that is learned later may lie above it.
-        bound = inf if self.warmup_total is None or self.learned_norms == 0 else self.warmup_total
-        self.gamma = min(*warmup_norms, bound)
+        self.gamma = min(*warmup_norms, inf if self.warmup_total is None else self.warmup_total)
+
+    def _restart(self, norms: list[float]) -> None:
+        self.gamma = min(norms)  # a level that is learned later may lie above `absolute`
 
     def _threshold(self) -> float:
         return float(max(self.relative * self.gamma, float_info.min))  # a share below 1 would end at zero

@@ -25,8 +25,8 @@ USUAL_WINDOW = 100
 WINDOWS_TO_STARVE = 10
 
 LARGEST_START = 10.0
-"""Multiple of the automatic warm-up threshold above which a tracker does not start; percentile 99 of lognormal norms
-with a log-deviation of 1 lies there."""
+"""Multiple of the automatic warm-up threshold above which a norm of the warm-up has exploded, and no tracker starts;
+percentile 99 of lognormal norms with a log-deviation of 1 lies there."""
 
 
 class Policy(ABC):
@@ -158,7 +158,13 @@ class Policy(ABC):
         """Number of steps clipped in a row that tells of a new level: ten windows; None where it is meant to be so."""
         if getattr(self, "percentile", None) == 0:
             return None
-        return WINDOWS_TO_STARVE * (getattr(self, "window", None) or USUAL_WINDOW)
+        return WINDOWS_TO_STARVE * self.remembered_norms
+
+    @property
+    def remembered_norms(self) -> int:
+        """Number of recent norms that the policy goes by: its `window`, or what stands for one."""
+        window = getattr(self, "window", None)
+        return window if isinstance(window, int) and window > 0 else USUAL_WINDOW
 
     @property
     def phase(self) -> Phase:
@@ -257,6 +263,12 @@ class Policy(ABC):
         if self.warmup_threshold != "auto":
             return start
         return min(start, LARGEST_START * self.warmup_tracker.get())
+
+    @final
+    def _without_explosions(self, warmup_norms: list[float]) -> list[float]:
+        """The norms of the warm-up, of which those that exploded count as the largest of the others."""
+        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
+        return [min(norm, largest) for norm in warmup_norms]
 
     @final
     def _checked(self, name: str, value: Any) -> Any:

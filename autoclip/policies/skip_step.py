@@ -49,8 +49,7 @@ class SkipStep(Policy):
         self.norms = SlidingMean(self.window)
 
     def _start(self, warmup_norms: list[float]) -> None:
-        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
-        self.norms.extend(min(norm, largest) for norm in warmup_norms)
+        self.norms.extend(self._without_explosions(warmup_norms))
 
     def _threshold(self) -> float:
         mean = self.norms.get()

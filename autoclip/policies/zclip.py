@@ -65,10 +65,7 @@ class ZClip(Policy):
         self.moments = DecayedMoments(self.decay)
 
     def _start(self, warmup_norms: list[float]) -> None:
-        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
-        norms = [min(norm, largest) for norm in warmup_norms]
-        mean, variance = mean_and_variance(norms)
-        self.moments.start(max(mean, min(norms)), variance)  # the mean of the tiniest floats may round to zero
+        self.moments.start(*mean_and_variance(self._without_explosions(warmup_norms)))
 
     def _threshold(self) -> float:
         epsilon = 0.0 if self.form == "max" else self.epsilon
