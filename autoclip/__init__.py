@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from autoclip.clipper import Clipper
     from autoclip.gradients import adaptive_grad_clip_, clip_grad_norm_, clip_grad_value_
     from autoclip.lab.clip_section import from_config
+    from autoclip.optimizer_hook import attach
     from autoclip.records import ClipRecord
 
 _WHEN_USED = {
     "Clipper": "autoclip.clipper",
     "ClipRecord": "autoclip.records",
     "adaptive_grad_clip_": "autoclip.gradients",
+    "attach": "autoclip.optimizer_hook",
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
     "from_config": "autoclip.lab.clip_section",
@@ -59,6 +61,7 @@ __all__ = [
     "ZClip",
     "__version__",
     "adaptive_grad_clip_",
+    "attach",
     "clip_grad_norm_",
     "clip_grad_value_",
     "from_config",

@@ -1,57 +1,44 @@
 """The clipper: parameters, a policy, and what happens above its threshold."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from autoclip.gate import Gate, RelearnAfter
-from autoclip.gradients import (
-    ALL,
-    LeftGradients,
-    Norms,
-    Source,
-    checked_norm_type,
-    group_by_parameter,
-    kept_source,
-    live_gradients,
-    measure,
-    measure_units,
-    named_parameters,
-)
-from autoclip.policies import Policy, RunningQuantile
-from autoclip.policies.policy import Phase, Response, Scope
-from autoclip.records import ClipRecord
-from autoclip.shares import Share, allowed_norm, combined, group_norms, shrink_
+from autoclip.claims import Claim
+from autoclip.clipping import ClipFn, Clipped, clip, clip_with, measure_all
+from autoclip.gate import Decision, RelearnAfter
+from autoclip.gradients import LeftGradients, Norms, Source, checked_norm_type, live_gradients, measure
+from autoclip.groups import Groups
+from autoclip.losses import ProcessGroup, StepLoss, process_group
+from autoclip.notices import Notices
+from autoclip.policies import NoClip, Policy, RunningQuantile
+from autoclip.policies.policy import Response, Scope
+from autoclip.records import ClipRecord, Sink
+from autoclip.shares import Share
 
 Mode = Literal["norm", "value", "agc"]
 OnNonfinite = Literal["skip", "propagate", "raise"]
 
-
-class Sink(Protocol):
-    """Takes the record of every step."""
-
-    def log(self, record: ClipRecord) -> None:
-        """Take the record of one step."""
-
-    def close(self) -> None:
-        """Write out what is left."""
+CHECKED_CLIPS = 3
+"""So many steps clipped by somebody else's function are measured afterwards."""
 
 
 class Clipper:
     """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
 
-    Call `step()` between `backward()` and `optimizer.step()`, once per optimizer step (with a `GradScaler`: always
-    after `scaler.unscale_(optimizer)`). It measures the norm of all gradients, clips at the policy's threshold, and
-    tells the policy the norm before clipping:
+    Call `step()` between `backward()` and `optimizer.step()`, once per optimizer step (with a `GradScaler`: after
+    `scaler.unscale_(optimizer)`), or let `autoclip.attach(optimizer)` do that. It measures the norm of all gradients,
+    clips at the policy's threshold, and tells the policy the norm before clipping:
 
         coefficient = c / (norm + min(1e-6, c / 1000)) where norm > c, else the gradients are not touched
 
     With a scope other than "global" every group has a policy of its own, a clone of the one given, and is measured and
     clipped by itself. A group without a gradient in a step is left alone in that step.
+
+    Under DDP, FSDP2 and tensor parallelism (DTensors) every rank measures the norm of the whole gradients and holds the
+    same thresholds. For other ways of sharding give `step()` their own clip function.
 
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
@@ -72,6 +59,8 @@ class Clipper:
         sinks: objects with `log(record)` and `close()`, told of every step.
         groups: for scope "group": name -> regular expression found in the parameters' names; parameters that none fits
             are the group "rest". None takes the parameter groups of an optimizer.
+        process_group: ranks over which a loss is averaged, each of which has to give one: "world": all, where
+            `torch.distributed` is initialised; None: this rank alone.
         relearn_after: number of steps clipped in a row after which a policy begins anew from their norms; "auto": 20
             where they are skipped, else ten windows of the policy; None: never.
 
@@ -98,6 +87,7 @@ class Clipper:
         on_nonfinite: OnNonfinite = "skip",
         sinks: Iterable[Sink] = (),
         groups: Mapping[str, str] | None = None,
+        process_group: ProcessGroup | Literal["world"] | None = "world",
         relearn_after: RelearnAfter = "auto",
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
@@ -111,21 +101,27 @@ class Clipper:
         order = checked_norm_type(norm_type)
         self.norm_type = order if mode == "norm" else inf
         self.sinks = tuple(sinks)
-        if groups and self.scope != "group":
-            raise ValueError(f"groups are for scope='group', got scope={self.scope!r}")
-        self._patterns = dict(groups) if groups else None
-        self._relearn_after = relearn_after
-        self._gates: dict[str, Gate] = {}
-        self._optimizer = source if isinstance(source, Optimizer) else None
-        self._read_parameters(kept_source(source))
+        self.process_group = process_group
+        self._groups = Groups(source, self.policy, self.scope, self.response, groups, relearn_after)
         self._steps = 0
         self._skipped_steps = 0
         self._last: ClipRecord | None = None
         self._measured: tuple[list[str], Tensor] | None = None
+        self._decisions: dict[str, Decision] = {}
         self._left: LeftGradients | None = None
-        self._warned: set[str] = set()
+        self.reported_losses: list[float | Tensor] = []
+        self._checks_left = CHECKED_CLIPS
+        self._claim = Claim()
+        self._notices = Notices()
+        self._handles: list[Any] = []  # of the hooks that `attach` made
 
-    def step(self, *, loss: float | Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        *,
+        loss: float | Tensor | None = None,
+        clip_fn: ClipFn | None = None,
+        loss_scale: float | Tensor | None = None,
+    ) -> Tensor:
         """Clip the gradients of this optimizer step and learn from them.
 
         A second call in the same step changes nothing and returns the norm of the first. It is told by the gradients
@@ -133,7 +129,14 @@ class Clipper:
         without autograd's notice (through `.data`, or by a replayed CUDA graph) pass for new by their norm only.
 
         Args:
-            loss: of this step (under accumulation the mean over its micro-batches), for policies that look at it.
+            loss: of this step (under accumulation the mean over its micro-batches), for policies that look at it;
+                None: the mean of what `report_loss` was told since the step before. It is averaged over the ranks.
+            clip_fn: somebody else's clipping, for gradients that are sharded in a way of their own: called with the
+                threshold, it scales all gradients and returns their norm before that. For mode "norm" and scope
+                "global".
+            loss_scale: > 0, factor that the gradients still carry, as before `GradScaler.unscale_`; the norms are those
+                without it. Non-finite gradients are then an overflow, which is the scaler's to handle: they are left as
+                they are, and nothing is learned, counted or recorded.
 
         Returns:
             The total norm before clipping, 0-d.
@@ -141,41 +144,79 @@ class Clipper:
         Raises:
             RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before.
             TypeError: gradients of an integer dtype, complex ones in mode "value", or sparse ones in mode "agc".
+            ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
         """
-        self._read_added_groups()
-        named = live_gradients(self._parameters)
-        norms = measure_units(named, self._parameters) if self.mode == "agc" else measure(named, self.norm_type)
-        if self._left is not None and self._left.is_still(list(named.values()), norms.value):
-            self._warn("repeat", "step() was called again on the same gradients: nothing was clipped or learned anew")
-            return self._left.total_norm
-        if not named:
-            self._warn("empty", "no parameter has a gradient: call step() after backward() and before zero_grad()")
-        finite = isfinite(norms.value)
-        if not finite:
-            found = f"non-finite gradient norm at step {self._steps}, in {_name_nonfinite(list(named), norms)}"
-            if self.on_nonfinite == "raise":
-                raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
-            skipped = "the step has no effect on the parameters"
-            self._warn("nonfinite", f"{found}: {skipped if self.on_nonfinite == 'skip' else 'passed on as it is'}")
-        loss = None if loss is None else _scalar(loss)
-        shares = self._decide(named, norms, loss)
-        kept, coefficient = self._shrink(named, norms, shares)
-        self._measured = (list(named), norms.each)
-        self._left = LeftGradients(kept, norms.total, norms.value * coefficient, skipped=bool(named) and not kept)
-        self._record(
-            ClipRecord(
-                step=self._steps,
-                phase=self._phase(shares),
-                total_norm=norms.value,
-                threshold=allowed_norm(shares, self.policy.warmup_total, self.norm_type),
-                coefficient=coefficient,
-                clipped=any(one.decision.clipped for one in shares),
-                skipped=bool(named) and not kept,
-                finite=finite,
-                loss=loss,
+        self._groups.read_added()
+        if self._claim.is_contested([] if isinstance(self.policy, NoClip) else self._parameters.values()):
+            self._notices.say(
+                "contested",
+                "another clipper clips the same parameters between the steps of this one, which so learns from norms "
+                "that are clipped already: keep one of them (detach() removes an attached one)",
             )
+        pending = StepLoss(
+            [loss] if loss is not None else self.reported_losses,
+            process_group(self.process_group),
+            next(iter(self._parameters.values())).device,
         )
+        self.reported_losses = []
+        if clip_fn is not None:
+            return self._step_by(clip_fn, pending, loss_scale)
+        gradients = live_gradients(self._parameters)
+        norms = measure_all(self._groups, gradients, self.mode, self.norm_type, loss_scale)
+        if self._left is not None and self._left.is_still(list(gradients.values()), norms.value):
+            return self._repeated(self._left)
+        if not gradients:
+            self._notices.say(
+                "empty", "no parameter has a gradient: call step() after backward() and before zero_grad()"
+            )
+        if not isfinite(norms.value):
+            if loss_scale is not None:
+                return norms.total
+            self._meet_nonfinite(_name_nonfinite(list(gradients), norms))
+        mean = pending.read()
+        shares = self._groups.decide(gradients, norms, self.norm_type, mean)
+        self._measured = (list(gradients), norms.each)
+        return self._finish(self._clip(shares, gradients, norms), mean)
+
+    def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
+        """Clip gradients that were computed anew within the same optimizer step, as a line search does.
+
+        The thresholds are those of the step; nothing is learned, counted or recorded. Non-finite gradients are left as
+        they are.
+
+        Args:
+            loss_scale: as of `step`.
+
+        Returns:
+            The total norm before clipping, 0-d.
+        """
+        gradients = live_gradients(self._parameters)
+        norms = measure_all(self._groups, gradients, self.mode, self.norm_type, loss_scale)
+        if isfinite(norms.value):
+            shares = self._groups.decide_as(self._decisions, gradients, norms, self.norm_type)
+            self._keep(self._clip(shares, gradients, norms))
         return norms.total
+
+    def report_loss(self, loss: float | Tensor) -> None:
+        """Tell the loss of a batch before the step, where the step itself is not called by hand.
+
+        Under accumulation call it for every micro-batch, with the loss as it is (not divided by their number): the
+        step's loss is the mean. Tensors are kept on their device until the step.
+
+        Args:
+            loss: one number, without the factor of a `GradScaler`.
+        """
+        self.reported_losses.append(loss.detach().clone() if isinstance(loss, Tensor) else float(loss))
+
+    def forget_losses(self) -> None:
+        """Forget what `report_loss` was told, as for a step that is left out."""
+        self.reported_losses = []
+
+    def detach(self) -> None:
+        """Take the clipper off the optimizer that `autoclip.attach` put it on; its sinks stay open."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @property
     def last(self) -> ClipRecord | None:
@@ -192,14 +233,12 @@ class Clipper:
 
         A float for scope "global", else group's name -> threshold.
         """
-        if self.scope == "global":
-            return self.policy.threshold()
-        return {name: gate.policy.threshold() for name, gate in self._gates.items()}
+        return self._groups.threshold
 
     @property
     def policies(self) -> dict[str, Policy]:
         """Group's name -> its policy; the one of scope "global" is called "all"."""
-        return {name: gate.policy for name, gate in self._gates.items()}
+        return {name: gate.policy for name, gate in self._groups.gates.items()}
 
     @property
     def clip_rate(self) -> float:
@@ -207,16 +246,12 @@ class Clipper:
 
         Steps of the warm-up, and those whose norm is zero or not finite, do not count.
         """
-        active = sum(gate.active_steps for gate in self._gates.values())
-        return sum(gate.clipped_steps for gate in self._gates.values()) / active if active else 0.0
+        return self._groups.clip_rate
 
     @property
     def clip_rates(self) -> dict[str, float]:
         """Group's name -> its clip rate."""
-        return {
-            name: gate.clipped_steps / gate.active_steps if gate.active_steps else 0.0
-            for name, gate in self._gates.items()
-        }
+        return self._groups.clip_rates
 
     @property
     def skipped_steps(self) -> int:
@@ -235,11 +270,10 @@ class Clipper:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, by the groups' names."""
-        self._read_added_groups()
         return {
             "steps": self._steps,
             "skipped_steps": self._skipped_steps,
-            "groups": {name: gate.state_dict() for name, gate in self._gates.items()},
+            "groups": self._groups.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -254,18 +288,10 @@ class Clipper:
         counts = [state[name] for name in ("steps", "skipped_steps")]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"the counts in the state of a Clipper must be whole numbers, got {counts}")
-        self._read_added_groups()
-        if state["groups"].keys() != self._gates.keys():
-            differing = sorted(state["groups"].keys() ^ self._gates.keys())
-            raise ValueError(
-                f"the state is of other groups than this Clipper's; not in both: {', '.join(differing[:5])}"
-            )
-        # First into copies, so that nothing is changed where one of the states does not fit.
-        for gates in ({name: self._new_gate(self.policy.clone()) for name in self._gates}, self._gates):
-            for name, gate in gates.items():
-                gate.load_state_dict(state["groups"][name])
+        self._groups.load_state_dict(state["groups"])
         self._steps, self._skipped_steps = counts
         self._last = self._measured = self._left = None
+        self.reported_losses, self._decisions = [], {}
 
     def close(self) -> None:
         """Close the sinks."""
@@ -277,108 +303,88 @@ class Clipper:
         return f"Clipper({len(self._parameters)} parameters, {self.policy!r}, mode={self.mode!r}{scope})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A weak reference to a gradient cannot be pickled, and means nothing elsewhere.
-        return {**vars(self), "_left": None}
+        # Weak references to gradients and hooks of an optimizer cannot be pickled, and mean nothing elsewhere.
+        return {**vars(self), "_left": None, "_handles": [], "_claim": Claim()}
 
-    def _read_parameters(self, source: Source) -> None:
-        self._parameters = named_parameters(source)
-        if not self._parameters:
-            raise ValueError("the source holds no parameters: nothing can be clipped")
-        groups = self._optimizer.param_groups if self._optimizer else []
-        self._given = sum(len(group["params"]) for group in groups)
-        self._group_of = group_by_parameter(source, self._parameters, self.scope, self._patterns)
-        for name in self._group_of.values():
-            if name not in self._gates:
-                policy = self.policy if self.scope == "global" else self.policy.clone()
-                self._gates[name] = self._new_gate(policy)
+    @property
+    def _parameters(self) -> dict[str, Tensor]:
+        return self._groups.parameters
 
-    def _read_added_groups(self) -> None:
-        if self._optimizer and sum(len(group["params"]) for group in self._optimizer.param_groups) != self._given:
-            self._read_parameters(self._optimizer)
+    def _step_by(self, clip_fn: ClipFn, pending: StepLoss, loss_scale: float | Tensor | None) -> Tensor:
+        """The step where somebody else's function clips."""
+        if self.mode != "norm" or self.scope != "global" or loss_scale is not None:
+            raise ValueError(
+                f"clip_fn scales all gradients by their one norm, without a loss scale: it needs mode='norm' and "
+                f"scope='global', got mode={self.mode!r}, scope={self.scope!r}, loss_scale={loss_scale!r}"
+            )
+        live = list(live_gradients(self._parameters).values())
+        if live and self._left is not None and self._left.is_still(live, None):
+            return self._repeated(self._left)
+        loss: list[float | None] = []
 
-    def _new_gate(self, policy: Policy) -> Gate:
-        return Gate(policy, self.response, self._relearn_after)
+        def read_loss() -> float | None:
+            loss.append(pending.read())
+            return loss[0]
 
-    def _decide(self, named: Mapping[str, Tensor], norms: Norms, loss: float | None) -> list[Share]:
-        """Ask the policies; nothing is learned from a step that is not finite."""
-        names = list(named)
-        if self.scope == "global":
-            decision = self._gates[ALL].decide(norms.value, loss)
-            return self._said([Share(ALL, names, norms.total, norms.value, decision)])
-        members: dict[str, list[int]] = {}
-        for position, name in enumerate(names):
-            members.setdefault(self._group_of[name], []).append(position)
-        totals, values = group_norms(list(members.values()), named, norms, self.norm_type)
-        finite = isfinite(norms.value)
-        bound = self.policy.warmup_total
-        together = min(1.0, bound / norms.value) if bound is not None and norms.value > 0 else 1.0
-        shares = []
-        for (name, own), total, value in zip(members.items(), totals, values, strict=True):
-            gate = self._gates[name]
-            if not finite and isfinite(value):
-                decision = gate.look(value)
-            elif bound is not None and finite and value > 0 and gate.policy.phase == "warmup":
-                decision = gate.decide_together(value, loss, together, bound)
-            else:
-                decision = gate.decide(value, loss)
-            shares.append(Share(name, [names[position] for position in own], total, value, decision))
-        return self._said(shares)
+        clipped = clip_with(clip_fn, self._groups, live, read_loss, skip=self.on_nonfinite == "skip")
+        if not isfinite(clipped.value):
+            self._meet_nonfinite("the norm that clip_fn returned")
+        self._measured = None
+        if clipped.coefficient < 1 and clipped.kept and self._checks_left:
+            self._checks_left -= 1
+            self._check_clipped(clipped.value * clipped.coefficient)
+        return self._finish(clipped, loss[0])
 
-    def _said(self, shares: list[Share]) -> list[Share]:
-        """The shares, after a warning where a policy began anew."""
-        for one in shares:
-            if one.decision.relearned:
-                where = "" if self.scope == "global" else f" in {one.group}"
-                self._warn(
+    def _check_clipped(self, limit: float) -> None:
+        """Warn where the norm of the gradients at hand, which are all or a part, is above what it was clipped to."""
+        norm = measure(live_gradients(self._parameters), self.norm_type).value
+        if norm > 1.01 * limit:
+            self._notices.say(
+                "unclipped",
+                f"clip_fn was to leave a norm of {limit:.4g}, but the gradients have {norm:.4g}: it clips others than "
+                f"those of this Clipper, or none, or they still carry the scale of a GradScaler (call unscale_ first)",
+            )
+
+    def _clip(self, shares: list[Share], gradients: Mapping[str, Tensor], norms: Norms) -> Clipped:
+        skip = self.on_nonfinite == "skip"
+        return clip(self._groups, shares, gradients, norms, self.mode, self.norm_type, skip=skip)
+
+    def _keep(self, clipped: Clipped) -> None:
+        self._left = LeftGradients(clipped.kept, clipped.total, clipped.left, skipped=clipped.skipped)
+
+    def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
+        """Remember and record a step."""
+        self._keep(clipped)
+        self._decisions = {one.group: one.decision for one in clipped.shares}
+        for group, decision in self._decisions.items():
+            if decision.relearned:
+                where = "" if self.scope == "global" else f" in {group}"
+                self._notices.say(
                     "relearned",
-                    f"{one.decision.relearned} steps in a row were clipped{where} by step {self._steps}: the policy "
-                    f"begins anew from their norms",
+                    f"{decision.relearned} steps in a row were clipped{where} by step {self._steps}: the policy begins "
+                    f"anew from their norms",
                 )
-        return shares
-
-    def _shrink(self, named: Mapping[str, Tensor], norms: Norms, shares: list[Share]) -> tuple[list[Tensor], float]:
-        """Do to the gradients what was decided; return those that are left, and the share of their norm."""
-        if not isfinite(norms.value) and self.on_nonfinite == "skip":
-            for parameter in self._parameters.values():
-                parameter.grad = None
-            return [], 0.0
-        removed, factor = shrink_(shares, named, self._parameters, self.mode)
-        if removed:
-            for name, group in self._group_of.items():
-                if group in removed:
-                    self._parameters[name].grad = None
-        kept = [gradient for name, gradient in named.items() if self._group_of[name] not in removed]
-        if factor is not None:
-            return kept, factor
-        if all(one.limit is None for one in shares) or not norms.value > 0:
-            return kept, 1.0
-        left = combined([one.left(self.mode) for one in shares], self.norm_type)
-        return kept, min(left / norms.value, 1.0)
-
-    def _phase(self, shares: list[Share]) -> Phase:
-        if not shares:
-            return "warmup" if any(gate.policy.phase == "warmup" for gate in self._gates.values()) else "active"
-        return "warmup" if any(one.decision.phase == "warmup" for one in shares) else "active"
-
-    def _record(self, record: ClipRecord) -> None:
+        self._last = clipped.record(self._steps, self._groups.phase(clipped.shares), loss)
         self._steps += 1
-        self._skipped_steps += record.skipped
-        self._last = record
+        self._skipped_steps += clipped.skipped
         for sink in self.sinks:
-            sink.log(record)
+            sink.log(self._last)
+        return clipped.total
 
-    def _warn(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(f"{message} (said once)", stacklevel=5 if topic == "relearned" else 3)
+    def _repeated(self, left: LeftGradients) -> Tensor:
+        self._notices.say(
+            "repeat",
+            "step() was called again on the same gradients: nothing was clipped or learned anew; where that was meant "
+            "to be a new step, call zero_grad() and backward() before it",
+        )
+        return left.total_norm
 
-
-def _scalar(loss: float | Tensor) -> float:
-    if not isinstance(loss, Tensor):
-        return float(loss)
-    if loss.numel() != 1:
-        raise ValueError(f"loss must be one number, such as the mean over the batch, got shape {tuple(loss.shape)}")
-    return float(loss.detach())  # host read
+    def _meet_nonfinite(self, where: str) -> None:
+        found = f"non-finite gradient norm at step {self._steps}, in {where}"
+        if self.on_nonfinite == "raise":
+            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
+        skipped = "the step has no effect on the parameters"
+        self._notices.say("nonfinite", f"{found}: {skipped if self.on_nonfinite == 'skip' else 'passed on as it is'}")
 
 
 def _choice(name: str, value: Any, allowed: Any) -> Any:

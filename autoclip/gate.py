@@ -69,9 +69,16 @@ class Gate:
             self.policy.observe(norm, loss)
         return self._counted(norm, decision)
 
-    def look(self, norm: float) -> Decision:
-        """Decide without learning or counting, as for a step that other gradients have spoiled."""
-        threshold, phase = self.policy.threshold(), self.policy.phase
+    def look(self, norm: float, before: Decision | None = None) -> Decision:
+        """Decide without learning or counting, as for a step that other gradients have spoiled.
+
+        Args:
+            norm: to decide on.
+            before: a decision whose threshold is to hold again; None: the threshold of now.
+        """
+        threshold, phase = (
+            (self.policy.threshold(), self.policy.phase) if before is None else (before.threshold, before.phase)
+        )
         clipped = isfinite(norm) and norm > threshold
         return Decision(threshold, phase, clipped, self._left(norm, threshold, phase) if clipped else norm)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 from autoclip.policies.policy import Phase
 
@@ -54,6 +54,16 @@ class ClipRecord:
             "phase": self.phase,
             "lr": finite_or_none(lr),
         }
+
+
+class Sink(Protocol):
+    """Takes the record of every step."""
+
+    def log(self, record: ClipRecord) -> None:
+        """Take the record of one step."""
+
+    def close(self) -> None:
+        """Write out what is left."""
 
 
 def finite_or_none(number: float | None) -> float | None:

@@ -79,6 +79,7 @@ def group_norms(
     names = list(gradients)
     for group in small:  # powers that underflow, beside a larger norm that hid it
         exact = measure({names[position]: gradients[names[position]] for position in members[group]}, order)
+        exact = exact.without(norms.scale)
         if exact.value != 0:
             totals = totals.to(exact.total, copy=True)
             totals[group], values[group] = exact.total, exact.value
@@ -86,7 +87,11 @@ def group_norms(
 
 
 def shrink_(
-    shares: Sequence[Share], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], mode: str
+    shares: Sequence[Share],
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    mode: str,
+    scale: float = 1.0,
 ) -> tuple[set[str], float | None]:
     """Do to the gradients what was decided, in place.
 
@@ -95,6 +100,7 @@ def shrink_(
         gradients: by parameter name.
         parameters: by name.
         mode: "norm" multiplies, "value" clamps each element, "agc" limits each unit by its weights.
+        scale: that the gradients still carry, and the norms do not.
 
     Returns:
         Names of the groups whose gradients are to be removed, and the one factor where there is just one.
@@ -116,10 +122,10 @@ def shrink_(
     for share, limit in limits:
         own = [gradients[name] for name in share.names]
         if mode == "value":
-            clamp_(own, limit)
+            clamp_(own, limit * scale)
         else:
             wide = share.norm.dtype is torch.float64
-            limit_units_(own, [parameters[name] for name in share.names], limit, wide=wide)
+            limit_units_(own, [parameters[name] for name in share.names], limit * scale, wide=wide)
     return removed, None
 
 

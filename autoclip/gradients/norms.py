@@ -1,13 +1,15 @@
 """Norms of gradients, in float32 or wider, finite whenever the gradients are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from sys import float_info
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from autoclip.gradients.sharded import local_part, whole_norms
 
 # Where the p-th power of a float32 norm is below this, powers of its elements may have been lost to underflow: those
 # of 1e8 elements together would matter.
@@ -23,11 +25,17 @@ class Norms:
             it (see `measure`) or the gradients are float64, else float32.
         each: shape (n,), the norm of each gradient, in the order of the names.
         value: the total as a float of the host.
+        scale: that the gradients still carry; the norms are those without it.
     """
 
     total: Tensor
     each: Tensor
     value: float
+    scale: float = 1.0
+
+    def without(self, scale: float) -> "Norms":
+        """The norms of the same gradients without a scale that they carry."""
+        return replace(self, total=self.total / scale, each=self.each / scale, value=self.value / scale, scale=scale)
 
 
 def checked_norm_type(norm_type: Any) -> float:
@@ -54,7 +62,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
 
     Args:
         gradients: by parameter name; dense, sparse or complex, of any floating dtype; on several devices the norms meet
-            on the first's.
+            on the first's. Of DTensors the norm is that of the whole tensor, on every rank (see `whole_norms`).
         norm_type: p > 0, or inf for the largest absolute value.
 
     Raises:
@@ -62,11 +70,12 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
-    each = _stack(_fast_norms(gradients, norm_type))
+    each = _whole(gradients, _fast_norms(gradients, norm_type), norm_type)
     total = torch.linalg.vector_norm(each, norm_type)
     value = float(total)  # host read
     if not least_fast_norm(norm_type) < value < inf:
-        exact = _stack([_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()])
+        exact_parts = [_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
+        exact = _whole(gradients, exact_parts, norm_type)
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
@@ -81,7 +90,7 @@ def least_fast_norm(norm_type: float) -> float:
 
 def _fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Sequence[Tensor]:
     try:
-        return torch._foreach_norm(list(gradients.values()), norm_type, torch.float32)
+        return torch._foreach_norm([local_part(each) for each in gradients.values()], norm_type, torch.float32)
     except (RuntimeError, NotImplementedError):
         # Sparse, float64 or complex gradients, or several devices: one by one.
         return [_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
@@ -110,6 +119,7 @@ def _exact_norm(values: Tensor, norm_type: float) -> Tensor:
 
 
 def _values(name: str, gradient: Tensor) -> Tensor:
+    gradient = local_part(gradient)
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     if not (values.is_floating_point() or values.is_complex()):
         raise TypeError(f"gradients must be floating-point or complex, got {values.dtype} for parameter {name!r}")
@@ -122,9 +132,11 @@ def _dtype(values: Tensor, wide: bool) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def _whole(gradients: Mapping[str, Tensor], parts: Sequence[Tensor], norm_type: float) -> Tensor:
+    return whole_norms(list(gradients.values()), _stack(parts), norm_type)
+
+
 def _stack(norms: Sequence[Tensor]) -> Tensor:
     first = norms[0]
     widest = torch.float64 if any(norm.dtype == torch.float64 for norm in norms) else torch.float32
-    stacked = torch.stack([norm.to(first.device, widest) for norm in norms])
-    # Of sharded gradients each rank holds a part: one collective makes them whole.
-    return stacked.full_tensor() if hasattr(stacked, "full_tensor") else stacked
+    return torch.stack([norm.to(first.device, widest) for norm in norms])

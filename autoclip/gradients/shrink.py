@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from autoclip.gradients.sharded import local_part
+
 SMALLEST_FACTOR = 1e-30
 """A smaller factor is applied in two halves: in float32 it could be subnormal, and inexact, or zero."""
 HALF = (torch.float16, torch.bfloat16)
@@ -44,6 +46,7 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
         scale_(gradients, coefficient.sqrt())
         scale_(gradients, coefficient.sqrt())
         return
+    gradients = [local_part(gradient) for gradient in gradients]
     own_memory_(gradients)
     _multiply_(gradients, coefficient)
 
@@ -59,6 +62,7 @@ def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
         for gradient, coefficient in zip(gradients, coefficients, strict=True):
             scale_([gradient], coefficient)
         return
+    gradients = [local_part(gradient) for gradient in gradients]
     own_memory_(gradients)
     factors = coefficients.unbind()
     # A list of factors is rounded to half precision by some devices, one factor is not.
@@ -76,6 +80,7 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
     Raises:
         TypeError: a complex gradient: its elements have no order.
     """
+    gradients = [local_part(gradient) for gradient in gradients]
     own_memory_(gradients)
     for gradient in gradients:
         if gradient.is_complex():

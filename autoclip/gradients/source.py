@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoclip.gradients.sharded import is_distributed, summed
+
 Source = (
     nn.Module
     | torch.optim.Optimizer
@@ -68,8 +70,12 @@ def _pairs(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name -> gradient, of the parameters that have one; two gradients in the same memory count once.
 
-    Empty gradients are left out.
+    Empty gradients are left out, except those of DTensors, of which another rank may hold elements. Partial DTensors
+    are summed over their ranks first, in place of the parameter's gradient.
     """
+    for parameter in parameters.values():
+        if parameter.grad is not None and (whole := summed(parameter.grad)) is not parameter.grad:
+            parameter.grad = whole
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     places = [_memory(gradient) for gradient in gradients.values()]
     if len(set(places)) == len(places) and NO_MEMORY not in places:
@@ -87,7 +93,7 @@ NO_MEMORY = (0, 0)
 
 
 def _memory(gradient: Tensor) -> tuple[int, int]:
-    """Address and number of elements; a sparse gradient has no address, there the object stands for itself."""
-    if gradient.layout is torch.strided:
+    """Address and number of elements; a sparse or distributed gradient has none, there the object stands for itself."""
+    if gradient.layout is torch.strided and not is_distributed(gradient):
         return gradient.data_ptr(), gradient.numel()
     return id(gradient), -1

@@ -1,0 +1,171 @@
+"""One step's gradients are clipped as the gates of their groups decided: by us, or by somebody else's function."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoclip.gradients import ALL, Norms, measure, measure_units
+from autoclip.groups import Groups
+from autoclip.policies.policy import Phase
+from autoclip.records import ClipRecord
+from autoclip.shares import Share, allowed_norm, combined, shrink_
+
+ClipFn = Callable[[float], Any]
+"""clip_fn(max_norm) -> total norm before clipping: scales all gradients so that their norm is at most max_norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """What became of one step's gradients.
+
+    Attributes:
+        shares: of the groups that had gradients.
+        total: norm of all before clipping, 0-d.
+        value: the same as a float of the host.
+        threshold: bound on the norm of all together; inf: none.
+        coefficient: share of the norm that was left.
+        kept: the gradients that are left.
+        left: their norm; None: unknown.
+        skipped: there were gradients, and all were removed.
+    """
+
+    shares: list[Share]
+    total: Tensor
+    value: float
+    threshold: float
+    coefficient: float
+    kept: list[Tensor]
+    left: float | None
+    skipped: bool
+
+    def record(self, step: int, phase: Phase, loss: float | None) -> ClipRecord:
+        """What is told to the sinks."""
+        return ClipRecord(
+            step=step,
+            phase=phase,
+            total_norm=self.value,
+            threshold=self.threshold,
+            coefficient=self.coefficient,
+            clipped=any(one.decision.clipped for one in self.shares),
+            skipped=self.skipped,
+            finite=isfinite(self.value),
+            loss=loss,
+        )
+
+
+def measure_all(groups: Groups, gradients: Mapping[str, Tensor], mode: str, order: float, scale: Any) -> Norms:
+    """The norms that a mode goes by, without a scale that the gradients still carry (None: they carry none).
+
+    Raises:
+        ValueError: the scale is not finite, or not above 0.
+    """
+    norms = measure_units(gradients, groups.parameters) if mode == "agc" else measure(gradients, order)
+    if scale is None:
+        return norms
+    factor = float(scale)  # host read
+    if not 0 < factor < inf:
+        raise ValueError(f"loss_scale must be finite and > 0, got {factor}")
+    return norms.without(factor)
+
+
+def clip(
+    groups: Groups,
+    shares: list[Share],
+    gradients: Mapping[str, Tensor],
+    norms: Norms,
+    mode: str,
+    order: float,
+    *,
+    skip: bool,
+) -> Clipped:
+    """Do to the gradients what was decided.
+
+    Args:
+        groups: that the gradients belong to.
+        shares: what was decided, by group.
+        gradients: by parameter name.
+        norms: of those, before clipping.
+        mode: "norm", "value" or "agc".
+        order: of the norm.
+        skip: remove all gradients where the norm is not finite.
+    """
+    coefficient: float | None
+    if not isfinite(norms.value) and skip:
+        groups.remove_gradients()
+        kept, coefficient = [], 0.0
+    else:
+        removed, coefficient = shrink_(shares, gradients, groups.parameters, mode, norms.scale)
+        if removed:
+            groups.remove_gradients(removed)
+        kept = groups.kept(gradients, removed)
+    if coefficient is None:
+        coefficient = 1.0
+        if any(one.limit is not None for one in shares) and norms.value > 0:
+            coefficient = min(combined([one.left(mode) for one in shares], order) / norms.value, 1.0)
+    return Clipped(
+        shares=shares,
+        total=norms.total,
+        value=norms.value,
+        threshold=allowed_norm(shares, groups.policy.warmup_total, order),
+        coefficient=coefficient,
+        kept=kept,
+        left=norms.value * coefficient,
+        skipped=bool(gradients) and not kept,
+    )
+
+
+def clip_with(
+    clip_fn: ClipFn, groups: Groups, gradients: list[Tensor], loss: Callable[[], float | None], *, skip: bool
+) -> Clipped:
+    """Let somebody else clip, at the policy's threshold; and again only where that depends on the norm of this step.
+
+    That is so for inclusive policies, and for norms above the threshold where the response is not "scale".
+
+    Args:
+        clip_fn: clips all gradients.
+        groups: of scope "global".
+        gradients: that this rank holds.
+        loss: reads the loss of the step.
+        skip: remove all gradients where the norm is not finite.
+
+    Raises:
+        TypeError: `clip_fn` did not return a norm.
+    """
+    gate = groups.gates[ALL]
+    limit = inf if gate.policy.inclusive else gate.policy.threshold()
+    total = _norm(clip_fn(limit))
+    value = float(total)  # host read
+    decision = gate.decide(value, loss())
+    if decision.clipped and 0 < decision.left < limit:
+        clip_fn(decision.left)
+    share = Share(ALL, list(groups.parameters), total, value, decision)
+    skipped = skip if not isfinite(value) else decision.left == 0 < value
+    if skipped:
+        groups.remove_gradients()
+    coefficient = min(share.left("norm") / value, 1.0) if 0 < value < inf else float(not skipped)
+    return Clipped(
+        shares=[share],
+        total=total,
+        value=value,
+        threshold=decision.threshold,
+        coefficient=coefficient,
+        kept=[] if skipped else gradients,
+        left=None,
+        skipped=skipped,
+    )
+
+
+def _norm(returned: Any) -> Tensor:
+    if isinstance(returned, Tensor) and returned.numel() == 1:
+        value = returned.detach().reshape(())
+        return value.full_tensor() if hasattr(value, "full_tensor") else value
+    if isinstance(returned, int | float) and not isinstance(returned, bool):
+        return torch.tensor(float(returned))
+    raise TypeError(
+        f"clip_fn(max_norm) must return the total norm before clipping, got {returned!r}; where the engine clips by "
+        f"itself (DeepSpeed), give the engine the threshold, and watch the norm that it reports under NoClip()"
+    )

@@ -1,0 +1,87 @@
+"""Gradients that several ranks hold together: DTensors, as FSDP2 and tensor parallelism make them."""
+
+from collections.abc import Collection, Sequence
+from math import inf
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, of which every rank of a device mesh holds a part."""
+    return type(tensor) is not Tensor and hasattr(tensor, "device_mesh") and hasattr(tensor, "to_local")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory; of a plain tensor itself."""
+    if not is_distributed(tensor):
+        return tensor
+    with torch.no_grad():
+        part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return part
+
+
+def summed(gradient: Tensor) -> Tensor:
+    """The gradient, its pending sums over ranks carried out: those of partial DTensors have no norm before that."""
+    if not is_distributed(gradient):
+        return gradient
+    placements = _placements(gradient)
+    if not any(placement.is_partial() for placement in placements):
+        return gradient
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if placement.is_partial() else placement for placement in placements]
+    result: Tensor = gradient.redistribute(placements=whole)  # type: ignore[attr-defined]
+    return result
+
+
+def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) -> Tensor:
+    """Norm of each whole gradient from the norms of this rank's parts: |g| = (sum over the parts of |part|^p)^(1/p).
+
+    One collective for each group of ranks over which any gradient is sharded, whatever their number: one for FSDP2, and
+    none for gradients that every rank holds whole (plain ones, replicated DTensors). All ranks get the same numbers.
+
+    Args:
+        gradients: n of them, plain ones and DTensors of any meshes.
+        norms: shape (n,), of their local parts.
+        norm_type: p > 0, or inf.
+    """
+    split: dict[str, tuple[Any, list[int]]] = {}  # meshes may share a group of ranks
+    for position, gradient in enumerate(gradients):
+        if is_distributed(gradient):
+            for dimension, placement in enumerate(_placements(gradient)):
+                if not placement.is_replicate():  # `is_shard` is false for the strided shards of FSDP2 over TP
+                    group = _mesh(gradient).get_group(dimension)
+                    split.setdefault(group.group_name, (group, []))[1].append(position)
+    if not split:
+        return norms
+    whole = norms.double()
+    largest = torch.ones_like(whole)
+    if norm_type == inf or norms.dtype is torch.float64:  # powers of float32 norms fit float64
+        largest = _reduced(whole.nan_to_num(nan=inf, posinf=inf), split.values(), torch.distributed.ReduceOp.MAX)
+        if norm_type == inf:
+            return largest.to(norms.dtype)
+        largest = largest.clamp(min=torch.finfo(torch.float64).tiny)
+    powers = _reduced((whole / largest) ** norm_type, split.values(), torch.distributed.ReduceOp.SUM)
+    return (powers ** (1 / norm_type) * largest).to(norms.dtype)
+
+
+def _placements(gradient: Any) -> Sequence[Any]:
+    placements: Sequence[Any] = gradient.placements
+    return placements
+
+
+def _mesh(gradient: Any) -> Any:
+    return gradient.device_mesh
+
+
+def _reduced(values: Tensor, split: Collection[tuple[Any, list[int]]], operation: Any) -> Tensor:
+    values = values.clone()
+    for group, positions in split:
+        part = values if len(positions) == len(values) else values[positions]
+        torch.distributed.all_reduce(part, operation, group=group)
+        if part is not values:
+            values[positions] = part
+    return values

@@ -1,0 +1,179 @@
+"""The parameters of a clipper in groups, each with a policy and a response of its own."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autoclip.gate import Decision, Gate, RelearnAfter
+from autoclip.gradients import ALL, Norms, Source, group_by_parameter, kept_source, named_parameters
+from autoclip.policies import Policy
+from autoclip.policies.policy import Phase, Response, Scope
+from autoclip.shares import Share, group_norms
+
+
+class Groups:
+    """Which parameters there are, which group each belongs to, and the gate of every group.
+
+    Args:
+        source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer.
+        policy: of the one group of scope "global"; other scopes have a clone of it for each group.
+        scope: "global", "parameter" or "group".
+        response: of every gate.
+        patterns: for scope "group": group's name -> regular expression found in the parameters' names; None: the
+            parameter groups of the source.
+        relearn_after: of every gate.
+
+    Raises:
+        ValueError: there are no parameters, or patterns without scope "group".
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        policy: Policy,
+        scope: Scope,
+        response: Response,
+        patterns: Mapping[str, str] | None,
+        relearn_after: RelearnAfter,
+    ) -> None:
+        if patterns and scope != "group":
+            raise ValueError(f"groups are for scope='group', got scope={scope!r}")
+        self.policy = policy
+        self.scope = scope
+        self.parameters: dict[str, Tensor] = {}
+        self.gates: dict[str, Gate] = {}
+        self._response = response
+        self._patterns = dict(patterns) if patterns else None
+        self._relearn_after = relearn_after
+        self._optimizer = source if isinstance(source, Optimizer) else None
+        self._read(kept_source(source))
+
+    def read_added(self) -> None:
+        """Take in what was added to the optimizer that the parameters came from."""
+        if self._optimizer and sum(len(group["params"]) for group in self._optimizer.param_groups) != self._given:
+            self._read(self._optimizer)
+
+    def decide(self, gradients: Mapping[str, Tensor], norms: Norms, order: float, loss: float | None) -> list[Share]:
+        """Ask the policies, which learn; nothing is learned from a step that is not finite.
+
+        Args:
+            gradients: by parameter name.
+            norms: of those, before clipping.
+            order: of the norm.
+            loss: of the step.
+        """
+        finite = isfinite(norms.value)
+        bound = self.policy.warmup_total
+        together = min(1.0, bound / norms.value) if bound is not None and norms.value > 0 else 1.0
+
+        def decision(group: str, value: float) -> Decision:
+            gate = self.gates[group]
+            if not finite and isfinite(value):
+                return gate.look(value)
+            if bound is not None and finite and value > 0 and gate.policy.phase == "warmup":
+                return gate.decide_together(value, loss, together, bound)
+            return gate.decide(value, loss)
+
+        return self._shares(gradients, norms, order, decision)
+
+    def decide_as(
+        self, before: Mapping[str, Decision], gradients: Mapping[str, Tensor], norms: Norms, order: float
+    ) -> list[Share]:
+        """Decide on gradients computed anew within the same step, at its thresholds; nothing is learned."""
+        return self._shares(
+            gradients, norms, order, lambda group, value: self.gates[group].look(value, before.get(group))
+        )
+
+    def remove_gradients(self, groups: Collection[str] | None = None) -> None:
+        """Take the gradients away from the parameters of some groups, or of all."""
+        for name, parameter in self.parameters.items():
+            if groups is None or self._group_of[name] in groups:
+                parameter.grad = None
+
+    def kept(self, gradients: Mapping[str, Tensor], removed: Collection[str]) -> list[Tensor]:
+        """The gradients that do not belong to the removed groups."""
+        return [gradient for name, gradient in gradients.items() if self._group_of[name] not in removed]
+
+    def phase(self, shares: Sequence[Share]) -> Phase:
+        """Whether a group is in its warm-up, of those that took part in the step (or of all, where none did)."""
+        phases = [one.decision.phase for one in shares] or [gate.policy.phase for gate in self.gates.values()]
+        return "warmup" if "warmup" in phases else "active"
+
+    @property
+    def threshold(self) -> float | dict[str, float]:
+        """Threshold of the next step: a float for scope "global", else group's name -> threshold."""
+        if self.scope == "global":
+            return self.policy.threshold()
+        return {name: gate.policy.threshold() for name, gate in self.gates.items()}
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that were clipped, over all groups."""
+        active = sum(gate.active_steps for gate in self.gates.values())
+        return sum(gate.clipped_steps for gate in self.gates.values()) / active if active else 0.0
+
+    @property
+    def clip_rates(self) -> dict[str, float]:
+        """Group's name -> its clip rate."""
+        return {
+            name: gate.clipped_steps / gate.active_steps if gate.active_steps else 0.0
+            for name, gate in self.gates.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Group's name -> state of its gate."""
+        self.read_added()
+        return {name: gate.state_dict() for name, gate in self.gates.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy and the same groups.
+
+        Raises:
+            ValueError: the state is of another policy, or of other groups; nothing is changed.
+        """
+        self.read_added()
+        if state.keys() != self.gates.keys():
+            differing = sorted(state.keys() ^ self.gates.keys())
+            raise ValueError(
+                f"the state is of other groups than this Clipper's; not in both: {', '.join(differing[:5])}"
+            )
+        # First into copies, so that nothing is changed where one of the states does not fit.
+        for gates in ({name: self._new_gate(self.policy.clone()) for name in self.gates}, self.gates):
+            for name, gate in gates.items():
+                gate.load_state_dict(state[name])
+
+    def _shares(
+        self,
+        gradients: Mapping[str, Tensor],
+        norms: Norms,
+        order: float,
+        decision: Callable[[str, float], Decision],
+    ) -> list[Share]:
+        names = list(gradients)
+        if self.scope == "global":
+            return [Share(ALL, names, norms.total, norms.value, decision(ALL, norms.value))]
+        members: dict[str, list[int]] = {}
+        for position, name in enumerate(names):
+            members.setdefault(self._group_of[name], []).append(position)
+        totals, values = group_norms(list(members.values()), gradients, norms, order)
+        return [
+            Share(group, [names[position] for position in own], total, value, decision(group, value))
+            for (group, own), total, value in zip(members.items(), totals, values, strict=True)
+        ]
+
+    def _read(self, source: Source) -> None:
+        self.parameters = named_parameters(source)
+        if not self.parameters:
+            raise ValueError("the source holds no parameters: nothing can be clipped")
+        groups = self._optimizer.param_groups if self._optimizer else []
+        self._given = sum(len(group["params"]) for group in groups)
+        self._group_of = group_by_parameter(source, self.parameters, self.scope, self._patterns)
+        for name in self._group_of.values():
+            if name not in self.gates:
+                self.gates[name] = self._new_gate(self.policy if self.scope == "global" else self.policy.clone())
+
+    def _new_gate(self, policy: Policy) -> Gate:
+        return Gate(policy, self._response, self._relearn_after)
