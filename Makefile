@@ -4,11 +4,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
+INTEGRATIONS := .integrations/bin
+INTEGRATIONS_PACKAGES := tensorflow-cpu
+
 PARITY := .parity/bin
 PARITY_PACKAGES := zclip==1.0.0 pytorch_optimizer==4.1.0
 PYPI_AUTOCLIP := autoclip==0.2.1
 
-.PHONY: setup demo test check parity clean
+.PHONY: setup demo test check parity test-distributed test-integrations clean
 
 setup: .venv/ready
 
@@ -31,6 +34,21 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Several processes on this machine, started by torchrun.
+test-distributed: setup
+	$(BIN)/python -m pytest tests/distributed
+
+# The real trainers and TensorFlow (3 GB), in an environment of their own.
+test-integrations: .integrations/ready
+	$(INTEGRATIONS)/python -m pytest tests/integrations
+
+.integrations/ready: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .integrations
+	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
+		--editable '.[experiments,lightning,transformers]' pytest hypothesis $(INTEGRATIONS_PACKAGES)
+	touch $@
+
 # Compares with the packages that the rules come from, in an environment of their own.
 parity: .parity/ready
 	$(PARITY)/python -m pytest tests/parity
@@ -46,5 +64,5 @@ parity: .parity/ready
 	touch $@
 
 clean:
-	rm -rf .venv .parity build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .parity .integrations build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Trainers and other frameworks, each in a module that imports its framework: lightning, transformers, tensorflow."""
