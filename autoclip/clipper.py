@@ -9,7 +9,7 @@ from torch import Tensor
 from autoclip.claims import Claim
 from autoclip.clipping import ClipFn, Clipped, clip, clip_with, measure_all
 from autoclip.gate import Decision, RelearnAfter
-from autoclip.gradients import LeftGradients, Norms, Source, checked_norm_type, live_gradients, measure
+from autoclip.gradients import LeftGradients, Norms, Source, checked_norm_type, live_gradients
 from autoclip.groups import Groups
 from autoclip.losses import ProcessGroup, StepLoss, process_group
 from autoclip.notices import Notices
@@ -17,12 +17,10 @@ from autoclip.policies import NoClip, Policy, RunningQuantile
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
 from autoclip.shares import Share
+from autoclip.watch import Watch
 
 Mode = Literal["norm", "value", "agc"]
 OnNonfinite = Literal["skip", "propagate", "raise"]
-
-CHECKED_CLIPS = 3
-"""So many steps clipped by somebody else's function are measured afterwards."""
 
 
 class Clipper:
@@ -110,9 +108,9 @@ class Clipper:
         self._decisions: dict[str, Decision] = {}
         self._left: LeftGradients | None = None
         self.reported_losses: list[float | Tensor] = []
-        self._checks_left = CHECKED_CLIPS
         self._claim = Claim()
         self._notices = Notices()
+        self._watch = Watch()
         self._handles: list[Any] = []  # of the hooks that `attach` made
 
     def step(
@@ -176,7 +174,13 @@ class Clipper:
         mean = pending.read()
         shares = self._groups.decide(gradients, norms, self.norm_type, mean)
         self._measured = (list(gradients), norms.each)
-        return self._finish(self._clip(shares, gradients, norms), mean)
+        clipped = self._clip(shares, gradients, norms)
+        if clipped.kept and loss_scale is None and not self._handles:
+            first = self._parameters[next(iter(gradients))]
+            self._watch.expect(
+                first, norms.value * clipped.coefficient, clipped.threshold, self._norm_now, self._notices.say
+            )
+        return self._finish(clipped, mean)
 
     def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
         """Clip gradients that were computed anew within the same optimizer step, as a line search does.
@@ -304,7 +308,7 @@ class Clipper:
 
     def __getstate__(self) -> dict[str, Any]:
         # Weak references to gradients and hooks of an optimizer cannot be pickled, and mean nothing elsewhere.
-        return {**vars(self), "_left": None, "_handles": [], "_claim": Claim()}
+        return {**vars(self), "_left": None, "_handles": [], "_claim": Claim(), "_watch": Watch()}
 
     @property
     def _parameters(self) -> dict[str, Tensor]:
@@ -330,20 +334,12 @@ class Clipper:
         if not isfinite(clipped.value):
             self._meet_nonfinite("the norm that clip_fn returned")
         self._measured = None
-        if clipped.coefficient < 1 and clipped.kept and self._checks_left:
-            self._checks_left -= 1
-            self._check_clipped(clipped.value * clipped.coefficient)
+        if clipped.coefficient < 1 and clipped.kept:
+            self._watch.check(clipped.value * clipped.coefficient, self._norm_now, self._notices.say)
         return self._finish(clipped, loss[0])
 
-    def _check_clipped(self, limit: float) -> None:
-        """Warn where the norm of the gradients at hand, which are all or a part, is above what it was clipped to."""
-        norm = measure(live_gradients(self._parameters), self.norm_type).value
-        if norm > 1.01 * limit:
-            self._notices.say(
-                "unclipped",
-                f"clip_fn was to leave a norm of {limit:.4g}, but the gradients have {norm:.4g}: it clips others than "
-                f"those of this Clipper, or none, or they still carry the scale of a GradScaler (call unscale_ first)",
-            )
+    def _norm_now(self) -> float:
+        return measure_all(self._groups, live_gradients(self._parameters), self.mode, self.norm_type, None).value
 
     def _clip(self, shares: list[Share], gradients: Mapping[str, Tensor], norms: Norms) -> Clipped:
         skip = self.on_nonfinite == "skip"

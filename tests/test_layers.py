@@ -25,6 +25,7 @@ LAYERS = [
     "run_directory",
     "notices",
     "claims",
+    "watch",
     "losses",
     "groups",
     "clipping",
