@@ -1,22 +1,31 @@
 """What a user is told while training: each thing once."""
 
+import sys
 import warnings
+from types import FrameType
+
+INSIDE = {"autoclip", "torch", "keras", "tensorflow", "lightning", "pytorch_lightning", "transformers", "accelerate"}
+"""Packages whose lines a user did not write."""
 
 
 class Notices:
-    """Warnings by topic, of which the first of each topic is given."""
+    """Warnings by topic, of which the first of each topic is given, at the line outside of the library."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def say(self, topic: str, message: str, stacklevel: int = 3) -> None:
+    def say(self, topic: str, message: str) -> None:
         """Warn, unless something was said on the topic before.
 
         Args:
             topic: of the message.
             message: what is wrong, and the cure.
-            stacklevel: of the caller whose line is shown, as for `warnings.warn` called in the caller's place.
         """
-        if topic not in self._said:
-            self._said.add(topic)
-            warnings.warn(f"{message} (said once)", stacklevel=stacklevel + 1)
+        if topic in self._said:
+            return
+        self._said.add(topic)
+        level = 1
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INSIDE:
+            frame, level = frame.f_back, level + 1
+        warnings.warn(f"{message} (said once)", stacklevel=level)

@@ -1,5 +1,7 @@
 """The clipper as a hook of an optimizer: nothing else changes in the training loop."""
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -9,6 +11,9 @@ from torch.optim import Optimizer
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
 from autoclip.policies import Policy
+
+STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
+"""Where torch wraps `step` in a function that calls the hooks."""
 
 
 def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Any) -> Clipper:
@@ -92,6 +97,8 @@ class _ClipBeforeStep:
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if _is_nested(optimizer):
+            return None
         scaler = kwargs.get("grad_scaler")
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -126,6 +133,21 @@ class _ClipBeforeStep:
         if is_loss and not self.clipper.reported_losses:
             self.clipper.report_loss(returned)
         self.clipper.step(clip_fn=self.clip_fn, loss_scale=_loss_scale(optimizer, scaler))
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Whether the step was called from a step of the same optimizer, as where a subclass calls `super().step()`.
+
+    torch calls the hooks in both. It wraps the `step` of every class in one function, whose frames tell by the wrapped
+    `func` how many classes are at it; unlike a count kept by hooks, that holds after a step that raised.
+    """
+    steps = set()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == STEP_WRAPPER and frame.f_locals.get("self") is optimizer:
+            steps.add(frame.f_locals.get("func"))
+        frame = frame.f_back
+    return len(steps - {None}) > 1
 
 
 def _loss_scale(optimizer: Optimizer, scaler: Any) -> float | Tensor | None:

@@ -1,0 +1,62 @@
+"""The loss of a step: the mean over micro-batches; over ranks it is tested with several processes."""
+
+import pytest
+import torch
+import torch.distributed
+
+from autoclip.losses import StepLoss, process_group
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("losses", "mean"),
+    [
+        ([], None),
+        ([2.5], 2.5),
+        ([torch.tensor(2.5)], 2.5),
+        ([torch.tensor([[2.5]])], 2.5),
+        ([1.0, 2.0, 6.0], 3.0),
+        ([torch.tensor(1.0), 2.0, torch.tensor(6.0)], 3.0),
+        ([torch.tensor(1.0, requires_grad=True), torch.tensor(2.0, dtype=torch.float64)], 1.5),
+        ([7], 7.0),
+    ],
+)
+def test_the_mean_is_a_float(losses, mean):
+    assert StepLoss(losses, None, CPU).read() == mean
+
+
+def test_what_is_not_finite_stays_so():
+    assert StepLoss([1.0, float("inf")], None, CPU).read() == float("inf")
+    assert StepLoss([torch.tensor(float("nan"))], None, CPU).read() != 0
+
+
+def test_more_than_one_number_is_refused():
+    with pytest.raises(ValueError, match=r"one number, such as the mean over the batch, got shape \(3,\)"):
+        StepLoss([torch.zeros(3)], None, CPU)
+
+
+def test_without_processes_there_is_no_group():
+    assert process_group("world") is None
+    assert process_group(None) is None
+
+
+@pytest.fixture
+def world_of_one(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_alone_in_the_world_there_is_nothing_to_average(world_of_one):
+    assert process_group("world") is None
+
+
+@pytest.mark.parametrize("loss", [2.5, torch.tensor(2.5), torch.tensor(2.5, dtype=torch.float16)])
+def test_a_given_group_averages(world_of_one, loss):
+    group = torch.distributed.group.WORLD
+    assert process_group(group) is group
+    given = loss
+    assert StepLoss([loss], group, CPU).read() == 2.5
+    assert float(given) == 2.5
+    assert StepLoss([], group, CPU).read() is None

@@ -1,0 +1,642 @@
+"""`attach`: the clipper as a hook of an optimizer."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autoclip
+from autoclip import Clipper, Fixed, LossAwareQuantile, RunningQuantile, attach
+from autoclip.optimizer_hook import innermost
+from tests.small_network import Records, batch, equal, network, one_weight, weights_of
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "sgd fused": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=False),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "adagrad fused": lambda p: torch.optim.Adagrad(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
+STEPS = 12
+every_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
+
+
+def loss_of(net, step):
+    return F.mse_loss(net(batch(step)[0]), batch(step)[1])
+
+
+def norm_of(net):
+    return torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
+
+
+def loop(net, optimizer, steps, before_step=lambda: None):
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(net, step).backward()
+        before_step()
+        optimizer.step()
+
+
+class Norms:
+    """The norm of the gradients as the optimizer gets them, step by step: a hook behind the clipper's."""
+
+    def __init__(self, net, optimizer):
+        self.net = net
+        self.found = []
+        optimizer.register_step_pre_hook(self)
+
+    def __call__(self, optimizer, args, kwargs):
+        scale = getattr(optimizer, "grad_scale", None)
+        self.found.append(norm_of(self.net) / (1.0 if scale is None else scale.item()))
+
+
+def by_hand(kind, policy, steps=STEPS):
+    """The loop with `Clipper.step()` in it: its weights, records and clipper."""
+    net, records = network(), Records()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    clipper = Clipper(optimizer, policy, sinks=[records])
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(net, step)
+        loss.backward()
+        clipper.step(loss=loss)
+        optimizer.step()
+    return net, records, clipper
+
+
+@every_optimizer
+@pytest.mark.parametrize("policy", [lambda: Fixed(1.0), lambda: RunningQuantile(warmup_steps=4), LossAwareQuantile])
+def test_an_attached_clipper_does_what_a_call_in_the_loop_does(kind, policy):
+    expected, records, by_call = by_hand(kind, policy())
+    net, attached_records = network(), Records()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    clipper = attach(optimizer, policy(), sinks=[attached_records])
+    seen = Norms(net, optimizer)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(net, step)
+        loss.backward()
+        clipper.report_loss(loss)
+        optimizer.step()
+    assert equal(weights_of(net), weights_of(expected))
+    assert attached_records == records
+    assert clipper.state_dict() == by_call.state_dict()
+    assert all(norm <= record.threshold * (1 + 1e-6) for norm, record in zip(seen.found, records, strict=True))
+
+
+def test_by_default_the_policy_is_a_running_quantile():
+    assert isinstance(attach(torch.optim.SGD([one_weight()], lr=1.0)).policy, RunningQuantile)
+
+
+@every_optimizer
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_gradients_are_clipped_after_a_closure_made_them_and_its_loss_is_learned(kind, by_keyword):
+    expected, records, _ = by_hand(kind, LossAwareQuantile())
+    net, attached_records = network(), Records()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    attach(optimizer, LossAwareQuantile(), sinks=[attached_records])
+    for step in range(STEPS):
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            loss = loss_of(net, step)
+            loss.backward()
+            return loss
+
+        loss = optimizer.step(closure=closure) if by_keyword else optimizer.step(closure)
+        assert loss.item() == pytest.approx(attached_records[-1].loss)
+    assert equal(weights_of(net), weights_of(expected))
+    assert attached_records == records
+
+
+def test_a_closure_of_none_is_no_closure():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, Fixed(1.0))
+    loss_of(net, 5).backward()
+    optimizer.step(None)
+    assert clipper.last.clipped
+    assert norm_of(net) == pytest.approx(1.0)
+
+
+def test_a_reported_loss_comes_before_what_a_closure_returns():
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    clipper = attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        (3 * weight).sum().backward()
+        return torch.tensor(5.0)
+
+    clipper.report_loss(2.0)
+    optimizer.step(closure)
+    assert clipper.last.loss == 2.0
+    optimizer.step(closure)
+    assert clipper.last.loss == 5.0
+
+
+def test_a_closure_may_return_anything():
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    clipper = attach(optimizer)
+    for returned in (None, "text", torch.zeros(3)):
+
+        def closure(returned=returned):
+            optimizer.zero_grad()
+            (3 * weight).sum().backward()
+            return returned
+
+        assert optimizer.step(closure) is returned
+        assert clipper.last.loss is None
+    assert clipper.state_dict()["steps"] == 3
+
+
+def test_a_line_search_is_clipped_at_one_threshold_and_observed_once():
+    net, records, norms = network(), Records(), []
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
+    clipper = attach(optimizer, RunningQuantile(50, warmup_steps=2), sinks=[records])
+    thresholds = []
+    for step in range(8):
+        allowed = clipper.threshold
+
+        def closure(step=step):
+            if norms and norms[-1][0] == step:  # the gradients that the optimizer got from the evaluation before
+                norms[-1].append(norm_of(net))
+            optimizer.zero_grad()
+            loss = loss_of(net, step)
+            loss.backward()
+            norms.append([step])
+            return loss
+
+        optimizer.step(closure)
+        thresholds.append(allowed)
+    assert len(records) == 8
+    evaluations = [sum(1 for found in norms if found[0] == step) for step in range(8)]
+    assert max(evaluations) > 2
+    left = [(found[0], found[1]) for found in norms if len(found) == 2]
+    assert len(left) > 8
+    assert all(norm <= thresholds[step] * (1 + 1e-5) for step, norm in left)
+    assert any(norm >= thresholds[step] * (1 - 1e-5) for step, norm in left)
+
+
+@every_optimizer
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("policy", [lambda: Fixed(1.0), lambda: RunningQuantile(warmup_steps=3)])
+def test_under_a_grad_scaler_norms_are_true_and_weights_are_as_without(kind, unscale, policy):
+    """The scale of 1024 is a power of two: nothing is rounded by it."""
+    expected, records, _ = by_hand(kind, policy())
+    net, attached_records = network(), Records()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    clipper = attach(optimizer, policy(), sinks=[attached_records])
+    seen = Norms(net, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(net, step)
+        scaler.scale(loss).backward()
+        clipper.report_loss(loss)
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    for found, wanted in zip(attached_records, records, strict=True):
+        assert found.total_norm == pytest.approx(wanted.total_norm, rel=1e-5)
+        assert found.threshold == pytest.approx(wanted.threshold, rel=1e-5)
+        assert found.clipped == wanted.clipped
+    assert all(norm <= record.threshold * (1 + 1e-6) for norm, record in zip(seen.found, attached_records, strict=True))
+    for parameter, other in zip(net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["value", "agc"])
+def test_other_modes_look_through_the_scale_too(mode):
+    left = []
+    for scale in (1.0, 2.0**12):
+        net = network()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+        clipper = attach(optimizer, Fixed(0.05), mode=mode)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(loss_of(net, 5)).backward()
+        scaler.step(optimizer)
+        assert clipper.last.clipped
+        left.append(([p.grad.clone() for p in net.parameters()], clipper.last))
+    (gradients, record), (scaled, scaled_record) = left
+    assert record == scaled_record
+    assert equal(gradients, scaled)
+
+
+@every_optimizer
+@pytest.mark.parametrize("unscale", [False, True])
+def test_an_overflow_step_is_none(kind, unscale):
+    """The scaler leaves the step out; nothing is observed, and the gradients are not taken from it."""
+    net = network()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    clipper = attach(optimizer, RunningQuantile(warmup_steps=3))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    sizes = []
+    for step in range(6):
+        before = weights_of(net)
+        optimizer.zero_grad()
+        loss = loss_of(net, step) * (float("inf") if step == 3 else 1.0)
+        scaler.scale(loss).backward()
+        clipper.report_loss(loss)
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        sizes.append(scaler.get_scale())
+        assert equal(weights_of(net), before) == (step == 3)
+    assert sizes == [2.0**10] * 3 + [2.0**9] * 3
+    assert clipper.state_dict()["steps"] == 5
+    assert clipper.policy.nonfinite_norms == 0
+    assert isinstance(clipper.last.loss, float)
+
+
+def test_an_optimizer_that_is_given_the_scaler_is_looked_through():
+    class TakesScaler(torch.optim.SGD):
+        _step_supports_amp_scaling = True
+
+        def step(self, closure=None, grad_scaler=None):
+            if grad_scaler is not None:
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.grad /= grad_scaler.get_scale()
+            return super().step(closure)
+
+    net = network()
+    optimizer = TakesScaler(net.parameters(), lr=0.01)
+    clipper = attach(optimizer, Fixed(1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    expected = network()
+    loss_of(expected, 5).backward()
+    scaler.scale(loss_of(net, 5)).backward()
+    with pytest.warns(FutureWarning, match="passing itself"):
+        scaler.step(optimizer)
+    assert clipper.last.total_norm == pytest.approx(norm_of(expected), rel=1e-6)
+    assert norm_of(net) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_a_subclass_that_calls_the_step_of_its_base_takes_one_step(with_closure):
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            if self.state.setdefault("steps", 0) == 3:
+                self.state["steps"] += 1
+                raise RuntimeError("out of memory")
+            self.state["steps"] += 1
+            return super().step(closure)
+
+    def train(optimizer):
+        for step in range(8):
+
+            def closure(step=step):
+                optimizer.zero_grad()
+                loss = loss_of(net, step)
+                loss.backward()
+                return loss
+
+            if not with_closure:
+                closure()
+            try:
+                optimizer.step(closure if with_closure else None)
+            except RuntimeError:
+                continue
+
+    net = network()
+    optimizer = Counting(net.parameters(), lr=0.01)
+    clipper = attach(optimizer, Fixed(1.0))
+    train(optimizer)
+    assert clipper.state_dict()["steps"] == 8 - with_closure
+    assert norm_of(net) <= 1.0
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_under_accumulation_the_loss_is_the_mean_and_the_step_one(divided):
+    net, records = network(), Records()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, LossAwareQuantile(), sinks=[records])
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        parts = []
+        for part in range(4):
+            loss = loss_of(net, 4 * step + part)
+            (loss / 4).backward()
+            clipper.report_loss(loss if not divided else loss.item())
+            parts.append(loss.item())
+        optimizer.step()
+        losses.append(sum(parts) / 4)
+    assert [record.loss for record in records] == pytest.approx(losses)
+
+
+def test_a_reported_loss_is_kept_as_it_was():
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    clipper = attach(optimizer)
+    loss = torch.tensor(2.0)
+    clipper.report_loss(loss)
+    loss += 5
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    assert clipper.last.loss == 2.0
+
+
+def test_several_optimizers_have_a_clipper_each():
+    first, second = network(0), network(1)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.01) for net in (first, second)]
+    clippers = [attach(optimizer, Fixed(limit)) for optimizer, limit in zip(optimizers, (1.0, 0.1), strict=True)]
+    for _ in range(2):
+        (loss_of(first, 5) + loss_of(second, 5)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert norm_of(first) == pytest.approx(1.0, rel=1e-5)
+        assert norm_of(second) == pytest.approx(0.1, rel=1e-5)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    assert [clipper.state_dict()["steps"] for clipper in clippers] == [2, 2]
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_parameter_groups_are_clipped_together_or_each_by_itself(scope):
+    net = network()
+    groups = [{"params": list(net[0].parameters()), "name": "first"}, {"params": list(net[2].parameters())}]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    clipper = attach(optimizer, Fixed(0.5), scope=scope)
+    loss_of(net, 5).backward()
+    optimizer.step()
+    together = [0.5] if scope == "global" else [0.5, 0.5]
+    measured = [norm_of(net)] if scope == "global" else [norm_of(net[0]), norm_of(net[2])]
+    assert measured == pytest.approx(together, rel=1e-5)
+    assert list(clipper.policies) == (["all"] if scope == "global" else ["first", "group1"])
+
+
+def test_a_group_added_later_is_clipped_too():
+    net = network()
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.01)
+    clipper = attach(optimizer, Fixed(0.5))
+    optimizer.add_param_group({"params": list(net[2].parameters())})
+    loss_of(net, 5).backward()
+    optimizer.step()
+    assert norm_of(net) == pytest.approx(0.5, rel=1e-5)
+    assert clipper.last.step == 0
+
+
+def test_names_are_those_of_the_optimizer():
+    net = network()
+    optimizer = torch.optim.SGD(net.named_parameters(), lr=0.01)
+    clipper = attach(optimizer)
+    loss_of(net, 0).backward()
+    optimizer.step()
+    assert list(clipper.layer_norms()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about the profiler
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adamw fused"])
+def test_a_compiled_step_has_no_more_graphs_than_without_a_clipper(kind):
+    def graphs(attached):
+        compiled = []
+
+        def backend(module, inputs):
+            compiled.append(module)
+            return module.forward
+
+        torch._dynamo.reset()
+        net = network()
+        optimizer = OPTIMIZERS[kind](net.parameters())
+        clipper = attach(optimizer, RunningQuantile(warmup_steps=3)) if attached else None
+        step = torch.compile(optimizer.step, backend=backend)
+        for at in range(STEPS):
+            optimizer.zero_grad()
+            loss_of(net, at).backward()
+            limit = clipper.threshold if clipper else float("inf")
+            step()
+            assert norm_of(net) <= limit * (1 + 1e-5)
+        assert clipper is None or clipper.state_dict()["steps"] == STEPS
+        return len(compiled)
+
+    assert graphs(attached=True) == graphs(attached=False)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adamw fused"])
+def test_a_step_with_nan_has_no_effect(kind):
+    net = network()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    clipper = attach(optimizer, RunningQuantile(warmup_steps=2))
+    for step in range(6):
+        before = weights_of(net)
+        optimizer.zero_grad()
+        loss = loss_of(net, step)
+        loss.backward()
+        if step == 4:
+            net[0].weight.grad[0, 0] = float("nan")
+            with pytest.warns(UserWarning, match="no effect on the parameters"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert equal(weights_of(net), before) == (step == 4)
+    assert clipper.skipped_steps == 1
+
+
+def test_detach_takes_it_off():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, Fixed(0.1))
+    clipper.detach()
+    loss_of(net, 5).backward()
+    before = norm_of(net)
+    optimizer.step()
+    assert norm_of(net) == before
+    assert clipper.last is None
+    clipper.detach()
+    attach(optimizer, Fixed(0.1))
+    optimizer.step()
+    assert norm_of(net) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_a_second_clipper_on_the_same_optimizer_is_refused():
+    optimizer = torch.optim.SGD([one_weight()], lr=1.0)
+    attach(optimizer)
+    with pytest.raises(ValueError, match=r"already; call its detach\(\) first"):
+        attach(optimizer)
+
+
+def test_a_clipper_in_the_loop_beside_an_attached_one_is_told():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    attach(optimizer, Fixed(0.5))
+    other = Clipper(net, Fixed(1.0))
+    with pytest.warns(UserWarning, match="another clipper clips the same parameters"):
+        loop(net, optimizer, 3, before_step=other.step)
+
+
+def test_calling_step_of_an_attached_clipper_in_the_loop_counts_once():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, Fixed(0.5))
+    with pytest.warns(UserWarning, match="called again on the same gradients"):
+        loop(net, optimizer, 3, before_step=clipper.step)
+    assert clipper.state_dict()["steps"] == 3
+
+
+def test_stale_gradients_are_told_once():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, Fixed(0.5))
+    loss_of(net, 5).backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"call zero_grad\(\) and backward\(\) before it"):
+        optimizer.step()
+    optimizer.step()
+    assert clipper.state_dict()["steps"] == 1
+
+
+def test_a_step_without_gradients_is_told():
+    optimizer = torch.optim.SGD([one_weight()], lr=1.0)
+    attach(optimizer)
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("norm", [5.0, 0.5])
+def test_somebody_elses_function_clips_at_the_threshold(norm):
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    asked = []
+
+    def clip_fn(max_norm):
+        asked.append(max_norm)
+        return nn.utils.clip_grad_norm_([weight], max_norm)
+
+    clipper = attach(optimizer, Fixed(1.0), clip_fn=clip_fn)
+    weight.grad = torch.tensor([norm])
+    optimizer.step()
+    assert asked == [1.0]
+    assert -weight.item() == pytest.approx(min(norm, 1.0), rel=1e-5)
+    assert clipper.last.total_norm == norm
+
+
+def test_somebody_elses_function_under_a_line_search():
+    net, records = network(), Records()
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=4)
+    asked = []
+
+    def clip_fn(max_norm):
+        asked.append(max_norm)
+        return nn.utils.clip_grad_norm_(net.parameters(), max_norm)
+
+    attach(optimizer, Fixed(0.5), clip_fn=clip_fn, sinks=[records])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net, 5)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert len(records) == 1
+    assert len(asked) > 2
+    assert set(asked) == {0.5}
+
+
+class Wrapper:
+    """As trainers wrap optimizers: `step` and the groups are passed on, hooks are not."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+
+def test_wrappers_are_looked_through():
+    weight = one_weight()
+    optimizer = Wrapper(Wrapper(torch.optim.SGD([weight], lr=1.0)))
+    clipper = attach(optimizer, Fixed(1.0))
+    weight.grad = torch.tensor([5.0])
+    optimizer.step()
+    assert weight.item() == pytest.approx(-1.0, rel=1e-5)
+    assert clipper.last.clipped
+    assert innermost(optimizer) is optimizer.optimizer.optimizer
+
+
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), None, "sgd", [torch.zeros(2)]])
+def test_what_is_no_optimizer_is_refused(given):
+    with pytest.raises(TypeError, match="needs an optimizer of torch or a wrapper around one"):
+        attach(given)
+
+
+def test_an_engine_that_clips_by_itself_is_refused():
+    engine = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})()
+    with pytest.raises(ValueError, match="gradient_clipping in its configuration"):
+        attach(engine)
+
+
+def test_wrong_options_are_those_of_the_clipper():
+    with pytest.raises(TypeError, match="policy must be a Policy"):
+        attach(torch.optim.SGD([one_weight()], lr=1.0), 1.0)
+    with pytest.raises(TypeError, match="scop"):
+        attach(torch.optim.SGD([one_weight()], lr=1.0), scop="global")
+
+
+def test_a_copied_optimizer_has_no_clipper_and_a_copied_clipper_no_optimizer():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, RunningQuantile(warmup_steps=1))
+    loss_of(net, 0).backward()
+    optimizer.step()
+    assert not copy.deepcopy(optimizer)._optimizer_step_pre_hooks
+    copied = copy.deepcopy(clipper)
+    assert copied.state_dict() == clipper.state_dict()
+    copied.detach()
+    assert optimizer._optimizer_step_pre_hooks
+
+
+def test_resume_through_state_dicts_is_exact(tmp_path):
+    def start():
+        net = network()
+        optimizer = OPTIMIZERS["adamw"](net.parameters())
+        return net, optimizer, attach(optimizer, RunningQuantile(warmup_steps=4))
+
+    def train(net, optimizer, clipper, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            loss = loss_of(net, step)
+            loss.backward()
+            clipper.report_loss(loss)
+            optimizer.step()
+
+    whole = start()
+    train(*whole, range(20))
+    first = start()
+    train(*first, range(9))
+    torch.save([part.state_dict() for part in first], tmp_path / "state.pt")
+    second = start()
+    for part, state in zip(second, torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    train(*second, range(9, 20))
+    assert equal(weights_of(second[0]), weights_of(whole[0]))
+    assert second[2].state_dict() == whole[2].state_dict()
+
+
+def test_nothing_keeps_a_dropped_optimizer_alive():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    attach(optimizer)
+    loss_of(net, 0).backward()
+    optimizer.step()
+    kept = weakref.ref(optimizer)
+    del optimizer, net
+    gc.collect()
+    assert kept() is None
+
+
+def test_it_is_a_public_name():
+    assert autoclip.attach is attach
+    assert "attach" in dir(autoclip)
