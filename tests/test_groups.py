@@ -1,0 +1,101 @@
+"""The groups of a clipper: what is decided for each, and what is taken away from it."""
+
+import pytest
+import torch
+from torch import nn
+
+from autoclip import Fixed, RunningQuantile
+from autoclip.gradients import live_gradients, measure
+from autoclip.groups import Groups
+from tests.grouped import LAYERS, backward
+from tests.small_network import network
+
+
+def groups_of(net, policy=None, scope="group", patterns=LAYERS, response="scale"):
+    return Groups(net, policy or Fixed(0.5), scope, response, patterns, "auto")
+
+
+def decided(groups, net, loss=None):
+    gradients = live_gradients(groups.parameters)
+    return groups.decide(gradients, measure(gradients), 2.0, loss)
+
+
+def test_every_parameter_is_in_one_group_with_a_policy_of_its_own():
+    net = network()
+    groups = groups_of(net)
+    backward(net, 0)
+    shares = decided(groups, net)
+    assert {one.group: list(one.names) for one in shares} == {
+        "first": ["0.weight", "0.bias"],
+        "last": ["2.weight", "2.bias"],
+    }
+    assert groups.gates["first"].policy is not groups.gates["last"].policy
+    assert [one.value for one in shares] == pytest.approx(
+        [torch.cat([p.grad.flatten() for p in layer.parameters()]).norm().item() for layer in (net[0], net[2])]
+    )
+
+
+def test_the_one_group_of_scope_global_has_the_policy_itself():
+    policy = Fixed(1.0)
+    assert groups_of(network(), policy, scope="global", patterns=None).gates["all"].policy is policy
+
+
+def test_deciding_learns_and_deciding_again_as_before_does_not():
+    net = network()
+    groups = groups_of(net, RunningQuantile(warmup_steps=2), scope="global", patterns=None)
+    for step in range(4):
+        backward(net, step)
+        shares = decided(groups, net)
+    before, state = {one.group: one.decision for one in shares}, groups.state_dict()
+    for parameter in net.parameters():
+        parameter.grad *= 100
+    gradients = live_gradients(groups.parameters)
+    (again,) = groups.decide_as(before, gradients, measure(gradients), 2.0)
+    assert again.decision.threshold == before["all"].threshold != groups.threshold
+    assert again.decision.clipped
+    assert groups.state_dict() == state
+
+
+def test_gradients_are_taken_from_some_groups_or_all():
+    net = network()
+    groups = groups_of(net)
+    backward(net, 0)
+    gradients = live_gradients(groups.parameters)
+    assert len(groups.kept(gradients, {"first"})) == 2
+    groups.remove_gradients({"first"})
+    assert [p.grad is None for p in net.parameters()] == [True, True, False, False]
+    groups.remove_gradients()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_the_phase_is_that_of_the_groups_that_took_part():
+    net = network()
+    groups = groups_of(net, RunningQuantile(warmup_steps=2))
+    for step in range(3):
+        backward(net, step)
+        net[2].weight.grad = net[2].bias.grad = None
+        shares = decided(groups, net)
+    assert groups.phase(shares) == "active"
+    assert groups.phase([]) == "warmup"
+
+
+def test_patterns_without_scope_group_and_empty_sources_are_refused():
+    with pytest.raises(ValueError, match="groups are for scope='group', got scope='global'"):
+        groups_of(network(), scope="global")
+    with pytest.raises(ValueError, match="holds no parameters"):
+        groups_of(nn.Identity(), scope="global", patterns=None)
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    net = network()
+    groups, other = groups_of(net), groups_of(net, scope="parameter", patterns=None)
+    backward(net, 0)
+    decided(groups, net)
+    state = groups.state_dict()
+    with pytest.raises(ValueError, match="other groups than this Clipper's; not in both: 0.bias"):
+        groups.load_state_dict(other.state_dict())
+    broken = {name: dict(gate) for name, gate in state.items()}
+    broken["last"]["active_steps"] = -1
+    with pytest.raises(ValueError, match="whole numbers"):
+        groups.load_state_dict(broken)
+    assert groups.state_dict() == state
