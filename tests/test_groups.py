@@ -92,7 +92,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     backward(net, 0)
     decided(groups, net)
     state = groups.state_dict()
-    with pytest.raises(ValueError, match="other groups than this Clipper's; not in both: 0.bias"):
+    with pytest.raises(ValueError, match=r"other groups than this Clipper's; not in both: 0\.bias"):
         groups.load_state_dict(other.state_dict())
     broken = {name: dict(gate) for name, gate in state.items()}
     broken["last"]["active_steps"] = -1

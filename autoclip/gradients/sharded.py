@@ -37,6 +37,17 @@ def summed(gradient: Tensor) -> Tensor:
     return result
 
 
+def sharded_over(tensor: Any) -> list[tuple[Any, int]]:
+    """The groups of ranks over which a tensor is sharded, each with the dimension of the tensor that it divides."""
+    if not is_distributed(tensor):
+        return []
+    return [
+        (tensor.device_mesh.get_group(mesh_dimension), placement.dim)
+        for mesh_dimension, placement in enumerate(tensor.placements)
+        if not placement.is_replicate()  # `is_shard` is false for the strided shards of FSDP2 over TP
+    ]
+
+
 def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) -> Tensor:
     """Norm of each whole gradient from the norms of this rank's parts: |g| = (sum over the parts of |part|^p)^(1/p).
 
@@ -50,11 +61,8 @@ def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) ->
     """
     split: dict[str, tuple[Any, list[int]]] = {}  # meshes may share a group of ranks
     for position, gradient in enumerate(gradients):
-        if is_distributed(gradient):
-            for dimension, placement in enumerate(_placements(gradient)):
-                if not placement.is_replicate():  # `is_shard` is false for the strided shards of FSDP2 over TP
-                    group = _mesh(gradient).get_group(dimension)
-                    split.setdefault(group.group_name, (group, []))[1].append(position)
+        for group, _ in sharded_over(gradient):
+            split.setdefault(group.group_name, (group, []))[1].append(position)
     if not split:
         return norms
     whole = norms.double()
@@ -71,10 +79,6 @@ def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) ->
 def _placements(gradient: Any) -> Sequence[Any]:
     placements: Sequence[Any] = gradient.placements
     return placements
-
-
-def _mesh(gradient: Any) -> Any:
-    return gradient.device_mesh
 
 
 def _reduced(values: Tensor, split: Collection[tuple[Any, list[int]]], operation: Any) -> Tensor:

@@ -1,13 +1,15 @@
 """Unit-wise adaptive gradient clipping: a gradient is measured against the weights that it changes."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from autoclip.gradients.norms import Norms
+from autoclip.gradients.sharded import local_part, sharded_over, whole_norms
 from autoclip.gradients.shrink import own_memory_
 from autoclip.gradients.source import Source, live_gradients, named_parameters
 
@@ -102,23 +104,49 @@ def limit_units_(
         eps: least norm of a unit's weights.
         wide: the squares of the gradients overflow float32.
     """
-    own_memory_(gradients)
-    for gradient, weight in zip(gradients, weights, strict=True):
-        norms = _unit_norms(gradient, wide)
-        limits = factor * _unit_norms(weight, wide).clamp(min=eps)
-        gradient.mul_(torch.where(norms > limits, limits / norms, 1.0))
+    all_norms, all_limits = _unit_norms(gradients, wide), _unit_norms(weights, wide)
+    parts = [local_part(gradient) for gradient in gradients]
+    own_memory_(parts)
+    for part, norms, weight_norms in zip(parts, all_norms, all_limits, strict=True):
+        limits = factor * weight_norms.clamp(min=eps)
+        part.mul_(torch.where(norms > limits, limits / norms, 1.0))
 
 
 def _largest_ratios(gradients: Sequence[Tensor], weights: Sequence[Tensor], eps: float, wide: bool = False) -> Tensor:
     ratios = [
-        (_unit_norms(gradient, wide) / _unit_norms(weight, wide).clamp(min=eps)).max()
-        for gradient, weight in zip(gradients, weights, strict=True)
+        (norms / weight_norms.clamp(min=eps)).amax() if norms.numel() else norms.new_zeros(())
+        for norms, weight_norms in zip(_unit_norms(gradients, wide), _unit_norms(weights, wide), strict=True)
     ]
-    return torch.stack([ratio.to(ratios[0].device) for ratio in ratios])
+    return whole_norms(gradients, torch.stack([ratio.to(ratios[0].device) for ratio in ratios]), inf)
 
 
-def _unit_norms(values: Any, wide: bool) -> Tensor:
-    """Norm of each unit in float32 (float64 for float64, or if wide), of a shape that broadcasts over the values.
+def _unit_norms(tensors: Sequence[Tensor], wide: bool) -> list[Tensor]:
+    """Norm of each unit at hand, in float32 (float64 for float64, or if wide), in a shape that broadcasts over them.
+
+    Of DTensors those units are at hand of which this rank holds a part; each tensor's norms are of whole units.
+    """
+    norms = [_local_unit_norms(local_part(tensor), wide) for tensor in tensors]
+    split: dict[str, tuple[Any, list[int]]] = {}
+    for position, tensor in enumerate(tensors):
+        for group, dimension in sharded_over(tensor):
+            if tensor.ndim < 2 or dimension != 0:
+                split.setdefault(group.group_name, (group, []))[1].append(position)
+    for group, positions in split.values():
+        for position, whole in zip(positions, _summed_squares([norms[at] for at in positions], group), strict=True):
+            norms[position] = whole
+    return norms
+
+
+def _summed_squares(norms: Sequence[Tensor], group: Any) -> list[Tensor]:
+    """Root of the sum of squares over the ranks of a group, of all in one collective."""
+    squares = torch.cat([norm.double().flatten() for norm in norms]).square()
+    torch.distributed.all_reduce(squares, group=group)
+    parts = squares.sqrt().split([norm.numel() for norm in norms])
+    return [part.view_as(norm).to(norm.dtype) for part, norm in zip(parts, norms, strict=True)]
+
+
+def _local_unit_norms(values: Any, wide: bool) -> Tensor:
+    """Norm of each unit of a plain tensor.
 
     One number for a vector has one dimension still, or half-precision values would be multiplied by a rounded factor.
     """
