@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autoclip.lab.clip_section import from_config
     from autoclip.optimizer_hook import attach
     from autoclip.records import ClipRecord
+    from autoclip.tuning.replay import replay
 
 _WHEN_USED = {
     "Clipper": "autoclip.clipper",
@@ -42,6 +43,7 @@ _WHEN_USED = {
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
     "from_config": "autoclip.lab.clip_section",
+    "replay": "autoclip.tuning.replay",
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "from_config",
+    "replay",
     "sinks",
 ]
 

@@ -82,6 +82,13 @@ class Gate:
         clipped = isfinite(norm) and norm > threshold
         return Decision(threshold, phase, clipped, self._left(norm, threshold, phase) if clipped else norm)
 
+    def decide_alone(self, norm: float, loss: float | None) -> Decision:
+        """Decide on the norm of all gradients where this gate's is the only group."""
+        bound = self.policy.warmup_total
+        if bound is None or not 0 < norm < inf or self.policy.phase == "active":
+            return self.decide(norm, loss)
+        return self.decide_together(norm, loss, min(1.0, bound / norm), bound)
+
     def decide_together(self, norm: float, loss: float | None, coefficient: float, bound: float) -> Decision:
         """Decide on a norm in the warm-up of a policy that bounds the norm of all groups together.
 

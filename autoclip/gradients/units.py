@@ -141,7 +141,7 @@ def _summed_squares(norms: Sequence[Tensor], group: Any) -> list[Tensor]:
     """Root of the sum of squares over the ranks of a group, of all in one collective."""
     squares = torch.cat([norm.double().flatten() for norm in norms]).square()
     torch.distributed.all_reduce(squares, group=group)
-    parts = squares.sqrt().split([norm.numel() for norm in norms])
+    parts = torch.split(squares.sqrt(), [norm.numel() for norm in norms])
     return [part.view_as(norm).to(norm.dtype) for part, norm in zip(parts, norms, strict=True)]
 
 

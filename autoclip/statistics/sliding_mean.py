@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterable
-from math import fsum, sqrt
+from math import frexp, fsum, sqrt
+from operator import mul
 from typing import Any
 
 
@@ -48,11 +49,15 @@ class SlidingMean:
     def std(self) -> float:
         """Standard deviation of the values in the window, unbiased (n - 1); 0 for a single one."""
         mean, count = self.get(), len(self._values)
-        largest = max(abs(value - mean) for value in self._values)
+        differences = [value - mean for value in self._values]
+        largest = max(max(differences), -min(differences))
         if count < 2 or largest == 0:
             return 0.0
-        # Shares of the largest difference: their squares neither overflow nor vanish.
-        return float(largest * sqrt(fsum(((value - mean) / largest) ** 2 for value in self._values) / (count - 1)))
+        unit = 1.0
+        if not 1e-100 < largest < 1e100:  # their squares could overflow or vanish
+            unit = 2.0 ** (frexp(largest)[1] - 1)
+            differences = [difference / unit for difference in differences]
+        return unit * sqrt(fsum(map(mul, differences, differences)) / (count - 1))
 
     def state_dict(self) -> dict[str, Any]:
         """The values in the order of their arrival."""

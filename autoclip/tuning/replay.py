@@ -1,0 +1,191 @@
+"""Replay: what a policy would have done to norms that were recorded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoclip.gate import Gate, RelearnAfter
+from autoclip.policies import Policy
+from autoclip.policies.policy import Response
+
+ROLLING_STEPS = 200
+"""Number of steps over which the rolling clip rate is taken."""
+SPIKE_STEPS = 128
+SPIKE_SIGMAS = 6.0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a policy does to a sequence of norms, step by step.
+
+    Attributes:
+        policy: as it would be written.
+        norms: (n,) before clipping.
+        thresholds: (n,) in force at each step; inf: none.
+        left: (n,) norms after clipping; 0 where the step is skipped, NaN or inf where the norm is.
+        active: (n,) bool: after the warm-up, with a norm that is finite and above zero; only these count in the rates.
+        clipped: (n,) bool: the norm lay above the threshold, in the warm-up too.
+        relearned: number of times that the policy began anew.
+    """
+
+    policy: str
+    norms: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    left: NDArray[np.float64]
+    active: NDArray[np.bool_]
+    clipped: NDArray[np.bool_]
+    relearned: int
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that are clipped; NaN without one."""
+        return float(self.clipped[self.active].mean()) if self.active.any() else float("nan")
+
+    @property
+    def skip_rate(self) -> float:
+        """Share of the active steps that are skipped; NaN without one."""
+        return float((self.left[self.active] == 0).mean()) if self.active.any() else float("nan")
+
+    def rolling_clip_rates(self, window: int = ROLLING_STEPS) -> NDArray[np.float64]:
+        """Clip rate of every `window` active steps in a row; fewer steps than that give none."""
+        clipped = self.clipped[self.active].astype(np.float64)
+        if len(clipped) < window:
+            return np.empty(0)
+        sums = np.concatenate([[0.0], clipped.cumsum()])
+        return np.asarray((sums[window:] - sums[:-window]) / window)
+
+    @property
+    def longest_streak(self) -> int:
+        """Largest number of active steps clipped in a row: long ones mean that the threshold does not follow."""
+        clipped = np.concatenate([[False], self.clipped[self.active], [False]])
+        changes = np.flatnonzero(clipped[1:] != clipped[:-1])
+        return int((changes[1::2] - changes[::2]).max(initial=0))
+
+    @property
+    def caught_spikes(self) -> tuple[int, int]:
+        """Number of spikes among the active steps that are clipped, and of all of them (see `spikes`)."""
+        at = spikes(self.norms) & self.active
+        return int((at & self.clipped).sum()), int(at.sum())
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean share of the norm that is left, over the active steps; NaN without one."""
+        if not self.active.any():
+            return float("nan")
+        return float((self.left[self.active] / self.norms[self.active]).mean())
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as plain values; what JSON cannot hold is None."""
+        rolling = self.rolling_clip_rates()
+        caught, total = self.caught_spikes
+        final = float(self.thresholds[-1]) if len(self.thresholds) else inf
+        figures: dict[str, Any] = {
+            "policy": self.policy,
+            "steps": len(self.norms),
+            "active_steps": int(self.active.sum()),
+            "clip_rate": self.clip_rate,
+            "rolling_clip_rate_min": float(rolling.min()) if len(rolling) else None,
+            "rolling_clip_rate_max": float(rolling.max()) if len(rolling) else None,
+            "skip_rate": self.skip_rate,
+            "mean_coefficient": self.mean_coefficient,
+            "spikes": total,
+            "spikes_clipped": caught,
+            "longest_streak": self.longest_streak,
+            "relearned": self.relearned,
+            "final_threshold": final,
+        }
+        return {
+            name: None if isinstance(value, float) and not isfinite(value) else value for name, value in figures.items()
+        }
+
+
+def replay(
+    norms: Sequence[float] | NDArray[Any],
+    policy: Policy,
+    *,
+    losses: Sequence[float] | NDArray[Any] | None = None,
+    response: Response | None = None,
+    relearn_after: RelearnAfter = "auto",
+) -> Replay:
+    """Fold a policy over recorded norms, exactly as a training loop with these norms would have.
+
+    The norms are those of a training that was clipped in its own way, or not at all: what the loss, and so the later
+    norms, would have become under this policy a replay cannot tell.
+
+    Args:
+        norms: (n,) before clipping, of every step, oldest first; NaN, inf and 0 mean what they do in training.
+        policy: a clone of it is used, it learns nothing itself.
+        losses: (n,) of the same steps, NaN where unknown; None: none are known.
+        response: as of `Clipper`.
+        relearn_after: as of `Clipper`.
+
+    Raises:
+        ValueError: a negative norm, or arrays that do not fit each other.
+
+    >>> from autoclip import Fixed
+    >>> result = replay([1.0, 2.0, 8.0, 2.0], Fixed(4.0))
+    >>> result.left.tolist(), result.clip_rate
+    ([1.0, 2.0, 4.0, 2.0], 0.25)
+    """
+    values = _vector("norms", norms)
+    if (values < 0).any():
+        raise ValueError(f"norms cannot be negative, got {values[values < 0][0]} at {int((values < 0).argmax())}")
+    heard = [None] * len(values) if losses is None else _losses(losses, len(values))
+    fresh = policy.clone()
+    gate = Gate(fresh, response or fresh.response, relearn_after)
+    thresholds, left, clipped, active = [], [], [], []
+    relearned = 0
+    for norm, loss in zip(values.tolist(), heard, strict=True):
+        decision = gate.decide_alone(norm, loss)
+        thresholds.append(decision.threshold)
+        left.append(decision.left)
+        clipped.append(decision.clipped)
+        active.append(decision.phase == "active" and 0 < norm < inf)
+        relearned += decision.relearned > 0
+    return Replay(
+        policy=repr(policy),
+        norms=values,
+        thresholds=np.array(thresholds, dtype=np.float64),
+        left=np.array(left, dtype=np.float64),
+        active=np.array(active, dtype=np.bool_),
+        clipped=np.array(clipped, dtype=np.bool_),
+        relearned=relearned,
+    )
+
+
+def spikes(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which norms lie above mean + 6 standard deviations of the 128 finite ones before them; the first 128 never do.
+
+    Args:
+        norms: (n,).
+    """
+    found = np.zeros(len(norms), dtype=np.bool_)
+    at = np.flatnonzero(np.isfinite(norms))
+    finite = norms[at]
+    if len(finite) <= SPIKE_STEPS:
+        return found
+    windows = np.lib.stride_tricks.sliding_window_view(finite, SPIKE_STEPS)[:-1]
+    for start in range(0, len(windows), 8192):  # 8 MiB at a time
+        part = windows[start : start + 8192]
+        limit = part.mean(axis=1) + SPIKE_SIGMAS * part.std(axis=1)
+        first = start + SPIKE_STEPS
+        found[at[first : first + len(part)]] = finite[first : first + len(part)] > limit
+    return found
+
+
+def _vector(name: str, values: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {vector.shape}")
+    return vector
+
+
+def _losses(losses: Sequence[float] | NDArray[Any], count: int) -> list[float | None]:
+    vector = _vector("losses", losses)
+    if len(vector) != count:
+        raise ValueError(f"there are {len(vector)} losses for {count} norms")
+    return [loss if isfinite(loss) else None for loss in vector.tolist()]
