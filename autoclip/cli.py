@@ -64,6 +64,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to it, as in optimizer.lr=0.1 or seeds=[0,1]."),
 ]
+TracePaths = Annotated[
+    list[Path], typer.Argument(metavar="PATH ...", help="Logs (files or directories that are searched).")
+]
+TraceColumn = Annotated[str | None, typer.Option(help="Column or tag that holds the norms.")]
+StepColumn = Annotated[str | None, typer.Option(help="Column that holds the steps.")]
 OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="How results are printed.")]
 
 
@@ -141,6 +146,55 @@ def sweep(
         code = run_sweep(config, directory, workers=workers, storage=storage, output_format=output_format.value)
         sys.stdout.flush()
         raise typer.Exit(code)
+
+
+@app.command()
+def suggest(
+    paths: TracePaths,
+    column: TraceColumn = None,
+    step_column: StepColumn = None,
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Recommend a setting from gradient norms that were logged."""
+    with _exit_codes():
+        from autoclip.report.trace_text import print_suggestion
+        from autoclip.traces import read_traces
+        from autoclip.tuning.suggest import suggest as suggestion_of
+
+        suggestions = [suggestion_of(trace) for trace in read_traces(paths, column=column, step_column=step_column)]
+        if output_format == Format.json:
+            _print_json([one.as_json() for one in suggestions])
+            return
+        for one in suggestions:
+            print_suggestion(one)
+
+
+@app.command()
+def replay(
+    paths: TracePaths,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,...", help="As in kind=running_quantile,percentile=50; repeatable."),
+    ] = None,
+    column: TraceColumn = None,
+    step_column: StepColumn = None,
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Show what policies would have done to gradient norms that were logged."""
+    with _exit_codes():
+        from autoclip.lab.policy_option import USUAL_POLICIES, policy_of
+        from autoclip.report.trace_text import print_replays, replays_as_json
+        from autoclip.traces import read_traces
+        from autoclip.tuning.replay import replay_all
+
+        policies = [policy_of(text) for text in policy or USUAL_POLICIES]
+        traces = read_traces(paths, column=column, step_column=step_column)
+        results = [(trace, replay_all(trace.norms, policies, trace.losses)) for trace in traces]
+        if output_format == Format.json:
+            _print_json([replays_as_json(trace, replays) for trace, replays in results])
+            return
+        for trace, replays in results:
+            print_replays(trace, replays)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.gradients import ALL, Norms, measure, measure_units
+from autoclip.gradients import ALL, Norms, live_gradients, measure, measure_units, scale_
 from autoclip.groups import Groups
 from autoclip.policies.policy import Phase
 from autoclip.records import ClipRecord
@@ -121,9 +121,10 @@ def clip(
 def clip_with(
     clip_fn: ClipFn, groups: Groups, gradients: list[Tensor], loss: Callable[[], float | None], *, skip: bool
 ) -> Clipped:
-    """Let somebody else clip, at the policy's threshold; and again only where that depends on the norm of this step.
+    """Let somebody else clip, once, at the policy's threshold.
 
-    That is so for inclusive policies, and for norms above the threshold where the response is not "scale".
+    Where what is to be left depends on the norm of this step (inclusive policies, responses other than "scale"), the
+    gradients are scaled once more.
 
     Args:
         clip_fn: clips all gradients.
@@ -141,7 +142,9 @@ def clip_with(
     value = float(total)  # host read
     decision = gate.decide(value, loss())
     if decision.clipped and 0 < decision.left < limit:
-        clip_fn(decision.left)
+        # Not by the function: some unscale the gradients as well, which can be done but once a step.
+        remaining = list(live_gradients(groups.parameters).values())
+        scale_(remaining, torch.tensor(decision.left / min(value, limit), device=total.device))
     share = Share(ALL, list(groups.parameters), total, value, decision)
     skipped = skip if not isfinite(value) else decision.left == 0 < value
     if skipped:

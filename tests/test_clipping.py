@@ -66,12 +66,13 @@ def test_a_function_is_asked_once_a_step_at_the_threshold_of_before():
 
 
 @pytest.mark.parametrize("norms", [[1.0] * 5 + [10.0]])
-def test_a_function_is_asked_again_only_where_the_threshold_hangs_on_the_norm_of_the_step(norms):
-    _, _, asked, _ = run(AutoClip(50), norms, by_function=True)
-    assert asked[:6] == [math.inf] * 6  # at the median all the while: nothing to clip
-    assert len(asked) == 7
-    _, _, asked, _ = run(Fixed(2.0), norms, by_function=True, response="reciprocal")
-    assert asked == [2.0] * 6 + [pytest.approx(0.4)]
+def test_a_function_is_asked_once_where_what_is_left_hangs_on_the_norm_of_the_step(norms):
+    left, _, asked, _ = run(AutoClip(50), norms, by_function=True)
+    assert asked == [math.inf] * 6
+    assert left == pytest.approx([1.0] * 6)
+    left, _, asked, _ = run(Fixed(2.0), norms, by_function=True, response="reciprocal")
+    assert asked == [2.0] * 6
+    assert left == pytest.approx([1.0] * 5 + [0.4])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,8 +1,12 @@
 """Replay: what a policy would have done to norms that were recorded."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,8 @@ ROLLING_STEPS = 200
 """Number of steps over which the rolling clip rate is taken."""
 SPIKE_STEPS = 128
 SPIKE_SIGMAS = 6.0
+MANY_NORMS = 500_000
+"""So many, over all policies, are worth the start of further processes."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,25 @@ def replay(
         clipped=np.array(clipped, dtype=np.bool_),
         relearned=relearned,
     )
+
+
+def replay_all(
+    norms: Sequence[float] | NDArray[Any],
+    policies: Sequence[Policy],
+    losses: Sequence[float] | NDArray[Any] | None = None,
+) -> list[Replay]:
+    """Replay several policies over the same norms; many norms on all processors.
+
+    Args:
+        norms: as of `replay`.
+        policies: any number.
+        losses: as of `replay`.
+    """
+    workers = min(len(policies), os.cpu_count() or 1)
+    if workers < 2 or len(norms) * len(policies) < MANY_NORMS:
+        return [replay(norms, policy, losses=losses) for policy in policies]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(partial(replay, norms, losses=losses), policies))
 
 
 def spikes(norms: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -1,0 +1,51 @@
+"""A policy as it is written on the command line: `kind=running_quantile,percentile=50`."""
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from autoclip.errors import UsageError
+from autoclip.lab.config import build_policy
+from autoclip.lab.policy_section import AnyPolicySection, PolicySection
+from autoclip.policies import Policy
+
+USUAL_POLICIES = (
+    "kind=fixed,threshold=1.0",
+    "kind=fixed,threshold=5.0",
+    "kind=fixed,threshold=10.0",
+    "kind=fixed_percentile,percentile=50",
+    "kind=running_quantile,percentile=10",
+    "kind=running_quantile,percentile=50",
+    "kind=running_quantile,percentile=90",
+    "kind=loss_aware_quantile",
+    "kind=autoclip",
+    "kind=zclip",
+)
+"""What a replay shows where no policy is asked for."""
+
+_SECTION: TypeAdapter[PolicySection] = TypeAdapter(AnyPolicySection)
+
+
+def policy_of(text: str) -> Policy:
+    """The policy that KEY=VALUE pairs, with commas between them, describe.
+
+    Raises:
+        UsageError: a pair is none, a key is unknown or a value not allowed.
+    """
+    section = {}
+    for pair in text.split(","):
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(
+                f"--policy {text}: expected KEY=VALUE, got {pair!r}, as in kind=running_quantile,percentile=50"
+            )
+        try:
+            section[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--policy {text}: {value!r} is no value") from None
+    try:
+        return build_policy(_SECTION.validate_python(section))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'][1:]) or 'kind'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise UsageError(f"--policy {text}: {faults}") from None

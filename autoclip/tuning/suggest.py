@@ -1,0 +1,270 @@
+"""From norms that were logged to a setting, with what speaks for it and how certain it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, log, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from autoclip.errors import UsageError
+from autoclip.traces import NormTrace
+from autoclip.tuning.replay import spikes
+
+PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
+THRESHOLDS = (1.0, 5.0, 10.0)
+LEAST_NORMS = 20
+BLOCKS = 10
+DRIFT_RATIO = 1.5
+"""Change of the median from the first to the last fifth that counts as drift, where the trend is significant."""
+DRIFT_P_VALUE = 0.01
+CALM_RATIO = 3.0
+"""99th percentile over the median, up to which nothing stands out."""
+MANY_EQUAL = 0.05
+"""Share of norms within .1 % of the largest from which on they look clipped."""
+LAGS_PER_TIME = 5.0
+SCALED_MEDIAN = 1e4
+"""Norms of this size are seldom but where gradients carry the factor of a `GradScaler`."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How the norms change over the trace.
+
+    Attributes:
+        ratio: median of the last fifth over that of the first.
+        tau: Kendall's rank correlation of the medians of ten blocks with time.
+        p_value: of no trend.
+    """
+
+    ratio: float
+    tau: float
+    p_value: float
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a trend, and it is large enough to matter."""
+        return self.p_value < DRIFT_P_VALUE and abs(log(self.ratio)) > log(DRIFT_RATIO)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What a trace tells, and the setting that follows.
+
+    Attributes:
+        trace: that was looked at.
+        count: number of finite norms above zero; all figures are of those.
+        effective_count: number of independent norms that are worth as much, as neighbours resemble each other.
+        zero: number of norms that are zero.
+        nonfinite: number of norms that are NaN or inf.
+        percentiles: percentile -> norm.
+        fixed: threshold -> share of the steps that it would clip.
+        drift: of the norms.
+        spikes: share of the norms that lie above mean + 6 standard deviations of the 128 before.
+        doubts: sentences on what may be wrong with the log, or limits what it tells.
+        policy: the `clip.policy` section of the setting.
+        reason: for the setting.
+    """
+
+    trace: NormTrace
+    count: int
+    effective_count: float
+    zero: int
+    nonfinite: int
+    percentiles: Mapping[float, Interval]
+    fixed: Mapping[float, Interval]
+    drift: Drift
+    spikes: Interval
+    doubts: Sequence[str]
+    policy: Mapping[str, Any]
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+
+        def interval(one: Interval) -> dict[str, float]:
+            return {"value": one.value, "low": one.low, "high": one.high}
+
+        return {
+            "source": self.trace.source,
+            "norms": self.count,
+            "effective_norms": self.effective_count,
+            "stride": self.trace.stride,
+            "zero": self.zero,
+            "nonfinite": self.nonfinite,
+            "percentiles": {f"{name:g}": interval(one) for name, one in self.percentiles.items()},
+            "clipped_by_fixed": {f"{name:g}": interval(one) for name, one in self.fixed.items()},
+            "drift": {"ratio": self.drift.ratio, "tau": self.drift.tau, "p_value": self.drift.p_value},
+            "spikes": interval(self.spikes),
+            "notes": list(self.trace.notes),
+            "doubts": list(self.doubts),
+            "recommended": {"policy": dict(self.policy)},
+            "reason": self.reason,
+        }
+
+
+def suggest(trace: NormTrace) -> Suggestion:
+    """Look at the norms of a training and recommend a setting.
+
+    A percentile's interval is that of order statistics (Wilson's interval of the share of norms below it), for the
+    number of independent norms that the trace is worth (see `effective_count`, of the log norms).
+
+    Raises:
+        UsageError: there are fewer than 20 finite norms above zero.
+    """
+    usable = np.isfinite(trace.norms) & (trace.norms > 0)
+    norms = trace.norms[usable]
+    if len(norms) < LEAST_NORMS:
+        raise UsageError(
+            f"{trace.source}: {len(norms)} finite norms above zero are too few to tell anything, {LEAST_NORMS} are the "
+            f"least; log the norm of every step"
+        )
+    effective = effective_count(np.log(norms))
+    percentiles = {p: _percentile(norms, p, effective) for p in PERCENTILES}
+    drift = _drift(norms)
+    found = spikes(norms)
+    spike_share = _share(float(found.mean()), len(norms))  # rare, and so about independent
+    nonfinite = int((~np.isfinite(trace.norms)).sum())
+    doubts = _doubts(trace, norms, effective, nonfinite)
+    policy, reason = _setting(percentiles, drift, int(found.sum()), len(norms), nonfinite)
+    return Suggestion(
+        trace=trace,
+        count=len(norms),
+        effective_count=effective,
+        zero=int((trace.norms == 0).sum()),
+        nonfinite=nonfinite,
+        percentiles=percentiles,
+        fixed={limit: _share(float((norms > limit).mean()), effective) for limit in THRESHOLDS},
+        drift=drift,
+        spikes=spike_share,
+        doubts=doubts,
+        policy=policy,
+        reason=reason,
+    )
+
+
+def effective_count(values: NDArray[np.float64]) -> float:
+    """Number of independent values whose mean is as certain as that of these, in [1, n].
+
+    n over the integrated autocorrelation time 1 + 2 (r_1 + ... + r_M), M the first lag of at least five such times.
+
+    Args:
+        values: (n,), n > 1, in the order of time.
+
+    Reference: Sokal, "Monte Carlo Methods in Statistical Mechanics", 1997, section 3 (the automatic window).
+    """
+    count = len(values)
+    centred = values - values.mean()
+    if not (centred**2).sum() > 0:
+        return float(count)
+    size = 2 ** int(np.ceil(np.log2(2 * count)))
+    spectrum = np.fft.rfft(centred, size)
+    covariance = np.fft.irfft(spectrum * spectrum.conj(), size)[:count]
+    correlation = covariance[1:] / covariance[0]
+    times = 1 + 2 * correlation.cumsum()
+    lags = np.arange(1, count)
+    enough = lags >= LAGS_PER_TIME * times
+    time = times[int(enough.argmax())] if enough.any() else times.max()
+    return float(min(max(count / time, 1.0), count))
+
+
+def _percentile(norms: NDArray[np.float64], percentile: float, effective: float) -> Interval:
+    share = _share(percentile / 100, effective)
+    low, value, high = np.percentile(norms, [100 * share.low, percentile, 100 * share.high])
+    return Interval(float(value), float(low), float(high))
+
+
+def _share(share: float, count: float) -> Interval:
+    """Wilson's 95 % interval of a share of `count` independent cases."""
+    z = float(stats.norm.ppf(0.975))
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return Interval(float(share), max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _drift(norms: NDArray[np.float64]) -> Drift:
+    fifth = max(len(norms) // 5, 1)
+    blocks = [float(np.median(block)) for block in np.array_split(norms, BLOCKS)]
+    tau, p_value = stats.kendalltau(np.arange(BLOCKS), blocks)
+    known = isfinite(tau)  # it is not where all blocks are equal
+    ratio = float(np.median(norms[-fifth:]) / np.median(norms[:fifth]))
+    return Drift(ratio, float(tau) if known else 0.0, float(p_value) if known else 1.0)
+
+
+def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, nonfinite: int) -> list[str]:
+    doubts = []
+    largest = float(norms.max())
+    equal = float((norms >= largest * (1 - 1e-3)).mean())
+    if equal >= MANY_EQUAL and norms.min() < largest * 0.999:
+        doubts.append(
+            f"{equal:.0%} of the norms lie within .1 % of the largest, {largest:.4g}: they look like norms after "
+            f"clipping at {largest:.3g}; log them before it, or what lies above stays unknown"
+        )
+    elif equal == 1:
+        doubts.append(f"all norms are {largest:.4g}: they look like norms after clipping; log them before it")
+    median = float(np.median(norms))
+    if median > SCALED_MEDIAN:
+        doubts.append(
+            f"the median norm is {median:.3g}: were the gradients still multiplied by the scale of a GradScaler? Then "
+            f"divide by it, or log after unscale_"
+        )
+    if trace.stride > 1:
+        doubts.append(
+            f"one step in {trace.stride} was logged: the percentiles are as certain as their intervals say, but about "
+            f"{1 - 1 / trace.stride:.0%} of the spikes and non-finite steps are not in the log"
+        )
+    if effective < 50:
+        doubts.append(
+            f"the {len(norms)} norms are worth {effective:.0f} independent ones, as neighbours resemble each other: "
+            f"the outer percentiles are hardly known"
+        )
+    if nonfinite:
+        doubts.append(
+            f"{nonfinite} of {len(trace.norms)} norms are not finite; autoclip leaves such steps out "
+            f"(on_nonfinite: skip)"
+        )
+    return doubts
+
+
+def _setting(
+    percentiles: Mapping[float, Interval], drift: Drift, spike_count: int, count: int, nonfinite: int
+) -> tuple[dict[str, Any], str]:
+    """The policy section, and why; the log of experiments has how both cases did in sweeps."""
+    median = percentiles[50].value
+    tail = percentiles[99].value / median
+    moves = (
+        f"the median norm changes by a factor of {max(drift.ratio, 1 / drift.ratio):.2g} "
+        f"({'up' if drift.ratio > 1 else 'down'}), so that no constant stays right"
+        if drift.is_there
+        else "the norms do not drift much, but those of other learning rates will"
+    )
+    if spike_count == 0 and nonfinite == 0 and tail <= CALM_RATIO:
+        policy = {"kind": "running_quantile", "percentile": 90}
+        return policy, (
+            f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): clip the "
+            f"top tenth only, which costs little and is there when a step does explode; {moves}"
+        )
+    policy = {"kind": "running_quantile", "percentile": 50}
+    evidence = [f"percentile 99 is {tail:.2g} times the median"]
+    if spike_count:
+        evidence.append(f"{spike_count} of {count} norms are spikes")
+    if nonfinite:
+        evidence.append(f"{nonfinite} are not finite")
+    return policy, (
+        f"large steps occur ({', '.join(evidence)}): clip at the running median, which bounds them all and follows the "
+        f"norms; {moves}"
+    )
