@@ -12,6 +12,9 @@ import autoclip
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+LOOP = next(block for block in PYTHON if "clipper.step(loss=loss)" in block)
+POLICY = next(block for block in PYTHON if "class TwiceTheLast" in block)
+ATTACH = next(block for block in PYTHON if "autoclip.attach(optimizer)\n" in block)
 COMMANDS = [
     line.split("  #")[0].strip().removeprefix(".venv/bin/")
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -26,15 +29,25 @@ def test_the_loop_clips_and_learns() -> None:
     before = model.weight.detach().clone()
     names = {"autoclip": autoclip, "model": model, "optimizer": optimizer}
     names["loss"] = model(torch.ones(4, 3)).square().sum()
-    exec(PYTHON[0], names)
+    exec(LOOP, names)
     assert names["clipper"].last.step == 0
     assert names["clipper"].policy.learned_norms == 1
     assert not torch.equal(model.weight, before)
 
 
+def test_one_line_is_enough() -> None:
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names = {"autoclip": autoclip, "optimizer": optimizer}
+    exec(ATTACH, names)
+    model(torch.ones(4, 3)).square().sum().backward()
+    optimizer.step()
+    assert names["clipper"].policy.learned_norms == 1
+
+
 def test_the_policy_of_ones_own_works() -> None:
     names: dict[str, object] = {"autoclip": autoclip}
-    exec(PYTHON[1], names)
+    exec(POLICY, names)
     policy = names["TwiceTheLast"](warmup_steps=1)  # type: ignore[operator]
     weight = torch.nn.Parameter(torch.zeros(1))
     clipper = autoclip.Clipper([weight], policy)

@@ -134,7 +134,7 @@ def suggest(trace: NormTrace) -> Suggestion:
             f"least; log the norm of every step"
         )
     effective = effective_count(np.log(norms))
-    percentiles = {p: _percentile(norms, p, effective) for p in PERCENTILES}
+    percentiles: dict[float, Interval] = {p: _percentile(norms, p, effective) for p in PERCENTILES}
     drift = _drift(norms)
     found = spikes(norms)
     spike_share = _share(float(found.mean()), len(norms))  # rare, and so about independent

@@ -1,0 +1,272 @@
+"""Lightning: a callback that puts a clipper on every optimizer of the Trainer."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autoclip.clipper import Clipper
+from autoclip.clipping import ClipFn
+from autoclip.notices import Notices
+from autoclip.optimizer_hook import attach, innermost
+from autoclip.policies import Policy
+from autoclip.records import ClipRecord
+
+# The older package is a copy of the newer one, and calls a callback of either by the names of its methods.
+_PACKAGE = "lightning.pytorch" if find_spec("lightning") else "pytorch_lightning"
+Callback: Any = import_module(_PACKAGE).Callback
+
+
+class AutoClipCallback(Callback):
+    """Clips the gradients of every optimizer step of a Lightning Trainer, at the threshold of a policy.
+
+        trainer = lightning.Trainer(callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=50))])
+
+    While `fit` runs, each optimizer has a clipper attached with a clone of the policy (see `autoclip.attach`), in
+    automatic and manual optimization, at every precision, under accumulation and with fused optimizers. Every `fit`
+    begins with nothing learned, as its optimizers do, and so it does where optimizers are exchanged while training;
+    with `ckpt_path` it continues exactly, since what was learned is part of the Trainer's checkpoints. What the
+    module's own `configure_gradient_clipping` does is done first.
+
+    The Trainer's loggers get `autoclip/total_norm` (before clipping), `autoclip/threshold` (while it is inf, only if it
+    was finite before), `autoclip/coefficient` and `autoclip/clip_rate` of the latest optimizer step, every
+    `log_every_n_steps`; with several optimizers `autoclip/total_norm/0` and so on, in the order of
+    `configure_optimizers`.
+
+    The policy is told the loss that backward was called with, without the factors of accumulation and `GradScaler`, as
+    a mean over the micro-batches of the step and over all ranks. In manual optimization the losses are those given to
+    `manual_backward` since an optimizer stepped before, for each optimizer that steps before the next one is given.
+
+    Strategies: on one device, DDP and `ModelParallelStrategy` (FSDP2, tensor parallelism) nothing else is needed. Under
+    `FSDPStrategy` the root module clips, which is for one optimizer. DeepSpeed clips by itself: the callback warns and
+    does nothing.
+
+    Args:
+        policy: what sets the threshold, cloned for each optimizer; None is `RunningQuantile()`.
+        clipper_options: as of `autoclip.Clipper`. Names of parameters are the optimizer's, where `configure_optimizers`
+            gives it `self.named_parameters()`. Sinks are told by rank 0 only, are for one optimizer, and stay open.
+
+    Raises:
+        TypeError, ValueError: as of `autoclip.Clipper`; in `fit` also where the Trainer has a `gradient_clip_val`, an
+            optimizer has a clipper already, or the checkpoint is of other policies or other optimizers.
+    """
+
+    def __init__(self, policy: Policy | None = None, **clipper_options: Any) -> None:
+        super().__init__()
+        self._options = {**clipper_options, "sinks": tuple(clipper_options.get("sinks", ()))}
+        # What is wrong with the options shows now, not when the model has been set up; patterns of names have to wait.
+        checked = {name: option for name, option in self._options.items() if name != "groups"}
+        self.policy = Clipper(torch.optim.SGD([torch.zeros(1)]), policy, **checked).policy
+        self._optimizers: list[Any] = []
+        self._clippers: list[Clipper] = []
+        self._handles: list[Any] = []
+        self._has_stepped = False
+        self._pending: dict[str, Any] = {}
+        self._logged: dict[int, ClipRecord] = {}
+        self._bounded: set[str] = set()
+        self._notices = Notices()
+
+    @property
+    def clipper(self) -> Clipper:
+        """The clipper of the one optimizer, from the first training step on, and after training the last one.
+
+        Raises:
+            RuntimeError: there is none yet, or there are several.
+        """
+        if len(self._clippers) != 1:
+            raise RuntimeError(
+                f"there are {len(self._clippers)} clippers, one for each optimizer: use `clippers`"
+                if self._clippers
+                else "there is no clipper before training has started (and none at all under DeepSpeed)"
+            )
+        return self._clippers[0]
+
+    @property
+    def clippers(self) -> list[Clipper]:
+        """One for each of `trainer.optimizers`, in their order; empty before training has started."""
+        return list(self._clippers)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget an earlier `fit`, and refuse a second clipping beside this one."""
+        if stage != "fit":
+            return
+        self._detach()
+        self._optimizers, self._clippers, self._pending, self._bounded = [], [], {}, set()
+        if trainer.gradient_clip_val and not _is(trainer.strategy, "DeepSpeedStrategy"):
+            raise ValueError(
+                f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) would clip beside AutoClipCallback, which "
+                f"would learn from norms that are clipped already: leave gradient_clip_val out of the Trainer "
+                f"(AutoClipCallback(autoclip.Fixed({trainer.gradient_clip_val})) clips as it does)"
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach the clippers: the optimizers and what a checkpoint holds of the callback are there by now."""
+        self._attach(trainer)
+        if self._pending and self._clippers:
+            self._restore(self._pending)
+        self._pending = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Attach new clippers where the optimizers were exchanged."""
+        current = trainer.optimizers
+        if len(current) != len(self._optimizers) or any(
+            new is not old for new, old in zip(current, self._optimizers, strict=True)
+        ):
+            self._detach()
+            self._attach(trainer)
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Forget the losses of gradients that are thrown away (in automatic optimization, which tells)."""
+        self._forget_losses()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Report the loss, as it was before accumulation and `GradScaler`, to each clipper that may step next."""
+        if not self._clippers or loss.numel() != 1:
+            return
+        value = loss.detach()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # by way of `scale`, as `get_scale` would wait for the device
+            value = value / scaler.scale(torch.ones_like(value, dtype=torch.float32))
+        if pl_module.automatic_optimization:
+            value = value * trainer.accumulate_grad_batches
+        if self._has_stepped:
+            self._forget_losses()
+        for clipper in self._clippers:
+            clipper.report_loss(value)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Let the next loss be one of a new step, also where this one turns out to have overflowed."""
+        self._has_stepped = True
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the latest step of each optimizer that has stepped."""
+        if trainer.barebones:
+            return
+        for index, clipper in enumerate(self._clippers):
+            record, suffix = clipper.last, f"/{index}" if len(self._clippers) > 1 else ""
+            if record is None or record is self._logged.get(index):
+                continue
+            self._logged[index] = record
+            metrics = {
+                f"autoclip/total_norm{suffix}": record.total_norm,
+                f"autoclip/coefficient{suffix}": record.coefficient,
+                f"autoclip/clip_rate{suffix}": clipper.clip_rate,
+            }
+            # Lightning goes on logging the latest value that it was given, so that inf has to take its place.
+            threshold = f"autoclip/threshold{suffix}"
+            if isfinite(record.threshold) or threshold in self._bounded:
+                self._bounded.add(threshold)
+                metrics[threshold] = record.threshold
+            for metric, value in metrics.items():
+                # A tensor of the host stays there; a number would be copied to the device, and back to be logged.
+                on_host = torch.tensor(value, dtype=torch.float64)
+                pl_module.log(metric, on_host, on_step=True, on_epoch=False)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Take the clippers off the optimizers."""
+        self._detach()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take the clippers off the optimizers."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the clippers learned and counted, as plain values, in the order of the optimizers."""
+        if not self._clippers:
+            return self._pending
+        return {"clippers": [clipper.state_dict() for clipper in self._clippers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the optimizers exist."""
+        self._pending = state_dict
+
+    def _attach(self, trainer: Any) -> None:
+        self._optimizers, self._clippers, self._logged = list(trainer.optimizers), [], {}
+        if _is(trainer.strategy, "DeepSpeedStrategy"):
+            if trainer.is_global_zero:
+                self._notices.say(
+                    "deepspeed",
+                    "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: AutoClipCallback "
+                    "neither clips nor measures here; set Trainer(gradient_clip_val=...), which Lightning hands to "
+                    "DeepSpeed as gradient_clipping",
+                )
+            return
+        options = dict(self._options)
+        if options["sinks"] and len(self._optimizers) > 1:
+            raise ValueError(
+                f"sinks are for one optimizer, and there are {len(self._optimizers)}, whose records would be mixed: "
+                f"leave them out; the Trainer's loggers get the norms of each"
+            )
+        if not trainer.is_global_zero:
+            options["sinks"] = ()
+        clip_fn = None
+        if _is(trainer.strategy, "FSDPStrategy"):
+            clip_fn = _root_clip_fn(trainer.strategy.model, options.get("norm_type", 2.0), len(self._optimizers))
+        for optimizer in self._optimizers:
+            self._clippers.append(attach(optimizer, self.policy.clone(), clip_fn=clip_fn, **options))
+            self._handles.append(innermost(optimizer).register_step_post_hook(self._after_step))
+
+    def _detach(self) -> None:
+        for clipper in self._clippers:
+            clipper.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _forget_losses(self) -> None:
+        self._has_stepped = False
+        for clipper in self._clippers:
+            clipper.forget_losses()
+
+    # A compiled step is not to be compiled anew for this.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """In manual optimization with optimizers of torch itself Lightning does not tell of their steps."""
+        self._has_stepped = True
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        states = state.get("clippers", [])
+        if len(states) != len(self._clippers):
+            raise ValueError(
+                f"the checkpoint's AutoClipCallback had {len(states)} optimizers, this run has {len(self._clippers)}"
+            )
+        for index, (clipper, own) in enumerate(zip(self._clippers, states, strict=True)):
+            try:
+                clipper.load_state_dict(own)
+            except ValueError as error:
+                raise ValueError(
+                    f"the checkpoint was made with another AutoClipCallback, and its optimizer {index} cannot be "
+                    f"continued: {error}. Give the callback the policy and scope it had, or load only the weights"
+                ) from error
+
+
+def _is(strategy: Any, name: str) -> bool:
+    """Whether it is a strategy of that name, of either package."""
+    return any(each.__name__ == name for each in type(strategy).__mro__)
+
+
+def _root_clip_fn(root: Any, norm_type: float, optimizers: int) -> ClipFn:
+    """Clipping by the root module of FSDP1, which alone knows how the gradients are sharded.
+
+    Raises:
+        ValueError: there is no such module, or it would clip the gradients of several optimizers.
+    """
+    if not hasattr(root, "clip_grad_norm_"):
+        raise ValueError(
+            "under FSDPStrategy the module as a whole has to be wrapped, so that one norm can be taken of its "
+            "gradients: leave the wrapping to Lightning (auto_wrap_policy), or use ModelParallelStrategy"
+        )
+    if optimizers > 1:
+        raise ValueError(
+            f"under FSDPStrategy the module clips all its gradients at once, which cannot be done for {optimizers} "
+            f"optimizers: use ModelParallelStrategy"
+        )
+
+    def clip_fn(max_norm: float) -> Any:
+        return root.clip_grad_norm_(max_norm, norm_type)
+
+    return clip_fn
