@@ -1,0 +1,350 @@
+"""The clipper of TensorFlow: a policy in Python, for gradients in eager mode and in graphs."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from math import isfinite
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+from autoclip.gate import Gate, RelearnAfter
+from autoclip.integrations.tensorflow.gradients import (
+    KEPT,
+    SKIPPED,
+    like,
+    numbers,
+    scaling,
+    shrink,
+    summed,
+    total_norm,
+)
+from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
+from autoclip.notices import Notices
+from autoclip.policies import Policy, RunningQuantile
+from autoclip.policies.policy import Response
+from autoclip.records import ClipRecord, Sink
+
+Tensor = Any  # TensorFlow comes without type information
+OnNonfinite = Literal["skip", "propagate", "raise"]
+
+
+class GradientClipper:
+    """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
+
+    In a loop of one's own, eager or in a `tf.function`:
+
+        gradients = tape.gradient(loss, variables)
+        clipped, norm = clipper.apply(gradients, loss=loss)
+        if not clipper.skipped:
+            optimizer.apply(clipped, variables)
+
+    or as a part of an optimizer, where nothing else changes: `clipper.attach(optimizer)`. The norm is that of all
+    gradients together, and gradients above the threshold c are multiplied as by `tf.clip_by_global_norm`, bit for bit:
+
+        coefficient = c * min(1 / norm, 1 / c) where norm > c, else the gradients are not touched
+
+    The policy runs in Python, once for every optimizer step, in graphs through `tf.numpy_function`: the update waits
+    for the norm to reach the host. XLA cannot call Python, so that `jit_compile=True` is an error; Keras chooses it by
+    itself where there is a GPU, and `model.compile(jit_compile=False)` turns it off. A graph with a clipper in it works
+    in the process that made it only.
+
+    With several replicas (`tf.distribute`) each sees its own gradients only: an error. Under a strategy of one replica,
+    and for gradients that are summed over the replicas already, nothing is special.
+
+    Args:
+        policy: what sets the threshold, one for each clipper; None is `RunningQuantile()`.
+        response: what becomes of a norm n above the threshold c: "scale": c; "reciprocal": c * c / n, or the policy's
+            own formula; "skip": the step is left out. None is the policy's own.
+        on_nonfinite: of a step whose norm is NaN or Inf: "skip" leaves it out; "propagate" passes the gradients on as
+            they are; "raise" raises. None of them teaches the policy anything.
+        sinks: objects with `log(record)` and `close()`, told of every step.
+        relearn_after: number of steps clipped in a row after which a policy begins anew from their norms; "auto": 20
+            where they are skipped, else ten windows of the policy; None: never.
+
+    Raises:
+        TypeError: the policy is none.
+        ValueError: an argument is out of its range, or the policy is one for each parameter by itself.
+
+    >>> import tensorflow as tf
+    >>> from autoclip import Fixed
+    >>> clipper = GradientClipper(Fixed(1.0))
+    >>> (clipped,), norm = clipper.apply([tf.constant([3.0, 4.0])])
+    >>> clipped.numpy().round(4).tolist(), float(norm)
+    ([0.6000000238418579, 0.800000011920929], 5.0)
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        response: Response | None = None,
+        on_nonfinite: OnNonfinite = "skip",
+        sinks: Iterable[Sink] = (),
+        relearn_after: RelearnAfter = "auto",
+    ) -> None:
+        if policy is not None and not isinstance(policy, Policy):
+            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
+        self.policy = policy if policy is not None else RunningQuantile()
+        self.policy.clone()  # raises now what would keep it from being resumed later
+        if self.policy.scope != "global":
+            raise ValueError(
+                f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope} by itself, but this "
+                f"clipper measures all gradients together: use a policy such as RunningQuantile()"
+            )
+        self.response: Response = _choice("response", response or self.policy.response, Response)
+        self.on_nonfinite: OnNonfinite = _choice("on_nonfinite", on_nonfinite, OnNonfinite)
+        self.sinks = tuple(sinks)
+        self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
+        """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
+        self._relearn_after: RelearnAfter = relearn_after
+        self._gate = Gate(self.policy, self.response, relearn_after)
+        self._steps = 0
+        self._skipped_steps = 0
+        self._last: ClipRecord | None = None
+        self._losses = ReportedLosses()
+        self._attachment: Any = None
+        self._notices = Notices()
+
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def apply(self, gradients: Any, loss: Tensor | float | None = None) -> tuple[Any, Tensor]:
+        """Clip the gradients of one optimizer step and learn from them.
+
+        A step that is to be left out returns zeros for gradients. They still move an optimizer with momentum, averages
+        or weight decay: only not applying them leaves everything as it was. Ask `skipped`, as above.
+
+        Args:
+            gradients: a list, tuple, dict or nest of them, as `tape.gradient` returns it: tensors of any floating
+                dtype, `tf.IndexedSlices` and None. Slices of the same row count with their sum, as they are applied
+                (`tf.clip_by_global_norm` counts them one by one).
+            loss: of the step, one number, for policies that look at it; None: the mean of what `report_loss` was told.
+
+        Returns:
+            The clipped gradients in the same structure, and their total norm before clipping: 0-d, float32 (float64
+            where a gradient is), for finite gradients at most the largest number of that dtype.
+
+        Raises:
+            RuntimeError: a non-finite norm, with `on_nonfinite="raise"` (out of a graph TensorFlow passes it on as
+                `tf.errors.UnknownError`, with our message in its own); a graph for XLA; one replica of several.
+            TypeError: gradients that are no floating-point numbers.
+        """
+        flat = tf.nest.flatten(gradients)
+        live = {place: numbers(place, gradient) for place, gradient in enumerate(flat) if gradient is not None}
+        if not live:
+            self._notices.say("empty", "every gradient is None: does the loss depend on the variables?")
+        losses = self._losses.take() if loss is None else vector([loss])
+        action, coefficient, norm = self._decide_on([summed(flat[place]) for place in live], losses, loss is not None)
+        self.skipped.assign(tf.equal(action, SKIPPED))
+        for place, values in zip(live, shrink(list(live.values()), action, coefficient), strict=True):
+            flat[place] = like(flat[place], values)
+        return tf.nest.pack_sequence_as(gradients, flat), norm
+
+    def attach(self, optimizer: Any) -> Any:
+        """Let every step of a Keras optimizer clip its gradients first.
+
+            model.compile(optimizer=clipper.attach(keras.optimizers.Adam()), loss="mse", jit_compile=False)
+
+        Holds for `model.fit`, `optimizer.apply` and `optimizer.apply_gradients`, eager or in a graph. A step that is
+        left out changes neither variables nor the optimizer, its count of iterations included. Of a
+        `LossScaleOptimizer` it is the inner optimizer that clips: it sees true gradients, and is not called where they
+        overflow. With `gradient_accumulation_steps` the accumulated gradient is clipped, once for every real update;
+        one that is left out empties the accumulators, and counts as an iteration.
+
+        The loss is the one that Keras gives to `optimizer.scale_loss` before it computes gradients, as `fit` does.
+        Loops of one's own call that, or `report_loss`. Where `compile` wraps the optimizer in a `LossScaleOptimizer`
+        (policy "mixed_float16"), no loss arrives: wrap it by hand and attach to that.
+
+        A model that was trained before has a graph without the clipper: call `model.compile` anew. A saved model and a
+        copy of the optimizer have no clipper: save `state_dict()` beside them, and attach again.
+
+        Args:
+            optimizer: a `keras.optimizers.Optimizer`, on the TensorFlow backend.
+
+        Returns:
+            The same optimizer.
+
+        Raises:
+            TypeError: it is no optimizer of Keras 3.
+            ValueError: it clips by itself or has a clipper already, this clipper has an optimizer already, or Keras
+                runs on another backend.
+        """
+        from autoclip.integrations.tensorflow.optimizer import ClippingApply  # Keras is for those who use it
+
+        if self._attachment is not None:
+            raise ValueError("this clipper has an optimizer already: make one for each, or call detach() first")
+        self._attachment = ClippingApply(optimizer, self._decide_on, self._losses)
+        return optimizer
+
+    def detach(self) -> None:
+        """Take the clipper off its optimizer, and out of graphs that were made with it; its sinks stay open."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+        self.forget_losses()
+
+    def report_loss(self, loss: Tensor | float) -> None:
+        """Tell the loss of a batch before the step; under accumulation every micro-batch's, whose mean is the step's.
+
+        Args:
+            loss: one number, without the factor of a loss scale. A tensor of a graph has to be reported in the
+                `tf.function` that makes the step.
+        """
+        self._losses.report(loss)
+
+    def forget_losses(self) -> None:
+        """Forget what `report_loss` was told, as for a step that is left out."""
+        self._losses.forget()
+
+    @property
+    def last(self) -> ClipRecord | None:
+        """Record of the latest step, None before the first."""
+        return self._last
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the next step, as far as it is known before that step's norm; inf: no clipping."""
+        return self.policy.threshold()
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that were clipped, in [0, 1]; 0 before the first.
+
+        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
+        """
+        return self._gate.clipped_steps / self._gate.active_steps if self._gate.active_steps else 0.0
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that were left out."""
+        return self._skipped_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned and counted, as plain JSON-able values; a `Clipper` of scope "global" has the same."""
+        return {
+            "steps": self._steps,
+            "skipped_steps": self._skipped_steps,
+            "groups": {"all": self._gate.state_dict()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy.
+
+        Raises:
+            ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
+        """
+        missing = [name for name in ("steps", "skipped_steps", "groups") if name not in state]
+        if missing:
+            raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
+        if list(state["groups"]) != ["all"]:
+            raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
+        counts = [state[name] for name in ("steps", "skipped_steps")]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"the counts in the state of a clipper must be whole numbers, got {counts}")
+        self._gate.load_state_dict(state["groups"]["all"])
+        self._steps, self._skipped_steps = counts
+        self._last = None
+        self.forget_losses()
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
+
+    def __repr__(self) -> str:
+        return f"GradientClipper({self.policy!r}, response={self.response!r})"
+
+    def _decide_on(self, values: Sequence[Tensor], losses: Tensor, only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Measure and decide, here or in the graph being traced.
+
+        Args:
+            values: of the gradients, each in float32 or float64.
+            losses: of the step, shape (n,).
+            only: no other loss is of this step.
+
+        Returns:
+            What becomes of the gradients (KEPT, ...), the coefficient, float64, and the norm before clipping.
+        """
+        _require_python()
+        exact, norm = total_norm(values)
+        decide = partial(self._decide, single=norm.dtype == tf.float32, only=only)
+        action, coefficient = tf.numpy_function(decide, [exact, losses], [tf.int32, tf.float64])
+        return tf.ensure_shape(action, ()), tf.ensure_shape(coefficient, ()), norm
+
+    def _decide(self, norm: Any, losses: Any, *, single: bool, only: bool) -> tuple[Any, Any]:
+        """Decide on one step, and record it: the only place where the policy learns.
+
+        Args:
+            norm: of all gradients.
+            losses: reported with the step; the host may know more.
+            single: the gradients are in float32 or narrower.
+            only: the losses are all there is to know of this step's.
+        """
+        norm = float(norm)
+        if only:
+            self._losses.forget()
+        loss = self._losses.mean_with(losses)
+        finite = isfinite(norm)
+        if not finite:
+            self._meet_nonfinite()
+        decision = self._gate.decide(norm, loss)
+        if decision.relearned:
+            self._notices.say(
+                "relearned",
+                f"{decision.relearned} steps in a row were clipped by step {self._steps}: the policy begins anew from "
+                f"their norms",
+            )
+        skipped = decision.left == 0 < norm if finite else self.on_nonfinite == "skip"
+        action, coefficient = KEPT, 1.0
+        if skipped:
+            action, coefficient = SKIPPED, 0.0
+        elif decision.clipped:
+            action, coefficient = scaling(norm, decision.left, single)
+        self._last = ClipRecord(
+            step=self._steps,
+            phase=decision.phase,
+            total_norm=norm,
+            threshold=decision.threshold,
+            coefficient=coefficient,
+            clipped=decision.clipped,
+            skipped=skipped,
+            finite=finite,
+            loss=loss,
+        )
+        self._steps += 1
+        self._skipped_steps += skipped
+        for sink in self.sinks:
+            sink.log(self._last)
+        return np.int32(action), np.float64(coefficient)
+
+    def _meet_nonfinite(self) -> None:
+        found = f"non-finite gradient norm at step {self._steps}"
+        if self.on_nonfinite == "raise":
+            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
+        skipped = "the step has no effect on the parameters"
+        self._notices.say("nonfinite", f"{found}: {skipped if self.on_nonfinite == 'skip' else 'passed on as it is'}")
+
+
+def _require_python() -> None:
+    """Refuse to be where Python cannot be called, or would be called once for each replica.
+
+    Raises:
+        RuntimeError: the graph is for XLA, or this is one replica of several.
+    """
+    if not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        raise RuntimeError(
+            "a GradientClipper asks its policy in Python, which XLA cannot call: give jit_compile=False to "
+            "model.compile() (Keras turns XLA on by itself where there is a GPU), or to tf.function()"
+        )
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1 and not tf.distribute.in_cross_replica_context():
+        raise RuntimeError(
+            f"within one of {replicas} replicas a GradientClipper would see the gradients of that replica only: use a "
+            f"strategy of one replica, or clip in cross-replica context after the gradients are summed"
+        )
+
+
+def _choice(name: str, value: Any, allowed: Any) -> Any:
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+    return value
