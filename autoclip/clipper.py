@@ -178,7 +178,7 @@ class Clipper:
         if clipped.kept and loss_scale is None and not self._handles:
             first = self._parameters[next(iter(gradients))]
             self._watch.expect(
-                first, norms.value * clipped.coefficient, clipped.threshold, self._norm_now, self._notices.say
+                first, norms.value * clipped.coefficient, clipped.threshold, self.norm_now, self._notices.say
             )
         return self._finish(clipped, mean)
 
@@ -211,6 +211,10 @@ class Clipper:
             loss: one number, without the factor of a `GradScaler`.
         """
         self.reported_losses.append(loss.detach().clone() if isinstance(loss, Tensor) else float(loss))
+
+    def norm_now(self) -> float:
+        """Total norm of the gradients as they are; nothing is changed or learned."""
+        return measure_all(self._groups, live_gradients(self._parameters), self.mode, self.norm_type, None).value
 
     def forget_losses(self) -> None:
         """Forget what `report_loss` was told, as for a step that is left out."""
@@ -335,11 +339,8 @@ class Clipper:
             self._meet_nonfinite("the norm that clip_fn returned")
         self._measured = None
         if clipped.coefficient < 1 and clipped.kept:
-            self._watch.check(clipped.value * clipped.coefficient, self._norm_now, self._notices.say)
+            self._watch.check(clipped.value * clipped.coefficient, self.norm_now, self._notices.say)
         return self._finish(clipped, loss[0])
-
-    def _norm_now(self) -> float:
-        return measure_all(self._groups, live_gradients(self._parameters), self.mode, self.norm_type, None).value
 
     def _clip(self, shares: list[Share], gradients: Mapping[str, Tensor], norms: Norms) -> Clipped:
         skip = self.on_nonfinite == "skip"

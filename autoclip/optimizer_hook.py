@@ -26,8 +26,9 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
     optimizers, under accumulation, and where `step` is compiled. A step that a scaler leaves out because of an overflow
     is none. The loss is what the closure returns, or what `clipper.report_loss(loss)` was told.
 
-    A copy of the optimizer (`copy.deepcopy`) has no clipper; neither is the clipper part of the optimizer's
-    `state_dict`: save `clipper.state_dict()` beside it.
+    A step of gradients that are all zero at a learning rate of zero is none either: so `torch.distributed.checkpoint`
+    makes the state of an optimizer. A copy of the optimizer (`copy.deepcopy`) has no clipper; neither is the clipper
+    part of the optimizer's `state_dict`: save `clipper.state_dict()` beside it.
 
     Args:
         optimizer: of torch, or a wrapper around one (accelerate, Fabric, Lightning).
@@ -128,6 +129,9 @@ class _ClipBeforeStep:
         """Clip, with the loss that was reported, else the one that the closure returned."""
         if _overflowed(optimizer):
             self.clipper.forget_losses()
+            return
+        # torch.distributed.checkpoint has optimizers make their state by a step of zero gradients at a rate of zero.
+        if all(float(group.get("lr", 1)) == 0 for group in optimizer.param_groups) and self.clipper.norm_now() == 0:
             return
         is_loss = isinstance(returned, float) or (isinstance(returned, Tensor) and returned.numel() == 1)
         if is_loss and not self.clipper.reported_losses:

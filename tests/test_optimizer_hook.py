@@ -640,3 +640,19 @@ def test_nothing_keeps_a_dropped_optimizer_alive():
 def test_it_is_a_public_name():
     assert autoclip.attach is attach
     assert "attach" in dir(autoclip)
+
+
+def test_steps_that_only_make_the_state_of_an_optimizer_are_none():
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    clipper = attach(optimizer)
+    assert get_optimizer_state_dict(net, optimizer)["state"]
+    assert clipper.last is None
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # as a schedule may begin
+    optimizer.zero_grad()
+    loss_of(net, 0).backward()
+    optimizer.step()
+    assert clipper.last.step == 0

@@ -97,19 +97,19 @@ def _fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Sequence[T
 
 
 def _norm(values: Tensor, norm_type: float) -> Tensor:
-    if values.numel() == 0:
-        return torch.zeros((), device=values.device)
     wide = values.dtype in (torch.float64, torch.complex128)
+    if values.numel() == 0:  # in the dtype of the others: ranks without elements take part in the same collectives
+        return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=values.device)
     norm: Tensor = torch.linalg.vector_norm(values, norm_type, dtype=_dtype(values, wide=wide))
     return norm
 
 
 def _exact_norm(values: Tensor, norm_type: float) -> Tensor:
     """Norm in float64 of the values divided by the largest, which neither overflows nor underflows."""
-    if values.numel() == 0:
-        return torch.zeros((), device=values.device)
     if values.device.type == "mps":
         values = values.cpu()  # no float64 there
+    if values.numel() == 0:
+        return torch.zeros((), dtype=torch.float64, device=values.device)
     values = values.to(_dtype(values, wide=True))
     largest = values.abs().max()
     if not 0 < float(largest) < inf:  # host read: rare, see `measure`

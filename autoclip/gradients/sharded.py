@@ -71,7 +71,8 @@ def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) ->
         largest = _reduced(whole.nan_to_num(nan=inf, posinf=inf), split.values(), torch.distributed.ReduceOp.MAX)
         if norm_type == inf:
             return largest.to(norms.dtype)
-        largest = largest.clamp(min=torch.finfo(torch.float64).tiny)
+        limits = torch.finfo(torch.float64)
+        largest = largest.clamp(min=limits.tiny, max=limits.max)  # infinite norms stay infinite
     powers = _reduced((whole / largest) ** norm_type, split.values(), torch.distributed.ReduceOp.SUM)
     return (powers ** (1 / norm_type) * largest).to(norms.dtype)
 
