@@ -153,6 +153,7 @@ def suggest(
     paths: TracePaths,
     column: TraceColumn = None,
     step_column: StepColumn = None,
+    html: Annotated[Path | None, typer.Option(help="Also write this page, with the figures.")] = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Recommend a setting from gradient norms that were logged."""
@@ -162,6 +163,10 @@ def suggest(
         from autoclip.tuning.suggest import suggest as suggestion_of
 
         suggestions = [suggestion_of(trace) for trace in read_traces(paths, column=column, step_column=step_column)]
+        if html:
+            from autoclip.report.writing import write_suggestions
+
+            write_suggestions(suggestions, html)
         if output_format == Format.json:
             _print_json([one.as_json() for one in suggestions])
             return
@@ -195,6 +200,22 @@ def replay(
             return
         for trace, replays in results:
             print_replays(trace, replays)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Of a run, its seeds, a sweep, or logs.")],
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Write DIR/report.html: the figures of a run, a sweep or a trace on one page, with what they mean."""
+    with _exit_codes():
+        from autoclip.report.writing import as_json, write_report
+
+        kind, page, pictures = write_report(directory)
+        if output_format == Format.json:
+            _print_json(as_json(kind, page, pictures))
+        else:
+            typer.echo(page)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.gradients import ALL, Norms, live_gradients, measure, measure_units, scale_
+from autoclip.gradients import ALL, Norms, clip_coefficient, live_gradients, measure, measure_units, scale_
 from autoclip.groups import Groups
 from autoclip.policies.policy import Phase
 from autoclip.records import ClipRecord
@@ -144,7 +144,9 @@ def clip_with(
     if decision.clipped and 0 < decision.left < limit:
         # Not by the function: some unscale the gradients as well, which can be done but once a step.
         remaining = list(live_gradients(groups.parameters).values())
-        scale_(remaining, torch.tensor(decision.left / min(value, limit), device=total.device))
+        at_threshold = limit == inf and decision.left == decision.threshold
+        factor = clip_coefficient(total, decision.left) if at_threshold else decision.left / min(value, limit)
+        scale_(remaining, torch.as_tensor(factor, device=total.device))
     share = Share(ALL, list(groups.parameters), total, value, decision)
     skipped = skip if not isfinite(value) else decision.left == 0 < value
     if skipped:

@@ -200,7 +200,14 @@ def test_a_configuration_does_not_change(load):
             "1:8: clip.polciy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
             "relearn_after, on_nonfinite, policy",
         ),
-        ("log: {sinks: [wandb]}", "1:15: log.sinks.0: must be 'jsonl', got 'wandb'"),
+        (
+            "log: {sinks: [csv]}",
+            "1:15: log.sinks.0: must be 'jsonl', 'console', 'tensorboard' or 'wandb', got 'csv'",
+        ),
+        (
+            "log: {sinks: [console, wandb]}",
+            "1:14: log.sinks: must hold jsonl, the run directory that everything else reads, got console, wandb",
+        ),
         ("sweep: {command: python x.py}", "1:18: sweep.command: must be a list, got 'python x.py'"),
         ("sweep: {command: [python, 3]}", "1:27: sweep.command.1: must be a text, got 3"),
         ("sweep: {storage: study.db}", "1:18: sweep.storage: must be a URL, as in sqlite:///study.db, got 'study.db'"),

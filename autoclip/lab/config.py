@@ -253,12 +253,25 @@ class TaskConfig(Section):
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the task's constructor.")
 
 
+def _with_jsonl(sinks: tuple[str, ...]) -> tuple[str, ...]:
+    if "jsonl" not in sinks:
+        raise ValueError(f"must hold jsonl, the run directory that everything else reads, got {', '.join(sinks)}")
+    return sinks
+
+
 class LogConfig(Section):
     """What is written down during training."""
 
     layers_every: CountOrNever = Field(default=None, description="Steps between norms by layer; null: never.")
-    sinks: Annotated[tuple[Literal["jsonl"], ...], Items(least=1, distinct=True)] = Field(
-        default=("jsonl",), description="Where the steps go: metrics.jsonl in the run directory."
+    sinks: Annotated[
+        tuple[Literal["jsonl", "console", "tensorboard", "wandb"], ...],
+        Items(least=1, distinct=True),
+        AfterValidator(_with_jsonl),
+    ] = Field(
+        default=("jsonl",),
+        description="Where the steps go: jsonl is metrics.jsonl in the run directory, tensorboard a folder there, "
+        "wandb a run in the project of this experiment's name; the runs of a sweep write jsonl only.",
+        json_schema_extra={"contains": {"const": "jsonl"}},
     )
 
 

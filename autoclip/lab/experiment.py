@@ -16,13 +16,15 @@ from typing import Any, Literal
 import torch
 
 from autoclip.errors import RunError, UsageError
+from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
 from autoclip.lab.loading import construct
+from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.task import Task
 from autoclip.lab.train import choose_device, summarise, train
-from autoclip.run_directory import CONFIG, SUMMARY, read_json, write_atomically, write_json
+from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json, write_atomically, write_json
 from autoclip.version import __version__
 
 MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
@@ -40,6 +42,7 @@ SHOWN = (
     "clip_rate",
     "threshold",
     "skipped_steps",
+    "gradient_flow",
     "seconds",
     "error",
 )
@@ -116,6 +119,7 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
     task = make_task(config)
     build_policy(config.clip.policy)  # with the device, found wanting before anything is written
     choose_device(config.device)
+    make_sinks(config, 0, output_dir, None, print)
     try:
         _prepare(config, output_dir, resume=resume)
         summaries = []
@@ -137,7 +141,7 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
 
 
 def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path, interrupt: Interrupt) -> None:
-    """Train one seed into `directory`, or continue what is there, and show nothing.
+    """Train one seed into `directory`, or continue what is there, and show nothing, on no sink either.
 
     A run that is finished keeps no checkpoint, as nobody will continue it: a sweep makes hundreds of them.
 
@@ -148,7 +152,8 @@ def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path
     try:
         _begin(config, directory)
         with TrainingProgress("", config.steps, bar=False) as progress:
-            summary = _run_seed(config, task, seed, directory, True, interrupt, progress, last_checkpoint=False)
+            quiet = only_jsonl(config)
+            summary = _run_seed(quiet, task, seed, directory, True, interrupt, progress, last_checkpoint=False)
         if summary["status"] != "interrupted":
             remove_checkpoints(directory)
     except OSError as error:
@@ -238,7 +243,9 @@ def _run_seed(
                 last_checkpoint=last_checkpoint,
             )
             versions = {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()}
-            summary = summarise(status, training) | {"versions": versions}
+            flow = _gradient_flow(directory)
+            found = {"gradient_flow": flow and flow.verdict}
+            summary = summarise(status, training) | found | {"versions": versions}
             write_json(directory / SUMMARY, summary)
         except UsageError:
             raise
@@ -249,6 +256,12 @@ def _run_seed(
             raise RunError(f"seed {seed} stopped: {type(error).__name__}: {error}{kept}") from error
     (directory / ERROR).unlink(missing_ok=True)
     return summary
+
+
+def _gradient_flow(directory: Path) -> GradientFlow | None:
+    """How the gradient flowed in a run; None: no layers were logged."""
+    samples = read_samples(directory / LAYERS) if (directory / LAYERS).exists() else []
+    return diagnose(samples) if any(sample.norms for sample in samples) else None
 
 
 def _keep_traceback(path: Path) -> str:
@@ -295,4 +308,11 @@ def _table(total: dict[str, Any], output_dir: Path) -> str:
                 directory,
             )
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_flow_lines(total, output_dir)])
+
+
+def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
+    flows = {seed["seed"]: _gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
+    lines = [f"gradient flow, seed {seed}: {flow.verdict}: {flow.evidence}" for seed, flow in flows.items() if flow]
+    unwell = dict.fromkeys((flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict != "healthy")
+    return lines + [f"what helps where it is {verdict}: {advice}" for verdict, advice in unwell]

@@ -3,7 +3,7 @@
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import isfinite
@@ -16,10 +16,12 @@ import torch
 
 from autoclip.clipper import Clipper
 from autoclip.errors import RunError, UsageError
+from autoclip.flow import UseOrder
 from autoclip.lab.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
+from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task
-from autoclip.records import ClipRecord, finite_or_none
+from autoclip.records import ClipRecord, Sink, finite_or_none
 from autoclip.run_directory import LAYERS, METRICS, LineLog
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -93,9 +95,23 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches: Iterator[Any] = iter(task.batches(seed))
         self.tally = Tally()
+        self._order: list[str] = []  # of the parameters' use, known after a step
 
     def step(self) -> Step:
         """Take one optimizer step over `accumulate` batches."""
+        if self._order or not self.config.log.layers_every:
+            return self._step()
+        with UseOrder(dict(self.model.named_parameters())) as used:
+            step = self._step()
+        self._order = used.names
+        return step
+
+    def layer_norms(self) -> dict[str, float | None]:
+        """Norm of each parameter's gradient in the latest step, in forward order; None: not finite."""
+        norms = self.clipper.layer_norms()
+        return {name: finite_or_none(norms[name]) for name in self._order if name in norms}
+
+    def _step(self) -> Step:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.config.accumulate):
@@ -224,7 +240,12 @@ def train(
                 f"{directory / METRICS} holds {metrics.lines} steps, the checkpoint {keep}: lines were removed and the "
                 f"run cannot be continued without a gap; choose another --output-dir"
             )
-        status = _until_done(training, directory, metrics, layers, on_step, should_stop, last_checkpoint)
+        sinks = make_sinks(config, seed, directory, training.clipper, say)
+        try:
+            status = _until_done(training, directory, metrics, layers, sinks, on_step, should_stop, last_checkpoint)
+        finally:
+            for sink in sinks:
+                sink.close()
     return status, training
 
 
@@ -233,6 +254,7 @@ def _until_done(
     directory: Path,
     metrics: LineLog,
     layers: LineLog,
+    sinks: Sequence[Sink],
     on_step: Callable[[Step], None],
     should_stop: Callable[[], bool],
     last_checkpoint: bool,
@@ -259,8 +281,9 @@ def _until_done(
         step = training.step()
         metrics.append(training.metrics(step))
         if config.log.layers_every and step.record.step % config.log.layers_every == 0:
-            norms = {name: finite_or_none(norm) for name, norm in training.clipper.layer_norms().items()}
-            layers.append({"step": step.record.step, "norms": norms})
+            layers.append({"step": step.record.step, "norms": training.layer_norms()})
+        for sink in sinks:
+            sink.log(step.record)
         on_step(step)
         if config.evaluate_every and tally.steps % config.evaluate_every == 0:
             validate()
