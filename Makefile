@@ -46,7 +46,7 @@ test-integrations: .integrations/ready
 	$(PYTHON) -m venv .integrations
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-		--editable '.[experiments,lightning,transformers]' pytest hypothesis $(INTEGRATIONS_PACKAGES)
+		--editable '.[experiments,plot,lightning,transformers,tensorboard,wandb]' pytest hypothesis $(INTEGRATIONS_PACKAGES)
 	touch $@
 
 # Compares with the packages that the rules come from, in an environment of their own.

@@ -27,7 +27,7 @@ from autoclip.policies import (
 from autoclip.version import __version__
 
 if TYPE_CHECKING:
-    from autoclip import sinks
+    from autoclip import sinks, traces
     from autoclip.clipper import Clipper
     from autoclip.gradients import adaptive_grad_clip_, clip_grad_norm_, clip_grad_value_
     from autoclip.lab.clip_section import from_config
@@ -69,12 +69,13 @@ __all__ = [
     "from_config",
     "replay",
     "sinks",
+    "traces",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sinks":
-        return import_module("autoclip.sinks")
+    if name in ("sinks", "traces"):
+        return import_module(f"autoclip.{name}")
     if name not in _WHEN_USED:
         raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
     return getattr(import_module(_WHEN_USED[name]), name)

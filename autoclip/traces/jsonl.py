@@ -1,0 +1,68 @@
+"""JSON lines: our own `metrics.jsonl`, and anybody's log with one object in each line."""
+
+import json
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+from autoclip.errors import UsageError
+from autoclip.traces.columns import Selection
+from autoclip.traces.notes import counted
+from autoclip.traces.rows import RowLog
+from autoclip.traces.scalars import ScalarLog
+from autoclip.traces.text import lines
+
+# JSON has no NaN: our own file has null for a norm that was not finite, and for the threshold of a step without one.
+_OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
+_OWN_NULLS = {"total_norm": nan, "threshold": inf}
+
+
+def parsed(text: str) -> Any:
+    """The JSON value of a text, NaN and Infinity allowed; None where it is no JSON, or null."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def first_keys(path: Path) -> set[str]:
+    """The keys of the first line's object; empty where it holds none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        row = parsed(next(lines(path), ("", False))[0])
+    except UsageError:
+        return set()
+    return set(row) if isinstance(row, dict) else set()
+
+
+def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
+    """Read a file of JSON lines; in our own, null is read back as what it stands for.
+
+    Raises:
+        OSError: the file cannot be read.
+        UsageError: no line is a JSON object, or the column of the steps is missing.
+    """
+    rows = RowLog(selection, str(path), _OWN_NULLS if first_keys(path) >= _OWN_KEYS else None)
+    number = objects = strange = first_strange = 0
+    torn = False
+    for number, (line, whole) in enumerate(lines(path), start=1):
+        row = parsed(line)
+        if isinstance(row, dict):
+            rows.add(row)
+            objects += 1
+        elif not whole:
+            torn = True
+        elif line.strip():
+            strange += 1
+            first_strange = first_strange or number
+    if not objects:
+        raise UsageError(f"{path} has no line that is a JSON object" if number else f"{path} is empty")
+    log = rows.finished()
+    if torn:
+        log.notes.append("the last line is torn and left out")
+    if strange:
+        log.notes.append(f"{counted(strange, 'line')} left out: no JSON object (the first is line {first_strange})")
+    return log

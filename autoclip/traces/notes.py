@@ -1,0 +1,10 @@
+"""How notes on a log are worded."""
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> counted(1, "record"), counted(12345, "record")
+    ('1 record', '12 345 records')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}".replace(",", " ")

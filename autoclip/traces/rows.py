@@ -1,0 +1,99 @@
+"""Logs of rows: what CSV, JSON lines, Hugging Face's `log_history` and W&B's history have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoclip.errors import UsageError
+from autoclip.traces.columns import Selection, listed, may_be_step, step_column
+from autoclip.traces.notes import counted
+from autoclip.traces.scalars import ScalarLog, number, whole_number
+
+
+class RowLog:
+    """Takes the rows of one run, each a mapping from column to value, and gives its scalars.
+
+    Which column is the step of another one is decided by the first row that has the latter, unless `selection` does;
+    where no known one is in it, rows are numbered. Values without that step later on are left out, as a second way of
+    counting steps would mix up their order.
+
+    Args:
+        selection: what is wanted.
+        source: the file, for messages.
+        nulls: what None stands for in a column: name -> number; elsewhere it is a blank.
+    """
+
+    def __init__(self, selection: Selection, source: str, nulls: Mapping[str, float] | None = None) -> None:
+        self._log = ScalarLog(selection, source)
+        self._selection = selection
+        self._nulls = nulls or {}
+        self._wanted: dict[str, bool] = {}
+        self._needed: dict[str, bool] = {}
+        self._rows = 0
+        self._without_step = 0
+        self._no_numbers = 0
+
+    def wants(self, name: str) -> bool:
+        """Whether this column may hold norms, or what belongs to them."""
+        known = self._wanted.get(name)
+        if known is None:
+            known = self._wanted[name] = self._selection.wants(name)
+            self._log.seen(name)
+        return known
+
+    def needs(self, name: str) -> bool:
+        """Whether a row must have this column's value; the others may be missing, at no loss."""
+        known = self._needed.get(name)
+        if known is None:
+            step = self._selection.step_column
+            is_step = name == step if step is not None else may_be_step(name)
+            known = self._needed[name] = self.wants(name) or is_step
+        return known
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take one row."""
+        values = {}
+        for name, value in row.items():
+            if not self.wants(name):
+                continue
+            if value is None:
+                value = self._nulls.get(name)
+            if value is None or value == "":
+                continue
+            found = number(value)
+            if found is None:
+                self._no_numbers += 1
+            else:
+                values[name] = found
+        for name, found in values.items():
+            axis = self._axis(name, row)
+            step = self._rows if axis is None else whole_number(row.get(axis))
+            if step is None:
+                self._without_step += 1
+            else:
+                self._log.add(name, step, found)
+        self._rows += bool(values)
+
+    def _axis(self, name: str, row: Mapping[str, Any]) -> str | None:
+        axes = self._log.axes
+        if name not in axes:
+            filled = (other for other, value in row.items() if value is not None and value != "")
+            step = self._selection.step_column
+            axes[name] = step if step is not None else step_column(filled, name)
+        return axes[name]
+
+    def finished(self) -> ScalarLog:
+        """The scalars, with notes on what was left out.
+
+        Raises:
+            UsageError: the column of the steps that was asked for is not there.
+        """
+        log, step = self._log, self._selection.step_column
+        if step is not None and step not in self._wanted:
+            raise UsageError(f"{log.source} has no column {step!r} for the steps; it has {listed(self._wanted)}")
+        if any(axis is None and self._selection.is_norm(name) for name, axis in log.axes.items()):
+            log.notes.append("no column is known to hold the step: rows are numbered (choose one with --step-column)")
+        if self._without_step:
+            log.notes.append(f"{counted(self._without_step, 'value')} left out: without a step")
+        if self._no_numbers:
+            log.notes.append(f"{counted(self._no_numbers, 'value')} left out: no number")
+        return log

@@ -1,0 +1,69 @@
+"""TFRecord files: a sequence of byte strings, each with its length, both with a checksum.
+
+A record is the length (8 bytes), the length's checksum (4), the data, and the data's checksum (4).
+Reference: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+"""
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from struct import Struct
+
+from autoclip.errors import UsageError
+from autoclip.traces.crc32c import masked_crc32c
+from autoclip.traces.notes import counted
+
+_HEAD = Struct("<QI")
+_CHECKSUM = Struct("<I")
+
+
+@lru_cache(maxsize=1024)  # the records of a log have few lengths
+def _length(head: bytes) -> int | None:
+    length, checksum = _HEAD.unpack(head)
+    assert isinstance(length, int)
+    return length if masked_crc32c(head[:8]) == checksum else None
+
+
+def starts_record(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (12 or more) is a TFRecord file."""
+    return len(head) >= _HEAD.size and _length(head[: _HEAD.size]) is not None
+
+
+def records(path: Path, notes: list[str]) -> Iterator[bytes]:
+    """Read the records whose checksums are right, in order.
+
+    Damage ends up in `notes` when the last record has been read: a record with a wrong checksum is passed over; where a
+    length is corrupt, or the file ends within a record, nothing further can be read. Nothing is allocated on the word
+    of a corrupt length.
+
+    Raises:
+        OSError: the file cannot be read.
+        UsageError: it does not begin as a TFRecord file does.
+    """
+    corrupt = 0
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size  # what a running job appends from now on waits for the next reading
+        position = 0
+        while position < size:
+            head = file.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                notes.append("the file ends in the middle of a record: cut off, or still being written")
+                break
+            length = _length(head)
+            if length is None and not position:
+                raise UsageError(f"{path} is no event file: it does not begin with a record's length and checksum")
+            if length is None:
+                notes.append(f"the length of a record at byte {position} is corrupt, what follows it is left out")
+                break
+            position += _HEAD.size + length + _CHECKSUM.size
+            if position > size:
+                notes.append("the file ends in the middle of a record: cut off, or still being written")
+                break
+            data = file.read(length)
+            if _CHECKSUM.pack(masked_crc32c(data)) != file.read(_CHECKSUM.size):
+                corrupt += 1
+                continue
+            yield data
+    if corrupt:
+        notes.append(f"{counted(corrupt, 'record')} with a wrong checksum left out")

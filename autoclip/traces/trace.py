@@ -1,0 +1,82 @@
+"""What a log of gradient norms comes down to."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NormTrace:
+    """Gradient norms of one training run, by optimizer step.
+
+    The arrays are copied and made read-only. A trace is never subsampled: what the log holds is here, apart from what
+    `notes` says.
+
+    Attributes:
+        steps: strictly ascending, int64, shape (n,), n > 0.
+        norms: >= 0, float64, shape (n,); NaN and inf where the norm was not finite.
+        source: where it comes from: path, and tag or column.
+        losses: float64, shape (n,), NaN where a step has none; None where the log has none.
+        thresholds: > 0, float64, shape (n,): what the run was clipped at, inf where it was not, NaN where the log does
+            not say; None where the log has none.
+        notes: sentences that the user should be told: a torn end, records left out, restarts.
+
+    Raises:
+        ValueError: an array is not as described.
+
+    >>> trace = NormTrace(steps=[0, 10, 20, 30], norms=[2.0, 1.5, float("nan"), 1.2], source="by hand")
+    >>> len(trace), trace.stride, trace.finite_norms
+    (4, 10, array([2. , 1.5, 1.2]))
+    """
+
+    steps: Ints
+    norms: Floats
+    source: str
+    losses: Floats | None = None
+    thresholds: Floats | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        steps = np.array(self.steps)
+        if steps.ndim != 1 or not len(steps) or steps.dtype.kind not in "iu":
+            raise ValueError(f"steps must be whole numbers, at least one, got {steps.dtype} of shape {steps.shape}")
+        if (steps[1:] <= steps[:-1]).any():
+            raise ValueError("steps must ascend strictly")
+        self._set("steps", steps, np.int64)
+        norms = np.array(self.norms, dtype=np.float64)
+        if (norms < 0).any():
+            raise ValueError(f"norms must not be negative, got {norms[norms < 0][0]}")
+        self._set("norms", norms, np.float64)
+        if self.losses is not None:
+            self._set("losses", np.array(self.losses, dtype=np.float64), np.float64)
+        if self.thresholds is not None:
+            thresholds = np.array(self.thresholds, dtype=np.float64)
+            if (thresholds <= 0).any():
+                raise ValueError(f"thresholds must be positive, got {thresholds[thresholds <= 0][0]}")
+            self._set("thresholds", thresholds, np.float64)
+        object.__setattr__(self, "notes", tuple(self.notes))
+
+    def _set(self, name: str, values: npt.NDArray[Any], dtype: type[np.generic]) -> None:
+        array = values.astype(dtype, copy=False)
+        if array.shape != (len(self.steps),):
+            raise ValueError(f"{name} must have shape ({len(self.steps)},), got {array.shape}")
+        array.setflags(write=False)
+        object.__setattr__(self, name, array)
+
+    @property
+    def stride(self) -> int:
+        """Optimizer steps from one norm to the next, the median: 1 where every step was logged, or there is but one."""
+        return 1 if len(self.steps) < 2 else int(np.median(np.diff(self.steps)))
+
+    @property
+    def finite_norms(self) -> Floats:
+        """The norms that are finite, in order."""
+        return self.norms[np.isfinite(self.norms)]
+
+    def __len__(self) -> int:
+        return len(self.steps)

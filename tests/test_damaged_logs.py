@@ -1,0 +1,133 @@
+"""Logs cut off anywhere, or with a byte changed: an error that names the file, or a shorter trace that says so."""
+
+import json
+import random
+import struct
+
+import pytest
+
+from autoclip.errors import UsageError
+from autoclip.traces import read_traces
+from tests.log_writers import FIXED64, event, events, field, history, tensor_value, tfrecord, wandb
+
+TRIALS = 1000
+NORMS = [0.5 + step / 7 for step in range(24)]
+EXPECTED = {(3 * step, norm) for step, norm in enumerate(NORMS)}
+ROWS = [{"step": 3 * step, "grad_norm": norm, "loss": 1.25} for step, norm in enumerate(NORMS)]
+
+LONG = f'"{"x" * 9000}"'  # the W&B file's blocks end within rows
+LOGS = {
+    "events.out.tfevents.1.host": events((row["step"], {"grad_norm": row["grad_norm"], "loss": 1.25}) for row in ROWS),
+    "run-x.wandb": wandb(
+        history({"grad_norm": repr(row["grad_norm"]), "text": LONG if row["step"] % 2 else '"x"'}, row["step"])
+        for row in ROWS
+    ),
+    "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
+    "metrics.csv": b"step,grad_norm,loss\n"
+    + b"".join(f"{row['step']},{row['grad_norm']!r},1.25\n".encode() for row in ROWS),
+    "trainer_state.json": json.dumps({"global_step": 69, "log_history": ROWS}, indent=2).encode(),
+}
+HAVE_CHECKSUMS = {"events.out.tfevents.1.host", "run-x.wandb"}
+
+every_log = pytest.mark.parametrize("name", LOGS)
+
+
+def read(path, content):
+    """The trace of these bytes, or None where they are refused by the file's name."""
+    path.write_bytes(content)
+    try:
+        (trace,) = read_traces(path)
+    except UsageError as error:
+        complaint = str(error)
+    else:
+        return trace
+    assert path.name in complaint
+    return None
+
+
+def pairs(trace, name):
+    if name.startswith("events"):  # float32
+        nearest = {round(norm, 5): norm for norm in NORMS}
+        return {(step, nearest.get(round(norm, 5), norm)) for step, norm in zip(trace.steps, trace.norms, strict=True)}
+    return set(zip(trace.steps.tolist(), trace.norms.tolist(), strict=True))
+
+
+@every_log
+def test_undamaged(tmp_path, name):
+    trace = read(tmp_path / name, LOGS[name])
+    assert pairs(trace, name) == EXPECTED
+    assert trace.notes == ()
+
+
+@every_log
+def test_cut_off_anywhere(tmp_path, name):
+    generator = random.Random(1)
+    content = LOGS[name]
+    refused = shorter = 0
+    for _ in range(TRIALS):
+        trace = read(tmp_path / name, content[: generator.randrange(len(content))])
+        if trace is None:
+            refused += 1
+            continue
+        shorter += len(trace) < len(NORMS)
+        assert trace.steps.tolist() == [row["step"] for row in ROWS[: len(trace)]]
+        assert pairs(trace, name) <= EXPECTED
+    assert refused + shorter > 0.9 * TRIALS
+    assert shorter > 0.9 * TRIALS - refused
+    assert (refused == TRIALS) == (name == "trainer_state.json")
+
+
+@every_log
+def test_a_byte_changed_anywhere(tmp_path, name):
+    generator = random.Random(2)
+    refused = 0
+    for _ in range(TRIALS):
+        content = bytearray(LOGS[name])
+        content[generator.randrange(len(content))] ^= generator.randrange(1, 256)
+        trace = read(tmp_path / name, bytes(content))
+        if trace is None:
+            refused += 1
+        elif name in HAVE_CHECKSUMS:
+            assert pairs(trace, name) <= EXPECTED
+            assert trace.notes or len(trace) == len(NORMS)
+            assert len(trace) >= 1
+    assert refused < TRIALS / 2 or name == "trainer_state.json"
+
+
+@every_log
+def test_several_bytes_changed_and_a_stretch_lost(tmp_path, name):
+    generator = random.Random(3)
+    for _ in range(TRIALS // 2):
+        content = bytearray(LOGS[name])
+        for _ in range(generator.randrange(1, 8)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        start = generator.randrange(len(content))
+        del content[start : start + generator.choice([0, 1, 10, 1000])]
+        trace = read(tmp_path / name, bytes(content))
+        if trace is not None and name in HAVE_CHECKSUMS:
+            assert pairs(trace, name) <= EXPECTED
+
+
+def changed(generator, data):
+    data = bytearray(data)
+    for _ in range(generator.randrange(1, 4)):
+        data[generator.randrange(len(data))] = generator.randrange(256)
+    return bytes(data)
+
+
+def test_messages_changed_behind_a_right_checksum(tmp_path):
+    generator = random.Random(5)
+    shape, content = field(2, field(1, 2)), field(4, struct.pack("<d", 1.5))
+    values = [tensor_value("grad_norm", 2, content), tensor_value("loss", 1, content, shape=shape)]
+    message = event(3, {"lr": 0.1}, values=values, start=True)
+    row = history({"grad_norm": field(6, struct.pack("<d", 1.5), FIXED64), "a.b": "[1]", "loss": field(5, 7)}, 3)
+    for _ in range(TRIALS):
+        read(tmp_path / "events.out.tfevents.1.host", tfrecord(message) + tfrecord(changed(generator, message)))
+        read(tmp_path / "run-x.wandb", wandb([row, changed(generator, row)]))
+
+
+@pytest.mark.parametrize("name", [*LOGS, "log"])
+def test_any_bytes_under_any_name(tmp_path, name):
+    generator = random.Random(4)
+    for _ in range(200):
+        assert read(tmp_path / name, generator.randbytes(generator.randrange(3000))) is None

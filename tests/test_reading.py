@@ -1,0 +1,151 @@
+"""Which files count as logs, and what belongs together."""
+
+import json
+import os
+
+import pytest
+
+from autoclip.errors import UsageError
+from autoclip.traces import read_traces
+from tests.log_writers import events, history, wandb
+
+EVENTS = "events.out.tfevents.1.host"
+
+
+def rows(norms, name="grad_norm"):
+    return "".join(json.dumps({"step": step, name: norm}) + "\n" for step, norm in enumerate(norms))
+
+
+def table(norms):
+    return "step,grad_norm\n" + "".join(f"{step},{norm}\n" for step, norm in enumerate(norms))
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """One run in each format, and what else lies about."""
+    for name in ("a", "b", "c", "d", "e", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text(rows([1, 2, 3], "total_norm"))
+    (tmp_path / "b" / "trainer_state.json").write_text(
+        json.dumps({"log_history": [{"step": step, "grad_norm": step + 2} for step in range(3)]})
+    )
+    (tmp_path / "c" / "run-x.wandb").write_bytes(wandb(history({"gnorm": str(step + 3)}, step) for step in range(3)))
+    (tmp_path / "d" / "metrics.csv").write_text(table([4, 5, 6]))
+    (tmp_path / "e" / EVENTS).write_bytes(events((step, {"grad-norm": step + 5}) for step in range(3)))
+    (tmp_path / "d" / "dataset.csv").write_text("text,label\nhello,1\n")
+    (tmp_path / "d" / "dataset.jsonl").write_text('{"text": "hello"}\n')
+    (tmp_path / "d" / "summary.json").write_text('{"status": "done"}\n')
+    (tmp_path / "d" / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden" / "metrics.csv").write_text(table([9, 9, 9]))
+    return tmp_path
+
+
+def test_a_directory_is_searched_through(logs):
+    traces = read_traces(logs)
+    assert [trace.norms[0] for trace in traces] == [1, 2, 3, 4, 5]
+    assert all(trace.notes == () for trace in traces)
+
+
+def test_names_do_not_matter_where_a_file_is_named(logs):
+    for number, path in enumerate(
+        ["a/metrics.jsonl", "b/trainer_state.json", "c/run-x.wandb", "d/metrics.csv", f"e/{EVENTS}"]
+    ):
+        other = logs / f"log{number}"
+        (logs / path).rename(other)
+        (trace,) = read_traces(str(other))
+        assert trace.norms[0] == number + 1
+        assert trace.source.startswith(f"{other} [")
+
+
+def test_several_paths_are_read_in_their_order_and_once(logs):
+    traces = read_traces([logs / "d", logs / "a" / "metrics.jsonl", logs / "a", logs / "d" / "metrics.csv"])
+    assert [trace.norms[0] for trace in traces] == [4, 1]
+
+
+def test_json_lines_under_another_name(tmp_path):
+    (tmp_path / "vis_data").mkdir()
+    text = '{"lr": 0.1}\n' + rows([1, 2])
+    (tmp_path / "vis_data" / "scalars.json").write_text(text)
+    (trace,) = read_traces(tmp_path)
+    assert trace.norms.tolist() == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="the platform has no symbolic links")
+def test_symbolic_links_in_a_directory_are_not_followed(logs):
+    (logs / "latest").symlink_to(logs / "a")
+    (logs / "a" / "again.jsonl").symlink_to(logs / "a" / "metrics.jsonl")
+    (logs / "a" / "loop").symlink_to(logs)
+    assert len(read_traces(logs)) == 5
+    assert len(read_traces(logs / "latest")) == 1
+
+
+def test_a_run_that_was_logged_twice_counts_once(tmp_path):
+    norms = [0.1, 0.7, 1e30, 0.3]
+    (tmp_path / EVENTS).write_bytes(events((step, {"grad_norm": norm}) for step, norm in enumerate(norms)))
+    (tmp_path / "log.csv").write_text(table(norms))
+    (tmp_path / "metrics.jsonl").write_text(rows(norms))
+    (tmp_path / "other.csv").write_text(table([*norms[:3], 0.31]))
+    exact, other = read_traces(tmp_path)
+    assert exact.norms.tolist() == norms
+    assert exact.source == f"{tmp_path / 'metrics.jsonl'} [grad_norm]"
+    assert sorted(exact.notes) == [
+        f"{tmp_path / EVENTS} [grad_norm] holds the same norms and is left out",
+        f"{tmp_path / 'log.csv'} [grad_norm] holds the same norms and is left out",
+    ]
+    assert other.norms[3] == 0.31
+
+
+def test_what_cannot_be_read_in_a_directory_is_told(logs):
+    (logs / "a" / "run-torn.wandb").write_bytes(b":W&B")
+    (logs / "e" / "eval").mkdir()
+    (logs / "e" / "eval" / EVENTS).write_bytes(events([(0, {"eval/loss": 1})]))
+    traces = read_traces(logs)
+    assert len(traces) == 5
+    (note,) = traces[0].notes
+    assert note == f"passed over: {logs / 'a' / 'run-torn.wandb'} is no .wandb file: it does not begin as one"
+    with pytest.raises(UsageError, match=r"run-torn.wandb is no .wandb file"):
+        read_traces([logs, logs / "a" / "run-torn.wandb"])
+
+
+def test_a_directory_without_norms_says_what_it_has(tmp_path):
+    with pytest.raises(UsageError, match="holds no log with gradient norms that is known"):
+        read_traces(tmp_path)
+    (tmp_path / EVENTS).write_bytes(events([(0, {"loss": 1, "lr": 1})]))
+    with pytest.raises(UsageError, match=r"(?s)no gradient norms in .* it has 'loss', 'lr': choose one with --column"):
+        read_traces(tmp_path)
+    assert read_traces(tmp_path, column="lr")[0].norms.tolist() == [1]
+
+
+def test_several_candidates_in_a_directory_are_an_error(tmp_path):
+    (tmp_path / "good.csv").write_text(table([1, 2]))
+    (tmp_path / EVENTS).write_bytes(events([(0, {"actor/grad_norm": 1, "critic/grad_norm": 1})]))
+    with pytest.raises(UsageError, match="several columns that may hold gradient norms"):
+        read_traces(tmp_path)
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        read_traces(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no log was given"):
+        read_traces([])
+    for content in (b"", b"one line of text", bytes(range(256)) * 10):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(UsageError, match=r"file is no log of a known format"):
+            read_traces(tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
+def test_a_pipe_is_never_waited_for(logs):
+    os.mkfifo(logs / "a" / "pipe.csv")
+    assert len(read_traces(logs)) == 5
+    with pytest.raises(UsageError, match=r"pipe.csv is no file that can be read again"):
+        read_traces(logs / "a" / "pipe.csv")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_named(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(table([1]))
+    path.chmod(0)
+    with pytest.raises(UsageError, match=r"log.csv cannot be read: Permission denied"):
+        read_traces(path)

@@ -1,0 +1,202 @@
+"""Logs of rows: our own and others' JSON lines, Hugging Face's states, tables."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import autoclip
+from autoclip.errors import UsageError
+from autoclip.traces import read_traces
+from autoclip.traces.text import LONGEST
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+class TestJSONLines:
+    def test_our_own_metrics_come_back_exactly(self, tmp_path):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        policy = autoclip.RunningQuantile(warmup_steps=3)
+        clipper = autoclip.Clipper(model, policy, sinks=[autoclip.sinks.JSONLSink(tmp_path)], on_nonfinite="skip")
+        expected = []
+        for step in range(20):
+            model.zero_grad()
+            loss = model(torch.randn(4, 3)).square().mean()
+            (loss * (math.nan if step == 7 else 1)).backward()
+            threshold = policy.threshold()
+            if step == 7:
+                with pytest.warns(UserWarning, match="non-finite gradient norm"):
+                    norm = clipper.step(loss=loss)
+            else:
+                norm = clipper.step(loss=loss)
+            expected.append((norm.item(), loss.item(), threshold))
+        clipper.close()
+        (trace,) = read_traces(tmp_path / "metrics.jsonl")
+        norms, losses, thresholds = zip(*expected, strict=True)
+        assert trace.steps.tolist() == list(range(20))
+        np.testing.assert_array_equal(trace.norms, norms)
+        np.testing.assert_array_equal(trace.losses, losses)
+        np.testing.assert_array_equal(trace.thresholds, thresholds)
+        assert math.isnan(trace.norms[7])
+        assert trace.thresholds[0] == math.inf
+        assert trace.notes == ()
+
+    def test_a_torn_last_line_is_left_out(self, tmp_path):
+        text = lines({"step": step, "grad_norm": 1.0} for step in range(5))
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", text[:-10]))
+        assert len(trace) == 4
+        assert trace.notes == ("the last line is torn and left out",)
+
+    def test_other_lines_are_told(self, tmp_path):
+        text = "started\n" + lines([{"step": 1, "gnorm": "1.5"}, [1], {"step": 2, "gnorm": None}, {"gnorm": 3}])
+        text += lines([{"step": 4, "gnorm": "high"}, {"step": 2.5, "gnorm": 1}]) + "\n{oops}\n"
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", text))
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([1], [1.5])
+        assert trace.notes == (
+            "2 values left out: without a step",
+            "1 value left out: no number",
+            "3 lines left out: no JSON object (the first is line 1)",
+        )
+
+    def test_nan_and_infinity_as_python_writes_them(self, tmp_path):
+        rows = [{"step": step, "gnorm": x} for step, x in enumerate([1.0, math.nan, math.inf])]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        np.testing.assert_array_equal(trace.norms, [1, math.nan, math.inf])
+
+    def test_rows_without_steps_are_numbered(self, tmp_path):
+        rows = [{"note": "start"}, {"gnorm": 3.0}, {"lr": 1}, {"gnorm": 2.0}]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 1], [3, 2])
+        assert trace.notes == (
+            "no column is known to hold the step: rows are numbered (choose one with --step-column)",
+        )
+
+    def test_a_chosen_step_column(self, tmp_path):
+        path = write(tmp_path / "log.jsonl", lines({"step": n % 5, "batch": 3 * n, "gnorm": n} for n in range(20)))
+        (trace,) = read_traces(path)
+        assert trace.steps.tolist() == list(range(5))
+        assert "15 values written before" in trace.notes[0]
+        (trace,) = read_traces(path, step_column="batch")
+        assert trace.steps.tolist() == list(range(0, 60, 3))
+        with pytest.raises(UsageError, match=r"no column 'time' for the steps; it has 'batch', 'gnorm', 'step'"):
+            read_traces(path, step_column="time")
+
+    def test_no_json_at_all(self, tmp_path):
+        with pytest.raises(UsageError, match=r"log.jsonl has no line that is a JSON object"):
+            read_traces(write(tmp_path / "log.jsonl", "step 1\nstep 2\n"))
+        with pytest.raises(UsageError, match=r"log.jsonl is empty"):
+            read_traces(write(tmp_path / "log.jsonl", ""))
+        with pytest.raises(UsageError, match=r"log.jsonl is no text file: it has a line of more than 16 MiB"):
+            read_traces(write(tmp_path / "log.jsonl", "x" * (LONGEST + 2)))
+
+    def test_deep_nesting_is_no_row(self, tmp_path):
+        text = "[" * 100_000 + "\n" + '{"a":' * 100_000 + "\n" + lines([{"step": 1, "gnorm": 1}])
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", text))
+        assert len(trace) == 1
+
+
+class TestTrainerState:
+    def state(self, steps):
+        history = [{"epoch": 0.1, "grad_norm": 0.5 + n, "learning_rate": 1e-4, "loss": 9 - n, "step": n} for n in steps]
+        history.insert(1, {"epoch": 0.1, "eval_loss": 2.0, "step": steps[0]})
+        history.append({"epoch": 1.0, "total_flos": 1.0, "train_loss": 5.0, "train_runtime": 3.0, "step": steps[-1]})
+        return json.dumps({"best_metric": None, "global_step": steps[-1], "log_history": history}, indent=2)
+
+    def test_history(self, tmp_path):
+        text = self.state([10, 20, 30]).replace("20.5", "NaN")
+        path = write(tmp_path / "trainer_state.json", text)
+        (trace,) = read_traces(path)
+        np.testing.assert_array_equal(trace.norms, [10.5, math.nan, 30.5])
+        assert trace.losses.tolist() == [-1, -11, -21]
+        assert trace.steps.tolist() == [10, 20, 30]
+        assert (trace.stride, trace.notes, trace.source) == (10, (), f"{path} [grad_norm]")
+
+    def test_of_a_runs_checkpoints_the_last_is_read(self, tmp_path):
+        for run, furthest in (("a", 30), ("b", 110)):
+            for step in range(10, furthest + 1, 10):
+                place = tmp_path / run / f"checkpoint-{step}"
+                place.mkdir(parents=True)
+                offset = ord(run)
+                write(place / "trainer_state.json", self.state(range(offset, offset + step + 1)))
+        first, second = read_traces(tmp_path)
+        assert f"a{'/'}checkpoint-30" in first.source
+        assert "checkpoint-110" in second.source
+        assert (len(first), len(second)) == (31, 111)
+        write(tmp_path / "b" / "trainer_state.json", self.state(range(120)))
+        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 120]
+
+    def test_what_is_no_state_is_refused(self, tmp_path):
+        path = tmp_path / "trainer_state.json"
+        with pytest.raises(UsageError, match=r"trainer_state.json is no whole JSON file"):
+            read_traces(write(path, self.state([1, 2])[:-20]))
+        with pytest.raises(UsageError, match=r"trainer_state.json is no whole JSON file"):
+            read_traces(write(path, "[" * 100_000))
+        with pytest.raises(UsageError, match=r"trainer_state.json holds no log: neither `log_history`"):
+            read_traces(write(path, '{"step": 1}'))
+        with pytest.raises(UsageError, match=r"trainer_state.json holds no values"):
+            read_traces(write(path, '{"log_history": []}'))
+
+    def test_a_list_of_objects(self, tmp_path):
+        path = write(tmp_path / "log.json", json.dumps([{"iter": 1, "gnorm": 2.0}, None, {"iter": 2, "gnorm": 3.0}]))
+        (trace,) = read_traces(path)
+        assert trace.norms.tolist() == [2, 3]
+        assert trace.notes == ("1 entry of the log left out: no JSON object",)
+
+
+class TestTables:
+    def test_lightnings_metrics(self, tmp_path):
+        text = (
+            "epoch,grad_2.0_norm/weight,grad_2.0_norm_total,step,train_loss,val_loss\r\n"
+            "0,1.0,1.25,9,0.5,\r\n0,,,9,,0.7\r\n1,inf,inf,19,,\r\n1,,,19,0.25,\r\n1,nan,nan,29,0.125,\r\n"
+        )
+        path = write(tmp_path / "metrics.csv", text)
+        (trace,) = read_traces(path)
+        np.testing.assert_array_equal(trace.norms, [1.25, math.inf, math.nan])
+        assert trace.losses.tolist() == [0.5, 0.25, 0.125]
+        assert trace.steps.tolist() == [9, 19, 29]
+        assert (trace.notes, trace.source) == ((), f"{path} [grad_2.0_norm_total]")
+
+    def test_wandbs_export(self, tmp_path):
+        text = '"Step","run-1 - train/grad_norm","run-1 - train/grad_norm__MIN"\n"0","1.5","1"\n"1","2.5","1"\n'
+        (trace,) = read_traces(write(tmp_path / "export.csv", "\ufeff" + text))
+        assert trace.norms.tolist() == [1.5, 2.5]
+        assert trace.notes == ()
+
+    @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+    def test_delimiters_and_a_chosen_column(self, tmp_path, delimiter):
+        rows = [["Wall time", "Step", "Value"], ["1.7e9", "0", "1.5"], ["1.7e9", "10", "2.5"]]
+        text = "".join(delimiter.join(row) + "\n" for row in rows)
+        (trace,) = read_traces(write(tmp_path / "export.csv", text), column="Value")
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 10], [1.5, 2.5])
+
+    def test_damage_is_told(self, tmp_path):
+        text = 'step,gnorm\n0,1\n1\n2,"3\n\n3,4\nstep,gnorm\n4,5\n5,6.1'
+        (trace,) = read_traces(write(tmp_path / "log.csv", text))
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 2, 3, 4], [1, 3, 4, 5])
+        assert trace.notes == (
+            "the last line has no line end, may be torn, and is left out",
+            "1 row left out: not as many cells as the header",
+        )
+
+    def test_a_column_without_numbers_is_an_error(self, tmp_path):
+        with pytest.raises(UsageError, match=r"log.csv \[gnorm\]: no number in it"):
+            read_traces(write(tmp_path / "log.csv", "step,gnorm\n0,\n1,\n"))
+
+    def test_a_filled_step_goes_before_a_blank_one(self, tmp_path):
+        text = "trainer/global_step,step,gnorm\n,3,1.0\n,4,1.5\n"
+        assert read_traces(write(tmp_path / "log.csv", text))[0].steps.tolist() == [3, 4]
+
+    def test_columns_of_the_same_name_are_an_error(self, tmp_path):
+        with pytest.raises(UsageError, match=r"log.csv has several columns called 'gnorm'"):
+            read_traces(write(tmp_path / "log.csv", "step,gnorm,gnorm\n0,1,2\n"))
+        assert len(read_traces(write(tmp_path / "log.csv", "step,gnorm,x,x\n0,1,2,3\n"))[0]) == 1

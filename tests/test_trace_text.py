@@ -1,0 +1,94 @@
+"""`autoclip suggest` and `autoclip replay` on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import autoclip
+from autoclip.cli import app
+from autoclip.records import ClipRecord
+from autoclip.report.trace_text import python_of
+from autoclip.sinks import JSONLSink
+
+STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """A run directory with a drifting, spiky trace."""
+    directory = tmp_path_factory.mktemp("run")
+    norms = np.random.default_rng(0).lognormal(0, 0.5, STEPS) * 20 ** np.linspace(0, 1, STEPS)
+    norms[200] *= 100
+    with JSONLSink(directory) as sink:
+        for step, norm in enumerate(norms.tolist()):
+            loss = 2.0 - step / STEPS
+            sink.log(ClipRecord(step, "active", norm, float("inf"), 1.0, False, False, True, loss))
+    return directory
+
+
+def run(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    return result.exit_code, result.output
+
+
+def test_a_suggestion_in_words_ends_in_yaml_and_python_that_can_be_used(log):
+    code, text = run("suggest", log)
+    assert code == 0
+    assert "300 norms, every step" in text
+    assert "drift: the median of the last fifth is" in text
+    section = yaml.safe_load(text[text.index("    clip:") : text.index("in a training loop:")])
+    assert section == {"clip": {"policy": {"kind": "running_quantile", "percentile": 50}}}
+    assert "autoclip.attach(optimizer, autoclip.RunningQuantile())" in text
+
+
+def test_a_suggestion_as_json(log):
+    code, text = run("suggest", log, "-f", "json")
+    (found,) = json.loads(text)
+    assert code == 0
+    assert found["norms"] == STEPS
+    assert found["spikes"]["value"] == pytest.approx(1 / STEPS)
+    assert found["recommended"]["policy"]["percentile"] == 50
+
+
+def test_a_replay_shows_a_line_for_each_policy_and_what_it_cannot_tell(log):
+    code, text = run("replay", log, "--policy", "kind=fixed,threshold=5", "--policy", "kind=running_quantile")
+    assert code == 0
+    assert "Fixed(threshold=5.0)" in text
+    assert "RunningQuantile()" in text
+    assert "a replay cannot tell how training would have gone" in " ".join(text.split())
+
+
+def test_a_replay_as_json_is_what_the_function_returns(log):
+    code, text = run("replay", log, "-f", "json")
+    (found,) = json.loads(text)
+    assert code == 0
+    assert len(found["policies"]) == 10
+    norms = [json.loads(line)["total_norm"] for line in (log / "metrics.jsonl").read_text().splitlines()]
+    by_name = {one["policy"]: one for one in found["policies"]}
+    assert by_name["RunningQuantile()"] == autoclip.replay(norms, autoclip.RunningQuantile()).summary()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["suggest", "nowhere"], "nowhere"),
+        (["replay", "nowhere"], "nowhere"),
+        (["replay", ".", "--policy", "fixed"], "expected KEY=VALUE"),
+        (["suggest"], "Missing argument"),
+    ],
+)
+def test_wrong_input_is_named_and_exits_2(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, text = run(*words)
+    assert code == 2
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_policy_is_written_as_python_would_have_it():
+    assert python_of({"kind": "fixed", "threshold": 2}) == "autoclip.Fixed(threshold=2.0)"
+    written = python_of({"kind": "running_quantile", "percentile": 90, "warmup_threshold": float("inf")})
+    assert eval(written, {"autoclip": autoclip}).warmup_threshold == float("inf")  # noqa: S307
