@@ -5,13 +5,13 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 INTEGRATIONS := .integrations/bin
-INTEGRATIONS_PACKAGES := tensorflow-cpu
+INTEGRATIONS_PACKAGES := tensorflow-cpu playwright
 
 PARITY := .parity/bin
 PARITY_PACKAGES := zclip==1.0.0 pytorch_optimizer==4.1.0
 PYPI_AUTOCLIP := autoclip==0.2.1
 
-.PHONY: setup demo test check parity test-distributed test-integrations clean
+.PHONY: setup demo test test-slow check parity test-distributed test-integrations clean
 
 setup: .venv/ready
 
@@ -33,6 +33,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Sweeps of several workers, which are killed and continued, and PostgreSQL.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 # Several processes on this machine, started by torchrun.
 test-distributed: setup

@@ -1,28 +1,39 @@
-"""Which clipper wrote to a parameter's gradient last, so that two on the same parameters are noticed."""
+"""Which clipper has clipped a gradient, so that a second one on the same gradients is noticed."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-CHECKED_STEPS = 3
-"""Two that alternate show at the second step; later ones are spared the look."""
+from autoclip.gradients.sharded import local_part
 
-_LATEST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+CHECKED_STEPS = 3
+"""A second one shows at its first step; later ones are spared the look."""
+
+_MARKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Gradient -> the claim of the clipper that clipped it, and the version of its values since."""
 
 
 class Claim:
-    """A clipper's mark on its parameters."""
+    """A clipper's mark on the gradients that it has clipped."""
 
     def __init__(self) -> None:
         self._steps = 0
 
-    def is_contested(self, parameters: Collection[Tensor]) -> bool:
-        """Mark the parameters; whether another clipper has marked any since this one's step before."""
+    def is_contested(self, gradients: Iterable[Tensor]) -> bool:
+        """Whether another clipper has clipped any of these gradients, not written to since."""
         if self._steps == CHECKED_STEPS:
             return False
+        for gradient in gradients:
+            claim, version = _MARKS.get(gradient, (self, 0))  # type: ignore[no-untyped-call]
+            if claim is not self and version == local_part(gradient)._version:
+                return True
+        return False
+
+    def mark(self, gradients: Iterable[Tensor]) -> None:
+        """Note that this clipper has clipped the gradients."""
+        if self._steps == CHECKED_STEPS:
+            return
         self._steps += 1
-        latest = [_LATEST.get(parameter) for parameter in parameters]  # type: ignore[no-untyped-call]
-        for parameter in parameters:
-            _LATEST[parameter] = self
-        return self._steps > 1 and any(mark is not None and mark is not self for mark in latest)
+        for gradient in gradients:
+            _MARKS[gradient] = (self, local_part(gradient)._version)

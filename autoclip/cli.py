@@ -167,6 +167,7 @@ def suggest(
             from autoclip.report.writing import write_suggestions
 
             write_suggestions(suggestions, html)
+            typer.echo(f"wrote {html}", err=True)
         if output_format == Format.json:
             _print_json([one.as_json() for one in suggestions])
             return

@@ -2,18 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from autoclip.claims import Claim
-from autoclip.clipping import ClipFn, Clipped, clip, clip_with, measure_all
+from autoclip.clipping import ClipFn, Clipped, clip, clip_with, measure_all, name_nonfinite
+from autoclip.eager import eager
 from autoclip.gate import Decision, RelearnAfter
 from autoclip.gradients import LeftGradients, Norms, Source, checked_norm_type, live_gradients
 from autoclip.groups import Groups
-from autoclip.losses import ProcessGroup, StepLoss, process_group
+from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
 from autoclip.notices import Notices
 from autoclip.policies import NoClip, Policy, RunningQuantile
+from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
 from autoclip.shares import Share
@@ -54,7 +57,8 @@ class Clipper:
         on_nonfinite: "skip" removes the gradients of a step whose norm is NaN or Inf (each `grad` becomes None), so
             that the optimizer leaves parameters and momentum as they are; "propagate" does as torch; "raise" raises.
             None of them teaches the policy anything.
-        sinks: objects with `log(record)` and `close()`, told of every step.
+        sinks: objects with `log(record)` and `close()`, told of every step; where one has `watch(clipper)`, that is
+            called first.
         groups: for scope "group": name -> regular expression found in the parameters' names; parameters that none fits
             are the group "rest". None takes the parameter groups of an optimizer.
         process_group: ranks over which a loss is averaged, each of which has to give one: "world": all, where
@@ -92,10 +96,10 @@ class Clipper:
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
         self.policy = policy if policy is not None else RunningQuantile()
         self.policy.clone()  # raises now what would keep it from being resumed later
-        self.scope: Scope = _choice("scope", scope or self.policy.scope, Scope)
-        self.mode: Mode = _choice("mode", mode, Mode)
-        self.response: Response = _choice("response", response or self.policy.response, Response)
-        self.on_nonfinite: OnNonfinite = _choice("on_nonfinite", on_nonfinite, OnNonfinite)
+        self.scope: Scope = choice("scope", scope or self.policy.scope, Scope)
+        self.mode: Mode = choice("mode", mode, Mode)
+        self.response: Response = choice("response", response or self.policy.response, Response)
+        self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         order = checked_norm_type(norm_type)
         self.norm_type = order if mode == "norm" else inf
         self.sinks = tuple(sinks)
@@ -107,12 +111,15 @@ class Clipper:
         self._measured: tuple[list[str], Tensor] | None = None
         self._decisions: dict[str, Decision] = {}
         self._left: LeftGradients | None = None
-        self.reported_losses: list[float | Tensor] = []
-        self._claim = Claim()
-        self._notices = Notices()
-        self._watch = Watch()
+        self._losses = ReportedLosses()
+        self._claim, self._watch, self._notices = Claim(), Watch(), Notices()
         self._handles: list[Any] = []  # of the hooks that `attach` made
+        for sink in self.sinks:
+            if hasattr(sink, "watch"):
+                sink.watch(self)
 
+    @eager
+    @torch.no_grad()
     def step(
         self,
         *,
@@ -145,18 +152,10 @@ class Clipper:
             ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
         """
         self._groups.read_added()
-        if self._claim.is_contested([] if isinstance(self.policy, NoClip) else self._parameters.values()):
-            self._notices.say(
-                "contested",
-                "another clipper clips the same parameters between the steps of this one, which so learns from norms "
-                "that are clipped already: keep one of them (detach() removes an attached one)",
-            )
-        pending = StepLoss(
-            [loss] if loss is not None else self.reported_losses,
-            process_group(self.process_group),
-            next(iter(self._parameters.values())).device,
-        )
-        self.reported_losses = []
+        device = next(iter(self._parameters.values())).device
+        own = loss if loss is not None else self._losses.mean()
+        pending = StepLoss(own, process_group(self.process_group), device)
+        self._losses.forget()
         if clip_fn is not None:
             return self._step_by(clip_fn, pending, loss_scale)
         gradients = live_gradients(self._parameters)
@@ -170,7 +169,13 @@ class Clipper:
         if not isfinite(norms.value):
             if loss_scale is not None:
                 return norms.total
-            self._meet_nonfinite(_name_nonfinite(list(gradients), norms))
+            self._meet_nonfinite(name_nonfinite(list(gradients), norms))
+        if self._claim.is_contested(gradients.values()):
+            self._notices.say(
+                "contested",
+                "another clipper has clipped these gradients already, so that this one learns from norms that are not "
+                "those of training: keep one of them (detach() removes an attached one)",
+            )
         mean = pending.read()
         shares = self._groups.decide(gradients, norms, self.norm_type, mean)
         self._measured = (list(gradients), norms.each)
@@ -182,6 +187,8 @@ class Clipper:
             )
         return self._finish(clipped, mean)
 
+    @eager
+    @torch.no_grad()
     def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
         """Clip gradients that were computed anew within the same optimizer step, as a line search does.
 
@@ -210,15 +217,21 @@ class Clipper:
         Args:
             loss: one number, without the factor of a `GradScaler`.
         """
-        self.reported_losses.append(loss.detach().clone() if isinstance(loss, Tensor) else float(loss))
+        self._losses.add(loss)
 
+    @property
+    def has_reported_loss(self) -> bool:
+        """Whether `report_loss` was called since the step before."""
+        return self._losses.count > 0
+
+    @torch.no_grad()
     def norm_now(self) -> float:
         """Total norm of the gradients as they are; nothing is changed or learned."""
         return measure_all(self._groups, live_gradients(self._parameters), self.mode, self.norm_type, None).value
 
     def forget_losses(self) -> None:
         """Forget what `report_loss` was told, as for a step that is left out."""
-        self.reported_losses = []
+        self._losses.forget()
 
     def detach(self) -> None:
         """Take the clipper off the optimizer that `autoclip.attach` put it on; its sinks stay open."""
@@ -271,10 +284,8 @@ class Clipper:
 
         Parameters without a gradient are left out. The norms are those the total was made of.
         """
-        if self._measured is None:
-            return {}
-        names, each = self._measured
-        return dict(zip(names, each.tolist(), strict=True))  # host read
+        names, each = self._measured or ([], None)
+        return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, by the groups' names."""
@@ -290,8 +301,7 @@ class Clipper:
         Raises:
             ValueError: keys are missing, or the state is that of another policy or of other groups; nothing is changed.
         """
-        missing = [name for name in ("steps", "skipped_steps", "groups") if name not in state]
-        if missing:
+        if missing := [name for name in ("steps", "skipped_steps", "groups") if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         counts = [state[name] for name in ("steps", "skipped_steps")]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
@@ -299,7 +309,8 @@ class Clipper:
         self._groups.load_state_dict(state["groups"])
         self._steps, self._skipped_steps = counts
         self._last = self._measured = self._left = None
-        self.reported_losses, self._decisions = [], {}
+        self._losses.forget()
+        self._decisions = {}
 
     def close(self) -> None:
         """Close the sinks."""
@@ -326,7 +337,9 @@ class Clipper:
                 f"scope='global', got mode={self.mode!r}, scope={self.scope!r}, loss_scale={loss_scale!r}"
             )
         live = list(live_gradients(self._parameters).values())
-        if live and self._left is not None and self._left.is_still(live, None):
+        # What a rank sees of its shards does not tell what the others see, and all of them have to clip together.
+        alone = process_group("world") is None
+        if alone and live and self._left is not None and self._left.is_still(live, None):
             return self._repeated(self._left)
         loss: list[float | None] = []
 
@@ -348,6 +361,8 @@ class Clipper:
 
     def _keep(self, clipped: Clipped) -> None:
         self._left = LeftGradients(clipped.kept, clipped.total, clipped.left, skipped=clipped.skipped)
+        if not isinstance(self.policy, NoClip):
+            self._claim.mark(clipped.kept)
 
     def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
         """Remember and record a step."""
@@ -380,17 +395,5 @@ class Clipper:
         found = f"non-finite gradient norm at step {self._steps}, in {where}"
         if self.on_nonfinite == "raise":
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
-        skipped = "the step has no effect on the parameters"
-        self._notices.say("nonfinite", f"{found}: {skipped if self.on_nonfinite == 'skip' else 'passed on as it is'}")
-
-
-def _choice(name: str, value: Any, allowed: Any) -> Any:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
-    return value
-
-
-def _name_nonfinite(names: list[str], norms: Norms) -> str:
-    """The first parameter whose gradient is not finite, and how many more there are."""
-    bad = [name for name, norm in zip(names, norms.each.tolist(), strict=True) if not isfinite(norm)]
-    return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+        effect = "the step has no effect on the parameters" if self.on_nonfinite == "skip" else "passed on as it is"
+        self._notices.say("nonfinite", f"{found}: {effect}")

@@ -1,6 +1,6 @@
 """One step's gradients are clipped as the gates of their groups decided: by us, or by somebody else's function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -174,3 +174,9 @@ def _norm(returned: Any) -> Tensor:
         f"clip_fn(max_norm) must return the total norm before clipping, got {returned!r}; where the engine clips by "
         f"itself (DeepSpeed), give the engine the threshold, and watch the norm that it reports under NoClip()"
     )
+
+
+def name_nonfinite(names: Sequence[str], norms: Norms) -> str:
+    """The first parameter whose gradient is not finite, and how many more there are."""
+    bad = [name for name, norm in zip(names, norms.each.tolist(), strict=True) if not isfinite(norm)]
+    return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

@@ -22,6 +22,8 @@ OPTIONAL = {
     "lightning": "lightning",
     "transformers": "transformers",
     "accelerate": "transformers",
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
     "scikit-learn": "experiments",
 }
 """Distribution -> the extra that installs it."""

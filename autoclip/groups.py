@@ -52,8 +52,8 @@ class Groups:
         self._read(kept_source(source))
 
     def read_added(self) -> None:
-        """Take in what was added to the optimizer that the parameters came from."""
-        if self._optimizer and sum(len(group["params"]) for group in self._optimizer.param_groups) != self._given:
+        """Take in what was added to, or exchanged in, the optimizer that the parameters came from."""
+        if self._optimizer and self._given != _identities(self._optimizer):
             self._read(self._optimizer)
 
     def decide(self, gradients: Mapping[str, Tensor], norms: Norms, order: float, loss: float | None) -> list[Share]:
@@ -168,12 +168,17 @@ class Groups:
         self.parameters = named_parameters(source)
         if not self.parameters:
             raise ValueError("the source holds no parameters: nothing can be clipped")
-        groups = self._optimizer.param_groups if self._optimizer else []
-        self._given = sum(len(group["params"]) for group in groups)
+        self._given = _identities(self._optimizer) if self._optimizer else []
         self._group_of = group_by_parameter(source, self.parameters, self.scope, self._patterns)
         for name in self._group_of.values():
             if name not in self.gates:
                 self.gates[name] = self._new_gate(self.policy if self.scope == "global" else self.policy.clone())
+        for name in self.gates.keys() - set(self._group_of.values()):
+            del self.gates[name]
 
     def _new_gate(self, policy: Policy) -> Gate:
         return Gate(policy, self._response, self._relearn_after)
+
+
+def _identities(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
+from autoclip.eager import eager
+from autoclip.notices import Notices
 from autoclip.policies import Policy
 
 STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
@@ -59,7 +61,13 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
             "returned then"
         )
     clipper = Clipper(inner, policy, **options)
-    clipper._handles = [inner.register_step_pre_hook(_ClipBeforeStep(clipper, clip_fn))]
+    if clip_fn is not None and (clipper.mode != "norm" or clipper.scope != "global"):
+        raise ValueError(
+            f"clip_fn scales all gradients by their one norm: it needs mode='norm' and scope='global', got "
+            f"mode={clipper.mode!r}, scope={clipper.scope!r}"
+        )
+    hook = _ClipBeforeStep(clipper, clip_fn)
+    clipper._handles = [inner.register_step_pre_hook(hook), inner.register_step_post_hook(hook.after)]
     return clipper
 
 
@@ -70,8 +78,9 @@ def innermost(optimizer: Any) -> Optimizer:
         TypeError: there is none.
         ValueError: it belongs to an engine that clips by itself.
     """
-    found = optimizer
-    while True:
+    found, seen = optimizer, list[Any]()
+    while not any(found is one for one in seen):
+        seen.append(found)
         if type(found).__module__.partition(".")[0] == "deepspeed":
             raise ValueError(
                 "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: set "
@@ -92,51 +101,79 @@ class _ClipBeforeStep:
     def __init__(self, clipper: Clipper, clip_fn: ClipFn | None) -> None:
         self.clipper = clipper
         self.clip_fn = clip_fn
+        self._evaluations = 1  # of the closure of the step under way
+        self._notices = Notices()
 
     # A threshold that changes would have a compiled step compiled anew each time.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if _is_nested(optimizer):
             return None
         scaler = kwargs.get("grad_scaler")
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
+        positional = len(args) > 1 and callable(args[1])
+        closure = args[1] if positional else kwargs.get("closure")
+        if not callable(closure):
             self._step(optimizer, scaler, None)
             return None
-        evaluations = 0
+        self._evaluations = 0
 
         def closure_and_clip() -> Any:
-            nonlocal evaluations
             # An optimizer calls its closure with gradients enabled; clipping is none of the graph's business.
             returned = closure()
             with torch.no_grad():
-                if evaluations == 0:
+                self._evaluations += 1
+                if self._evaluations == 1:
                     self._step(optimizer, scaler, returned)
-                elif self.clip_fn is None:
+                    return returned
+                self.clipper.forget_losses()  # of an evaluation that is not learned from
+                if self.clip_fn is None:
                     self.clipper.reclip(loss_scale=_loss_scale(optimizer, scaler))
                 else:
                     self.clip_fn(self.clipper.last.threshold if self.clipper.last else float("inf"))
-            evaluations += 1
             return returned
 
-        if len(args) > 1:
+        if positional:
             return (args[0], closure_and_clip, *args[2:]), kwargs
         return args, {**kwargs, "closure": closure_and_clip}
+
+    @eager
+    def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The hook at the end of the step."""
+        if self._evaluations == 0:
+            self._notices.say(
+                "unclipped",
+                f"{type(optimizer).__name__} was given a closure and did not call it, so nothing was clipped: call "
+                f"clipper.step() by hand, before optimizer.step()",
+            )
 
     def _step(self, optimizer: Optimizer, scaler: Any, returned: Any) -> None:
         """Clip, with the loss that was reported, else the one that the closure returned."""
         if _overflowed(optimizer):
             self.clipper.forget_losses()
             return
-        # torch.distributed.checkpoint has optimizers make their state by a step of zero gradients at a rate of zero.
-        if all(float(group.get("lr", 1)) == 0 for group in optimizer.param_groups) and self.clipper.norm_now() == 0:
+        if self._makes_state(optimizer):
             return
         is_loss = isinstance(returned, float) or (isinstance(returned, Tensor) and returned.numel() == 1)
-        if is_loss and not self.clipper.reported_losses:
+        if is_loss and not self.clipper.has_reported_loss:
             self.clipper.report_loss(returned)
         self.clipper.step(clip_fn=self.clip_fn, loss_scale=_loss_scale(optimizer, scaler))
+
+    def _makes_state(self, optimizer: Optimizer) -> bool:
+        """Whether this is a step of zero gradients at a rate of zero, by an optimizer without state.
+
+        So `torch.distributed.checkpoint` has optimizers make their state. The norm is that of the whole gradients, so
+        that all ranks agree; where a function of somebody else's knows how they are sharded there is none, and the step
+        counts.
+        """
+        if optimizer.state or self.clip_fn is not None:
+            return False
+        return all(_is_zero(group.get("lr", 1)) for group in optimizer.param_groups) and self.clipper.norm_now() == 0
+
+
+def _is_zero(rate: Any) -> bool:
+    return isinstance(rate, int | float | Tensor) and bool(torch.as_tensor(rate).eq(0).all())
 
 
 def _is_nested(optimizer: Optimizer) -> bool:

@@ -5,16 +5,21 @@ from collections.abc import Callable
 from math import frexp, isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from autoclip.eager import eager
 
 WATCHED_STEPS = 3
 """A look costs a norm of all gradients; what is wrong is wrong from the beginning."""
 
 Say = Callable[[str, str], None]
 """say(topic, message): warns."""
+
+
+_WAITING: list[tuple[Any, Any]] = []
+"""Weak reference to a watch, and the handle of its hook, which is removed when another watch begins to wait."""
 
 
 class Watch:
@@ -46,7 +51,11 @@ class Watch:
                 _compare(left, threshold, measure(), getattr(optimizer, "grad_scale", None), say)
 
         self._compare = compare
+        for waiting in [one for one in _WAITING if one[0]() is None]:
+            waiting[1].remove()
+            _WAITING.remove(waiting)
         self._handle = register_optimizer_step_pre_hook(_Look(self))
+        _WAITING.append((weakref.ref(self), self._handle))
 
     def compare(self, optimizer: Optimizer) -> None:
         """Look at the gradients of this optimizer, if its step is the one that is waited for."""
@@ -57,6 +66,7 @@ class Watch:
         # Not as soon as a look is done: hooks cannot be removed while they are called.
         if self._handle is not None:
             self._handle.remove()
+            _WAITING[:] = [one for one in _WAITING if one[1] is not self._handle]
         self._handle = self._compare = None
 
     def check(self, limit: float, measure: Callable[[], float], say: Say) -> None:
@@ -85,7 +95,7 @@ class _Look:
     def __init__(self, watch: Watch) -> None:
         self._watch = weakref.ref(watch)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
         watch = self._watch()
         if watch is not None:

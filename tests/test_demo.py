@@ -20,6 +20,7 @@ def test_every_arm_is_a_valid_configuration_of_every_experiment(monkeypatch: pyt
     assert len(policies) == len(demo.ARMS)
 
 
+@pytest.mark.slow
 def test_an_arm_runs_and_its_row_tells_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo, "OUTPUT", tmp_path)
@@ -52,6 +53,7 @@ def test_a_run_that_cannot_start_ends_the_demo_with_its_message(
         demo._run(demo.EXPERIMENTS[0], demo.Arm("wrong", ("clip.policy.percentile=0.9",)))
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_demo_names_a_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

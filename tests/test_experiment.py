@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.experiment import make_task, run_experiment
+from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
+from tests.tiny_task import TinyTask
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -57,6 +59,69 @@ def test_every_seed_gets_a_run_directory_and_the_table_names_it(
     losses = sorted(row["validation_loss"] for row in total["seeds"])
     assert total["median_validation_loss"] == losses[1]
     assert load_config(out / "seed-0" / "config.yaml") == configure()
+
+
+def test_the_verdict_on_the_gradient_flow_is_printed_and_kept(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = ("task.target=experiments.digits:DigitsCNN", "task.args={depth: 12, channels: 4, batch_size: 8}", "steps=6")
+    lost = configure(*deep, "task.args.initialisation=default", "log.layers_every=2", "seeds=[0, 1]")
+    run_experiment(lost, tmp_path / "lost", resume=False)
+    printed = capsys.readouterr().out.splitlines()
+    for seed in (0, 1):
+        (line,) = [line for line in printed if line.startswith(f"gradient flow, seed {seed}: vanishing: 3 samples of ")]
+        assert "from first to last of 13 layers the norm rises by " in line
+        assert json.loads((tmp_path / "lost" / f"seed-{seed}" / "summary.json").read_text())["gradient_flow"] == (
+            "vanishing"
+        )
+    assert [line for line in printed if "residual connections" in line] == [printed[-1]]
+    run_experiment(configure(*deep, "task.args.residual=true", "seeds=[0]"), tmp_path / "unseen", resume=False)
+    assert "gradient flow" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "unseen" / "summary.json").read_text())["seeds"][0]["gradient_flow"] is None
+
+
+def test_layers_are_logged_in_the_order_of_the_forward_pass(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    config = configure("task.target=tests.test_experiment:HeadFirst", "log.layers_every=5", "seeds=[0]")
+    assert run_experiment(config, tmp_path / "out", resume=False) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "seed-0" / "layers.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 5, 10, 15]
+    assert all(list(line["norms"]) == ["body.weight", "body.bias", "head.weight", "head.bias"] for line in lines)
+
+
+def test_lines_go_to_the_console_and_runs_of_a_sweep_are_silent(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure("log.sinks=[jsonl, console]", "seeds=[0]", "steps=40")
+    run_experiment(config, tmp_path / "out", resume=False)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [int(line.split()[1]) for line in told] == list(range(1, 40, 2))
+    assert told[0].endswith("warm-up")
+    assert " -> " in told[-1]
+    run_quietly(config, make_task(config), 0, tmp_path / "quiet", Interrupt())
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    whole, quiet = (path / "metrics.jsonl" for path in (tmp_path / "out" / "seed-0", tmp_path / "quiet"))
+    assert quiet.read_text() == whole.read_text()
+
+
+class HeadFirst(TinyTask):
+    """A model whose last layer is registered first."""
+
+    def model(self, seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+
+        class Model(torch.nn.Module):
+            def __init__(self, features: int) -> None:
+                super().__init__()
+                self.head = torch.nn.Linear(4, 1)
+                self.body = torch.nn.Linear(features, 4)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.head(self.body(x))
+
+        return Model(self.features)
 
 
 def test_json_output_is_the_summary(

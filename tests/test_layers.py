@@ -24,6 +24,7 @@ LAYERS = [
     "records",
     "run_directory",
     "notices",
+    "eager",
     "claims",
     "watch",
     "losses",

@@ -1,12 +1,21 @@
 """The loss of a step: the mean over micro-batches; over ranks it is tested with several processes."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed
 
-from autoclip.losses import StepLoss, process_group
+from autoclip.losses import ReportedLosses, StepLoss, process_group
 
 CPU = torch.device("cpu")
+
+
+def mean_of(losses):
+    reported = ReportedLosses()
+    for loss in losses:
+        reported.add(loss)
+    return StepLoss(reported.mean(), None, CPU).read()
 
 
 @pytest.mark.parametrize(
@@ -23,17 +32,35 @@ CPU = torch.device("cpu")
     ],
 )
 def test_the_mean_is_a_float(losses, mean):
-    assert StepLoss(losses, None, CPU).read() == mean
+    assert mean_of(losses) == mean
 
 
 def test_what_is_not_finite_stays_so():
-    assert StepLoss([1.0, float("inf")], None, CPU).read() == float("inf")
-    assert StepLoss([torch.tensor(float("nan"))], None, CPU).read() != 0
+    assert mean_of([1.0, float("inf")]) == float("inf")
+    assert math.isnan(mean_of([torch.tensor(float("nan"))]))
 
 
 def test_more_than_one_number_is_refused():
     with pytest.raises(ValueError, match=r"one number, such as the mean over the batch, got shape \(3,\)"):
-        StepLoss([torch.zeros(3)], None, CPU)
+        StepLoss(torch.zeros(3), None, CPU)
+    reported = ReportedLosses()
+    with pytest.raises(ValueError, match="one number"):
+        reported.add(torch.zeros(3))
+    assert reported.mean() is None
+
+
+def test_forgetting_begins_anew():
+    reported = ReportedLosses()
+    reported.add(5.0)
+    reported.forget()
+    assert (reported.count, reported.mean()) == (0, None)
+    reported.add(torch.tensor(2.0))
+    assert reported.mean() == 2.0
+
+
+def test_what_is_no_group_is_refused():
+    with pytest.raises(ValueError, match="process_group must be 'world', None or a group"):
+        process_group("wrld")
 
 
 def test_without_processes_there_is_no_group():
@@ -57,6 +84,6 @@ def test_a_given_group_averages(world_of_one, loss):
     group = torch.distributed.group.WORLD
     assert process_group(group) is group
     given = loss
-    assert StepLoss([loss], group, CPU).read() == 2.5
+    assert StepLoss(loss, group, CPU).read() == 2.5
     assert float(given) == 2.5
-    assert StepLoss([], group, CPU).read() is None
+    assert StepLoss(None, group, CPU).read() is None

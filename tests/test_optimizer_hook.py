@@ -472,7 +472,7 @@ def test_a_clipper_in_the_loop_beside_an_attached_one_is_told():
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     attach(optimizer, Fixed(0.5))
     other = Clipper(net, Fixed(1.0))
-    with pytest.warns(UserWarning, match="another clipper clips the same parameters"):
+    with pytest.warns(UserWarning, match="another clipper has clipped these gradients already"):
         loop(net, optimizer, 3, before_step=other.step)
 
 
@@ -656,3 +656,134 @@ def test_steps_that_only_make_the_state_of_an_optimizer_are_none():
     loss_of(net, 0).backward()
     optimizer.step()
     assert clipper.last.step == 0
+
+
+def test_two_optimizers_that_take_turns_on_the_same_parameters_are_no_conflict():
+    net = network()
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.01) for _ in range(2)]
+    clippers = [attach(optimizer, Fixed(0.5)) for optimizer in optimizers]
+    for step in range(6):
+        optimizers[step % 2].zero_grad()
+        loss_of(net, step).backward()
+        optimizers[step % 2].step()
+    assert [clipper.state_dict()["steps"] for clipper in clippers] == [3, 3]
+
+
+def test_parameters_that_are_exchanged_are_clipped_and_what_is_gone_is_forgotten():
+    net, head = network(), nn.Linear(8, 1)
+    optimizer = torch.optim.SGD([{"params": net[0].parameters()}, {"params": net[2].parameters()}], lr=0.01)
+    clipper = attach(optimizer, Fixed(0.5), scope="group")
+    loss_of(net, 5).backward()
+    optimizer.step()
+    net[2] = head
+    optimizer.param_groups[1]["params"] = list(head.parameters())
+    optimizer.zero_grad()
+    loss_of(net, 5).backward()
+    optimizer.step()
+    assert norm_of(head) == pytest.approx(0.5, rel=1e-5)
+    del optimizer.param_groups[0]
+    assert list(clipper.state_dict()["groups"]) == ["group0"]
+
+
+def test_groups_may_share_names():
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+    groups = [{"params": list(net.named_parameters())} for net in (first, second)]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    clipper = attach(optimizer, Fixed(0.5))
+    (first(torch.ones(1, 2)) + second(torch.ones(1, 2))).sum().backward()
+    optimizer.step()
+    assert list(clipper.layer_norms()) == ["group0.weight", "group0.bias", "group1.weight", "group1.bias"]
+
+
+@pytest.mark.parametrize("rate", [None, torch.tensor([0.1, 0.2]), 0.1])
+def test_a_rate_may_be_no_number(rate):
+    class Odd(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return None
+
+    weight = one_weight()
+    optimizer = Odd([weight], {"lr": rate})
+    clipper = attach(optimizer, Fixed(1.0))
+    weight.grad = torch.tensor([5.0])
+    optimizer.step()
+    assert clipper.last.clipped
+
+
+class TakesLoss(torch.optim.SGD):
+    """Its `step` takes a number."""
+
+    def step(self, loss=None, n=1):
+        self.heard = loss
+        return super().step()
+
+
+def test_an_argument_that_is_no_closure_is_passed_on_and_gradients_are_clipped():
+    net = network()
+    optimizer = TakesLoss(net.parameters(), lr=0.01)
+    clipper = attach(optimizer, Fixed(0.5))
+    loss = loss_of(net, 5)
+    loss.backward()
+    optimizer.step(loss)
+    assert optimizer.heard is loss
+    assert norm_of(net) == pytest.approx(0.5, rel=1e-5)
+    assert clipper.last.step == 0
+
+
+def test_a_closure_that_is_never_called_is_told():
+    class Deaf(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return None
+
+    weight = one_weight()
+    optimizer = Deaf([weight], {"lr": 0.1})
+    attach(optimizer, Fixed(1.0))
+    weight.grad = torch.tensor([5.0])
+    with pytest.warns(UserWarning, match="Deaf was given a closure and did not call it"):
+        optimizer.step(lambda: None)
+
+
+def test_losses_that_a_line_search_reports_are_those_of_its_first_evaluation():
+    net, records = network(), Records()
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
+    clipper = attach(optimizer, Fixed(0.5), sinks=[records])
+    firsts = []
+
+    for step in range(3):
+        heard = []
+
+        def closure(step=step, heard=heard):
+            optimizer.zero_grad()
+            loss = loss_of(net, step)
+            loss.backward()
+            clipper.report_loss(loss)
+            heard.append(loss.item())
+            return loss
+
+        optimizer.step(closure)
+        firsts.append(heard[0])
+    assert [record.loss for record in records] == pytest.approx(firsts)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_no_graph_is_kept_where_gradients_have_one():
+    net = network()
+    optimizer = OPTIMIZERS["sgd"](net.parameters())
+    clipper = attach(optimizer, Fixed(0.5))
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(net, step).backward(create_graph=True)
+        assert not clipper.step().requires_grad
+    copy.deepcopy(clipper)
+
+
+def test_a_function_of_somebody_elses_needs_one_norm():
+    for options in ({"mode": "value"}, {"scope": "parameter"}):
+        with pytest.raises(ValueError, match="clip_fn scales all gradients by their one norm"):
+            attach(torch.optim.SGD([one_weight()], lr=1.0), Fixed(1.0), clip_fn=lambda max_norm: 1.0, **options)
+
+
+def test_wrappers_that_hold_each_other_end():
+    first, second = Wrapper(None), Wrapper(None)
+    first.optimizer, second.optimizer = second, first
+    with pytest.raises(TypeError, match="needs an optimizer of torch"):
+        attach(first)

@@ -34,7 +34,10 @@ sweep:
 GRID = ["fixed 0.5", "fixed 1", "fixed 5"]
 NAMES = [*GRID, "none", "running_quantile p25", "running_quantile p50", "running_quantile p90"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
 
 
 def _program(name: str) -> str | None:

@@ -26,6 +26,7 @@ from autoclip.lab.config import load_config
 from autoclip.lab.sweep_workers import run_sweep
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
     pytest.mark.filterwarnings("ignore:non-finite gradient norm"),
 ]

@@ -1,5 +1,6 @@
 """Where gradients come from: a module, parameters, parameter groups or an optimizer."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -54,12 +55,16 @@ def named_parameters(source: Source) -> dict[str, Tensor]:
 
 
 def _pairs(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    source = list(source)
+    given = Counter(name for item in source if isinstance(item, Mapping) for name in item.get("param_names") or ())
     for position, item in enumerate(source):
         if isinstance(item, Mapping):
             if "params" not in item:
                 raise TypeError(f"parameter group {position} has no 'params', only {', '.join(map(str, item))}")
             parameters = [item["params"]] if isinstance(item["params"], Tensor) else list(item["params"])
             names = item.get("param_names") or [f"group{position}.{index}" for index in range(len(parameters))]
+            group = item.get("name", f"group{position}")
+            names = [f"{group}.{name}" if given[name] > 1 else name for name in names]  # torch lets groups share names
             yield from zip(names, parameters, strict=True)
         elif isinstance(item, tuple) and len(item) == 2:
             yield str(item[0]), item[1]

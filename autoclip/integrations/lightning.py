@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
+from autoclip.eager import eager
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import attach, innermost
 from autoclip.policies import Policy
@@ -223,7 +224,7 @@ class AutoClipCallback(Callback):
             clipper.forget_losses()
 
     # A compiled step is not to be compiled anew for this.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """In manual optimization with optimizers of torch itself Lightning does not tell of their steps."""
         self._has_stepped = True

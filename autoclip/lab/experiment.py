@@ -314,5 +314,7 @@ def _table(total: dict[str, Any], output_dir: Path) -> str:
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
     flows = {seed["seed"]: _gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
     lines = [f"gradient flow, seed {seed}: {flow.verdict}: {flow.evidence}" for seed, flow in flows.items() if flow]
-    unwell = dict.fromkeys((flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict != "healthy")
+    unwell = dict.fromkeys(
+        (flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict in ("vanishing", "exploding")
+    )
     return lines + [f"what helps where it is {verdict}: {advice}" for verdict, advice in unwell]

@@ -124,3 +124,14 @@ def check(cls: type, name: str, value: Any) -> Any:
     if annotation is bool and not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, got {value!r}")
     return value
+
+
+def choice(name: str, value: Any, allowed: Any) -> Any:
+    """The value, if it is one of those of a `Literal`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+    return value

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
+
+LONGEST_FOLDER = 100
+"""Characters in the name of a folder: file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Candidate:
     @property
     def folder(self) -> str:
         """The name as a folder's."""
-        return "".join(character if character.isalnum() or character in "._-" else "-" for character in self.name)
+        name = "".join(character if character.isalnum() or character in "._-" else "-" for character in self.name)
+        return name if len(name) <= LONGEST_FOLDER else f"{name[:90]}-{sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
     def threshold(self) -> float | None:

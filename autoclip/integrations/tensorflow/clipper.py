@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +23,7 @@ from autoclip.integrations.tensorflow.gradients import (
 from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
 from autoclip.notices import Notices
 from autoclip.policies import Policy, RunningQuantile
+from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response
 from autoclip.records import ClipRecord, Sink
 
@@ -93,8 +94,8 @@ class GradientClipper:
                 f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope} by itself, but this "
                 f"clipper measures all gradients together: use a policy such as RunningQuantile()"
             )
-        self.response: Response = _choice("response", response or self.policy.response, Response)
-        self.on_nonfinite: OnNonfinite = _choice("on_nonfinite", on_nonfinite, OnNonfinite)
+        self.response: Response = choice("response", response or self.policy.response, Response)
+        self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         self.sinks = tuple(sinks)
         self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
@@ -342,9 +343,3 @@ def _require_python() -> None:
             f"within one of {replicas} replicas a GradientClipper would see the gradients of that replica only: use a "
             f"strategy of one replica, or clip in cross-replica context after the gradients are summed"
         )
-
-
-def _choice(name: str, value: Any, allowed: Any) -> Any:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
-    return value

@@ -1,0 +1,32 @@
+"""Functions that `torch.compile` leaves alone: what they do belongs to the host."""
+
+import sys
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """As `torch.compiler.disable`, which would take a second to import the compiler, also where nobody compiles."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" in sys.modules:
+            return cast(R, _disabled(function)(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    # What the compiler looks for before it follows a call.
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    call._torchdynamo_disable_msg = None  # type: ignore[attr-defined]
+    return call
+
+
+@cache
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+    disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled

@@ -1,0 +1,99 @@
+"""From the norms of parameters to the norms of layers."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import hypot, isfinite, nan
+from pathlib import Path
+from typing import NamedTuple
+
+RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_(l\d+)(?:_reverse)?")
+"""Parameters of torch's recurrent modules, which hold several layers each."""
+
+UNNAMED = re.compile(r"(?:group\d+\.)?\d+")
+"""Positions that a clipper calls parameters by which have no names, as those of an optimizer mostly."""
+
+PARAMETRIZED = ".parametrizations."
+"""What torch puts between a module's name and that of a parametrized weight."""
+
+
+class Sample(NamedTuple):
+    """Norms of one step: parameter's name -> norm of its gradient before clipping; None or NaN: not finite."""
+
+    step: int
+    norms: Mapping[str, float | None]
+
+
+def layer_of(parameter: str) -> str:
+    """Name of the layer that a parameter belongs to: that of its module; recurrent modules have a layer for each level.
+
+    A parameter that has a position for a name is a layer by itself.
+
+    >>> layer_of("blocks.0.fc.weight"), layer_of("rnn.bias_hh_l1"), layer_of("cls_token")
+    ('blocks.0.fc', 'rnn.l1', 'cls_token')
+    """
+    if UNNAMED.fullmatch(parameter):
+        return parameter
+    module, _, name = parameter.partition(PARAMETRIZED)
+    if name:
+        return module
+    module, _, name = parameter.rpartition(".")
+    level = RECURRENT.fullmatch(name)
+    if level is not None:
+        name = level.group(1)
+        return f"{module}.{name}" if module else name
+    return module or parameter
+
+
+def by_layer(norms: Mapping[str, float | None]) -> dict[str, float]:
+    """Layer -> root of the sum of the squares of its parameters' norms; NaN where one of them is not finite."""
+    parts: dict[str, list[float]] = {}
+    for name, norm in norms.items():
+        parts.setdefault(layer_of(name), []).append(norm if norm is not None and isfinite(norm) else nan)
+    return {layer: hypot(*values) for layer, values in parts.items()}
+
+
+def in_order(found: Iterable[str], order: Sequence[str] | None) -> list[str]:
+    """Layers in the order that parameters (or layers) are given in; one that is not given follows the one before it.
+
+    Args:
+        found: layers, in the order in which they were measured.
+        order: names of parameters or layers; None: as measured.
+
+    Raises:
+        ValueError: none of the layers is named in the order.
+    """
+    layers = list(found)
+    if order is None:
+        return layers
+    known = set(layers)
+    given = [name if name in known else layer_of(name) for name in order]
+    placed = list(dict.fromkeys(name for name in given if name in known))
+    if layers and not placed:
+        raise ValueError(
+            f"order names none of the layers: it begins with {order[0]!r}, they with {layers[0]!r} (a clipper has the "
+            f"names of a module, or of an optimizer that was given model.named_parameters())"
+            if order
+            else "order is empty; None takes the layers as they were measured"
+        )
+    for before, layer in zip([None, *layers], layers, strict=False):
+        if layer not in placed:
+            placed.insert(0 if before is None else placed.index(before) + 1, layer)
+    return placed
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Samples of a `layers.jsonl`, or of the run directory that holds it; a torn last line is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = path / "layers.jsonl" if path.is_dir() else path
+    samples = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            samples.append(Sample(int(values["step"]), dict(values["norms"])))
+        except (ValueError, KeyError, TypeError):
+            break  # torn by a kill
+    return samples

@@ -1,0 +1,92 @@
+"""The order in which a forward pass uses the parameters."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+class UseOrder(TorchFunctionMode):
+    """A context that notes in which order parameters are first given to an operation, whatever module holds them.
+
+    An operation is a call of torch that returns a tensor; looking at a parameter's shape or device is none. The values
+    are those without it, and each call costs some microseconds more.
+
+    Args:
+        parameters: name -> parameter.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._all = list(parameters)
+        self._used: dict[str, None] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation, and note its parameters."""
+        returned = func(*args, **(kwargs or {}))
+        if len(self._used) < len(self._all) and any(isinstance(leaf, Tensor) for leaf in tree_leaves(returned)):
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor) and id(leaf) in self._names:
+                    self._used.setdefault(self._names[id(leaf)])
+        return returned
+
+    @property
+    def names(self) -> list[str]:
+        """All names in the order of use; a parameter that was not used follows the one before it in the given order."""
+        order = list(self._used)
+        for before, name in zip([None, *self._all], self._all, strict=False):
+            if name not in self._used:
+                order.insert(0 if before is None else order.index(before) + 1, name)
+        return order
+
+
+def forward_order(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[str]:
+    """Names of a model's parameters in the order in which one forward pass uses them.
+
+    The order of registration, which `named_parameters()` has, is often another: a head that is defined first, a token
+    that is added last. Parameters that the pass does not use follow the one registered before them. The pass leaves no
+    trace: no gradients, and buffers (as running means) and torch's random generators are put back.
+
+    Args:
+        model: as it is trained, before it is wrapped by FSDP.
+        batch: what the model is called with.
+        forward: called as `forward(model, batch)` where `model(batch)` would be wrong, as a task's `loss`.
+
+    >>> class Tower(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.head = nn.Linear(2, 1)
+    ...         self.body = nn.Linear(3, 2, bias=False)
+    ...
+    ...     def forward(self, x):
+    ...         return self.head(self.body(x))
+    >>> forward_order(Tower(), torch.zeros(1, 3))
+    ['body.weight', 'head.weight', 'head.bias']
+    """
+    order = UseOrder(dict(model.named_parameters()))
+    with torch.no_grad(), _put_back(model), order:
+        if forward is None:
+            model(batch)
+        else:
+            forward(model, batch)
+    return order.names
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Leave buffers and random generators as they were before the block."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {parameter.device.index or 0 for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(devices)):
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -1,0 +1,58 @@
+"""The norms of the layers, collected while training goes on."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from autoclip.flow.layers import Sample
+from autoclip.flow.verdict import GradientFlow, diagnose
+from autoclip.notices import Notices
+from autoclip.records import ClipRecord
+from autoclip.sinks.scalars import Watched, checked_every
+
+
+class FlowSink:
+    """Keeps the layers' norms of every `every`-th step, and judges from them how the gradient flows.
+
+    Args:
+        every: steps between samples; each reads the norms, which the clipper has measured, from the device.
+        order: names of the parameters in forward order, see `forward_order`; None: that of registration.
+        keep: number of samples that are kept, the latest.
+
+    Raises:
+        ValueError: `every` or `keep` is not a whole number >= 1.
+    """
+
+    def __init__(self, every: int = 50, order: Sequence[str] | None = None, keep: int = 1000) -> None:
+        self.every = checked_every("every", every)
+        self.order = order
+        self.samples: deque[Sample] = deque(maxlen=checked_every("keep", keep))
+        self._watched: Watched | None = None
+        self._notices = Notices()
+
+    def watch(self, clipper: Watched) -> None:
+        """Read the norms of this clipper."""
+        self._watched = clipper
+
+    def log(self, record: ClipRecord) -> None:
+        """Take a sample where the step is due."""
+        while self.samples and self.samples[-1].step >= record.step:  # the loop was set back
+            self.samples.pop()
+        if record.step % self.every:
+            return
+        if self._watched is None:
+            self._notices.say("unwatched", "the sink knows no clipper to read norms from: call its watch(clipper)")
+            return
+        norms = self._watched.layer_norms()
+        if norms:
+            self.samples.append(Sample(record.step, dict(norms)))
+
+    def verdict(self) -> GradientFlow:
+        """Judge the samples, see `diagnose`.
+
+        Raises:
+            ValueError: there are no samples yet, or the order names none of the layers.
+        """
+        return diagnose(self.samples, self.order)
+
+    def close(self) -> None:
+        """Nothing is left to be written."""

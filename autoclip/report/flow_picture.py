@@ -1,0 +1,36 @@
+"""The picture of the layers' norms, on a page."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoclip.flow import GradientFlow
+from autoclip.report.flow_plot import plot_flow
+from autoclip.report.picture import Picture, smaller
+
+
+def flow_picture(flows: Mapping[str, GradientFlow]) -> Picture | None:
+    """Norm of each layer in forward order, one line for each run.
+
+    Returns:
+        None where no run has a layer with a norm above zero.
+    """
+    if not any(layer.norm for flow in flows.values() for layer in flow.layers):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.png"
+        plot_flow(flows, path)
+        png = path.read_bytes()
+    return Picture(
+        name="layers",
+        title="Gradient flow through the layers",
+        caption="Mean norm of each layer's gradient on a logarithmic axis, from the first layer to the last. Healthy "
+        "is level within about three decades. Rising to the right, the gradient vanishes on its way back to the first "
+        "layers; falling to the right, it explodes on the way. A cross at the lower edge is a layer whose gradient is "
+        "zero.",
+        alt="Norm of each layer in forward order, logarithmic axis: "
+        + "; ".join(f"{label} is {flow.verdict}" for label, flow in flows.items())
+        + ".",
+        png=smaller(png),
+        wide=True,
+    )

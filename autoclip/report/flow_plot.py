@@ -1,0 +1,119 @@
+"""The picture of gradient flow: norm of each layer in forward order, one line for each run.
+
+    python -m autoclip.report.flow_plot runs/plain-cnn/seed-0 runs/residual-cnn/seed-0 --output gradient_flow.png
+
+draws it from run directories whose `log.layers_every` was set, and prints the verdicts.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from autoclip.errors import UsageError
+from autoclip.flow import GradientFlow, diagnose, read_samples
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
+MOST_NAMED = 40
+"""Layers that still have room for their names."""
+
+
+def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
+    """Write the picture: geometric mean of the norm over the samples, by layer, on a logarithmic axis.
+
+    Runs with the same layers are drawn over their names, others over depth. A cross at the lower edge is a layer that
+    is dead, or had no norm above zero.
+
+    Args:
+        runs: label -> what was found; at least one.
+        path: of the PNG.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    drawn = {label: flow for label, flow in runs.items() if any(layer.norm for layer in flow.layers)}
+    if not drawn:
+        raise ValueError("no run has a layer with a norm above zero")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    floor = min(layer.norm for flow in drawn.values() for layer in flow.layers if layer.norm) / 3
+    for index, (label, flow) in enumerate(drawn.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        depths = [place / max(len(flow.layers) - 1, 1) for place in range(len(flow.layers))]
+        alive = [(depth, layer.norm) for depth, layer in zip(depths, flow.layers, strict=True) if layer.norm]
+        axes.plot(
+            *zip(*alive, strict=True),
+            color=colour,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            linewidth=1.2,
+            label=f"{label}: {_told(flow)}",
+        )
+        dead = [
+            depth
+            for depth, layer in zip(depths, flow.layers, strict=True)
+            if layer.norm is None or layer.dead_since is not None
+        ]
+        if dead:
+            axes.plot(dead, [floor] * len(dead), "x", color=colour, markersize=6)
+    _name_layers(axes, list(drawn.values()))
+    axes.set_ylabel("gradient norm before clipping\n(L2; geometric mean over the sampled steps)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=1, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw run directories, and print what was found in each."""
+    parser = ArgumentParser(prog="python -m autoclip.report.flow_plot", description="Gradient flow of finished runs.")
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run directory, or a layers.jsonl")
+    parser.add_argument("--output", type=Path, default=Path("gradient_flow.png"), help="the picture")
+    given = parser.parse_args(arguments)
+    try:
+        flows = dict(_read(run) for run in given.runs)
+        plot_flow(flows, given.output)
+    except (OSError, UsageError, ValueError) as error:
+        parser.error(str(error))
+    for label, flow in flows.items():
+        print(f"{label}: {flow}")  # noqa: T201 - the result of the command
+    print(given.output)  # noqa: T201
+
+
+def _read(run: str) -> tuple[str, GradientFlow]:
+    label, equals, name = run.partition("=")
+    path = Path(name if equals else run)
+    samples = read_samples(path)
+    if not samples:
+        raise UsageError(f"{path} holds no norms of layers: train with log.layers_every")
+    return label if equals else str(path), diagnose(samples)
+
+
+def _told(flow: GradientFlow) -> str:
+    told: list[str] = [flow.verdict]
+    if flow.slope is not None:
+        told.append(f"{flow.slope.decades:+.1f} decades ({flow.slope.low:+.1f} to {flow.slope.high:+.1f})")
+    if flow.level is not None:
+        told.append(f"median {flow.level:.1e}")
+    if flow.dead_layers:
+        told.append(f"{len(flow.dead_layers)} dead (x)")
+    return ", ".join(told)
+
+
+def _name_layers(axes: Axes, flows: Sequence[GradientFlow]) -> None:
+    names = [[layer.name for layer in flow.layers] for flow in flows]
+    if any(other != names[0] for other in names) or len(names[0]) > MOST_NAMED:
+        axes.set_xlabel("depth in forward order (0: first layer, 1: last)")
+        return
+    places = [place / max(len(names[0]) - 1, 1) for place in range(len(names[0]))]
+    axes.set_xticks(places, names[0], rotation=90, fontsize=7)
+    axes.set_xlabel("layer in forward order")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The pictures of one training or several: norms and threshold, their distribution, the clip rate, the loss."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from autoclip.report.picture import (
+    LARGEST,
+    Picture,
+    colours,
+    count_steps,
+    drawable,
+    kept,
+    label_axes,
+    new_figure,
+    plain,
+    png_of,
+    put_legend,
+    thinned,
+)
+from autoclip.report.series import Floats, Series, pooled_norms, smoothed, smoothing
+
+PERCENTILES = (10, 50, 90, 99)
+MOST_NAMED = 8
+"""Trainings that get a colour and a name of their own; more are drawn alike."""
+MOST_BEHIND = 4
+"""Trainings whose single losses are drawn behind the smoothed ones."""
+LOG_RATIO = 20.0
+"""A loss that falls by this factor is drawn on a logarithmic axis."""
+NORM, CLIPPED, THRESHOLD, SKIPPED, NONFINITE, WARMUP = "#7796b8", "#d55e00", "#111111", "#8a2be2", "#c00000", "#e9e4d4"
+
+
+def norms_picture(
+    run: Series,
+    name: str,
+    quantity: str,
+    *,
+    title: str,
+    caption: str = "",
+) -> Picture | None:
+    """Norm over steps on a logarithmic axis with the threshold; clipped steps marked, the warm-up shaded.
+
+    Args:
+        run: the training.
+        name: of the file.
+        quantity: label of the vertical axis.
+        title: of the figure on the page.
+        caption: what else is to be said.
+
+    Returns:
+        None where no norm is finite and above zero.
+    """
+    if not run.usable.any():
+        return None
+    figure, axes = new_figure(height=3.6)
+    axes.set_yscale("log")
+    entries: list[tuple[Artist, str]] = []
+    norms = _positive(run.norms)
+    entries.append((axes.plot(*thinned(run.steps, norms), color=NORM, linewidth=0.8, zorder=2)[0], "norm"))
+    limits = _positive(run.thresholds)
+    if np.isfinite(limits).any():
+        line = axes.plot(*thinned(run.steps, limits), color=THRESHOLD, linewidth=1.3, zorder=4)[0]
+        entries.append((line, "threshold"))
+    clipped = run.clipped & run.usable & ~run.skipped
+    entries += _marks(axes, run, clipped, ".", CLIPPED, "clipped step", 3.5 if len(run) < 1000 else 2.5)
+    if run.warmup.any():
+        for first, last in _stretches(run.warmup):
+            axes.axvspan(run.steps[first] - 0.5, run.steps[last] + 0.5, color=WARMUP, linewidth=0, zorder=0)
+        entries.append((Patch(color=WARMUP), "warm-up"))
+    entries += _marks(axes, run, run.skipped & run.usable, "v", SKIPPED, "skipped step", 4)
+    broken = ~np.isfinite(run.norms)
+    if broken.any():
+        at = run.steps[broken]
+        marks = axes.plot(
+            at, [0.97] * len(at), "x", color=NONFINITE, markersize=5, transform=axes.get_xaxis_transform(), zorder=5
+        )[0]
+        entries.append((marks, "not finite"))
+    label_axes(axes, "", quantity)
+    count_steps(axes)
+    put_legend(figure, entries)
+    rate = "" if np.isnan(run.clip_rate) else f" After the warm-up {run.clip_rate:.1%} of the steps were clipped."
+    zero = int((run.norms == 0).sum())
+    unseen = f" {zero} norms of zero are not shown." if zero else ""
+    if not np.isfinite(limits).any():
+        rate = " There was no threshold."
+    return Picture(
+        name=name,
+        title=title,
+        caption=f"A step is clipped where its norm lies above the threshold, which comes from earlier steps only.{rate}"
+        f"{unseen}{' ' if caption else ''}{caption}",
+        alt=f"{title}: {quantity} over {len(run)} steps, logarithmic axis, with the threshold.",
+        png=png_of(figure),
+    )
+
+
+def histogram_picture(
+    runs: Sequence[Series],
+    quantity: str,
+    *,
+    intervals: Mapping[float, tuple[float, float, float]] | None = None,
+) -> Picture | None:
+    """Distribution of the log norms, with percentiles.
+
+    Args:
+        runs: whose norms are counted together.
+        quantity: label of the horizontal axis.
+        intervals: percentile -> value, lower and upper end of its interval; None: computed here, without intervals.
+
+    Returns:
+        None where no norm is finite and above zero.
+    """
+    norms = _positive(pooled_norms(runs))
+    if not len(norms):
+        return None
+    figure, axes = new_figure()
+    low, high = norms.min(), norms.max()
+    if high / low < 1.01:
+        low, high = low / 1.1, high * 1.1
+    bins = int(np.clip(np.sqrt(len(norms)), 10, 60))
+    axes.hist(norms, bins=np.geomspace(low, high, bins + 1).tolist(), color=NORM, alpha=0.75)
+    axes.set_xscale("log")
+    entries: list[tuple[Artist, str]] = []
+    styles = ("dotted", "solid", "dashed", "dashdot")
+    for percentile, style, colour in zip(PERCENTILES, styles, colours(4), strict=True):
+        if intervals is None:
+            value = float(np.percentile(norms, percentile))
+        else:
+            value, least, most = intervals[percentile]
+            height = 0.96 - 0.05 * len(entries)
+            axes.plot(
+                [least, most], [height] * 2, "|-", color=colour, markersize=7, transform=axes.get_xaxis_transform()
+            )
+        line = axes.axvline(value, color=colour, linestyle=style, linewidth=1.4)
+        entries.append((line, f"p{percentile}: {value:.3g}"))
+    label_axes(axes, quantity, "steps")
+    put_legend(figure, entries)
+    bands = " The bars at the top are 95 % confidence intervals." if intervals else ""
+    return Picture(
+        name="norm_histogram",
+        title="Distribution of the norms",
+        caption=f"{len(norms)} norms{f' of {len(runs)} seeds' if len(runs) > 1 else ''}, logarithmic axis; p90 is the "
+        f"norm that 90 % of the steps stay below, and so the threshold that would clip a tenth of them.{bands} A long "
+        f"tail to the right is what clipping is for; two humps mean two kinds of batches, or a phase that changed.",
+        alt=f"Histogram of {len(norms)} norms on a logarithmic axis with the percentiles 10, 50, 90 and 99.",
+        png=png_of(figure),
+    )
+
+
+def clip_rate_picture(runs: Sequence[Series], promised: float | None, *, caption: str = "") -> Picture | None:
+    """Share of clipped steps over time.
+
+    Args:
+        runs: one line each.
+        promised: clip rate that the policy's percentile promises, in [0, 1]; None: it promises none.
+        caption: what else is to be said.
+
+    Returns:
+        None where no training has a threshold and enough steps after its warm-up.
+    """
+    lines = [(run.label, *run.rolling_clip_rate()) for run in runs if np.isfinite(run.thresholds).any()]
+    lines = [line for line in lines if len(line[1])]
+    if not lines:
+        return None
+    figure, axes = new_figure()
+    entries = _many(axes, [(label, steps, 100 * rates) for label, steps, rates, _ in lines])
+    if promised is not None:
+        line = axes.axhline(100 * promised, color=THRESHOLD, linestyle="dashed", linewidth=1.2)
+        entries.append((line, f"promised: {promised:.0%}"))
+    axes.set_ylim(-3, 103)
+    label_axes(axes, "", "clipped steps (%)")
+    count_steps(axes)
+    put_legend(figure, entries)
+    windows = sorted({window for *_, window in lines})
+    steps = f"{windows[0]}" if len(windows) == 1 else f"{windows[0]} to {windows[-1]}"
+    aim = (
+        " It should stay near the dashed line, also when the norms drift; the first value lies at the end of the first "
+        "window."
+        if promised is not None
+        else ""
+    )
+    return Picture(
+        name="clip_rate",
+        title="Clip rate over time",
+        caption=f"Share of the last {steps} recorded steps that were clipped, the warm-up left out.{aim}"
+        f"{' ' if caption else ''}{caption}",
+        alt="Rolling clip rate in percent over optimizer steps.",
+        png=png_of(figure),
+    )
+
+
+def loss_picture(
+    runs: Sequence[Series],
+    validation: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    trivial: float | None = None,
+) -> Picture | None:
+    """Training loss over steps, smoothed, with validation losses.
+
+    Args:
+        runs: one line each.
+        validation: run's label -> (steps taken, loss), finite ones.
+        trivial: validation loss of the best constant prediction; None: unknown.
+
+    Returns:
+        None where no run has a finite loss.
+    """
+    known = [run for run in runs if np.isfinite(run.losses).any()]
+    if not known:
+        return None
+    figure, axes = new_figure()
+    at, steps = smoothing(max(map(len, known)))
+    curves = []
+    for run in known:
+        inside = at[at < len(run)]
+        label = "training" if len(known) == 1 else run.label
+        curves.append((label, run.steps[inside], smoothed(drawable(run.losses), inside, steps)))
+    if steps > 1 and len(known) <= MOST_BEHIND:
+        for run, colour in zip(known, _shades(len(known)), strict=True):
+            axes.plot(*thinned(run.steps, drawable(run.losses)), color=colour, linewidth=0.5, alpha=0.3, zorder=1)
+    entries = _many(axes, curves)
+    points = [point for run in known for point in (validation or {}).get(run.label, ())]
+    if points:
+        for run, colour in zip(known, _shades(len(known)), strict=True):
+            own = (validation or {}).get(run.label, ())
+            axes.plot(*_columns(own), "D", color=colour, markersize=4, markeredgecolor="white", zorder=4)
+        mark = axes.plot([], [], "D", color="#444444", markersize=4)[0]
+        entries.append((mark, "validation"))
+    shown = np.concatenate([*(curve for _, _, curve in curves), [loss for _, loss in points]])
+    scale_losses(axes, shown)
+    if trivial is not None and isfinite(trivial) and np.nanmin(shown) / 3 < trivial < 3 * np.nanmax(shown):
+        line = axes.axhline(trivial, color=THRESHOLD, linestyle="dotted", linewidth=1.2)
+        entries.append((line, "best constant"))
+    label_axes(axes, "", "loss")
+    count_steps(axes)
+    put_legend(figure, entries)
+    smooth = "Training loss of each step"
+    if steps > 1:
+        smooth = f"Training loss, median over {steps} steps"
+        smooth += ", the single steps behind it" if len(known) <= MOST_BEHIND else ""
+    constant = " Best constant: the validation loss of a model that always predicts the same." if trivial else ""
+    return Picture(
+        name="loss",
+        title="Loss",
+        caption=f"{smooth}{', and validation loss' if points else ''}.{constant}",
+        alt="Training loss over optimizer steps.",
+        png=png_of(figure),
+    )
+
+
+def scale_losses(axes: Axes, shown: Floats) -> None:
+    """A logarithmic axis for losses that are never negative and fall far; it ends somewhat below the least of them."""
+    finite = shown[np.isfinite(shown)]
+    positive = finite[finite > 0]
+    if not len(positive) or finite.min() < 0 or positive.max() <= LOG_RATIO * positive.min():
+        return
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=positive.min() / 2)
+
+
+def _positive(values: Floats) -> Floats:
+    """For a logarithmic axis: NaN for what is not finite and above zero."""
+    return np.where(values > 0, np.maximum(drawable(values), 1 / LARGEST), np.nan)
+
+
+def _marks(
+    axes: Axes, run: Series, which: NDArray[np.bool_], marker: str, colour: str, label: str, size: float
+) -> list[tuple[Artist, str]]:
+    if not which.any():
+        return []
+    steps, norms = run.steps[which], _positive(run.norms[which])
+    at = kept(norms)
+    axes.plot(steps[at], norms[at], marker, color=colour, markersize=size, markeredgewidth=0, zorder=3)
+    return [(axes.plot([], [], marker, color=colour, markersize=max(size, 5), markeredgewidth=0)[0], label)]
+
+
+def _many(axes: Axes, curves: Sequence[tuple[str, NDArray[np.int64], Floats]]) -> list[tuple[Artist, str]]:
+    """Draw lines, and return their legend."""
+    entries: list[tuple[Artist, str]] = []
+    for (label, steps, values), colour in zip(curves, _shades(len(curves)), strict=True):
+        line = axes.plot(*thinned(steps, values), color=colour, linewidth=1.1, zorder=3)[0]
+        if len(curves) <= MOST_NAMED:
+            entries.append((line, plain(label)))
+        elif not entries:
+            entries.append((line, f"each of {len(curves)} seeds"))
+    return entries
+
+
+def _shades(count: int) -> Sequence[str]:
+    return list(colours(count)) if count <= MOST_NAMED else ["#5b84b1"] * count
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [loss for _, loss in points]
+
+
+def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last position of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return [(int(first), int(last) - 1) for first, last in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,232 @@
+"""The report of one experiment: all its seeds, or a single run directory."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoclip.errors import RunError
+from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.report import plots
+from autoclip.report.page import LEVELS, code, figures, folded, heading, page, paragraph, readings, table
+from autoclip.report.picture import Picture
+from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
+from autoclip.report.series import Series, read_series
+from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json
+
+QUANTITIES = {
+    "norm": "gradient norm before clipping",
+    "value": "largest gradient element before clipping",
+    "agc": "largest unit's gradient norm / weight norm",
+}
+PROMISING = ("running_quantile", "loss_aware_quantile", "fixed_percentile", "autoclip")
+"""Policies whose percentile is a promise of the clip rate."""
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What a run directory holds.
+
+    Attributes:
+        directory: where.
+        series: its steps.
+        summary: `summary.json`, empty where there is none yet.
+        config: `config.yaml`, empty where there is none.
+        flow: how the gradient flowed; None: no layers were logged.
+    """
+
+    directory: Path
+    series: Series
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    flow: GradientFlow | None
+
+    @property
+    def status(self) -> str:
+        """As the summary has it; "unfinished" where there is none."""
+        return str(self.summary.get("status", "unfinished"))
+
+
+def read_seed_run(directory: Path) -> SeedRun:
+    """Read a run directory; one that was never finished has no summary.
+
+    Raises:
+        OSError: the metrics cannot be read.
+        RunError: the summary is no JSON object.
+    """
+    summary = read_json(directory / SUMMARY) or {}
+    place = directory.resolve().name
+    name = f"seed {summary['seed']}" if "seed" in summary else place.replace("seed-", "seed ")
+    samples = read_samples(directory / LAYERS) if (directory / LAYERS).exists() else []
+    flow = diagnose(samples) if any(sample.norms for sample in samples) else None
+    return SeedRun(directory, read_series(directory, name), summary, _config(directory / CONFIG), flow)
+
+
+def run_page(
+    runs: Sequence[SeedRun], total: Mapping[str, Any], flow_picture: Picture | None
+) -> tuple[str, list[Picture]]:
+    """The page of an experiment and its pictures.
+
+    Args:
+        runs: of its seeds, at least one.
+        total: the summary over the seeds; empty for a single run directory.
+        flow_picture: norms of the layers; None: none were logged.
+    """
+    config = runs[0].config
+    clip = config["clip"] if isinstance(config.get("clip"), dict) else {}
+    failed = _failed(total)
+    policy = str(total.get("policy") or runs[0].summary.get("policy") or clip.get("policy") or "policy not recorded")
+    quantity = QUANTITIES.get(str(clip.get("mode")), QUANTITIES["norm"])
+    promised = _promised(clip)
+    pictures = _pictures(runs, quantity, promised, clip)
+    if flow_picture:
+        pictures.append(flow_picture)
+    told = [
+        *status_readings({run.series.label: run.summary for run in runs}, failed),
+        *rate_readings([run.series for run in runs], promised),
+        *norm_readings([run.series for run in runs]),
+        *flow_readings({run.series.label: run.flow for run in runs if run.flow}),
+    ]
+    name = str(
+        total.get("name") or runs[0].summary.get("name") or config.get("name") or runs[0].directory.resolve().name
+    )
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else runs[0].series.label
+    blocks = [
+        heading("Outcome"),
+        _table(runs, failed),
+        heading("What the figures say"),
+        readings(sorted(told, key=lambda one: LEVELS.index(one.level))),
+        heading("Figures"),
+        figures(pictures)
+        if pictures
+        else paragraph("No step with a finite norm was recorded: there is nothing to draw."),
+    ]
+    if not flow_picture:
+        blocks.append(paragraph("No norms of layers were logged; log.layers_every: 50 in the configuration logs them."))
+    if config:
+        text = (runs[0].directory / CONFIG).read_text(encoding="utf-8", errors="replace")
+        blocks += [heading("Configuration"), folded(f"{CONFIG} of {runs[0].series.label}", text)]
+    facts = _facts(runs[0].summary)
+    if facts:
+        blocks += [heading("Made with"), code(facts)]
+    return page(name, f"Training run, {seeds}, clipped by {policy}", blocks), pictures
+
+
+def _pictures(runs: Sequence[SeedRun], quantity: str, promised: float | None, clip: Mapping[str, Any]) -> list[Picture]:
+    all_series = [run.series for run in runs]
+    validation = {run.series.label: _validation(run.summary) for run in runs}
+    trivial = runs[0].summary.get("trivial_loss")
+    scope = ""
+    if clip.get("scope") in ("parameter", "group"):
+        scope = (
+            f"Scope {clip['scope']}: the norm of all gradients, and the bound that the thresholds set on it together."
+        )
+    found = [
+        plots.norms_picture(
+            run.series,
+            "norms" if len(runs) == 1 else f"norms_{_file_name(run.series.label)}",
+            quantity,
+            title=f"Norm and threshold, {run.series.label}",
+            caption=scope,
+        )
+        for run in runs
+    ]
+    found += [
+        plots.loss_picture(all_series, validation, trivial if isinstance(trivial, int | float) else None),
+        plots.clip_rate_picture(all_series, promised),
+        plots.histogram_picture(all_series, quantity),
+    ]
+    return [picture for picture in found if picture]
+
+
+def _table(runs: Sequence[SeedRun], failed: Mapping[str, str]) -> str:
+    headings = ["run", "status", "steps", "validation loss", "before training", "training loss", "clipped", "skipped"]
+    headings += ["not finite", "last threshold", "gradient flow", "time"]
+    rows = []
+    for run in runs:
+        summary, series = run.summary, run.series
+        finite = series.losses[(series.losses == series.losses) & (abs(series.losses) != float("inf"))]
+        limits = [value for value in series.thresholds[-1:].tolist() if isfinite(value)]
+        planned = summary.get("planned_steps")
+        rows.append(
+            [
+                series.label,
+                "failed" if series.label in failed else run.status,
+                f"{len(series)}" + (f" of {planned}" if isinstance(planned, int) and planned != len(series) else ""),
+                _number(summary.get("validation_loss")),
+                _number(summary.get("initial_validation_loss")),
+                _number(float(finite[-20:].mean()) if len(finite) else None),
+                f"{series.clip_rate:.1%}" if isfinite(series.clip_rate) else "-",
+                str(int(series.skipped.sum())),
+                str(int((series.norms != series.norms).sum())),
+                f"{limits[0]:.4g}" if limits else "none",
+                run.flow.verdict if run.flow else "not logged",
+                f"{summary['seconds']:.1f} s" if isinstance(summary.get("seconds"), int | float) else "-",
+            ]
+        )
+    known = {run.series.label for run in runs}
+    rows += [[name, "failed", *["-"] * (len(headings) - 2)] for name in failed if name not in known]
+    return table(
+        headings,
+        rows,
+        "Clipped: share of the steps after the warm-up. Training loss: mean of the last 20 steps. Losses are in the "
+        "task's own unit.",
+    )
+
+
+def _failed(total: Mapping[str, Any]) -> dict[str, str]:
+    """Label and error of the seeds whose task raised."""
+    seeds = total.get("seeds")
+    entries = [one for one in seeds if isinstance(one, dict)] if isinstance(seeds, list) else []
+    return {f"seed {one.get('seed')}": str(one.get("error")) for one in entries if one.get("status") == "failed"}
+
+
+def _promised(clip: Mapping[str, Any]) -> float | None:
+    """Clip rate that the policy's percentile promises."""
+    policy = clip.get("policy")
+    if not isinstance(policy, dict) or policy.get("kind") not in PROMISING or policy.get("scale", 1.0) != 1.0:
+        return None
+    if clip.get("scope") not in (None, "global"):
+        return None  # each group keeps its own promise
+    percentile = policy.get("percentile")
+    return 1 - percentile / 100 if isinstance(percentile, int | float) else None
+
+
+def _validation(summary: Mapping[str, Any]) -> list[tuple[int, float]]:
+    found = summary.get("validation")
+    entries = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    points = [(one.get("step"), one.get("loss")) for one in entries]
+    return [
+        (step, float(loss))
+        for step, loss in points
+        if isinstance(step, int) and isinstance(loss, int | float) and isfinite(loss)
+    ]
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    names = ("device", "precision", "threads", "parameters", "task", "data_hash", "versions")
+    facts = {name: summary[name] for name in names if summary.get(name) is not None}
+    return "\n".join(f"{name}: {one if isinstance(one, str) else json.dumps(one)}" for name, one in facts.items())
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The configuration as it stands; only shown, so that one of another version does no harm."""
+    if not path.exists():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not valid YAML: {error}") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) and isfinite(value) else "-"
+
+
+def _file_name(label: str) -> str:
+    return "".join(character if character.isalnum() and character.isascii() else "_" for character in label)

@@ -1,0 +1,129 @@
+"""A finished sweep, read back from its output directory: no database is needed."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoclip.errors import UsageError
+from autoclip.report.series import Series, read_series
+from autoclip.run_directory import CONFIG, SUMMARY, read_json
+from autoclip.tuning.candidates import Candidate
+from autoclip.tuning.outcome import Result, recommend
+from autoclip.tuning.scoring import read_run, score
+
+TRIALS = "trials.csv"
+SWEEP = "sweep.yaml"
+RUNS = "runs"
+RECOMMENDED = "recommended.yaml"
+SCRIPTS_CLIP = "clip.yaml"
+"""Where the runs of a training script have their clip section."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep left behind.
+
+    Attributes:
+        directory: its output directory.
+        name: of the experiment.
+        config: `sweep.yaml`, empty where it is missing.
+        results: of all candidates, in the order of the table.
+        recommended: `recommended.yaml` as it stands; None: every candidate failed.
+    """
+
+    directory: Path
+    name: str
+    config: Mapping[str, Any]
+    results: Sequence[Result]
+    recommended: str | None
+
+    def base_runs(self, one: Result) -> list[Series]:
+        """The runs of a candidate at the configured learning rate, by seed."""
+        return [
+            read_series(self.run_directory(one.candidate, score.multiplier, score.seed), f"seed {score.seed}")
+            for score in one.base
+        ]
+
+    def run_directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
+        """Where a run is."""
+        return self.directory / RUNS / candidate.folder / f"lr-x{multiplier:g}" / f"seed-{seed}"
+
+
+def read_sweep(directory: Path) -> SweepResult:
+    """Read the table and the runs of a sweep.
+
+    Raises:
+        UsageError: the sweep has not finished, or its runs were removed.
+        RunError: a run's files are damaged.
+    """
+    if not (directory / TRIALS).exists():
+        raise UsageError(
+            f"{directory} holds a sweep that has not finished: there is no {TRIALS} yet; the same `autoclip sweep` "
+            f"command continues it"
+        )
+    with (directory / TRIALS).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        results = [_result(directory, row) for row in rows]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"{directory / TRIALS} is not the table of a sweep: {error}") from None
+    if not results:
+        raise UsageError(f"{directory / TRIALS} has no candidates")
+    config = _yaml(directory / SWEEP)
+    chosen = recommend(results)
+    recommended = directory / RECOMMENDED
+    return SweepResult(
+        directory=directory,
+        name=str(config.get("name") or directory.resolve().name),
+        config=config,
+        results=results,
+        recommended=recommended.read_text(encoding="utf-8") if chosen and recommended.exists() else None,
+    )
+
+
+def _result(directory: Path, row: Mapping[str, str]) -> Result:
+    """A candidate: its figures from the table, its scores from its runs."""
+    unnamed = Candidate(row["candidate"], {})
+    scores, policy = [], None
+    for path in sorted((directory / RUNS / unnamed.folder).glob("lr-x*/seed-*")):
+        if (read_json(path / SUMMARY) or {}).get("status") not in ("finished", "diverged"):
+            continue  # begun and not needed, as in a race
+        multiplier, seed = float(path.parent.name.removeprefix("lr-x")), int(path.name.removeprefix("seed-"))
+        scores.append(score(read_run(path), multiplier, seed))
+        policy = policy or _policy(path)
+    if len(scores) < int(row["runs"]):
+        raise UsageError(
+            f"{directory / RUNS / unnamed.folder} holds {len(scores)} finished runs, {TRIALS} tells of {row['runs']}: "
+            f"the report needs them all"
+        )
+    reached = row["steps_to_target"]
+    return Result(
+        candidate=Candidate(row["candidate"], policy or {"kind": row["candidate"].split(" ")[0]}),
+        scores=tuple(sorted(scores, key=lambda one: (one.multiplier, one.seed))),
+        convergence=float(row["convergence"]),
+        convergence_spread=float(row["convergence_sd"]),
+        instability=float(row["instability"]),
+        instability_spread=float(row["instability_sd"]),
+        steps_to_target=float(reached) if reached else None,
+    )
+
+
+def _policy(run: Path) -> dict[str, Any] | None:
+    path = next((run / name for name in (CONFIG, SCRIPTS_CLIP) if (run / name).exists()), None)
+    clip = _yaml(path).get("clip") if path else None
+    policy = clip.get("policy") if isinstance(clip, dict) else None
+    return policy if isinstance(policy, dict) and "kind" in policy else None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,169 @@
+"""The report of logs that already exist: the norms, and what the suggested policy would have done to them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import numpy as np
+import yaml
+
+from autoclip.policies import POLICIES
+from autoclip.report import plots
+from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
+from autoclip.report.picture import Picture
+from autoclip.report.series import Series
+from autoclip.report.trace_text import LIMITS, python_of
+from autoclip.traces import NormTrace
+from autoclip.tuning.replay import replay
+from autoclip.tuning.suggest import Interval, Suggestion
+
+QUANTITY = "gradient norm, as logged"
+
+
+def trace_page(suggestions: Sequence[Suggestion], title: str) -> tuple[str, list[Picture]]:
+    """The page of one log or several, and its pictures.
+
+    Args:
+        suggestions: of the logs, at least one.
+        title: heading of the page.
+    """
+    blocks: list[str] = []
+    pictures: list[Picture] = []
+    for number, one in enumerate(suggestions, 1):
+        own = _pictures(one)
+        if len(suggestions) > 1:
+            own = [replace(picture, name=f"{picture.name}_{number}") for picture in own]
+            blocks.append(heading(one.trace.source))
+        pictures += own
+        blocks += [
+            heading("Suggestion"),
+            readings(_readings(one)),
+            paragraph("In a configuration:"),
+            code(yaml.safe_dump({"clip": {"policy": dict(one.policy)}}, sort_keys=False)),
+            paragraph("In a training loop:"),
+            code(f"clipper = autoclip.attach(optimizer, {python_of(one.policy)})"),
+            heading("Figures"),
+            figures(own),
+            paragraph(f"The threshold is that of a replay: {LIMITS}."),
+            heading("Numbers"),
+            table(["percentile", "norm", "95 % interval"], _percentile_rows(one)),
+            paragraph("A fixed threshold would have clipped this share of the steps:"),
+            table(["threshold", "clipped", "95 % interval"], _fixed_rows(one)),
+        ]
+    lead = suggestions[0].trace.source if len(suggestions) == 1 else f"{len(suggestions)} logs"
+    return page(title, f"Gradient norms of {lead}", blocks), pictures
+
+
+def _pictures(suggestion: Suggestion) -> list[Picture]:
+    trace = suggestion.trace
+    logged = _logged(trace)
+    suggested = _replayed(trace, suggestion.policy)
+    found = [
+        plots.norms_picture(
+            suggested,
+            "norms",
+            QUANTITY,
+            title="Norms under the suggested policy",
+            caption=f"One step in {trace.stride} was logged." if trace.stride > 1 else "",
+        )
+    ]
+    if np.isfinite(logged.thresholds).any():
+        found.append(plots.norms_picture(logged, "norms_logged", QUANTITY, title="Norms and the threshold in the log"))
+    intervals = {name: (one.value, one.low, one.high) for name, one in suggestion.percentiles.items()}
+    percentile = suggestion.policy.get("percentile")
+    found += [
+        plots.histogram_picture([logged], QUANTITY, intervals=intervals),
+        plots.clip_rate_picture(
+            [replace(suggested, label=str(suggestion.policy["kind"])), *_fixed(logged, list(suggestion.fixed))],
+            None if percentile is None else 1 - percentile / 100,
+            caption="The suggested policy adapts; a fixed threshold clips more or less as the norms drift.",
+        ),
+        plots.loss_picture([logged]),
+    ]
+    return [picture for picture in found if picture]
+
+
+def _logged(trace: NormTrace) -> Series:
+    """The trace as it was."""
+    nothing = np.zeros(len(trace), dtype=np.bool_)
+    thresholds = np.full(len(trace), inf) if trace.thresholds is None else trace.thresholds
+    norms = np.where(np.isfinite(trace.norms), trace.norms, np.nan)
+    return Series(
+        label="log",
+        steps=trace.steps,
+        norms=norms,
+        thresholds=thresholds,
+        losses=np.full(len(trace), np.nan) if trace.losses is None else trace.losses,
+        clipped=norms > thresholds,
+        skipped=nothing,
+        warmup=nothing,
+    )
+
+
+def _replayed(trace: NormTrace, section: Mapping[str, Any]) -> Series:
+    """The trace under a policy."""
+    parameters = {name: value for name, value in section.items() if name != "kind"}
+    result = replay(trace.norms, POLICIES[section["kind"]](**parameters), losses=trace.losses)
+    warmup = np.zeros(len(trace), dtype=np.bool_)
+    warmup[: int(result.active.argmax()) if result.active.any() else len(trace)] = True
+    finite = np.isfinite(trace.norms)
+    return replace(
+        _logged(trace),
+        thresholds=result.thresholds,
+        clipped=result.clipped,
+        skipped=(result.left == 0) & finite & (trace.norms > 0),
+        warmup=warmup,
+    )
+
+
+def _fixed(logged: Series, thresholds: Sequence[float]) -> list[Series]:
+    """The log under fixed thresholds."""
+    return [
+        replace(
+            logged,
+            label=f"fixed {limit:g}",
+            thresholds=np.full(len(logged), limit),
+            clipped=np.nan_to_num(logged.norms) > limit,
+        )
+        for limit in thresholds
+    ]
+
+
+def _readings(one: Suggestion) -> list[Reading]:
+    trace, drift = one.trace, one.drift
+    every = "every step" if trace.stride == 1 else f"one step in {trace.stride}"
+    found = [
+        Reading("good", f"suggested: {python_of(one.policy)}: {one.reason}"),
+        Reading(
+            "note",
+            f"{one.count} norms, {every}, worth {one.effective_count:.0f} independent ones; {one.nonfinite} not "
+            f"finite, {one.zero} zero",
+        ),
+        Reading(
+            "note",
+            f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first (Kendall's tau "
+            f"{drift.tau:.2f}, p = {drift.p_value:.2g})",
+        ),
+        Reading("note", f"spikes: {_percent(one.spikes)} of the steps, above mean + 6 sd of the 128 before"),
+    ]
+    found += [Reading("note", doubt) for doubt in one.doubts]
+    return found + [Reading("note", note) for note in trace.notes]
+
+
+def _percentile_rows(one: Suggestion) -> list[list[str]]:
+    return [
+        [f"{name:g} %", f"{value.value:.4g}", f"{value.low:.4g} to {value.high:.4g}"]
+        for name, value in one.percentiles.items()
+    ]
+
+
+def _fixed_rows(one: Suggestion) -> list[list[str]]:
+    return [
+        [f"{limit:g}", f"{share.value:.2%}", f"{share.low:.2%} to {share.high:.2%}"]
+        for limit, share in one.fixed.items()
+    ]
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"

@@ -1,0 +1,141 @@
+"""Records of steps as named numbers, thinned so that no spike is lost."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
+from typing import Protocol
+
+from autoclip.notices import Notices
+from autoclip.records import ClipRecord
+
+RECENT = 100
+"""Number of active steps that the recent clip rate is of, where a window is not longer."""
+
+
+class Watched(Protocol):
+    """What a sink can read of a clipper beyond the records."""
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that were clipped."""
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that were made to have no effect."""
+
+    def layer_norms(self) -> dict[str, float]:
+        """Norm of each parameter's gradient in the latest step."""
+
+
+class Scalars:
+    """Collects records and gives, at the last of every `every` steps, what is to be plotted of them.
+
+    A window ends where (step + 1) is a multiple of `every`, so that a resumed run has the same ones. Its numbers:
+
+        total_norm        mean of the norms before clipping;  total_norm_max: their largest
+        clipped_norm      mean of the norms after clipping;   clipped_norm_max
+        threshold         mean of the thresholds that were no inf
+        coefficient       mean of the factors;                coefficient_min
+        loss              mean, where the loop gave one;      loss_max
+        clip_rate         share of the active steps that were clipped, so far
+        recent_clip_rate  the same of the last 100 active steps, or of the last `every`, if those are more
+        skipped_steps     number so far;  nonfinite_steps: number of non-finite norms that this sink was told of
+        layer_norm/<name> norm of that parameter's gradient before clipping, of every `layers_every`-th step
+
+    The largest and smallest are left out where a window is one step. Numbers that are not finite are left out of means,
+    and what has no finite number in a window is missing there. The rate and the skipped steps are those of the watched
+    clipper; without one, those of the records since the sink was made.
+
+    Args:
+        every: steps of a window.
+        layers_every: steps between layer norms, which are read from the device; None: never.
+
+    Raises:
+        ValueError: one of them is not a whole number >= 1.
+    """
+
+    def __init__(self, every: int = 1, layers_every: int | None = None) -> None:
+        self.every = checked_every("every", every)
+        self.layers_every = None if layers_every is None else checked_every("layers_every", layers_every)
+        self._watched: Watched | None = None
+        self._records: list[ClipRecord] = []
+        self._recent: deque[bool] = deque(maxlen=max(self.every, RECENT))
+        self._active = self._clipped = self._skipped = self._nonfinite = 0
+        self._notices = Notices()
+
+    def watch(self, clipper: Watched) -> None:
+        """Read layer norms, and rates that survive a resume, from this clipper."""
+        self._watched = clipper
+
+    def take(self, record: ClipRecord) -> dict[str, float]:
+        """What is to be plotted at the step of this record; empty in the middle of a window."""
+        if self._records and record.step <= self._records[-1].step:  # the loop was set back
+            self._records = [one for one in self._records if one.step < record.step]
+        self._records.append(record)
+        self._count(record)
+        scalars = self._flushed() if (record.step + 1) % self.every == 0 else {}
+        if self.layers_every is not None and record.step % self.layers_every == 0:
+            scalars |= self._layers()
+        return scalars
+
+    def rest(self) -> tuple[int, dict[str, float]]:
+        """Step and numbers of a window that was begun; it is then over."""
+        return (self._records[-1].step, self._flushed()) if self._records else (0, {})
+
+    def _count(self, record: ClipRecord) -> None:
+        self._skipped += record.skipped
+        self._nonfinite += not record.finite
+        if record.phase == "active" and record.finite and record.total_norm > 0:
+            self._active += 1
+            self._clipped += record.clipped
+            self._recent.append(record.clipped)
+
+    def _flushed(self) -> dict[str, float]:
+        records, self._records = self._records, []
+        scalars = summarised(records, extremes=self.every > 1)
+        watched = self._watched
+        scalars["clip_rate"] = self._clipped / max(self._active, 1) if watched is None else watched.clip_rate
+        scalars["recent_clip_rate"] = sum(self._recent) / max(len(self._recent), 1)
+        scalars["skipped_steps"] = float(self._skipped if watched is None else watched.skipped_steps)
+        scalars["nonfinite_steps"] = float(self._nonfinite)
+        return scalars
+
+    def _layers(self) -> dict[str, float]:
+        if self._watched is None:
+            self._notices.say(
+                "unwatched", "layers_every was given, but the sink knows no clipper: call its watch(clipper)"
+            )
+            return {}
+        norms = self._watched.layer_norms()
+        return {f"layer_norm/{name}": norm for name, norm in norms.items() if isfinite(norm)}
+
+
+def summarised(records: Sequence[ClipRecord], *, extremes: bool) -> dict[str, float]:
+    """Means of the records' finite numbers by name, and where asked for their largest (of coefficients: smallest)."""
+    columns: dict[str, tuple[Iterable[float | None], Callable[[list[float]], float] | None]] = {
+        "loss": ((one.loss for one in records), max),
+        "total_norm": ((one.total_norm for one in records), max),
+        "clipped_norm": ((one.total_norm * one.coefficient for one in records if one.finite), max),
+        "threshold": ((one.threshold for one in records), None),
+        "coefficient": ((one.coefficient for one in records if one.finite), min),
+    }
+    scalars = {}
+    for name, (values, extreme) in columns.items():
+        finite = [value for value in values if value is not None and isfinite(value)]
+        if not finite:
+            continue
+        scalars[name] = sum(value / len(finite) for value in finite)  # the sum of the values could overflow
+        if extremes and extreme is not None:
+            scalars[f"{name}_{extreme.__name__}"] = extreme(finite)
+    return scalars
+
+
+def checked_every(name: str, value: int) -> int:
+    """A number of steps.
+
+    Raises:
+        ValueError: it is not a whole number >= 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of steps >= 1, got {value!r}")
+    return value

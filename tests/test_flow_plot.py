@@ -1,0 +1,99 @@
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from autoclip.flow import GradientFlow, Sample, diagnose
+from autoclip.report.flow_plot import main, plot_flow
+
+ROOT = Path(__file__).parent.parent
+
+
+def flow(decades: float, layers: int = 8, dead: int | None = None) -> GradientFlow:
+    norms = {f"{layer}.weight": 10 ** (decades * layer / (layers - 1)) for layer in range(layers)}
+    if dead is not None:
+        norms[f"{dead}.weight"] = 0.0
+    return diagnose([Sample(0, norms), Sample(10, norms)])
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    kept: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kw: kept.append(figure) or save(figure, *args, **kw))
+    return kept
+
+
+def test_one_line_for_each_run_on_a_logarithmic_axis(tmp_path: Path, figures: list[Figure]) -> None:
+    runs = {"plain": flow(5.0), "residual": flow(0.0, 12), "large": flow(-4.0, dead=3)}
+    path = tmp_path / "flow.png"
+    plot_flow(runs, path)
+    head = path.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">II", head[16:]) == (1350, 825)
+    axes = figures[0].axes[0]
+    assert axes.get_yscale() == "log"
+    *lines, crosses = axes.lines
+    assert [len(line.get_xdata()) for line in lines] == [8, 12, 7]
+    assert list(lines[0].get_ydata()) == pytest.approx([10 ** (5 * layer / 7) for layer in range(8)])
+    assert list(crosses.get_xdata()) == [3 / 7]
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels[0] == "plain: vanishing, +5.0 decades (+5.0 to +5.0), median 4.3e+02"
+    assert labels[2].endswith("1 dead (x)")
+    assert "depth" in axes.get_xlabel()
+    assert "L2" in axes.get_ylabel()
+
+
+def test_runs_with_the_same_layers_are_drawn_over_their_names(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_flow({"a": flow(1.0), "b": flow(2.0)}, tmp_path / "flow.png")
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [str(layer) for layer in range(8)]
+    plot_flow({"a": flow(1.0, 60)}, tmp_path / "flow.png")
+    assert "depth" in figures[1].axes[0].get_xlabel()
+
+
+def test_nothing_in_the_picture_overlaps(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_flow({f"run {run}": flow(run - 4.0, dead=run if run else None) for run in range(8)}, tmp_path / "flow.png")
+    figure = figures[0]
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    axes, legend = figure.axes[0].get_tightbbox(renderer), figure.legends[0].get_window_extent(renderer)
+    assert legend.y0 >= figure.axes[0].get_window_extent(renderer).y1
+    assert axes.x0 >= 0
+    assert axes.x1 <= figure.bbox.x1
+    assert legend.y1 <= figure.bbox.y1
+
+
+def test_runs_without_a_norm_are_refused(tmp_path: Path) -> None:
+    dead = diagnose([Sample(0, {"a.weight": 0.0})])
+    with pytest.raises(ValueError, match="no run has a layer"):
+        plot_flow({"dead": dead}, tmp_path / "flow.png")
+    plot_flow({"dead": dead, "single": diagnose([Sample(0, {"a.weight": 1.0})])}, tmp_path / "flow.png")
+
+
+def test_the_command_draws_run_directories_and_prints_the_verdicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "seed-0"
+    run.mkdir()
+    norms = {f"{layer}.weight": 10.0**layer for layer in range(6)}
+    (run / "layers.jsonl").write_text(json.dumps({"step": 0, "norms": norms}) + "\n")
+    picture = tmp_path / "flow.png"
+    main([f"plain={run}", str(run), "--output", str(picture)])
+    assert picture.stat().st_size > 10_000
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("plain: vanishing: 1 sample, of step 0; from first to last of 6 layers the norm rises")
+    assert printed[1].startswith(f"{run}: vanishing")
+    assert printed[2] == str(picture)
+
+
+def test_a_run_without_layers_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "layers.jsonl").write_text("")
+    command = [sys.executable, "-m", "autoclip.report.flow_plot", str(tmp_path), "--output", str(tmp_path / "x.png")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "holds no norms of layers: train with log.layers_every" in result.stderr

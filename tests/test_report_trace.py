@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoclip.report.trace_page import trace_page
+from autoclip.traces import NormTrace
+from autoclip.tuning.suggest import suggest
+from tests.report_runs import Page
+
+
+def trace(**changes) -> NormTrace:
+    generator = np.random.default_rng(0)
+    norms = np.exp(generator.normal(0, 0.3, 600))
+    fields = {"steps": np.arange(600), "norms": norms, "source": "by hand", **changes}
+    return NormTrace(**fields)
+
+
+def test_the_page_of_a_trace():
+    norms = trace().norms.copy()
+    norms[300], norms[400] = 80.0, np.nan
+    text, pictures = trace_page([suggest(trace(norms=norms, losses=np.geomspace(3, 0.1, 600)))], "a title")
+    page = Page(text)
+    assert page.is_whole()
+    assert [one.name for one in pictures] == ["norms", "norm_histogram", "clip_rate", "loss"]
+    assert len(page.images) == 4
+    for words in (
+        "Gradient norms of by hand",
+        "suggested: autoclip.RunningQuantile()",
+        "kind: running_quantile",
+        "clipper = autoclip.attach(optimizer, autoclip.RunningQuantile())",
+        "95 % confidence intervals",
+        "a replay cannot tell",
+    ):
+        assert words in page.text
+
+
+def test_a_threshold_in_the_log_has_a_picture_of_its_own():
+    thresholds = np.full(600, 1.0)
+    thresholds[:10] = np.nan
+    _, pictures = trace_page([suggest(trace(thresholds=thresholds))], "t")
+    assert [one.name for one in pictures] == ["norms", "norms_logged", "norm_histogram", "clip_rate"]
+    share = (trace().norms[10:] > 1).sum() / 600
+    assert f"{share:.1%} of the steps were clipped" in pictures[1].caption
+
+
+def test_several_logs_share_a_page():
+    text, pictures = trace_page([suggest(trace()), suggest(trace(source="<b>other</b>"))], "t")
+    assert [one.name for one in pictures] == [
+        f"{name}_{number}" for number in (1, 2) for name in ("norms", "norm_histogram", "clip_rate")
+    ]
+    assert "<b>other" not in text
+    assert "<b>other</b>" in Page(text).text
+    assert "Gradient norms of 2 logs" in text
+
+
+def test_a_sparse_log_is_said_to_be_one():
+    one = trace(steps=np.arange(0, 6000, 10), notes=("the last line is torn and left out",))
+    text, pictures = trace_page([suggest(one)], "t")
+    assert "One step in 10 was logged" in pictures[0].caption
+    assert "the last line is torn and left out" in Page(text).text
+
+
+@pytest.mark.parametrize("count", [20, 119])
+def test_a_short_log_has_the_pictures_that_it_is_enough_for(count):
+    _, pictures = trace_page([suggest(trace(steps=np.arange(count), norms=trace().norms[:count]))], "t")
+    assert {"norms", "norm_histogram"} <= {one.name for one in pictures}
+
+
+def test_long_logs_keep_their_spikes_and_small_pictures(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    norms = np.exp(generator.normal(0, 0.3, 50_000))
+    norms[31_234] = 1e4
+    _, pictures = trace_page([suggest(trace(steps=np.arange(50_000), norms=norms))], "t")
+    assert max(len(one.png) for one in pictures) < 120_000
