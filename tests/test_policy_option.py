@@ -23,7 +23,7 @@ def test_the_usual_ones_are_ten():
     [
         ("running_quantile", r"expected KEY=VALUE, got 'running_quantile'"),
         ("kind=running_quantile,percentile", "expected KEY=VALUE, got 'percentile'"),
-        ("kind=running_quantil", "kind"),
+        ("kind=running_quantil", "kind must be one of none, fixed, .*got 'running_quantil'"),
         ("percentile=50", "kind"),
         ("kind=running_quantile,percentile=200", r"percentile: .*\[0, 100\]"),
         ("kind=running_quantile,percentil=50", "percentil"),

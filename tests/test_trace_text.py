@@ -56,6 +56,7 @@ def test_a_suggestion_as_json(log):
 def test_a_replay_shows_a_line_for_each_policy_and_what_it_cannot_tell(log):
     code, text = run("replay", log, "--policy", "kind=fixed,threshold=5", "--policy", "kind=running_quantile")
     assert code == 0
+    assert "metrics.jsonl [total_norm]: 300 norms" in text
     assert "Fixed(threshold=5.0)" in text
     assert "RunningQuantile()" in text
     assert "a replay cannot tell how training would have gone" in " ".join(text.split())

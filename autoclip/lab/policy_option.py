@@ -1,12 +1,14 @@
 """A policy as it is written on the command line: `kind=running_quantile,percentile=50`."""
 
+from typing import Any
+
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from autoclip.errors import UsageError
 from autoclip.lab.config import build_policy
 from autoclip.lab.policy_section import AnyPolicySection, PolicySection
-from autoclip.policies import Policy
+from autoclip.policies import POLICIES, Policy
 
 USUAL_POLICIES = (
     "kind=fixed,threshold=1.0",
@@ -31,7 +33,7 @@ def policy_of(text: str) -> Policy:
     Raises:
         UsageError: a pair is none, a key is unknown or a value not allowed.
     """
-    section = {}
+    section: dict[str, Any] = {}
     for pair in text.split(","):
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
@@ -42,6 +44,11 @@ def policy_of(text: str) -> Policy:
             section[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"--policy {text}: {value!r} is no value") from None
+    kind = section.get("kind")
+    if kind not in POLICIES and ":" not in str(kind):
+        raise UsageError(
+            f"--policy {text}: kind must be one of {', '.join(POLICIES)}, or module:Class of one's own, got {kind!r}"
+        )
     try:
         return build_policy(_SECTION.validate_python(section))
     except ValidationError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autoclip.policies import POLICIES
@@ -64,7 +65,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
     """Print one line for each policy."""
     console = _console()
     table = Table(
-        title=f"{trace.source}: {len(trace.norms)} norms",
+        title=escape(f"{trace.source}: {len(trace.norms)} norms"),
         title_justify="left",
         caption="clipped, skipped: of the active steps; rolling: least and largest over 200 steps; left: mean share of "
         "the norm; streak: longest run of clipped steps",
@@ -78,7 +79,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
         rolling = one.rolling_clip_rates()
         caught, spikes = one.caught_spikes
         table.add_row(
-            one.policy,
+            escape(one.policy),
             _rate(one.clip_rate),
             f"{rolling.min():.0%} - {rolling.max():.0%}" if len(rolling) else "-",
             _rate(one.skip_rate),
