@@ -113,7 +113,7 @@ class AutoClipCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Attach new clippers where the optimizers were exchanged."""
-        current = trainer.optimizers
+        current = _trained(trainer)
         if len(current) != len(self._optimizers) or any(
             new is not old for new, old in zip(current, self._optimizers, strict=True)
         ):
@@ -186,7 +186,7 @@ class AutoClipCallback(Callback):
         self._pending = state_dict
 
     def _attach(self, trainer: Any) -> None:
-        self._optimizers, self._clippers, self._logged = list(trainer.optimizers), [], {}
+        self._optimizers, self._clippers, self._logged = _trained(trainer), [], {}
         if _is(trainer.strategy, "DeepSpeedStrategy"):
             if trainer.is_global_zero:
                 self._notices.say(
@@ -243,6 +243,11 @@ class AutoClipCallback(Callback):
                     f"the checkpoint was made with another AutoClipCallback, and its optimizer {index} cannot be "
                     f"continued: {error}. Give the callback the policy and scope it had, or load only the weights"
                 ) from error
+
+
+def _trained(trainer: Any) -> list[Any]:
+    """The optimizers that have parameters: without `configure_optimizers` Lightning has one that has none."""
+    return [one for one in trainer.optimizers if any(group["params"] for group in one.param_groups)]
 
 
 def _is(strategy: Any, name: str) -> bool:

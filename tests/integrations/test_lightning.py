@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -283,6 +284,29 @@ def test_an_exception_leaves_nothing_attached_and_the_next_fit_works():
     assert callback.clipper.last.step == 2
     fit(Regression(), callback)
     assert callback.clipper.last.step == STEPS - 1
+
+
+def test_a_module_that_configures_no_optimizer_has_no_clipper():
+    class Untrained(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch):
+            return self.layer(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return None
+
+    callback = AutoClipCallback()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 4)), batch_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning says that there is no optimizer
+        trainer = L.Trainer(
+            max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.fit(Untrained(), data)
+    assert callback.clippers == []
 
 
 def test_two_callbacks_are_refused():
