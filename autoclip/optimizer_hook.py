@@ -1,6 +1,7 @@
 """The clipper as a hook of an optimizer: nothing else changes in the training loop."""
 
 import sys
+from math import inf
 from types import FrameType
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch.optim import Optimizer
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
+from autoclip.losses import process_group
 from autoclip.notices import Notices
 from autoclip.policies import Policy
+from autoclip.watch import WATCHED_STEPS
 
 STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
 """Where torch wraps `step` in a function that calls the hooks."""
@@ -102,6 +105,7 @@ class _ClipBeforeStep:
         self.clipper = clipper
         self.clip_fn = clip_fn
         self._evaluations = 1  # of the closure of the step under way
+        self._looks = WATCHED_STEPS
         self._notices = Notices()
 
     # A threshold that changes would have a compiled step compiled anew each time.
@@ -146,6 +150,25 @@ class _ClipBeforeStep:
                 "unclipped",
                 f"{type(optimizer).__name__} was given a closure and did not call it, so nothing was clipped: call "
                 f"clipper.step() by hand, before optimizer.step()",
+            )
+        self._look_behind(optimizer)
+
+    def _look_behind(self, optimizer: Optimizer) -> None:
+        """Warn, in the first steps, where a hook that comes after this one has made the gradients larger again.
+
+        Without such a hook nothing is looked at: some optimizers write to the gradients in their step.
+        """
+        last = self.clipper.last
+        later = next(reversed(optimizer._optimizer_step_pre_hooks.values())) is not self
+        if self._looks == 0 or not later or last is None or process_group("world") is not None:
+            return
+        self._looks -= 1
+        norm = self.clipper.norm_now()
+        if last.finite and 1.01 * last.threshold < norm < inf:  # an overflow is no step, and left as it is
+            self._notices.say(
+                "changed",
+                f"the gradients have a norm of {norm:.4g} after they were clipped at {last.threshold:.4g}: a hook of "
+                f"this optimizer that was registered later changes them; attach() after it",
             )
 
     def _step(self, optimizer: Optimizer, scaler: Any, returned: Any) -> None:

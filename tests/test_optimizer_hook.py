@@ -787,3 +787,33 @@ def test_wrappers_that_hold_each_other_end():
     first.optimizer, second.optimizer = second, first
     with pytest.raises(TypeError, match="needs an optimizer of torch"):
         attach(first)
+
+
+@pytest.mark.parametrize("factor", [3.0, 1.0, 0.5])
+def test_a_later_hook_that_makes_gradients_larger_is_told(factor):
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    attach(optimizer, Fixed(0.5))
+
+    def change(optimizer, args, kwargs):
+        for parameter in net.parameters():
+            parameter.grad.mul_(factor)
+
+    optimizer.register_step_pre_hook(change)
+    loss_of(net, 5).backward()
+    if factor > 1:
+        with pytest.warns(UserWarning, match=r"norm of 1.5 after they were clipped at 0.5: a hook"):
+            optimizer.step()
+    else:
+        optimizer.step()
+    assert norm_of(net) == pytest.approx(0.5 * factor, rel=1e-5)
+
+
+def test_a_hook_that_comes_before_is_not_looked_at():
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    optimizer.register_step_pre_hook(lambda *_: [parameter.grad.mul_(10) for parameter in net.parameters()] and None)
+    attach(optimizer, Fixed(0.5))
+    loss_of(net, 5).backward()
+    optimizer.step()
+    assert norm_of(net) == pytest.approx(0.5, rel=1e-5)
