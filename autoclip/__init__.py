@@ -27,7 +27,7 @@ from autoclip.policies import (
 from autoclip.version import __version__
 
 if TYPE_CHECKING:
-    from autoclip import sinks, traces
+    from autoclip import flow, sinks, traces
     from autoclip.clipper import Clipper
     from autoclip.gradients import adaptive_grad_clip_, clip_grad_norm_, clip_grad_value_
     from autoclip.lab.clip_section import from_config
@@ -66,6 +66,7 @@ __all__ = [
     "attach",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "flow",
     "from_config",
     "replay",
     "sinks",
@@ -74,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("sinks", "traces"):
+    if name in ("flow", "sinks", "traces"):
         return import_module(f"autoclip.{name}")
     if name not in _WHEN_USED:
         raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
