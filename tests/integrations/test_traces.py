@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -133,13 +131,11 @@ class TestWandb:
         wandb = pytest.importorskip("wandb")
 
         def log(rows, **settings):
-            quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
-            with patch.dict(os.environ, quiet):
-                settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", **settings)
-                with wandb.init(project="p", dir=str(tmp_path), settings=settings) as run:
-                    for row in rows:
-                        run.log(row)
-                wandb.teardown()  # the file may be short of rows until then, also after `finish()`
+            settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", **settings)
+            with wandb.init(project="p", dir=str(tmp_path), settings=settings) as run:
+                for row in rows:
+                    run.log(row)
+            wandb.teardown()  # the file may be short of rows until then, also after `finish()`
 
         self.log = log
 
@@ -353,13 +349,11 @@ class TestOwnSinks:
 
     def test_wandb_beside_a_loop_that_logs_too(self, tmp_path):
         wandb = pytest.importorskip("wandb")
-        quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
-        with patch.dict(os.environ, quiet):
-            with wandb.init(project="p", dir=str(tmp_path)) as run:
-                for step in range(5):
-                    run.log({"loss": 9.0, "grad_norm": 7.0 + step})
-                norms, losses, _ = self.clip(autoclip.sinks.WandbSink(every=1))
-            wandb.teardown()
+        with wandb.init(project="p", dir=str(tmp_path)) as run:
+            for step in range(5):
+                run.log({"loss": 9.0, "grad_norm": 7.0 + step})
+            norms, losses, _ = self.clip(autoclip.sinks.WandbSink(every=1))
+        wandb.teardown()
         (trace,) = read_traces(tmp_path)
         assert trace.steps.tolist() == list(range(12))
         assert same(trace.norms, norms)
