@@ -241,6 +241,7 @@ def test_an_output_directory_that_cannot_be_written_is_named(
         run_experiment(configure(), tmp_path / "file" / "below", resume=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_checkpoint_exits_130_and_resumes_exactly(
     configure: Callable[..., ExperimentConfig], tmp_path: Path, number: signal.Signals

@@ -256,6 +256,7 @@ def test_a_refinement_after_a_race_is_measured_as_the_finalists_were(
     assert {one.seeds for one in sweep.results()} == {1}
 
 
+@pytest.mark.slow
 def test_a_script_is_swept_like_a_task(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     config = configure(
         "task=null",
