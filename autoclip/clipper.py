@@ -43,7 +43,7 @@ class Clipper:
 
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
-            those it has now; of an optimizer also those of groups that are added later.
+            those it has now; of an optimizer also those that are added or exchanged later.
         policy: what sets the threshold, one for each clipper; None is `RunningQuantile()`.
         scope: whose norm is meant: "global": of all gradients together; "parameter": of each parameter's by itself;
             "group": of each group's. None is the policy's own.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autoclip.gradients import ALL, Norms, clip_coefficient, live_gradients, measure, measure_units, scale_
+from autoclip.gradients.sharded import whole_number
 from autoclip.groups import Groups
 from autoclip.policies.policy import Phase
 from autoclip.records import ClipRecord
@@ -166,8 +167,7 @@ def clip_with(
 
 def _norm(returned: Any) -> Tensor:
     if isinstance(returned, Tensor) and returned.numel() == 1:
-        value = returned.detach().reshape(())
-        return value.full_tensor() if hasattr(value, "full_tensor") else value
+        return whole_number(returned)
     if isinstance(returned, int | float) and not isinstance(returned, bool):
         return torch.tensor(float(returned))
     raise TypeError(

@@ -6,6 +6,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from autoclip.gradients.sharded import whole_number
+
 ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 """Ranks that train together."""
 
@@ -90,5 +92,4 @@ def checked_loss(loss: float | Tensor) -> float | Tensor:
         return float(loss)
     if loss.numel() != 1:
         raise ValueError(f"loss must be one number, such as the mean over the batch, got shape {tuple(loss.shape)}")
-    value = loss.detach().reshape(())
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole_number(loss)

@@ -46,7 +46,8 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
 
     Raises:
         TypeError: there is no optimizer of torch in what was given.
-        ValueError: the optimizer has a clipper already, or its engine clips by itself.
+        ValueError: the optimizer has a clipper already, its engine clips by itself, or `clip_fn` with another mode than
+            "norm" or scope than "global".
 
     >>> import torch, autoclip
     >>> weight = torch.nn.Parameter(torch.zeros(2))

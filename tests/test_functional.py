@@ -351,3 +351,13 @@ def test_clipping_by_value_leaves_nan_and_bounds_inf():
     clip_grad_value_([ours], 1.0)
     assert ours.grad[0].isnan()
     assert ours.grad[1:].tolist() == [1.0, -1.0, 0.5]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("clip", [clip_grad_norm_, autoclip.adaptive_grad_clip_])
+def test_no_graph_is_kept_where_gradients_have_one(clip):
+    weight = torch.nn.Parameter(torch.ones(3))
+    (weight**3).sum().backward(create_graph=True)
+    assert weight.grad.requires_grad
+    assert not clip([weight], 0.1).requires_grad
+    weight.grad = None

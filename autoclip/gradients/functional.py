@@ -3,6 +3,7 @@
 from math import inf, isfinite, isnan
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autoclip.gradients.norms import checked_norm_type, measure
@@ -10,6 +11,7 @@ from autoclip.gradients.shrink import clamp_, clip_coefficient, scale_
 from autoclip.gradients.source import Source, live_gradients, named_parameters
 
 
+@torch.no_grad()
 def clip_grad_norm_(
     parameters: Source,
     max_norm: float,
@@ -53,6 +55,7 @@ def clip_grad_norm_(
     return norms.total
 
 
+@torch.no_grad()
 def clip_grad_value_(
     parameters: Source,
     clip_value: float,

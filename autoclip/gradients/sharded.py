@@ -27,7 +27,7 @@ def summed(gradient: Tensor) -> Tensor:
     """The gradient, its pending sums over ranks carried out: those of partial DTensors have no norm before that."""
     if not is_distributed(gradient):
         return gradient
-    placements = _placements(gradient)
+    placements: Sequence[Any] = gradient.placements  # type: ignore[attr-defined]
     if not any(placement.is_partial() for placement in placements):
         return gradient
     from torch.distributed.tensor import Replicate
@@ -35,6 +35,13 @@ def summed(gradient: Tensor) -> Tensor:
     whole = [Replicate() if placement.is_partial() else placement for placement in placements]
     result: Tensor = gradient.redistribute(placements=whole)  # type: ignore[attr-defined]
     return result
+
+
+def whole_number(tensor: Tensor) -> Tensor:
+    """A tensor of one element as a plain one, 0-d, without a graph; of a DTensor that of all ranks together."""
+    value: Any = tensor.detach().reshape(())
+    number: Tensor = value.full_tensor() if is_distributed(value) else value
+    return number
 
 
 def sharded_over(tensor: Any) -> list[tuple[Any, int]]:
@@ -75,11 +82,6 @@ def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) ->
         largest = largest.clamp(min=limits.tiny, max=limits.max)  # infinite norms stay infinite
     powers = _reduced((whole / largest) ** norm_type, split.values(), torch.distributed.ReduceOp.SUM)
     return (powers ** (1 / norm_type) * largest).to(norms.dtype)
-
-
-def _placements(gradient: Any) -> Sequence[Any]:
-    placements: Sequence[Any] = gradient.placements
-    return placements
 
 
 def _reduced(values: Tensor, split: Collection[tuple[Any, list[int]]], operation: Any) -> Tensor:

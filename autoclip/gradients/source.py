@@ -78,10 +78,10 @@ def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Empty gradients are left out, except those of DTensors, of which another rank may hold elements. Partial DTensors
     are summed over their ranks first, in place of the parameter's gradient.
     """
-    for parameter in parameters.values():
-        if parameter.grad is not None and (whole := summed(parameter.grad)) is not parameter.grad:
-            parameter.grad = whole
-    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    gradients = {name: gradient for name, parameter in parameters.items() if (gradient := parameter.grad) is not None}
+    for name, gradient in gradients.items():
+        if type(gradient) is not Tensor and (whole := summed(gradient)) is not gradient:
+            parameters[name].grad = gradients[name] = whole
     places = [_memory(gradient) for gradient in gradients.values()]
     if len(set(places)) == len(places) and NO_MEMORY not in places:
         return gradients

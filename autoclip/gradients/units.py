@@ -17,6 +17,7 @@ LEAST_WEIGHT = 1e-3
 """Norm that a unit's weights count as at least, or weights that start at zero would never move."""
 
 
+@torch.no_grad()
 def adaptive_grad_clip_(parameters: Source, clip_factor: float = 0.01, eps: float = LEAST_WEIGHT) -> Tensor:
     """Shrink, in place, the gradient of every unit to at most `clip_factor` times the norm of the unit's weights.
 

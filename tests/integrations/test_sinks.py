@@ -310,10 +310,11 @@ def test_a_run_that_was_finished_before_the_sink_is_closed_without_an_error(
     assert curve(rows(tmp_path), "total_norm") == {}
 
 
-def test_a_disabled_run_takes_everything(tmp_path: Path, offline: dict[str, Any]) -> None:
+def test_a_disabled_run_takes_everything_and_writes_nothing(tmp_path: Path, offline: dict[str, Any]) -> None:
     with WandbSink(**offline | {"mode": "disabled"}, every=1) as sink:
         for step in range(3):
             sink.log(record(step))
+    assert not list(tmp_path.rglob("*.wandb"))
 
 
 # --- autoclip run ---------------------------------------------------------------------------------------------------
