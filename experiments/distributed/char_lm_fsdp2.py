@@ -7,6 +7,8 @@
 """
 
 import argparse
+import os
+import sys
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -37,6 +39,10 @@ def main() -> None:
         train(args)
     finally:
         dist.destroy_process_group()
+    # The interpreter's own end can abort a process whose gloo threads still hold tensors (pytorch/pytorch#190489).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def parse_arguments() -> argparse.Namespace:
