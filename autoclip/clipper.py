@@ -1,26 +1,26 @@
 """The clipper: parameters, a policy, and what happens above its threshold."""
 
 from collections.abc import Iterable, Mapping
-from math import inf, isfinite
+from math import inf
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from autoclip.claims import Claim
-from autoclip.clipping import ClipFn, Clipped, clip, clip_with, measure_all, name_nonfinite
+from autoclip.clipping import ClipFn
 from autoclip.eager import eager
-from autoclip.gate import Decision, RelearnAfter
-from autoclip.gradients import LeftGradients, Norms, Source, checked_norm_type, live_gradients
+from autoclip.gate import RelearnAfter
+from autoclip.gradients import Source, checked_norm_type
 from autoclip.groups import Groups
-from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
-from autoclip.notices import Notices
-from autoclip.policies import NoClip, Policy, RunningQuantile
+from autoclip.late import why_wait
+from autoclip.late_steps import LateSteps
+from autoclip.losses import ProcessGroup
+from autoclip.policies import Policy, RunningQuantile
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
-from autoclip.shares import Share
-from autoclip.watch import Watch
+from autoclip.step_log import StepLog
+from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -65,6 +65,10 @@ class Clipper:
             `torch.distributed` is initialised; None: this rank alone.
         relearn_after: number of steps clipped in a row after which a policy begins anew from their norms; "auto": 20
             where they are skipped, else ten windows of the policy; None: never.
+        host_wait: whether the host waits in `step()` for the norm of that step. False: the device clips at the
+            threshold, which is known before, and the norm is read, learned from and recorded at the next step; the
+            thresholds are the same. "auto": so for parameters on a CUDA device, wherever the choices made here allow
+            it; docs/gpu.md has the table. The first three steps wait.
 
     >>> import torch
     >>> from autoclip import Fixed
@@ -91,6 +95,7 @@ class Clipper:
         groups: Mapping[str, str] | None = None,
         process_group: ProcessGroup | Literal["world"] | None = "world",
         relearn_after: RelearnAfter = "auto",
+        host_wait: bool | Literal["auto"] = "auto",
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
@@ -102,21 +107,21 @@ class Clipper:
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         order = checked_norm_type(norm_type)
         self.norm_type = order if mode == "norm" else inf
-        self.sinks = tuple(sinks)
         self.process_group = process_group
         self._groups = Groups(source, self.policy, self.scope, self.response, groups, relearn_after)
-        self._steps = 0
-        self._skipped_steps = 0
-        self._last: ClipRecord | None = None
-        self._measured: tuple[list[str], Tensor] | None = None
-        self._decisions: dict[str, Decision] = {}
-        self._left: LeftGradients | None = None
-        self._losses = ReportedLosses()
-        self._claim, self._watch, self._notices = Claim(), Watch(), Notices()
+        self._log = StepLog(sinks)
+        obstacle = why_wait(self.policy, self.mode, self.response, self.on_nonfinite)
+        self._steps = Steps(
+            self._groups,
+            LateSteps(host_wait, obstacle, skips=self.on_nonfinite == "skip"),
+            self._log,
+            mode=self.mode,
+            norm_type=self.norm_type,
+            on_nonfinite=self.on_nonfinite,
+            ranks=process_group,
+        )
         self._handles: list[Any] = []  # of the hooks that `attach` made
-        for sink in self.sinks:
-            if hasattr(sink, "watch"):
-                sink.watch(self)
+        self._log.watch(self)
 
     @eager
     @torch.no_grad()
@@ -151,41 +156,33 @@ class Clipper:
             TypeError: gradients of an integer dtype, complex ones in mode "value", or sparse ones in mode "agc".
             ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
         """
-        self._groups.read_added()
-        device = next(iter(self._parameters.values())).device
-        own = loss if loss is not None else self._losses.mean()
-        pending = StepLoss(own, process_group(self.process_group), device)
-        self._losses.forget()
-        if clip_fn is not None:
-            return self._step_by(clip_fn, pending, loss_scale)
-        gradients = live_gradients(self._parameters)
-        norms = measure_all(self._groups, gradients, self.mode, self.norm_type, loss_scale)
-        if self._left is not None and self._left.is_still(list(gradients.values()), norms.value):
-            return self._repeated(self._left)
-        if not gradients:
-            self._notices.say(
-                "empty", "no parameter has a gradient: call step() after backward() and before zero_grad()"
-            )
-        if not isfinite(norms.value):
-            if loss_scale is not None:
-                return norms.total
-            self._meet_nonfinite(name_nonfinite(list(gradients), norms))
-        if self._claim.is_contested(gradients.values()):
-            self._notices.say(
-                "contested",
-                "another clipper has clipped these gradients already, so that this one learns from norms that are not "
-                "those of training: keep one of them (detach() removes an attached one)",
-            )
-        mean = pending.read()
-        shares = self._groups.decide(gradients, norms, self.norm_type, mean)
-        self._measured = (list(gradients), norms.each)
-        clipped = self._clip(shares, gradients, norms)
-        if clipped.kept and loss_scale is None and not self._handles:
-            first = self._parameters[next(iter(gradients))]
-            self._watch.expect(
-                first, norms.value * clipped.coefficient, clipped.threshold, self.norm_now, self._notices.say
-            )
-        return self._finish(clipped, mean)
+        return self._steps.take(loss, clip_fn, loss_scale)
+
+    def settle(self) -> None:
+        """Wait for the norm of the latest step, where that was not done yet; learn from it, and record it.
+
+        The next `step()` does so first, and whatever is read of the clipper (see `host_wait`).
+        """
+        self._steps.settle()
+
+    def replay(self, graph: Any) -> None:
+        """Replay a CUDA graph in which `step()` was captured, at the threshold of now.
+
+            for _ in range(3):  # as torch's notes on CUDA graphs have it, on a side stream
+                train_step()
+            with torch.cuda.graph(graph):
+                train_step()  # forward, backward, clipper.step() or an attached optimizer.step()
+            for batch in batches:
+                inputs.copy_(batch)
+                clipper.replay(graph)
+
+        Args:
+            graph: a `torch.cuda.CUDAGraph`.
+
+        Raises:
+            RuntimeError: no step was captured.
+        """
+        self._steps.replay(graph)
 
     @eager
     @torch.no_grad()
@@ -201,12 +198,7 @@ class Clipper:
         Returns:
             The total norm before clipping, 0-d.
         """
-        gradients = live_gradients(self._parameters)
-        norms = measure_all(self._groups, gradients, self.mode, self.norm_type, loss_scale)
-        if isfinite(norms.value):
-            shares = self._groups.decide_as(self._decisions, gradients, norms, self.norm_type)
-            self._keep(self._clip(shares, gradients, norms))
-        return norms.total
+        return self._steps.again(loss_scale)
 
     def report_loss(self, loss: float | Tensor) -> None:
         """Tell the loss of a batch before the step, where the step itself is not called by hand.
@@ -217,27 +209,28 @@ class Clipper:
         Args:
             loss: one number, without the factor of a `GradScaler`.
         """
-        self._losses.add(loss)
+        self._steps.losses.add(loss)
 
     @property
     def has_reported_loss(self) -> bool:
         """Whether `report_loss` was called since the step before."""
-        return self._losses.count > 0
+        return self._steps.losses.count > 0
 
     @torch.no_grad()
     def norm_now(self) -> float:
         """Total norm of the gradients as they are; nothing is changed or learned."""
-        return measure_all(self._groups, live_gradients(self._parameters), self.mode, self.norm_type, None).value
+        return self._steps.norm_now()
 
     def forget_losses(self) -> None:
         """Forget what `report_loss` was told, as for a step that is left out."""
-        self._losses.forget()
+        self._steps.losses.forget()
 
     def detach(self) -> None:
         """Take the clipper off the optimizer that `autoclip.attach` put it on; its sinks stay open."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._steps.late.fused = None
 
     @property
     def last(self) -> ClipRecord | None:
@@ -246,7 +239,13 @@ class Clipper:
         With several groups its threshold is the bound that theirs set on the norm of all gradients together, its
         coefficient the share of that norm that was left, and its phase "warmup" as long as a group's is.
         """
-        return self._last
+        self.settle()
+        return self._log.last
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """What is told of every step."""
+        return self._log.sinks
 
     @property
     def threshold(self) -> float | dict[str, float]:
@@ -254,11 +253,13 @@ class Clipper:
 
         A float for scope "global", else group's name -> threshold.
         """
+        self.settle()
         return self._groups.threshold
 
     @property
     def policies(self) -> dict[str, Policy]:
         """Group's name -> its policy; the one of scope "global" is called "all"."""
+        self.settle()
         return {name: gate.policy for name, gate in self._groups.gates.items()}
 
     @property
@@ -267,33 +268,34 @@ class Clipper:
 
         Steps of the warm-up, and those whose norm is zero or not finite, do not count.
         """
+        self.settle()
         return self._groups.clip_rate
 
     @property
     def clip_rates(self) -> dict[str, float]:
         """Group's name -> its clip rate."""
+        self.settle()
         return self._groups.clip_rates
 
     @property
     def skipped_steps(self) -> int:
         """Number of steps that were made to have no effect."""
-        return self._skipped_steps
+        self.settle()
+        return self._log.skipped_steps
 
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient before clipping in the latest step, by parameter name.
 
         Parameters without a gradient are left out. The norms are those the total was made of.
         """
-        names, each = self._measured or ([], None)
+        self.settle()
+        names, each = self._steps.measured or ([], None)
         return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, by the groups' names."""
-        return {
-            "steps": self._steps,
-            "skipped_steps": self._skipped_steps,
-            "groups": self._groups.state_dict(),
-        }
+        self.settle()
+        return {**self._log.state_dict(), "groups": self._groups.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` made with the same policy and the same groups.
@@ -303,97 +305,22 @@ class Clipper:
         """
         if missing := [name for name in ("steps", "skipped_steps", "groups") if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-        counts = [state[name] for name in ("steps", "skipped_steps")]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError(f"the counts in the state of a Clipper must be whole numbers, got {counts}")
+        self.settle()
+        StepLog(()).load_state_dict(state)  # raises before anything is changed
         self._groups.load_state_dict(state["groups"])
-        self._steps, self._skipped_steps = counts
-        self._last = self._measured = self._left = None
-        self._losses.forget()
-        self._decisions = {}
+        self._log.load_state_dict(state)
+        self._steps.begin_anew()
 
     def close(self) -> None:
         """Close the sinks."""
+        self.settle()
         for sink in self.sinks:
             sink.close()
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        return f"Clipper({len(self._parameters)} parameters, {self.policy!r}, mode={self.mode!r}{scope})"
+        return f"Clipper({len(self._groups.parameters)} parameters, {self.policy!r}, mode={self.mode!r}{scope})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references to gradients and hooks of an optimizer cannot be pickled, and mean nothing elsewhere.
-        return {**vars(self), "_left": None, "_handles": [], "_claim": Claim(), "_watch": Watch()}
-
-    @property
-    def _parameters(self) -> dict[str, Tensor]:
-        return self._groups.parameters
-
-    def _step_by(self, clip_fn: ClipFn, pending: StepLoss, loss_scale: float | Tensor | None) -> Tensor:
-        """The step where somebody else's function clips."""
-        if self.mode != "norm" or self.scope != "global" or loss_scale is not None:
-            raise ValueError(
-                f"clip_fn scales all gradients by their one norm, without a loss scale: it needs mode='norm' and "
-                f"scope='global', got mode={self.mode!r}, scope={self.scope!r}, loss_scale={loss_scale!r}"
-            )
-        live = list(live_gradients(self._parameters).values())
-        # What a rank sees of its shards does not tell what the others see, and all of them have to clip together.
-        alone = process_group("world") is None
-        if alone and live and self._left is not None and self._left.is_still(live, None):
-            return self._repeated(self._left)
-        loss: list[float | None] = []
-
-        def read_loss() -> float | None:
-            loss.append(pending.read())
-            return loss[0]
-
-        clipped = clip_with(clip_fn, self._groups, live, read_loss, skip=self.on_nonfinite == "skip")
-        if not isfinite(clipped.value):
-            self._meet_nonfinite("the norm that clip_fn returned")
-        self._measured = None
-        if clipped.coefficient < 1 and clipped.kept:
-            self._watch.check(clipped.value * clipped.coefficient, self.norm_now, self._notices.say)
-        return self._finish(clipped, loss[0])
-
-    def _clip(self, shares: list[Share], gradients: Mapping[str, Tensor], norms: Norms) -> Clipped:
-        skip = self.on_nonfinite == "skip"
-        return clip(self._groups, shares, gradients, norms, self.mode, self.norm_type, skip=skip)
-
-    def _keep(self, clipped: Clipped) -> None:
-        self._left = LeftGradients(clipped.kept, clipped.total, clipped.left, skipped=clipped.skipped)
-        if not isinstance(self.policy, NoClip):
-            self._claim.mark(clipped.kept)
-
-    def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
-        """Remember and record a step."""
-        self._keep(clipped)
-        self._decisions = {one.group: one.decision for one in clipped.shares}
-        for group, decision in self._decisions.items():
-            if decision.relearned:
-                where = "" if self.scope == "global" else f" in {group}"
-                self._notices.say(
-                    "relearned",
-                    f"{decision.relearned} steps in a row were clipped{where} by step {self._steps}: the policy begins "
-                    f"anew from their norms",
-                )
-        self._last = clipped.record(self._steps, self._groups.phase(clipped.shares), loss)
-        self._steps += 1
-        self._skipped_steps += clipped.skipped
-        for sink in self.sinks:
-            sink.log(self._last)
-        return clipped.total
-
-    def _repeated(self, left: LeftGradients) -> Tensor:
-        self._notices.say(
-            "repeat",
-            "step() was called again on the same gradients: nothing was clipped or learned anew; where that was meant "
-            "to be a new step, call zero_grad() and backward() before it",
-        )
-        return left.total_norm
-
-    def _meet_nonfinite(self, where: str) -> None:
-        found = f"non-finite gradient norm at step {self._steps}, in {where}"
-        if self.on_nonfinite == "raise":
-            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
-        effect = "the step has no effect on the parameters" if self.on_nonfinite == "skip" else "passed on as it is"
-        self._notices.say("nonfinite", f"{found}: {effect}")
+        self.settle()
+        return {**vars(self), "_handles": []}  # the hooks of an optimizer, which mean nothing elsewhere

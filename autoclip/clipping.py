@@ -13,7 +13,7 @@ from autoclip.gradients.sharded import whole_number
 from autoclip.groups import Groups
 from autoclip.policies.policy import Phase
 from autoclip.records import ClipRecord
-from autoclip.shares import Share, allowed_norm, combined, shrink_
+from autoclip.shares import GroupNorms, Share, allowed_norm, combined, shrink_
 
 ClipFn = Callable[[float], Any]
 """clip_fn(max_norm) -> total norm before clipping: scales all gradients so that their norm is at most max_norm."""
@@ -104,9 +104,7 @@ def clip(
             groups.remove_gradients(removed)
         kept = groups.kept(gradients, removed)
     if coefficient is None:
-        coefficient = 1.0
-        if any(one.limit is not None for one in shares) and norms.value > 0:
-            coefficient = min(combined([one.left(mode) for one in shares], order) / norms.value, 1.0)
+        coefficient = _coefficient(shares, norms.value, mode, order)
     return Clipped(
         shares=shares,
         total=norms.total,
@@ -176,7 +174,46 @@ def _norm(returned: Any) -> Tensor:
     )
 
 
-def name_nonfinite(names: Sequence[str], norms: Norms) -> str:
-    """The first parameter whose gradient is not finite, and how many more there are."""
-    bad = [name for name, norm in zip(names, norms.each.tolist(), strict=True) if not isfinite(norm)]
+def arrived(
+    groups: Groups, shares: list[Share], norms: GroupNorms, factor: float, order: float, *, skip: bool
+) -> Clipped:
+    """What became of gradients that were clipped on the device, a step ago.
+
+    Args:
+        groups: that the gradients belong to.
+        shares: what was decided, by group.
+        norms: before clipping.
+        factor: on the gradients of the first group.
+        order: of the norm.
+        skip: a step whose norm is not finite was left out.
+    """
+    skipped = skip and not isfinite(norms.total)
+    if skipped:
+        factor = 0.0
+    elif len(shares) > 1:
+        factor = _coefficient(shares, norms.total, "norm", order)
+    return Clipped(
+        shares=shares,
+        total=norms.norms[0],
+        value=norms.total,
+        threshold=allowed_norm(shares, groups.policy.warmup_total, order),
+        coefficient=factor,
+        kept=[],
+        left=norms.total * factor,
+        skipped=skipped,
+    )
+
+
+def _coefficient(shares: Sequence[Share], total: float, mode: str, order: float) -> float:
+    """Share of the norm of all gradients that the groups' limits leave."""
+    if total <= 0 or all(one.limit is None for one in shares):
+        return 1.0
+    return min(combined([one.left(mode) for one in shares], order) / total, 1.0)
+
+
+def name_nonfinite(names: Sequence[str], norms: Tensor) -> str:
+    """The first parameter whose gradient is not finite, and how many more there are; norms by name, shape (n,)."""
+    bad = [name for name, norm in zip(names, norms.tolist(), strict=True) if not isfinite(norm)]
+    if not bad:
+        return "the norm of all together"
     return bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

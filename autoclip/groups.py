@@ -1,6 +1,6 @@
 """The parameters of a clipper in groups, each with a policy and a response of its own."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -11,7 +11,7 @@ from autoclip.gate import Decision, Gate, RelearnAfter
 from autoclip.gradients import ALL, Norms, Source, group_by_parameter, kept_source, named_parameters
 from autoclip.policies import Policy
 from autoclip.policies.policy import Phase, Response, Scope
-from autoclip.shares import Share, group_norms
+from autoclip.shares import GroupNorms, Share, group_norms
 
 
 class Groups:
@@ -48,6 +48,8 @@ class Groups:
         self._response = response
         self._patterns = dict(patterns) if patterns else None
         self._relearn_after = relearn_after
+        self._named: list[str] = []
+        self._members: dict[str, list[int]] = {}
         self._optimizer = source if isinstance(source, Optimizer) else None
         self._read(kept_source(source))
 
@@ -56,18 +58,38 @@ class Groups:
         if self._optimizer and self._given != _identities(self._optimizer):
             self._read(self._optimizer)
 
-    def decide(self, gradients: Mapping[str, Tensor], norms: Norms, order: float, loss: float | None) -> list[Share]:
-        """Ask the policies, which learn; nothing is learned from a step that is not finite.
+    def members(self, names: list[str]) -> dict[str, list[int]]:
+        """Group's name -> positions of its parameters among the names, of the groups that have any."""
+        if names != self._named:
+            self._named, self._members = names, dict[str, list[int]]()
+            for position, name in enumerate(names):
+                self._members.setdefault(self._group_of[name], []).append(position)
+        return self._members
+
+    def measured(self, gradients: Mapping[str, Tensor], norms: Norms, order: float) -> GroupNorms:
+        """The norms of all gradients, group by group.
 
         Args:
             gradients: by parameter name.
             norms: of those, before clipping.
             order: of the norm.
+        """
+        names = list(gradients)
+        if self.scope == "global":
+            return GroupNorms(names, {ALL: range(len(names))}, [norms.total], [norms.value], norms.value)
+        members = self.members(names)
+        return GroupNorms(names, members, *group_norms(list(members.values()), gradients, norms, order), norms.value)
+
+    def decide(self, norms: GroupNorms, loss: float | None) -> list[Share]:
+        """Ask the policies, which learn; nothing is learned from a step that is not finite.
+
+        Args:
+            norms: before clipping.
             loss: of the step.
         """
-        finite = isfinite(norms.value)
+        finite = isfinite(norms.total)
         bound = self.policy.warmup_total
-        together = min(1.0, bound / norms.value) if bound is not None and norms.value > 0 else 1.0
+        together = min(1.0, bound / norms.total) if bound is not None and norms.total > 0 else 1.0
 
         def decision(group: str, value: float) -> Decision:
             gate = self.gates[group]
@@ -77,15 +99,11 @@ class Groups:
                 return gate.decide_together(value, loss, together, bound)
             return gate.decide(value, loss)
 
-        return self._shares(gradients, norms, order, decision)
+        return norms.shares(decision)
 
-    def decide_as(
-        self, before: Mapping[str, Decision], gradients: Mapping[str, Tensor], norms: Norms, order: float
-    ) -> list[Share]:
+    def decide_as(self, before: Mapping[str, Decision], norms: GroupNorms) -> list[Share]:
         """Decide on gradients computed anew within the same step, at its thresholds; nothing is learned."""
-        return self._shares(
-            gradients, norms, order, lambda group, value: self.gates[group].look(value, before.get(group))
-        )
+        return norms.shares(lambda group, value: self.gates[group].look(value, before.get(group)))
 
     def remove_gradients(self, groups: Collection[str] | None = None) -> None:
         """Take the gradients away from the parameters of some groups, or of all."""
@@ -95,6 +113,8 @@ class Groups:
 
     def kept(self, gradients: Mapping[str, Tensor], removed: Collection[str]) -> list[Tensor]:
         """The gradients that do not belong to the removed groups."""
+        if not removed:
+            return list(gradients.values())
         return [gradient for name, gradient in gradients.items() if self._group_of[name] not in removed]
 
     def phase(self, shares: Sequence[Share]) -> Phase:
@@ -145,30 +165,12 @@ class Groups:
             for name, gate in gates.items():
                 gate.load_state_dict(state[name])
 
-    def _shares(
-        self,
-        gradients: Mapping[str, Tensor],
-        norms: Norms,
-        order: float,
-        decision: Callable[[str, float], Decision],
-    ) -> list[Share]:
-        names = list(gradients)
-        if self.scope == "global":
-            return [Share(ALL, names, norms.total, norms.value, decision(ALL, norms.value))]
-        members: dict[str, list[int]] = {}
-        for position, name in enumerate(names):
-            members.setdefault(self._group_of[name], []).append(position)
-        totals, values = group_norms(list(members.values()), gradients, norms, order)
-        return [
-            Share(group, [names[position] for position in own], total, value, decision(group, value))
-            for (group, own), total, value in zip(members.items(), totals, values, strict=True)
-        ]
-
     def _read(self, source: Source) -> None:
         self.parameters = named_parameters(source)
         if not self.parameters:
             raise ValueError("the source holds no parameters: nothing can be clipped")
         self._given = _identities(self._optimizer) if self._optimizer else []
+        self._named = []
         self._group_of = group_by_parameter(source, self.parameters, self.scope, self._patterns)
         for name in self._group_of.values():
             if name not in self.gates:

@@ -1,5 +1,6 @@
 """The loss of an optimizer step: the mean over its micro-batches and over the ranks that train together."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from autoclip.gradients.sharded import whole_number
+from autoclip.host_copy import HostCopy
 
 ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 """Ranks that train together."""
@@ -46,24 +48,46 @@ class StepLoss:
 
     Args:
         loss: of this rank; None: there is none, and no rank may have one.
-        group: ranks to average over; None: this one alone.
-        device: for the collective, where the loss is no tensor.
+        ranks: to average over, see `process_group`.
+        parameters: on whose device the ranks meet.
+
+    Raises:
+        ValueError: this rank is not among the ranks, or the loss is not one number.
     """
 
-    def __init__(self, loss: float | Tensor | None, group: ProcessGroup | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        loss: float | Tensor | None,
+        ranks: ProcessGroup | Literal["world"] | None,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
         self._mean: float | Tensor | None = None if loss is None else checked_loss(loss)
         self._ranks = 1
         self._work: Any = None
+        group = None if ranks is None or (loss is None and ranks == "world") else process_group(ranks)
         if loss is not None and group is not None:
+            device = next(iter(parameters.values())).device
             self._ranks = torch.distributed.get_world_size(group)
             self._mean = torch.as_tensor(self._mean, dtype=torch.float64, device=device).clone()
             self._work = torch.distributed.all_reduce(self._mean, group=group, async_op=True)
 
     def read(self) -> float | None:
         """The mean as a float of the host; None: no loss was given."""
+        self.join()
+        return None if self._mean is None else float(self._mean) / self._ranks  # host read
+
+    def join(self) -> None:
+        """Let what follows on the device come after the collective."""
         if self._work is not None:
             self._work.wait()
-        return None if self._mean is None else float(self._mean) / self._ranks  # host read
+
+    def send(self) -> Callable[[], float | None]:
+        """Begin to copy the mean to the host; what is returned reads it."""
+        mean, ranks = self._mean, self._ranks
+        if not isinstance(mean, Tensor):
+            return lambda: mean
+        copy = HostCopy(mean.reshape(1))
+        return lambda: copy.read()[0] / ranks
 
 
 def process_group(choice: ProcessGroup | Literal["world"] | None) -> ProcessGroup | None:

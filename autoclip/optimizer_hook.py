@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
+from autoclip.fused_optimizer import FusedOptimizer
 from autoclip.losses import process_group
 from autoclip.notices import Notices
 from autoclip.policies import Policy
@@ -70,7 +71,7 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
             f"clip_fn scales all gradients by their one norm: it needs mode='norm' and scope='global', got "
             f"mode={clipper.mode!r}, scope={clipper.scope!r}"
         )
-    hook = _ClipBeforeStep(clipper, clip_fn)
+    hook = _ClipBeforeStep(clipper, inner, clip_fn)
     clipper._handles = [inner.register_step_pre_hook(hook), inner.register_step_post_hook(hook.after)]
     return clipper
 
@@ -102,9 +103,10 @@ def innermost(optimizer: Any) -> Optimizer:
 class _ClipBeforeStep:
     """The hook: `hook(optimizer, args, kwargs)`, called at the beginning of `optimizer.step(*args, **kwargs)`."""
 
-    def __init__(self, clipper: Clipper, clip_fn: ClipFn | None) -> None:
+    def __init__(self, clipper: Clipper, optimizer: Optimizer, clip_fn: ClipFn | None) -> None:
         self.clipper = clipper
         self.clip_fn = clip_fn
+        self.fused = clipper._steps.late.fused = FusedOptimizer(optimizer)
         self._evaluations = 1  # of the closure of the step under way
         self._looks = WATCHED_STEPS
         self._notices = Notices()
@@ -146,6 +148,7 @@ class _ClipBeforeStep:
     @eager
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook at the end of the step."""
+        self.fused.forget()
         if self._evaluations == 0:
             self._notices.say(
                 "unclipped",
@@ -174,9 +177,6 @@ class _ClipBeforeStep:
 
     def _step(self, optimizer: Optimizer, scaler: Any, returned: Any) -> None:
         """Clip, with the loss that was reported, else the one that the closure returned."""
-        if _overflowed(optimizer):
-            self.clipper.forget_losses()
-            return
         if self._makes_state(optimizer):
             return
         is_loss = isinstance(returned, float) or (isinstance(returned, Tensor) and returned.numel() == 1)
@@ -225,9 +225,3 @@ def _loss_scale(optimizer: Optimizer, scaler: Any) -> float | Tensor | None:
         return scale
     stage = scaler._per_optimizer_states.get(id(optimizer), {}).get("stage")
     return None if getattr(stage, "name", "") == "UNSCALED" else float(scaler.get_scale())
-
-
-def _overflowed(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer is going to leave out this step, as its `GradScaler` found an overflow."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and float(found) != 0  # host read

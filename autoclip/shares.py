@@ -1,6 +1,6 @@
 """One step's gradients, group by group: what was decided on the norm of each, done to its tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -55,6 +55,39 @@ class Share:
         if mode == "norm" and limit == self.decision.threshold:
             return self.value * (limit / (self.value + min(1e-6, 1e-3 * limit)))
         return limit
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorms:
+    """Norms of one step's gradients before clipping, group by group.
+
+    Attributes:
+        names: of the parameters that have a gradient.
+        members: group's name -> positions of its parameters among the names, of the groups that have any.
+        norms: of each of these groups, 0-d.
+        values: the same as floats of the host.
+        total: norm of all together, as a float of the host.
+    """
+
+    names: Sequence[str]
+    members: Mapping[str, Sequence[int]]
+    norms: Sequence[Tensor]
+    values: Sequence[float]
+    total: float
+
+    def shares(self, decide: Callable[[str, float], Decision]) -> list[Share]:
+        """What `decide(group, norm)` makes of each group."""
+        names, whole = self.names, len(self.names)
+        return [
+            Share(
+                group,
+                names if len(own) == whole else [names[place] for place in own],
+                norm,
+                value,
+                decide(group, value),
+            )
+            for (group, own), norm, value in zip(self.members.items(), self.norms, self.values, strict=True)
+        ]
 
 
 def group_norms(

@@ -17,7 +17,7 @@ def groups_of(net, policy=None, scope="group", patterns=LAYERS, response="scale"
 
 def decided(groups, net, loss=None):
     gradients = live_gradients(groups.parameters)
-    return groups.decide(gradients, measure(gradients), 2.0, loss)
+    return groups.decide(groups.measured(gradients, measure(gradients), 2.0), loss)
 
 
 def test_every_parameter_is_in_one_group_with_a_policy_of_its_own():
@@ -50,7 +50,7 @@ def test_deciding_learns_and_deciding_again_as_before_does_not():
     for parameter in net.parameters():
         parameter.grad *= 100
     gradients = live_gradients(groups.parameters)
-    (again,) = groups.decide_as(before, gradients, measure(gradients), 2.0)
+    (again,) = groups.decide_as(before, groups.measured(gradients, measure(gradients), 2.0))
     assert again.decision.threshold == before["all"].threshold != groups.threshold
     assert again.decision.clipped
     assert groups.state_dict() == state

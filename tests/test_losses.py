@@ -8,14 +8,14 @@ import torch.distributed
 
 from autoclip.losses import ReportedLosses, StepLoss, process_group
 
-CPU = torch.device("cpu")
+PARAMETERS = {"weight": torch.nn.Parameter(torch.zeros(1))}
 
 
 def mean_of(losses):
     reported = ReportedLosses()
     for loss in losses:
         reported.add(loss)
-    return StepLoss(reported.mean(), None, CPU).read()
+    return StepLoss(reported.mean(), None, PARAMETERS).read()
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_what_is_not_finite_stays_so():
 
 def test_more_than_one_number_is_refused():
     with pytest.raises(ValueError, match=r"one number, such as the mean over the batch, got shape \(3,\)"):
-        StepLoss(torch.zeros(3), None, CPU)
+        StepLoss(torch.zeros(3), None, PARAMETERS)
     reported = ReportedLosses()
     with pytest.raises(ValueError, match="one number"):
         reported.add(torch.zeros(3))
@@ -84,6 +84,6 @@ def test_a_given_group_averages(world_of_one, loss):
     group = torch.distributed.group.WORLD
     assert process_group(group) is group
     given = loss
-    assert StepLoss(loss, group, CPU).read() == 2.5
+    assert StepLoss(loss, group, PARAMETERS).read() == 2.5
     assert float(given) == 2.5
-    assert StepLoss(None, group, CPU).read() is None
+    assert StepLoss(None, group, PARAMETERS).read() is None

@@ -3,8 +3,16 @@
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
 from autoclip.gradients.grouping import ALL, group_by_parameter, kept_source
 from autoclip.gradients.left_gradients import LeftGradients
-from autoclip.gradients.norms import Norms, checked_norm_type, least_fast_norm, measure
-from autoclip.gradients.shrink import clamp_, clip_coefficient, clip_coefficients, scale_, scale_each_
+from autoclip.gradients.norms import Norms, checked_norm_type, fast_norms, least_fast_norm, measure
+from autoclip.gradients.shrink import (
+    clamp_,
+    clip_coefficient,
+    clip_coefficients,
+    multiply_,
+    multiply_each_,
+    scale_,
+    scale_each_,
+)
 from autoclip.gradients.source import Source, live_gradients, named_parameters
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
@@ -20,6 +28,7 @@ __all__ = [
     "clip_coefficients",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "fast_norms",
     "group_by_parameter",
     "kept_source",
     "least_fast_norm",
@@ -27,6 +36,8 @@ __all__ = [
     "live_gradients",
     "measure",
     "measure_units",
+    "multiply_",
+    "multiply_each_",
     "named_parameters",
     "scale_",
     "scale_each_",

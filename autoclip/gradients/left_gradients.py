@@ -1,7 +1,7 @@
 """How a step left the gradients, to tell a second call in the same step from a new step."""
 
 import weakref
-from math import isclose
+from math import isclose, isnan
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class LeftGradients:
     Args:
         gradients: that are left.
         total_norm: of the step, before clipping.
-        left: norm that they were left with; None: unknown, as somebody else clipped them.
+        left: norm that they were left with; None: unknown, as somebody else clipped them, or not known yet.
         skipped: they were removed.
     """
 
@@ -24,9 +24,7 @@ class LeftGradients:
         self._skipped = skipped
         self._first = weakref.ref(gradients[0]) if gradients else None
         self._version = local_part(gradients[0])._version if gradients else 0
-        self._norm = left
-        # Scaled gradients are rounded in their own precision.
-        self._tolerance = max([1e-6, *(torch.finfo(gradient.dtype).eps for gradient in gradients)])
+        self.norm = left
 
     def is_still(self, gradients: list[Tensor], norm: float | None) -> bool:
         """Whether these are the same gradients, not written to since, with the norm they were left with.
@@ -37,7 +35,16 @@ class LeftGradients:
         """
         if not gradients or self._first is None:
             return self._skipped and not gradients
-        same = self._first() is gradients[0] and self._version == local_part(gradients[0])._version
-        if self._norm is None or norm is None:
-            return same
-        return same and isclose(self._norm, norm, rel_tol=self._tolerance)
+        if not self.are_same(gradients):
+            return False
+        if self.norm is None or norm is None:
+            return True
+        # Scaled gradients are rounded in their own precision.
+        tolerance = max([1e-6, *(torch.finfo(dtype).eps for dtype in {gradient.dtype for gradient in gradients})])
+        return isclose(self.norm, norm, rel_tol=tolerance) or (isnan(self.norm) and isnan(norm))
+
+    def are_same(self, gradients: list[Tensor]) -> bool:
+        """Whether these are the same tensors, at least one, not written to since."""
+        if not gradients or self._first is None:
+            return False
+        return self._first() is gradients[0] and self._version == local_part(gradients[0])._version

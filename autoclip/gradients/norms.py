@@ -70,12 +70,12 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
-    each = _whole(gradients, _fast_norms(gradients, norm_type), norm_type)
+    each = fast_norms(gradients, norm_type)
     total = torch.linalg.vector_norm(each, norm_type)
     value = float(total)  # host read
     if not least_fast_norm(norm_type) < value < inf:
         exact_parts = [_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
-        exact = _whole(gradients, exact_parts, norm_type)
+        exact = whole_norms(list(gradients.values()), _stack(exact_parts), norm_type)
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
@@ -88,12 +88,16 @@ def least_fast_norm(norm_type: float) -> float:
     return 0.0 if norm_type == inf else float(SMALLEST_FAST_POWER ** (1 / norm_type))
 
 
-def _fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Sequence[Tensor]:
+def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Tensor:
+    """Norm of each gradient, shape (n,), in one pass in float32 (float64 for float64 gradients), as of `measure`."""
+    plain = {*map(type, gradients.values())} == {Tensor}
+    parts = list(gradients.values()) if plain else [local_part(gradient) for gradient in gradients.values()]
     try:
-        return torch._foreach_norm([local_part(each) for each in gradients.values()], norm_type, torch.float32)
+        norms = torch.stack(torch._foreach_norm(parts, norm_type, torch.float32))
     except (RuntimeError, NotImplementedError):
         # Sparse, float64 or complex gradients, or several devices: one by one.
-        return [_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
+        norms = _stack([_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()])
+    return norms if plain else whole_norms(list(gradients.values()), norms, norm_type)
 
 
 def _norm(values: Tensor, norm_type: float) -> Tensor:
@@ -130,10 +134,6 @@ def _dtype(values: Tensor, wide: bool) -> torch.dtype:
     if values.is_complex():
         return torch.complex128 if wide else torch.complex64
     return torch.float64 if wide else torch.float32
-
-
-def _whole(gradients: Mapping[str, Tensor], parts: Sequence[Tensor], norm_type: float) -> Tensor:
-    return whole_norms(list(gradients.values()), _stack(parts), norm_type)
 
 
 def _stack(norms: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from autoclip.gradients.sharded import local_part
 
 SMALLEST_FACTOR = 1e-30
 """A smaller factor is applied in two halves: in float32 it could be subnormal, and inexact, or zero."""
-HALF = (torch.float16, torch.bfloat16)
+HALF = {torch.float16, torch.bfloat16}
 
 
 def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
@@ -42,13 +42,11 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     The coefficient stays a tensor: as a Python number, torch's multi-tensor multiplication rounds it to half precision
     before it is used.
     """
-    if 0 < coefficient < SMALLEST_FACTOR:  # host read
+    if 0 < float(coefficient) < SMALLEST_FACTOR:  # host read
         scale_(gradients, coefficient.sqrt())
         scale_(gradients, coefficient.sqrt())
         return
-    gradients = [local_part(gradient) for gradient in gradients]
-    own_memory_(gradients)
-    _multiply_(gradients, coefficient)
+    multiply_(gradients, coefficient)
 
 
 def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
@@ -62,16 +60,20 @@ def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
         for gradient, coefficient in zip(gradients, coefficients, strict=True):
             scale_([gradient], coefficient)
         return
-    gradients = [local_part(gradient) for gradient in gradients]
+    multiply_each_(gradients, coefficients)
+
+
+def multiply_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
+    """As `scale_each_`, without a look at the coefficients: those below 1e-30 may be inexact, or act as zero."""
+    gradients = _parts(gradients)
     own_memory_(gradients)
     factors = coefficients.unbind()
     # A list of factors is rounded to half precision by some devices, one factor is not.
-    plain = all(gradient.layout is torch.strided and gradient.dtype not in HALF for gradient in gradients)
-    if plain and all(gradient.device == coefficients.device for gradient in gradients):
+    if _are_uniform(gradients, coefficients) and not HALF & {gradient.dtype for gradient in gradients}:
         torch._foreach_mul_(list(gradients), list(factors))
         return
     for gradient, factor in zip(gradients, factors, strict=True):
-        _multiply_([gradient], factor)
+        multiply_([gradient], factor)
 
 
 def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
@@ -80,7 +82,7 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
     Raises:
         TypeError: a complex gradient: its elements have no order.
     """
-    gradients = [local_part(gradient) for gradient in gradients]
+    gradients = _parts(gradients)
     own_memory_(gradients)
     for gradient in gradients:
         if gradient.is_complex():
@@ -95,16 +97,31 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
             gradient.clamp_(-threshold, threshold)
 
 
-def _multiply_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
-    if all(gradient.layout is torch.strided and gradient.device == coefficient.device for gradient in gradients):
+def multiply_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
+    """As `scale_`, without a look at the coefficient: one below 1e-30 may be inexact, or act as zero."""
+    gradients = _parts(gradients)
+    own_memory_(gradients)
+    if _are_uniform(gradients, coefficient):
         torch._foreach_mul_(list(gradients), coefficient)
         return
     for gradient in gradients:
         gradient.mul_(coefficient.to(gradient.device))
 
 
+def _parts(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What this rank holds of each."""
+    plain = {*map(type, gradients)} == {Tensor}
+    return gradients if plain else [local_part(gradient) for gradient in gradients]
+
+
+def _are_uniform(gradients: Sequence[Tensor], like: Tensor) -> bool:
+    """Whether all are dense and on the device of another tensor, as torch's multi-tensor functions want them."""
+    devices, layouts = {*map(Tensor.get_device, gradients)}, {gradient.layout for gradient in gradients}
+    return devices == {like.get_device()} and layouts == {torch.strided}
+
+
 def own_memory_(gradients: Sequence[Tensor]) -> None:
     """Give gradients that repeat an element in memory (expanded ones) one place for each, or writing would fail."""
     for gradient in gradients:
-        if gradient.layout is torch.strided and 0 in gradient.stride():
+        if gradient.layout is torch.strided and not gradient.is_contiguous() and 0 in gradient.stride():
             gradient.data = gradient.clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
 """Where gradients come from: a module, parameters, parameter groups or an optimizer."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,9 +40,12 @@ def named_parameters(source: Source) -> dict[str, Tensor]:
     if not isinstance(source, Iterable):
         kind = type(source).__name__
         raise TypeError(f"expected a module, parameters, parameter groups or an optimizer, got a {kind}")
+    items = list(source)
+    if {*map(type, items)} == {nn.Parameter} and len({*map(id, items)}) == len(items):
+        return dict(zip(map(str, range(len(items))), items, strict=True))
     seen: set[int] = set()
     found: dict[str, Tensor] = {}
-    for name, parameter in _pairs(source):
+    for name, parameter in _pairs(items):
         if not isinstance(parameter, Tensor):
             raise TypeError(f"expected a parameter at {name!r}, got a {type(parameter).__name__}")
         if id(parameter) in seen:
@@ -54,8 +57,7 @@ def named_parameters(source: Source) -> dict[str, Tensor]:
     return found
 
 
-def _pairs(source: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    source = list(source)
+def _pairs(source: list[Any]) -> Iterator[tuple[str, Any]]:
     given = Counter(name for item in source if isinstance(item, Mapping) for name in item.get("param_names") or ())
     for position, item in enumerate(source):
         if isinstance(item, Mapping):
@@ -79,6 +81,8 @@ def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     are summed over their ranks first, in place of the parameter's gradient.
     """
     gradients = {name: gradient for name, parameter in parameters.items() if (gradient := parameter.grad) is not None}
+    if _are_apart(gradients.values()):
+        return gradients
     for name, gradient in gradients.items():
         if type(gradient) is not Tensor and (whole := summed(gradient)) is not gradient:
             parameters[name].grad = gradients[name] = whole
@@ -92,6 +96,17 @@ def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         once.setdefault((id(gradient), -1) if expanded else place, name)
     once.pop(NO_MEMORY, None)
     return {name: gradients[name] for name in once.values()}
+
+
+def _are_apart(gradients: Collection[Tensor]) -> bool:
+    """Whether all are dense tensors of torch itself, each in memory of its own, as nearly always."""
+    if {*map(type, gradients)} != {Tensor}:
+        return False
+    try:
+        addresses = {*map(Tensor.data_ptr, gradients)}
+    except RuntimeError:  # sparse
+        return False
+    return len(addresses) == len(gradients) and 0 not in addresses
 
 
 NO_MEMORY = (0, 0)

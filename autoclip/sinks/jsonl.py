@@ -1,5 +1,7 @@
 """The steps of a training loop as a file of JSON lines."""
 
+import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
@@ -42,6 +44,16 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self.optimizer = optimizer
         self._log: LineLog | None = None
         self._next = 0
+        self._announced: tuple[int, float | None] = (-1, None)
+        self._clipper: Callable[[], Any] | None = None  # a weak reference
+
+    def watch(self, clipper: Any) -> None:
+        """Take what this clipper still has to tell before the file is closed."""
+        self._clipper = weakref.ref(clipper)
+
+    def announce(self, step: int) -> None:
+        """Note the learning rate of a step whose record comes when the next is made."""
+        self._announced = (step, self._lr())
 
     def log(self, record: ClipRecord) -> None:
         """Write the line of one step.
@@ -53,22 +65,29 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
             self.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._log = LineLog(self.path, keep=record.step)
-        lr = None if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])  # may be a tensor
-        self._log.append(record.as_json(lr))
+        announced, lr = self._announced
+        self._log.append(record.as_json(lr if announced == record.step else self._lr()))
         self._next = record.step + 1
 
     def close(self) -> None:
         """Close the file; a further record opens it again."""
+        clipper = self._clipper and self._clipper()
+        if clipper:
+            clipper.settle()
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def _lr(self) -> float | None:
+        lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
+        return None if lr is None else float(lr)  # may be a tensor
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # An open file cannot be pickled; the copy opens it again at its first record.
-        return {**vars(self), "_log": None}
+        return {**vars(self), "_log": None, "_clipper": None}
 
     def __repr__(self) -> str:
         return f"JSONLSink({str(self.path)!r})"

@@ -26,6 +26,9 @@ class Watched(Protocol):
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient in the latest step."""
 
+    def settle(self) -> None:
+        """Record the latest step, where that was not done yet."""
+
 
 class Scalars:
     """Collects records and gives, at the last of every `every` steps, what is to be plotted of them.
@@ -80,6 +83,8 @@ class Scalars:
 
     def rest(self) -> tuple[int, dict[str, float]]:
         """Step and numbers of a window that was begun; it is then over."""
+        if self._watched is not None:
+            self._watched.settle()
         return (self._records[-1].step, self._flushed()) if self._records else (0, {})
 
     def _count(self, record: ClipRecord) -> None:

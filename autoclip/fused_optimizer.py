@@ -1,0 +1,56 @@
+"""Steps that a fused optimizer leaves out on the device, so that the host need not know of them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+
+class FusedOptimizer:
+    """Leaves out a step on the device, by `found_inf`, as a `GradScaler` has fused optimizers do it.
+
+    Args:
+        optimizer: of torch.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer: Any = optimizer
+        self._is_ours = False
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the optimizer honours `found_inf`."""
+        fused = all(group.get("fused") for group in self._optimizer.param_groups)
+        return fused and getattr(self._optimizer, "_step_supports_amp_scaling", False)
+
+    @property
+    def can_leave_out(self) -> bool:
+        """Whether the next step can be left out on the device, without a trace."""
+        # The momentum of torch's fused SGD stays uninitialised memory where its very first step is left out.
+        return self.is_fused and (not isinstance(self._optimizer, SGD) or self._has_momentum())
+
+    @property
+    def overflow(self) -> Tensor | None:
+        """What a scaler found, one element: not 0 where it leaves the step out."""
+        return None if self._is_ours else getattr(self._optimizer, "found_inf", None)
+
+    def leave_out(self, bad: Tensor) -> None:
+        """Leave the next step out where `bad`, 0-d, is 1."""
+        overflow = self.overflow
+        if overflow is None:
+            self._is_ours, self._optimizer.found_inf = True, bad
+        else:
+            self._optimizer.found_inf = torch.maximum(overflow, bad.view_as(overflow))
+
+    def forget(self) -> None:
+        """The step is over: what was set by us, and by no scaler, is taken away."""
+        if self._is_ours:
+            self._is_ours = False
+            del self._optimizer.found_inf
+
+    def _has_momentum(self) -> bool:
+        return all(
+            not group["momentum"] or any(parameter in self._optimizer.state for parameter in group["params"])
+            for group in self._optimizer.param_groups
+        )

@@ -1,0 +1,38 @@
+"""Numbers on their way from a device to the host, and back, without a wait."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """Numbers of a device on their way to the host, through pinned memory.
+
+    Args:
+        values: one dimension; those that are on the host already are copied at once.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if not values.is_cuda:
+            self._values = values.clone()
+            return
+        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values.copy_(values, non_blocking=True)
+        self._event = torch.cuda.current_stream(values.device).record_event()
+
+    def read(self) -> list[float]:
+        """The numbers; waits for the device where it has not come that far."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[float] = self._values.tolist()
+        return numbers
+
+
+def on_device(numbers: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor, shape (n,), on the device and in the dtype of another, without a wait."""
+    dtype = like.dtype if dtype is None else dtype
+    if not like.is_cuda:
+        return torch.tensor(numbers, dtype=dtype, device=like.device)
+    return torch.tensor(numbers, dtype=dtype, pin_memory=True).to(like.device, non_blocking=True)

@@ -1,0 +1,193 @@
+"""Steps without a host wait: clipped on the device, and learned from at the next step, when their norms have come."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoclip.gradients import fast_norms, multiply_, multiply_each_
+from autoclip.host_copy import HostCopy, on_device
+from autoclip.policies import Policy
+from autoclip.shares import GroupNorms
+
+
+def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str) -> str | None:
+    """Why a clipper with these choices needs the norm of a step in that step; None: it does not."""
+    if policy.inclusive:
+        return f"{type(policy).__name__} counts the norm of a step before it sets the threshold of that step"
+    if mode != "norm":
+        return f"mode={mode!r} is not done without a look at the norm"
+    if response != "scale":
+        return f"response={response!r} decides by the norm of the step"
+    if on_nonfinite == "raise":
+        return "on_nonfinite='raise' has to see the norm before the optimizer's step"
+    return None
+
+
+class Layout:
+    """Which gradients belong to which group, as the device has to know it.
+
+    Args:
+        members: group's name -> positions of its parameters among the gradients.
+        like: a tensor of the device.
+    """
+
+    def __init__(self, members: Mapping[str, Sequence[int]], like: Tensor) -> None:
+        self.members = members
+        self.device = like.device
+        self.is_identity = all(list(own) == [place] for place, own in enumerate(members.values()))
+        size = sum(len(own) for own in members.values())
+        self.is_one = len(members) == 1 and size > 0
+        if self.is_one or self.is_identity:
+            return
+        group_of = [0] * size
+        for group, own in enumerate(members.values()):
+            for place in own:
+                group_of[place] = group
+        self._group_of = on_device(group_of, like, torch.int64)
+        self._places = [on_device(list(own), like, torch.int64) for own in members.values()]
+
+    def norms(self, each: Tensor, total: Tensor, order: float) -> Tensor:
+        """Norm of each group, shape (groups,), from those of the gradients and of all together."""
+        if self.is_one:
+            return total.reshape(1)
+        if self.is_identity:
+            return each
+        return torch.stack([torch.linalg.vector_norm(each.index_select(0, own), order) for own in self._places])
+
+    def multiply_(self, gradients: Sequence[Tensor], factors: Tensor) -> None:
+        """Multiply every gradient by the factor of its group, in place."""
+        if self.is_one:
+            multiply_(gradients, factors[0])
+        else:
+            multiply_each_(gradients, factors if self.is_identity else factors.index_select(0, self._group_of))
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """What the device has done in a step.
+
+    Attributes:
+        names: of the parameters that have a gradient.
+        members: group's name -> positions of its parameters among the names.
+        each: shape (n,), norm of each gradient before clipping.
+        total: norm of all together, 0-d.
+        numbers: what the host is told: the total, the factor of the first group, whether a scaler found an overflow,
+            and the norm of each group where there are several.
+        scaled: the gradients carried the scale of a GradScaler.
+    """
+
+    names: list[str]
+    members: Mapping[str, Sequence[int]]
+    each: Tensor
+    total: Tensor
+    numbers: Tensor
+    scaled: bool
+
+
+def clip_on_device(
+    gradients: Mapping[str, Tensor],
+    layout: Layout,
+    limits: Sequence[float] | Tensor,
+    order: float,
+    *,
+    scale: Tensor | float | None = None,
+    overflow: Tensor | None = None,
+) -> OnDevice:
+    """Scale the gradients of each group down to its limit, without a look at their norms from the host.
+
+        factor = c / (norm + min(1e-6, c / 1000)) where norm > c, else 1
+
+    Norms are taken in one pass in float32 (float64 for float64 gradients): unlike in a step that waits, finite
+    gradients whose squares overflow measure as infinite here, those whose squares underflow as smaller than they are.
+
+    Args:
+        gradients: by parameter name, all on one device.
+        layout: of their groups.
+        limits: c of each group; inf: none. A tensor of shape (groups,) may change between the replays of a graph.
+        order: of the norm.
+        scale: that the gradients still carry, and the norms are not to.
+        overflow: one element: not 0 where a scaler leaves the step out; None: there is none.
+    """
+    each = fast_norms(gradients, order)
+    if scale is not None:
+        each = each / scale
+    total = torch.linalg.vector_norm(each, order)
+    norms = layout.norms(each, total, order)
+    if isinstance(limits, Tensor) or min(limits) < inf:
+        factors = _factors(norms, limits)
+        layout.multiply_(list(gradients.values()), factors)
+        factor = factors[0]
+    else:
+        factor = total.new_ones(())
+    found = total.new_zeros(()) if overflow is None else overflow.reshape(()).to(total.dtype)
+    numbers = torch.stack([total, factor, found])
+    if not layout.is_one:
+        numbers = torch.cat([numbers, norms])
+    return OnDevice(list(gradients), layout.members, each, total, numbers, scaled=scale is not None)
+
+
+def not_finite(total: Tensor) -> Tensor:
+    """1 where a norm (0-d) is not finite, else 0, in float32, as `found_inf` has to be."""
+    return (total < inf).logical_not().float()
+
+
+def _factors(norms: Tensor, limits: Sequence[float] | Tensor) -> Tensor:
+    """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one."""
+    if isinstance(limits, Tensor):
+        added = (1e-3 * limits).clamp(max=1e-6)
+    elif len(limits) == 1:
+        limit = limits[0]
+        return torch.where(norms <= limit, 1.0, (norms + min(1e-6, 1e-3 * limit)).reciprocal() * limit)
+    else:
+        added = on_device([min(1e-6, 1e-3 * limit) for limit in limits], norms)
+        limits = on_device(limits, norms)
+    return torch.where(norms <= limits, 1.0, (norms + added).reciprocal() * limits)
+
+
+@dataclass(frozen=True, slots=True)
+class LateStep:
+    """A step that was clipped, and is to be learned from when its numbers have come.
+
+    Attributes:
+        done: by the device.
+        numbers: that are on their way.
+        loss: reads the loss of the step.
+    """
+
+    done: OnDevice
+    numbers: HostCopy
+    loss: Callable[[], float | None]
+
+    def arrive(self) -> tuple[GroupNorms, float] | None:
+        """Norms by group and the factor of the first, waiting for them; None: a scaler leaves the step out."""
+        done = self.done
+        total, factor, overflow, *values = self.numbers.read()
+        if overflow or (done.scaled and not isfinite(total)):
+            return None
+        norms = done.numbers[3:].unbind() if values else [done.total]
+        return GroupNorms(done.names, done.members, norms, values or [total], total), factor
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedStep:
+    """The device's part of a step, in a CUDA graph.
+
+    Attributes:
+        done: by each replay, in the same memory.
+        limits: shape (groups,), of the next replay.
+        loss: begins to copy the loss of a replay to the host.
+    """
+
+    done: OnDevice
+    limits: Tensor
+    loss: Callable[[], Callable[[], float | None]]
+
+    def replay(self, graph: Any, limits: Sequence[float]) -> LateStep:
+        """Replay the graph at these limits."""
+        self.limits.copy_(on_device(limits, self.limits), non_blocking=True)
+        graph.replay()
+        return LateStep(self.done, HostCopy(self.done.numbers), self.loss())

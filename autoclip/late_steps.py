@@ -1,0 +1,148 @@
+"""Which steps of a clipper do without a host wait, and what of them is still to come."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from autoclip.fused_optimizer import FusedOptimizer
+from autoclip.groups import Groups
+from autoclip.host_copy import HostCopy
+from autoclip.late import CapturedStep, LateStep, Layout, clip_on_device, not_finite
+from autoclip.losses import StepLoss
+from autoclip.watch import WATCHED_STEPS
+
+
+class LateSteps:
+    """The steps of a clipper that do not wait: whether the next is one, and the one that has not arrived yet.
+
+    The first three steps of a clipper wait, so that mistakes which show at once (gradients that are still scaled, a
+    second clipper) are told at once.
+
+    Args:
+        wait: True: no step is late; False: all but the first; "auto": those of parameters on a CUDA device, where no
+            choice of the clipper needs the norm in its own step.
+        obstacle: why a step has to wait, see `why_wait`; None: it does not.
+        skips: steps whose norm is not finite are to have no effect.
+
+    Raises:
+        ValueError: `wait` is False and there is an obstacle.
+    """
+
+    def __init__(self, wait: bool | Literal["auto"], obstacle: str | None, *, skips: bool) -> None:
+        if wait not in (True, False, "auto"):
+            raise ValueError(f"host_wait must be True, False or 'auto', got {wait!r}")
+        if wait is False and obstacle is not None:
+            raise ValueError(f"host_wait=False: {obstacle}")
+        self.fused: FusedOptimizer | None = None
+        self.pending: LateStep | None = None
+        self.captured: CapturedStep | None = None
+        self.first = WATCHED_STEPS
+        self._wait = True if obstacle is not None else wait
+        self._skips = skips
+        self._layout: Layout | None = None
+
+    def is_next(self, groups: Groups, captured: bool) -> bool:
+        """Whether the next step is late.
+
+        Args:
+            groups: the clipper's.
+            captured: it goes into a CUDA graph.
+
+        Raises:
+            ValueError: no step was to wait, but this one has to.
+            RuntimeError: this one has to wait, which a graph that is being captured cannot.
+        """
+        late = self._wait is not True and self._may_be_late(groups)
+        if captured and not late:
+            raise RuntimeError(
+                "a step that is captured in a CUDA graph cannot wait for its norm: take three steps before, attach to "
+                "an optimizer with fused=True (or choose on_nonfinite='propagate'), and see docs/gpu.md"
+            )
+        return late
+
+    def is_captured(self, groups: Groups) -> bool:
+        """Whether what is done now goes into a CUDA graph."""
+        return _parameter(groups).is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def leaves_out(self) -> bool:
+        """Whether a scaler has found an overflow, and leaves the next step out."""
+        overflow = self.fused.overflow if self.fused is not None else None
+        return overflow is not None and float(overflow) != 0  # host read
+
+    def replay(self, graph: Any, groups: Groups) -> None:
+        """Replay a graph at the thresholds of now.
+
+        Raises:
+            RuntimeError: no step was captured.
+        """
+        if self.captured is None:
+            raise RuntimeError("no step was captured: call step() within torch.cuda.graph(graph) first")
+        members = self.captured.done.members
+        self.pending = self.captured.replay(graph, [groups.gates[group].policy.threshold() for group in members])
+
+    def fresh(self) -> "LateSteps":
+        """The same choices, nothing under way."""
+        return LateSteps(self._wait, None, skips=self._skips)
+
+    def _may_be_late(self, groups: Groups) -> bool:
+        if self._wait == "auto" and not _parameter(groups).is_cuda:
+            return False
+        if self._skips and (self.fused is None or not self.fused.is_fused):
+            if self._wait is False:
+                raise ValueError(
+                    "host_wait=False: with on_nonfinite='skip' only autoclip.attach() on an optimizer of torch with "
+                    "fused=True can leave out a step that the host has not seen; use that, or on_nonfinite='propagate'"
+                )
+            return False
+        if self.first > 0 or (self._skips and self.fused is not None and not self.fused.can_leave_out):
+            return False
+        # The norm of all groups together bounds that of each in such a warm-up.
+        together = groups.policy.warmup_total is not None
+        return not (together and any(gate.policy.phase == "warmup" for gate in groups.gates.values()))
+
+    def clip(
+        self,
+        groups: Groups,
+        gradients: Mapping[str, Tensor],
+        order: float,
+        scale: Tensor | float | None,
+        loss: StepLoss,
+    ) -> Tensor | None:
+        """Clip on the device, and begin to copy what it measures.
+
+        Args:
+            groups: the clipper's.
+            gradients: by parameter name.
+            order: of the norm.
+            scale: that the gradients still carry; None: they carry none.
+            loss: of the step.
+
+        Returns:
+            The total norm, 0-d; None where the gradients are on several devices, and nothing was done.
+        """
+        first = next(iter(gradients.values()))
+        if {*map(Tensor.get_device, gradients.values())} != {first.get_device()}:
+            return None
+        members = groups.members(list(gradients))
+        if self._layout is None or self._layout.members is not members or self._layout.device != first.device:
+            self._layout = Layout(members, first)
+        gates = [groups.gates[group] for group in members]
+        limits: Sequence[float] | Tensor = [gate.policy.threshold() for gate in gates]
+        if self.is_captured(groups):
+            limits = torch.empty(len(gates), device=first.device)  # filled between the replays
+        overflow = self.fused.overflow if self.fused is not None else None
+        done = clip_on_device(gradients, self._layout, limits, order, scale=scale, overflow=overflow)
+        loss.join()
+        if self._skips and self.fused is not None:
+            self.fused.leave_out(not_finite(done.total))
+        if isinstance(limits, Tensor):
+            self.captured = CapturedStep(done, limits, loss.send)
+        else:
+            self.pending = LateStep(done, HostCopy(done.numbers), loss.send())
+        return done.total
+
+
+def _parameter(groups: Groups) -> Tensor:
+    return next(iter(groups.parameters.values()))

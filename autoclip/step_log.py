@@ -1,0 +1,80 @@
+"""What a clipper tells of its steps: their number, the record of the latest, and what is out of the ordinary."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from autoclip.clipping import Clipped
+from autoclip.gate import Decision
+from autoclip.gradients import ALL
+from autoclip.notices import Notices
+from autoclip.policies.policy import Phase
+from autoclip.records import ClipRecord, Sink
+
+
+class StepLog:
+    """Counts the steps, and tells sinks and user of them.
+
+    Args:
+        sinks: are told of every step.
+    """
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self.sinks = tuple(sinks)
+        self.steps = 0
+        self.skipped_steps = 0
+        self.last: ClipRecord | None = None
+        self.decisions: dict[str, Decision] = {}
+        self.notices = Notices()
+
+    def watch(self, clipper: Any) -> None:
+        """Let those sinks that want it know the clipper."""
+        for sink in self.sinks:
+            if hasattr(sink, "watch"):
+                sink.watch(clipper)
+
+    def announce(self) -> None:
+        """Tell the sinks that want it that a step is made whose record comes at the next."""
+        for sink in self.sinks:
+            if hasattr(sink, "announce"):
+                sink.announce(self.steps)
+
+    def add(self, clipped: Clipped, phase: Phase, loss: float | None) -> None:
+        """Count and record a step."""
+        self.decisions = {one.group: one.decision for one in clipped.shares}
+        for group, decision in self.decisions.items():
+            if decision.relearned:
+                where = "" if group == ALL else f" in {group}"
+                self.notices.say(
+                    "relearned",
+                    f"{decision.relearned} steps in a row were clipped{where} by step {self.steps}: the policy begins "
+                    f"anew from their norms",
+                )
+        self.last = clipped.record(self.steps, phase, loss)
+        self.steps += 1
+        self.skipped_steps += clipped.skipped
+        for sink in self.sinks:
+            sink.log(self.last)
+
+    def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
+        """Raise or say that the norm of this step is not finite, in some parameters."""
+        found = f"non-finite gradient norm at step {self.steps}, in {where}"
+        if on_nonfinite == "raise":
+            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
+        effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
+        self.notices.say("nonfinite", f"{found}: {effect}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return {"steps": self.steps, "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Count on from a `state_dict()`.
+
+        Raises:
+            ValueError: a count is missing, or no whole number; nothing is changed.
+        """
+        counts = [state[name] for name in ("steps", "skipped_steps")]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"the counts in the state of a Clipper must be whole numbers, got {counts}")
+        self.steps, self.skipped_steps = counts
+        self.last, self.decisions = None, {}

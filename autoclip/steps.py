@@ -1,0 +1,202 @@
+"""The steps of a clipper: measure, decide, clip, learn, record."""
+
+from collections.abc import Mapping
+from math import inf, isfinite
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from autoclip.claims import Claim
+from autoclip.clipping import ClipFn, Clipped, arrived, clip, clip_with, measure_all, name_nonfinite
+from autoclip.gradients import LeftGradients, Norms, live_gradients
+from autoclip.groups import Groups
+from autoclip.late_steps import LateSteps
+from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
+from autoclip.policies import NoClip
+from autoclip.shares import Share
+from autoclip.step_log import StepLog
+from autoclip.watch import Watch
+
+
+class Steps:
+    """What a clipper does in each step, and what it has to remember for the next.
+
+    Args:
+        groups: the parameters, and a policy for each group.
+        late: which steps do without a host wait.
+        log: is told of every step.
+        mode: "norm", "value" or "agc".
+        norm_type: order of the norm.
+        on_nonfinite: "skip", "propagate" or "raise".
+        ranks: over which a loss is averaged, see `Clipper`.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        late: LateSteps,
+        log: StepLog,
+        *,
+        mode: str,
+        norm_type: float,
+        on_nonfinite: str,
+        ranks: ProcessGroup | Literal["world"] | None,
+    ) -> None:
+        self.groups, self.late, self.log = groups, late, log
+        self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
+        self.losses = ReportedLosses()
+        self._claims = not isinstance(groups.policy, NoClip)  # a clipper that only watches disturbs nobody
+        self.measured: tuple[list[str], Tensor] | None = None
+        self._left: LeftGradients | None = None
+        self._claim, self._watch = Claim(), Watch()
+
+    def take(self, loss: float | Tensor | None, clip_fn: ClipFn | None, loss_scale: float | Tensor | None) -> Tensor:
+        """Take one step; the arguments are those of `Clipper.step`."""
+        self.groups.read_added()
+        capturing = self.late.is_captured(self.groups)
+        if not capturing:
+            self.settle()
+        late = clip_fn is None and self.late.is_next(self.groups, capturing)
+        if not late and self.late.leaves_out():
+            self.losses.forget()
+            return torch.tensor(inf)
+        own = loss if loss is not None else self.losses.mean()
+        pending = StepLoss(own, self.ranks, self.groups.parameters)
+        self.losses.forget()
+        if clip_fn is not None:
+            return self._step_by(clip_fn, pending, loss_scale)
+        gradients = live_gradients(self.groups.parameters)
+        if late and gradients and not (self._left and self._left.are_same(list(gradients.values()))):
+            total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
+            if total is not None:
+                self._left = LeftGradients(list(gradients.values()), total, None, skipped=False)
+                if not capturing:
+                    self.log.announce()
+                return total
+        norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
+        if self._left is not None and self._left.is_still(list(gradients.values()), norms.value):
+            return self._repeated(self._left)
+        if not gradients:
+            self.log.notices.say(
+                "empty", "no parameter has a gradient: call step() after backward() and before zero_grad()"
+            )
+        if not isfinite(norms.value):
+            if loss_scale is not None:
+                return norms.total
+            self.log.meet_nonfinite(name_nonfinite(list(gradients), norms.each), self.on_nonfinite)
+        if self._claim.is_contested(gradients.values()):
+            self.log.notices.say(
+                "contested",
+                "another clipper has clipped these gradients already, so that this one learns from norms that are not "
+                "those of training: keep one of them (detach() removes an attached one)",
+            )
+        mean = pending.read()
+        shares = self.groups.decide(self.groups.measured(gradients, norms, self.norm_type), mean)
+        self.measured = (list(gradients), norms.each)
+        clipped = self._clip(shares, gradients, norms)
+        if clipped.kept and loss_scale is None and self.late.fused is None:
+            first = self.groups.parameters[next(iter(gradients))]
+            self._watch.expect(
+                first, norms.value * clipped.coefficient, clipped.threshold, self.norm_now, self.log.notices.say
+            )
+        self.late.first = max(self.late.first - 1, 0)
+        return self._finish(clipped, mean)
+
+    def settle(self) -> None:
+        """Learn from the latest step, and record it, where that was not done yet."""
+        step, self.late.pending = self.late.pending, None
+        if step is None or (numbers := step.arrive()) is None:
+            return
+        norms, factor = numbers
+        if not isfinite(norms.total):
+            self.log.meet_nonfinite(name_nonfinite(norms.names, step.done.each), self.on_nonfinite)
+        loss = step.loss()
+        shares = self.groups.decide(norms, loss)
+        clipped = arrived(self.groups, shares, norms, factor, self.norm_type, skip=self.on_nonfinite == "skip")
+        self.measured = (step.done.names, step.done.each)
+        if self._left is not None:
+            self._left.norm = clipped.left
+        self.log.add(clipped, self.groups.phase(shares), loss)
+
+    def replay(self, graph: Any) -> None:
+        """Replay a graph in which a step was captured, at the thresholds of now."""
+        self.settle()
+        self.late.replay(graph, self.groups)
+        self._left = None
+        self.log.announce()
+
+    def again(self, loss_scale: float | Tensor | None) -> Tensor:
+        """Clip gradients that were computed anew within the latest step, at its thresholds."""
+        self.settle()
+        gradients = live_gradients(self.groups.parameters)
+        norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
+        if isfinite(norms.value):
+            measured = self.groups.measured(gradients, norms, self.norm_type)
+            shares = self.groups.decide_as(self.log.decisions, measured)
+            self._keep(self._clip(shares, gradients, norms))
+        return norms.total
+
+    def norm_now(self) -> float:
+        """Total norm of the gradients as they are."""
+        gradients = live_gradients(self.groups.parameters)
+        return measure_all(self.groups, gradients, self.mode, self.norm_type, None).value
+
+    def begin_anew(self) -> None:
+        """Forget what belongs to the steps before, as another state was loaded."""
+        self.measured = self._left = None
+        self.losses.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references to gradients and hooks of an optimizer cannot be pickled, and mean nothing elsewhere.
+        self.settle()
+        return {**vars(self), "_left": None, "_claim": Claim(), "_watch": Watch(), "late": self.late.fresh()}
+
+    def _step_by(self, clip_fn: ClipFn, pending: StepLoss, loss_scale: float | Tensor | None) -> Tensor:
+        """The step where somebody else's function clips."""
+        if self.mode != "norm" or self.groups.scope != "global" or loss_scale is not None:
+            raise ValueError(
+                f"clip_fn scales all gradients by their one norm, without a loss scale: it needs mode='norm' and "
+                f"scope='global', got mode={self.mode!r}, scope={self.groups.scope!r}, loss_scale={loss_scale!r}"
+            )
+        live = list(live_gradients(self.groups.parameters).values())
+        # What a rank sees of its shards does not tell what the others see, and all of them have to clip together.
+        alone = process_group("world") is None
+        if alone and live and self._left is not None and self._left.is_still(live, None):
+            return self._repeated(self._left)
+        loss: list[float | None] = []
+
+        def read_loss() -> float | None:
+            loss.append(pending.read())
+            return loss[0]
+
+        clipped = clip_with(clip_fn, self.groups, live, read_loss, skip=self.on_nonfinite == "skip")
+        if not isfinite(clipped.value):
+            self.log.meet_nonfinite("the norm that clip_fn returned", self.on_nonfinite)
+        self.measured = None
+        if clipped.coefficient < 1 and clipped.kept:
+            self._watch.check(clipped.value * clipped.coefficient, self.norm_now, self.log.notices.say)
+        return self._finish(clipped, loss[0])
+
+    def _clip(self, shares: list[Share], gradients: Mapping[str, Tensor], norms: Norms) -> Clipped:
+        skip = self.on_nonfinite == "skip"
+        return clip(self.groups, shares, gradients, norms, self.mode, self.norm_type, skip=skip)
+
+    def _keep(self, clipped: Clipped) -> None:
+        self._left = LeftGradients(clipped.kept, clipped.total, clipped.left, skipped=clipped.skipped)
+        if self._claims:
+            self._claim.mark(clipped.kept)
+
+    def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
+        """Remember and record a step."""
+        self._keep(clipped)
+        self.log.add(clipped, self.groups.phase(clipped.shares), loss)
+        return clipped.total
+
+    def _repeated(self, left: LeftGradients) -> Tensor:
+        self.log.notices.say(
+            "repeat",
+            "step() was called again on the same gradients: nothing was clipped or learned anew; where that was meant "
+            "to be a new step, call zero_grad() and backward() before it",
+        )
+        return left.total_norm

@@ -1,0 +1,429 @@
+"""Steps without a host wait: the same thresholds, records and weights as with one, and no read of a tensor."""
+
+import copy
+import json
+from math import inf, nan
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autoclip
+from autoclip import (
+    AdaGC,
+    AutoClip,
+    CenterMultiple,
+    Clipper,
+    Fixed,
+    FixedPercentile,
+    LossAwareQuantile,
+    NoClip,
+    RunningQuantile,
+    SkipStep,
+    ZClip,
+)
+from autoclip.late_steps import LateSteps
+from autoclip.sinks import ConsoleSink, JSONLSink
+from tests.grouped import LAYERS
+from tests.host_reads import HostReads, Recording
+from tests.small_network import Records, batch, equal, network, one_weight, weights_of
+
+
+def quantile():
+    return RunningQuantile(warmup_steps=5)
+
+
+POLICIES = {
+    "running quantile": quantile,
+    "window": lambda: RunningQuantile(90, window=20, warmup_steps=5),
+    "fixed percentile": lambda: FixedPercentile(50, warmup_steps=5),
+    "center multiple": lambda: CenterMultiple(warmup_steps=5, window=10),
+    "adagc": AdaGC,
+    "zclip scale": lambda: ZClip(warmup_steps=5),
+    "fixed": lambda: Fixed(1.0),
+    "none": NoClip,
+}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
+    "plain sgd": lambda p: torch.optim.SGD(p, lr=0.01, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+}
+BAD = {4: nan, 9: inf, 10: nan, 17: -inf}
+STEPS = 30
+
+
+def train(net, optimizer, clipper, steps=STEPS, bad=BAD, first=0):
+    """Steps in which, besides, some gradients are not finite."""
+    for step in range(first, steps):
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(batch(step)[0]), batch(step)[1])
+        loss.backward()
+        if step in bad:
+            net[0].weight.grad[1, 1] = bad[step]
+        clipper.report_loss(loss)
+        optimizer.step()
+
+
+def both(policy, scope="global", kind="adamw", bad=BAD, **options):
+    """Weights, optimizer, clipper and records of a run that waits, and of one that does not."""
+    runs = []
+    for wait in (True, False):
+        net, records = network(), Records()
+        optimizer = OPTIMIZERS[kind](net.parameters())
+        groups = {"groups": {"weights": "weight", "biases": "bias"}} if scope == "group" else {}
+        if scope == "group":
+            optimizer = OPTIMIZERS[kind](net.named_parameters())
+        clipper = autoclip.attach(
+            optimizer, policy(), scope=scope, response="scale", sinks=[records], host_wait=wait, **groups, **options
+        )
+        train(net, optimizer, clipper, bad=bad)
+        clipper.settle()
+        runs.append([weights_of(net), optimizer.state_dict(), clipper.state_dict(), [one.as_json() for one in records]])
+    return runs
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("scope", ["global", "group", "parameter"])
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_run_that_does_not_wait_is_the_same(kind, scope):
+    waiting, late = both(POLICIES[kind], scope)
+    assert len(late[3]) == STEPS
+    assert late[2]["skipped_steps"] == len(BAD)
+    for mine, other in zip(late[3], waiting[3], strict=True):
+        assert mine == other
+    assert equal(late[2], waiting[2])
+    assert equal(late[1], waiting[1])
+    assert equal(late[0], waiting[0])
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_fused_optimizer_leaves_out_steps_that_are_not_finite(kind):
+    waiting, late = both(quantile, kind=kind)
+    assert equal(late, waiting)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+def test_a_first_step_of_momentum_is_never_left_out_on_the_device():
+    runs = []
+    for wait in (True, False):
+        net = network()
+        optimizer = OPTIMIZERS["sgd"](net.parameters())
+        clipper = autoclip.attach(optimizer, host_wait=wait)
+        train(net, optimizer, clipper, steps=8, bad=dict.fromkeys(range(5), nan))
+        assert clipper.skipped_steps == 5
+        runs.append(weights_of(net))
+    assert equal(*runs)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+def test_what_is_not_finite_is_passed_on_as_torch_does():
+    waiting, late = both(quantile, bad={9: inf}, on_nonfinite="propagate")
+    assert str(late[2]) == str(waiting[2])
+    assert [torch.isnan(one).tolist() for one in late[0]] == [torch.isnan(one).tolist() for one in waiting[0]]
+    assert torch.isnan(late[0][0]).any()
+
+
+@pytest.mark.parametrize("order", [1.0, 3.0, inf])
+def test_other_norms(order):
+    waiting, late = both(quantile, bad={}, norm_type=order)
+    assert equal(late, waiting)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("scope", ["global", "group", "parameter"])
+def test_no_tensor_is_read_in_a_step_that_does_not_wait(scope):
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.named_parameters())
+    groups = {"weights": "weight", "biases": "bias"} if scope == "group" else None
+    clipper = autoclip.attach(optimizer, quantile(), scope=scope, groups=groups, host_wait=False)
+    train(net, optimizer, clipper, steps=3, bad={})
+    with HostReads() as reads:
+        train(net, optimizer, clipper, first=3, bad={4: nan})
+        assert reads.count == 0
+    waiting = autoclip.attach(OPTIMIZERS["adamw"](net.parameters()), host_wait=True)
+    net(batch(0)[0]).sum().backward()
+    with HostReads() as reads:
+        waiting.step()
+    assert reads.count > 0  # the instrument does see reads
+
+
+def test_no_tensor_is_read_in_a_loop_of_ones_own():
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters())
+    clipper = Clipper(net, on_nonfinite="propagate", host_wait=False)
+    for step in range(10):
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(batch(step)[0]), batch(step)[1])
+        loss.backward()
+        with HostReads() as reads:
+            norm = clipper.step(loss=loss)
+        assert (reads.count == 0) == (step >= 3)
+        optimizer.step()
+    assert clipper.last.total_norm == norm.item()
+    assert clipper.last.step == 9
+
+
+def test_whatever_is_read_of_the_clipper_takes_the_latest_step_into_account():
+    for read in ("last", "threshold", "clip_rate", "clip_rates", "skipped_steps", "policies"):
+        clipper, weight = late_clipper()
+        expected, other = late_clipper(host_wait=True)
+        for norm in (1.0, 2.0, 3.0, 9.0, 2.5, 4.0):
+            weight.grad, other.grad = torch.tensor([norm]), torch.tensor([norm])
+            clipper.step()
+            expected.step()
+        assert repr(getattr(clipper, read)) == repr(getattr(expected, read))
+        assert clipper.layer_norms() == expected.layer_norms() == {"0": 4.0}
+        assert clipper.state_dict() == expected.state_dict()
+
+
+def late_clipper(policy=None, host_wait=False, **options):
+    weight = one_weight()
+    policy = policy or RunningQuantile(warmup_steps=2)
+    return Clipper([weight], policy, on_nonfinite="propagate", host_wait=host_wait, **options), weight
+
+
+def test_a_resumed_run_continues_exactly():
+    def state(clipper, net, optimizer):
+        return copy.deepcopy([clipper.state_dict(), dict(net.state_dict()), optimizer.state_dict()])
+
+    whole = network()
+    optimizer = OPTIMIZERS["adamw"](whole.parameters())
+    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
+    train(whole, optimizer, clipper, steps=12, bad={})
+    saved = state(clipper, whole, optimizer)
+    train(whole, optimizer, clipper, first=12, bad={})
+    net = network(1)
+    other = OPTIMIZERS["adamw"](net.parameters())
+    resumed = autoclip.attach(other, quantile(), host_wait=False)
+    resumed.load_state_dict(saved[0])
+    net.load_state_dict(saved[1])
+    other.load_state_dict(saved[2])
+    train(net, other, resumed, first=12, bad={})
+    assert equal(state(resumed, net, other), state(clipper, whole, optimizer))
+
+
+def test_a_loaded_state_does_not_take_in_a_step_from_before():
+    clipper, weight = late_clipper()
+    fresh = clipper.state_dict()
+    for norm in (1.0, 2.0, 3.0, 4.0):
+        weight.grad = torch.tensor([norm])
+        clipper.step()
+    clipper.load_state_dict(fresh)
+    assert clipper.state_dict() == fresh
+
+
+def test_a_copy_has_taken_in_the_latest_step():
+    clipper, weight = late_clipper()
+    for norm in (1.0, 2.0, 3.0, 4.0, 5.0):
+        weight.grad = torch.tensor([norm])
+        clipper.step()
+    twin = copy.deepcopy(clipper)
+    assert twin.state_dict() == clipper.state_dict()
+    assert twin.state_dict()["steps"] == 5
+
+
+def test_a_second_call_in_a_step_changes_nothing():
+    clipper, weight = late_clipper()
+    for norm in (1.0, 2.0, 3.0, 4.0):
+        weight.grad = torch.tensor([norm])
+        clipper.step()
+    weight.grad = torch.tensor([50.0])
+    clipper.step()
+    left = weight.grad.clone()
+    with pytest.warns(UserWarning, match="called again"):
+        assert clipper.step().item() == 50.0
+    assert torch.equal(weight.grad, left)
+    assert clipper.state_dict()["steps"] == 5
+
+
+def test_records_come_with_the_learning_rate_of_their_own_step(tmp_path):
+    files = []
+    for wait in (True, False):
+        net = network()
+        optimizer = OPTIMIZERS["adamw"](net.parameters())
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        with JSONLSink(tmp_path / f"{wait}.jsonl", optimizer) as sink:
+            clipper = autoclip.attach(optimizer, sinks=[sink], host_wait=wait)
+            for step in range(8):
+                train(net, optimizer, clipper, steps=step + 1, first=step, bad={})
+                schedule.step()
+        files.append(sink.path.read_text())
+    assert files[0] == files[1]
+    assert [json.loads(line)["step"] for line in files[1].splitlines()] == list(range(8))
+
+
+def test_closing_records_the_latest_step():
+    said = []
+    weight = one_weight()
+    sink = ConsoleSink(every=100, say=said.append)
+    clipper = Clipper([weight], NoClip(), sinks=[sink], on_nonfinite="propagate", host_wait=False)
+    for norm in (1.0, 1.0, 1.0, 1.0, 11.0):
+        weight.grad = torch.tensor([norm])
+        clipper.step()
+    sink.close()
+    assert "max 11" in said[0]
+
+
+def scaled_run(wait, unscale):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=5)
+    records = Records()
+    clipper = autoclip.attach(optimizer, RunningQuantile(warmup_steps=3), sinks=[records], host_wait=wait)
+    for step in range(25):
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(batch(step)[0]), batch(step)[1])
+        scaler.scale(loss).backward()
+        if step in (5, 12):
+            net[0].weight.grad[0, 0] = inf
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    return [
+        weights_of(net),
+        optimizer.state_dict(),
+        clipper.state_dict(),
+        [one.as_json() for one in records],
+        scaler.state_dict(),
+    ]
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+def test_steps_that_a_scaler_leaves_out_are_none(unscale):
+    waiting, late = scaled_run(True, unscale), scaled_run(False, unscale)
+    assert late[2]["steps"] == 23
+    assert equal(late, waiting)
+
+
+def test_found_inf_is_left_behind_on_no_optimizer():
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    clipper = autoclip.attach(optimizer, host_wait=False)
+    train(net, optimizer, clipper, bad={})
+    assert not hasattr(optimizer, "found_inf")
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "why"),
+    [
+        (AutoClip, {}, "AutoClip counts the norm"),
+        (LossAwareQuantile, {}, "LossAwareQuantile counts the norm"),
+        (RunningQuantile, {"mode": "value"}, "mode='value'"),
+        (RunningQuantile, {"mode": "agc"}, "mode='agc'"),
+        (RunningQuantile, {"response": "reciprocal"}, "response='reciprocal'"),
+        (SkipStep, {}, "response='skip'"),
+        (RunningQuantile, {"on_nonfinite": "raise"}, "on_nonfinite='raise'"),
+        (RunningQuantile, {"host_wait": "never"}, "True, False or 'auto'"),
+    ],
+)
+def test_what_needs_the_norm_of_the_step_itself_is_refused(policy, options, why):
+    with pytest.raises(ValueError, match=why):
+        Clipper([one_weight()], policy(), **{"host_wait": False, **options})
+
+
+def test_a_step_cannot_be_left_out_of_an_optimizer_that_is_not_fused():
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters())
+    clipper = autoclip.attach(optimizer, host_wait=False)
+    with pytest.raises(ValueError, match="fused=True"):
+        train(net, optimizer, clipper, steps=1)
+    clipper.detach()
+    weight = one_weight()
+    weight.grad = torch.ones(1)
+    with pytest.raises(ValueError, match="propagate"):
+        Clipper([weight], host_wait=False).step()
+
+
+def test_parameters_on_the_host_wait_of_themselves():
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    clipper = autoclip.attach(optimizer)
+    train(net, optimizer, clipper, bad={})
+    assert clipper._steps.late.pending is None
+
+
+class Captured:
+    """A training step of fixed tensors, recorded as a CUDA graph would, and a clipper that takes part in it."""
+
+    def __init__(self, monkeypatch, scope="global", policy=None):
+        self.net = network()
+        self.x, self.y = (one.clone() for one in batch(0))
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=torch.tensor(0.01), fused=True)
+        self.records = Records()
+        self.clipper = autoclip.attach(
+            self.optimizer, policy or quantile(), scope=scope, sinks=[self.records], host_wait=False
+        )
+        self.monkeypatch = monkeypatch
+
+    def step(self):
+        self.optimizer.zero_grad()
+        loss = F.mse_loss(self.net(self.x), self.y)
+        loss.backward()
+        self.clipper.report_loss(loss)
+        self.optimizer.step()
+
+    def load(self, step):
+        x, y = batch(step)
+        self.x.copy_(x)
+        self.y.copy_(y)
+
+    def capture(self):
+        with self.monkeypatch.context() as patched, Recording() as graph:
+            patched.setattr(LateSteps, "is_captured", lambda *_: True)
+            state = copy.deepcopy((self.net.state_dict(), self.optimizer.state_dict()))
+            self.step()
+        # A CUDA graph does nothing while it is captured; this recording has done it once.
+        with torch.no_grad():
+            for parameter, saved in zip(self.net.parameters(), state[0].values(), strict=True):
+                parameter.copy_(saved)
+            for now, saved in zip(self.optimizer.state.values(), state[1]["state"].values(), strict=True):
+                for name, value in saved.items():
+                    now[name].copy_(value)
+        return graph
+
+
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_a_replayed_graph_learns_and_clips_as_steps_do(monkeypatch, scope):
+    eager, captured = Captured(monkeypatch, scope), Captured(monkeypatch, scope)
+    for step in range(20):
+        eager.load(step)
+        eager.step()
+    for step in range(4):
+        captured.load(step)
+        captured.step()
+    graph = captured.capture()
+    for step in range(4, 20):
+        captured.load(step)
+        captured.clipper.replay(graph)
+    assert captured.clipper.state_dict() == eager.clipper.state_dict()
+    assert captured.clipper.threshold == eager.clipper.threshold
+    assert [one.as_json() for one in captured.records] == [one.as_json() for one in eager.records]
+    assert any(one.clipped for one in captured.records[5:])
+    assert equal(weights_of(captured.net), weights_of(eager.net))
+
+
+def test_a_graph_needs_a_few_steps_before_and_a_step_within(monkeypatch):
+    captured = Captured(monkeypatch)
+    with pytest.raises(RuntimeError, match="no step was captured"):
+        captured.clipper.replay(Recording())
+    captured.step()
+    with pytest.raises(RuntimeError, match="take three steps before"):
+        captured.capture()
+
+
+def test_groups_of_scattered_parameters_are_scaled_each_by_its_own_factor():
+    net = network()
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    clipper = Clipper(net, Fixed(1.0), scope="group", groups=LAYERS, on_nonfinite="propagate", host_wait=False)
+    for _ in range(5):
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, 3.0)
+        clipper.step()
+    for layer in (net[0], net[2]):
+        norm = torch.cat([one.grad.flatten() for one in layer.parameters()]).norm().item()
+        assert norm == pytest.approx(1.0, rel=1e-5)
