@@ -161,6 +161,6 @@ def test_a_clipper_and_the_sink_that_watches_it_are_copied_together() -> None:
     steps(clipper, weights, 1)
     for copied in (copy.deepcopy(clipper), pickle.loads(pickle.dumps(clipper))):  # noqa: S301 - its own
         assert copied.sinks[0].scalars._watched is copied
-        steps(copied, dict(copied._parameters), 2)
+        steps(copied, dict(copied._groups.parameters), 2)
         assert copied.sinks[0].found[-1]["layer_norm/a"] == 2.0
     assert len(sink.found) == 1
