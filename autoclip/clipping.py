@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoclip.gate import Decision
 from autoclip.gradients import ALL, Norms, clip_coefficient, live_gradients, measure, measure_units, scale_
 from autoclip.gradients.sharded import whole_number
 from autoclip.groups import Groups
-from autoclip.policies.policy import Phase
-from autoclip.records import ClipRecord
 from autoclip.shares import GroupNorms, Share, allowed_norm, combined, shrink_
 
 ClipFn = Callable[[float], Any]
 """clip_fn(max_norm) -> total norm before clipping: scales all gradients so that their norm is at most max_norm."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Clipped:
-    """What became of one step's gradients.
+    """What became of one step's gradients; not changed once made.
 
     Attributes:
         shares: of the groups that had gradients.
@@ -43,19 +42,15 @@ class Clipped:
     left: float | None
     skipped: bool
 
-    def record(self, step: int, phase: Phase, loss: float | None) -> ClipRecord:
-        """What is told to the sinks."""
-        return ClipRecord(
-            step=step,
-            phase=phase,
-            total_norm=self.value,
-            threshold=self.threshold,
-            coefficient=self.coefficient,
-            clipped=any(one.decision.clipped for one in self.shares),
-            skipped=self.skipped,
-            finite=isfinite(self.value),
-            loss=loss,
-        )
+    @property
+    def clipped(self) -> bool:
+        """Whether any group was clipped."""
+        return any(one.decision.clipped for one in self.shares)
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """Group's name -> what was decided."""
+        return {one.group: one.decision for one in self.shares}
 
 
 def measure_all(groups: Groups, gradients: Mapping[str, Tensor], mode: str, order: float, scale: Any) -> Norms:
@@ -99,7 +94,7 @@ def clip(
         groups.remove_gradients()
         kept, coefficient = [], 0.0
     else:
-        removed, coefficient = shrink_(shares, gradients, groups.parameters, mode, norms.scale)
+        removed, coefficient = shrink_(shares, gradients, groups.parameters, mode, norms.scale, norms.alike)
         if removed:
             groups.remove_gradients(removed)
         kept = groups.kept(gradients, removed)

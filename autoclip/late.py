@@ -112,7 +112,7 @@ def clip_on_device(
         scale: that the gradients still carry, and the norms are not to.
         overflow: one element: not 0 where a scaler leaves the step out; None: there is none.
     """
-    each = fast_norms(gradients, order)
+    each, _ = fast_norms(gradients, order)
     if scale is not None:
         each = each / scale
     total = torch.linalg.vector_norm(each, order)

@@ -43,6 +43,10 @@ class LateSteps:
         self._skips = skips
         self._layout: Layout | None = None
 
+    def never(self, groups: Groups) -> bool:
+        """Whether no step is late, as nearly always on a CPU: nothing is under way, or captured."""
+        return self.pending is None and self._wait is not False and not _parameter(groups).is_cuda
+
     def is_next(self, groups: Groups, captured: bool) -> bool:
         """Whether the next step is late.
 

@@ -1,6 +1,6 @@
 """One step's gradients, group by group: what was decided on the norm of each, done to its tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -21,9 +21,9 @@ from autoclip.gradients import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Share:
-    """A group's part in one step.
+    """A group's part in one step; not changed once made.
 
     Attributes:
         group: its name.
@@ -57,9 +57,9 @@ class Share:
         return limit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GroupNorms:
-    """Norms of one step's gradients before clipping, group by group.
+    """Norms of one step's gradients before clipping, group by group; not changed once made.
 
     Attributes:
         names: of the parameters that have a gradient.
@@ -125,7 +125,8 @@ def shrink_(
     parameters: Mapping[str, Tensor],
     mode: str,
     scale: float = 1.0,
-) -> tuple[set[str], float | None]:
+    alike: bool = False,
+) -> tuple[Collection[str], float | None]:
     """Do to the gradients what was decided, in place.
 
     Args:
@@ -134,18 +135,21 @@ def shrink_(
         parameters: by name.
         mode: "norm" multiplies, "value" clamps each element, "agc" limits each unit by its weights.
         scale: that the gradients still carry, and the norms do not.
+        alike: as of `scale_`.
 
     Returns:
         Names of the groups whose gradients are to be removed, and the one factor where there is just one.
     """
     limits = [(share, limit) for share in shares if (limit := share.limit) is not None]
+    if not limits:
+        return (), 1.0
     removed = {share.group for share, limit in limits if limit == 0}
     limits = [(share, limit) for share, limit in limits if limit > 0]
     if mode == "norm" and len(limits) == 1:
         ((share, limit),) = limits
-        factor = _factors(limits)
-        scale_([gradients[name] for name in share.names], factor)
-        return removed, float(factor) if len(shares) == 1 else None  # host read
+        own = list(gradients.values()) if len(shares) == 1 else [gradients[name] for name in share.names]
+        factor = scale_(own, _factors(limits), alike=alike)
+        return removed, factor if len(shares) == 1 else None
     if mode == "norm" and limits:
         factors = _factors(limits)
         if any(len(share.names) > 1 for share, _ in limits):
@@ -184,6 +188,8 @@ def allowed_norm(shares: Sequence[Share], together: float | None, order: float) 
         together: bound on the norm of all groups in their warm-up, where they have one in common.
         order: of the norm.
     """
+    if together is None and len(shares) == 1:
+        return shares[0].decision.threshold
     own = [one.decision.threshold for one in shares if together is None or one.decision.phase == "active"]
     common = [together] if together is not None and len(own) < len(shares) else []
     return combined([*own, *common], order) or inf

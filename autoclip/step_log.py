@@ -1,9 +1,9 @@
 """What a clipper tells of its steps: their number, the record of the latest, and what is out of the ordinary."""
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
-from autoclip.clipping import Clipped
 from autoclip.gate import Decision
 from autoclip.gradients import ALL
 from autoclip.notices import Notices
@@ -22,7 +22,7 @@ class StepLog:
         self.sinks = tuple(sinks)
         self.steps = 0
         self.skipped_steps = 0
-        self.last: ClipRecord | None = None
+        self._latest: tuple[Any, ...] | None = None  # fields of its record
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
 
@@ -38,10 +38,25 @@ class StepLog:
             if hasattr(sink, "announce"):
                 sink.announce(self.steps)
 
-    def add(self, clipped: Clipped, phase: Phase, loss: float | None) -> None:
-        """Count and record a step."""
-        self.decisions = {one.group: one.decision for one in clipped.shares}
-        for group, decision in self.decisions.items():
+    @property
+    def last(self) -> ClipRecord | None:
+        """Record of the latest step."""
+        return None if self._latest is None else ClipRecord(*self._latest)
+
+    def add(
+        self,
+        decisions: dict[str, Decision],
+        phase: Phase,
+        norm: float,
+        threshold: float,
+        coefficient: float,
+        clipped: bool,
+        skipped: bool,
+        loss: float | None,
+    ) -> None:
+        """Count and record a step; the record is made when somebody wants it."""
+        self.decisions = decisions
+        for group, decision in decisions.items():
             if decision.relearned:
                 where = "" if group == ALL else f" in {group}"
                 self.notices.say(
@@ -49,11 +64,13 @@ class StepLog:
                     f"{decision.relearned} steps in a row were clipped{where} by step {self.steps}: the policy begins "
                     f"anew from their norms",
                 )
-        self.last = clipped.record(self.steps, phase, loss)
+        self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, isfinite(norm), loss)
         self.steps += 1
-        self.skipped_steps += clipped.skipped
-        for sink in self.sinks:
-            sink.log(self.last)
+        self.skipped_steps += skipped
+        if self.sinks:
+            record = ClipRecord(*self._latest)
+            for sink in self.sinks:
+                sink.log(record)
 
     def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
         """Raise or say that the norm of this step is not finite, in some parameters."""
@@ -77,4 +94,4 @@ class StepLog:
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"the counts in the state of a Clipper must be whole numbers, got {counts}")
         self.steps, self.skipped_steps = counts
-        self.last, self.decisions = None, {}
+        self._latest, self.decisions = None, {}

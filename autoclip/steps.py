@@ -9,7 +9,8 @@ from torch import Tensor
 
 from autoclip.claims import Claim
 from autoclip.clipping import ClipFn, Clipped, arrived, clip, clip_with, measure_all, name_nonfinite
-from autoclip.gradients import LeftGradients, Norms, live_gradients
+from autoclip.gate import Gate
+from autoclip.gradients import ALL, LeftGradients, Norms, clip_coefficient, live_gradients, scale_
 from autoclip.groups import Groups
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
@@ -17,6 +18,8 @@ from autoclip.policies import NoClip
 from autoclip.shares import Share
 from autoclip.step_log import StepLog
 from autoclip.watch import Watch
+
+NO_LOSS = StepLoss(None, None, {})
 
 
 class Steps:
@@ -46,6 +49,9 @@ class Steps:
         self.groups, self.late, self.log = groups, late, log
         self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
         self.losses = ReportedLosses()
+        simple = groups.scope == "global" and mode == "norm" and groups.policy.warmup_total is None
+        gate = groups.gates[ALL] if simple else None
+        self._plain = gate if gate is not None and gate.response == "scale" else None
         self._claims = not isinstance(groups.policy, NoClip)  # a clipper that only watches disturbs nobody
         self.measured: tuple[list[str], Tensor] | None = None
         self._left: LeftGradients | None = None
@@ -54,54 +60,86 @@ class Steps:
     def take(self, loss: float | Tensor | None, clip_fn: ClipFn | None, loss_scale: float | Tensor | None) -> Tensor:
         """Take one step; the arguments are those of `Clipper.step`."""
         self.groups.read_added()
-        capturing = self.late.is_captured(self.groups)
-        if not capturing:
-            self.settle()
-        late = clip_fn is None and self.late.is_next(self.groups, capturing)
+        capturing = late = False
+        if not self.late.never(self.groups):
+            capturing = self.late.is_captured(self.groups)
+            if not capturing:
+                self.settle()
+            late = clip_fn is None and self.late.is_next(self.groups, capturing)
         if not late and self.late.leaves_out():
             self.losses.forget()
             return torch.tensor(inf)
         own = loss if loss is not None else self.losses.mean()
-        pending = StepLoss(own, self.ranks, self.groups.parameters)
+        known = own is None and (self.ranks is None or self.ranks == "world")
+        pending = NO_LOSS if known else StepLoss(own, self.ranks, self.groups.parameters)
         self.losses.forget()
         if clip_fn is not None:
             return self._step_by(clip_fn, pending, loss_scale)
         gradients = live_gradients(self.groups.parameters)
-        if late and gradients and not (self._left and self._left.are_same(list(gradients.values()))):
+        tensors = list(gradients.values())
+        if late and tensors and not (self._left and self._left.are_same(tensors)):
             total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
             if total is not None:
-                self._left = LeftGradients(list(gradients.values()), total, None, skipped=False)
+                self._left = LeftGradients(tensors, total, None, skipped=False)
                 if not capturing:
                     self.log.announce()
                 return total
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
-        if self._left is not None and self._left.is_still(list(gradients.values()), norms.value):
+        if self._left is not None and self._left.is_still(tensors, norms.value):
             return self._repeated(self._left)
-        if not gradients:
+        if not tensors:
             self.log.notices.say(
                 "empty", "no parameter has a gradient: call step() after backward() and before zero_grad()"
             )
-        if not isfinite(norms.value):
+        finite = isfinite(norms.value)
+        if not finite:
             if loss_scale is not None:
                 return norms.total
             self.log.meet_nonfinite(name_nonfinite(list(gradients), norms.each), self.on_nonfinite)
-        if self._claim.is_contested(gradients.values()):
+        if self._claim.is_contested(tensors):
             self.log.notices.say(
                 "contested",
                 "another clipper has clipped these gradients already, so that this one learns from norms that are not "
                 "those of training: keep one of them (detach() removes an attached one)",
             )
         mean = pending.read()
-        shares = self.groups.decide(self.groups.measured(gradients, norms, self.norm_type), mean)
+        self.late.first = max(self.late.first - 1, 0)
         self.measured = (list(gradients), norms.each)
+        watched = self._watch.is_open and loss_scale is None and self.late.fused is None
+        if self._plain is not None and finite and norms.alike and loss_scale is None and not watched:
+            return self._take_plain(self._plain, tensors, norms, mean)
+        shares = self.groups.decide(self.groups.measured(gradients, norms, self.norm_type), mean)
         clipped = self._clip(shares, gradients, norms)
-        if clipped.kept and loss_scale is None and self.late.fused is None:
+        if watched and clipped.kept:
             first = self.groups.parameters[next(iter(gradients))]
             self._watch.expect(
                 first, norms.value * clipped.coefficient, clipped.threshold, self.norm_now, self.log.notices.say
             )
-        self.late.first = max(self.late.first - 1, 0)
         return self._finish(clipped, mean)
+
+    def _take_plain(self, gate: Gate, gradients: list[Tensor], norms: Norms, loss: float | None) -> Tensor:
+        """The step that nearly all are: one group, whose norm is scaled down where it lies above the threshold.
+
+        The same as the general one, without what that makes for others.
+        """
+        decision = gate.decide(norms.value, loss)
+        coefficient = 1.0
+        if decision.clipped:
+            coefficient = scale_(gradients, clip_coefficient(norms.total, decision.threshold), alike=True)
+        self._left = LeftGradients(gradients, norms.total, norms.value * coefficient, skipped=False)
+        if self._claims:
+            self._claim.mark(gradients)
+        self.log.add(
+            {ALL: decision},
+            decision.phase,
+            norms.value,
+            decision.threshold,
+            coefficient,
+            decision.clipped,
+            skipped=False,
+            loss=loss,
+        )
+        return norms.total
 
     def settle(self) -> None:
         """Learn from the latest step, and record it, where that was not done yet."""
@@ -117,7 +155,7 @@ class Steps:
         self.measured = (step.done.names, step.done.each)
         if self._left is not None:
             self._left.norm = clipped.left
-        self.log.add(clipped, self.groups.phase(shares), loss)
+        self._record(clipped, loss)
 
     def replay(self, graph: Any) -> None:
         """Replay a graph in which a step was captured, at the thresholds of now."""
@@ -190,8 +228,20 @@ class Steps:
     def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
         """Remember and record a step."""
         self._keep(clipped)
-        self.log.add(clipped, self.groups.phase(clipped.shares), loss)
+        self._record(clipped, loss)
         return clipped.total
+
+    def _record(self, clipped: Clipped, loss: float | None) -> None:
+        self.log.add(
+            clipped.decisions,
+            self.groups.phase(clipped.shares),
+            clipped.value,
+            clipped.threshold,
+            clipped.coefficient,
+            clipped.clipped,
+            clipped.skipped,
+            loss,
+        )
 
     def _repeated(self, left: LeftGradients) -> Tensor:
         self.log.notices.say(

@@ -30,6 +30,11 @@ class Watch:
         self._handle: Any = None
         self._compare: Callable[[Optimizer], None] | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to look at, or to be ended."""
+        return self._left > 0 or self._handle is not None
+
     def expect(self, parameter: Tensor, left: float, threshold: float, measure: Callable[[], float], say: Say) -> None:
         """Look when the optimizer that holds a parameter takes its next step.
 

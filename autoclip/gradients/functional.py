@@ -51,7 +51,7 @@ def clip_grad_norm_(
         )
     # "not <=" lets NaN through to the gradients, as torch does.
     if limit != inf and not norms.value <= limit:
-        scale_(list(gradients.values()), clip_coefficient(norms.total, limit))
+        scale_(list(gradients.values()), clip_coefficient(norms.total, limit), alike=norms.alike)
     return norms.total
 
 

@@ -16,9 +16,9 @@ from autoclip.gradients.sharded import local_part, whole_norms
 SMALLEST_FAST_POWER = 1e-30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Norms:
-    """Norms of one step's gradients.
+    """Norms of one step's gradients; not changed once made.
 
     Attributes:
         total: 0-d tensor, the norm of all gradients as if they were one vector; float64 where float32 could not tell
@@ -26,12 +26,14 @@ class Norms:
         each: shape (n,), the norm of each gradient, in the order of the names.
         value: the total as a float of the host.
         scale: that the gradients still carry; the norms are those without it.
+        alike: the gradients are known to be dense, of torch's own tensors and on one device.
     """
 
     total: Tensor
     each: Tensor
     value: float
     scale: float = 1.0
+    alike: bool = False
 
     def without(self, scale: float) -> "Norms":
         """The norms of the same gradients without a scale that they carry."""
@@ -70,7 +72,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
-    each = fast_norms(gradients, norm_type)
+    each, alike = fast_norms(gradients, norm_type)
     total = torch.linalg.vector_norm(each, norm_type)
     value = float(total)  # host read
     if not least_fast_norm(norm_type) < value < inf:
@@ -80,7 +82,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
             return Norms(exact_total, exact, exact_value)
-    return Norms(total, each, value)
+    return Norms(total, each, value, alike=alike)
 
 
 def least_fast_norm(norm_type: float) -> float:
@@ -88,16 +90,21 @@ def least_fast_norm(norm_type: float) -> float:
     return 0.0 if norm_type == inf else float(SMALLEST_FAST_POWER ** (1 / norm_type))
 
 
-def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> Tensor:
-    """Norm of each gradient, shape (n,), in one pass in float32 (float64 for float64 gradients), as of `measure`."""
+def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tensor, bool]:
+    """Norm of each gradient, shape (n,), in one pass in float32 (float64 for float64 gradients), as of `measure`.
+
+    Besides, whether the gradients were found to be dense, of torch's own tensors and on one device.
+    """
     plain = {*map(type, gradients.values())} == {Tensor}
     parts = list(gradients.values()) if plain else [local_part(gradient) for gradient in gradients.values()]
     try:
         norms = torch.stack(torch._foreach_norm(parts, norm_type, torch.float32))
+        alike = plain
     except (RuntimeError, NotImplementedError):
         # Sparse, float64 or complex gradients, or several devices: one by one.
         norms = _stack([_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()])
-    return norms if plain else whole_norms(list(gradients.values()), norms, norm_type)
+        alike = False
+    return norms if plain else whole_norms(list(gradients.values()), norms, norm_type), alike
 
 
 def _norm(values: Tensor, norm_type: float) -> Tensor:

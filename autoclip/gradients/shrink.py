@@ -36,17 +36,29 @@ def clip_coefficients(norms: Tensor, thresholds: Sequence[float]) -> Tensor:
     return (norms + added).reciprocal() * norms.new_tensor(thresholds)  # torch divides a number by a tensor so
 
 
-def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
+def scale_(gradients: Sequence[Tensor], coefficient: Tensor, *, alike: bool = False) -> float:
     """Multiply every gradient by the coefficient (0-d), in place; half precision is multiplied in float32 and rounded.
 
     The coefficient stays a tensor: as a Python number, torch's multi-tensor multiplication rounds it to half precision
     before it is used.
+
+    Args:
+        gradients: any.
+        coefficient: on the device of their norm.
+        alike: they are known to be dense, of torch's own tensors and on that device.
+
+    Returns:
+        The coefficient.
     """
-    if 0 < float(coefficient) < SMALLEST_FACTOR:  # host read
+    factor = float(coefficient)  # host read
+    if 0 < factor < SMALLEST_FACTOR:
         scale_(gradients, coefficient.sqrt())
         scale_(gradients, coefficient.sqrt())
-        return
-    multiply_(gradients, coefficient)
+    elif alike and all(map(Tensor.is_contiguous, gradients)):
+        torch._foreach_mul_(list(gradients), coefficient)
+    else:
+        multiply_(gradients, coefficient)
+    return factor
 
 
 def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
