@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 from autoclip.gate import Decision
 from autoclip.gradients import ALL
@@ -22,7 +22,7 @@ class StepLog:
         self.sinks = tuple(sinks)
         self.steps = 0
         self.skipped_steps = 0
-        self._latest: tuple[Any, ...] | None = None  # fields of its record
+        self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
 
@@ -41,7 +41,9 @@ class StepLog:
     @property
     def last(self) -> ClipRecord | None:
         """Record of the latest step."""
-        return None if self._latest is None else ClipRecord(*self._latest)
+        if isinstance(self._latest, tuple):
+            self._latest = ClipRecord(*self._latest)
+        return self._latest
 
     def add(
         self,
@@ -67,10 +69,8 @@ class StepLog:
         self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, isfinite(norm), loss)
         self.steps += 1
         self.skipped_steps += skipped
-        if self.sinks:
-            record = ClipRecord(*self._latest)
-            for sink in self.sinks:
-                sink.log(record)
+        for sink in self.sinks:
+            sink.log(cast(ClipRecord, self.last))
 
     def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
         """Raise or say that the norm of this step is not finite, in some parameters."""

@@ -289,7 +289,7 @@ def test_every_sink_gets_every_record_in_order():
     steps(clipper, weight, norm_streams(20)["lognormal"])
     assert [record.step for record in sinks[0]] == list(range(20))
     assert sinks[0] == sinks[1]
-    assert sinks[0][-1] == clipper.last
+    assert sinks[0][-1] is clipper.last
     assert [record.phase for record in sinks[0]] == ["warmup"] * 3 + ["active"] * 17
 
 
