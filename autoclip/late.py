@@ -136,16 +136,17 @@ def not_finite(total: Tensor) -> Tensor:
 
 
 def _factors(norms: Tensor, limits: Sequence[float] | Tensor) -> Tensor:
-    """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one."""
+    """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one.
+
+    `torch.where` would do, but copies a number of the host to the device, and waits.
+    """
     if isinstance(limits, Tensor):
         added = (1e-3 * limits).clamp(max=1e-6)
-    elif len(limits) == 1:
+        return ((norms + added).reciprocal() * limits).masked_fill_(norms <= limits, 1.0)
+    if len(limits) == 1:
         limit = limits[0]
-        return torch.where(norms <= limit, 1.0, (norms + min(1e-6, 1e-3 * limit)).reciprocal() * limit)
-    else:
-        added = on_device([min(1e-6, 1e-3 * limit) for limit in limits], norms)
-        limits = on_device(limits, norms)
-    return torch.where(norms <= limits, 1.0, (norms + added).reciprocal() * limits)
+        return ((norms + min(1e-6, 1e-3 * limit)).reciprocal() * limit).masked_fill_(norms <= limit, 1.0)
+    return _factors(norms, on_device(limits, norms))
 
 
 @dataclass(frozen=True, slots=True)
