@@ -3,8 +3,8 @@
     python -m experiments.cuda_graph [--steps 500]
 
 Forward pass, backward pass, clipping and the optimizer's step are captured once and replayed: the host launches one
-graph a step and waits for nothing. The threshold lies in memory of the device; `clipper.replay(graph)` writes it before each
-replay, from the norms of the replays before.
+graph a step and waits for nothing. The threshold lies in memory of the device; `clipper.replay(graph)` writes it before
+each replay, from the norms of the replays before.
 """
 
 import argparse
