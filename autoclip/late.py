@@ -16,7 +16,9 @@ from autoclip.shares import GroupNorms
 
 def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str) -> str | None:
     """Why a clipper with these choices needs the norm of a step in that step; None: it does not."""
-    if policy.inclusive:
+    later = policy.clone()
+    later.observe(1.0)  # some count only their first norm
+    if later.inclusive:
         return f"{type(policy).__name__} counts the norm of a step before it sets the threshold of that step"
     if mode != "norm":
         return f"mode={mode!r} is not done without a look at the norm"

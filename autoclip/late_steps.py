@@ -60,11 +60,15 @@ class LateSteps:
         """
         late = self._wait is not True and self._may_be_late(groups)
         if captured and not late:
-            raise RuntimeError(
-                "a step that is captured in a CUDA graph cannot wait for its norm: take three steps before, attach to "
-                "an optimizer with fused=True (or choose on_nonfinite='propagate'), and see docs/gpu.md"
-            )
+            raise self.not_capturable()
         return late
+
+    def not_capturable(self) -> RuntimeError:
+        """What to raise where a step that has to wait is captured."""
+        return RuntimeError(
+            "a step that is captured in a CUDA graph cannot wait for its norm: take three steps before, attach to an "
+            "optimizer with fused=True (or choose on_nonfinite='propagate'), and see docs/gpu.md"
+        )
 
     def is_captured(self, groups: Groups) -> bool:
         """Whether what is done now goes into a CUDA graph."""
@@ -100,11 +104,7 @@ class LateSteps:
                     "fused=True can leave out a step that the host has not seen; use that, or on_nonfinite='propagate'"
                 )
             return False
-        if self.first > 0 or (self._skips and self.fused is not None and not self.fused.can_leave_out):
-            return False
-        # The norm of all groups together bounds that of each in such a warm-up.
-        together = groups.policy.warmup_total is not None
-        return not (together and any(gate.policy.phase == "warmup" for gate in groups.gates.values()))
+        return self.first == 0 and (not self._skips or self.fused is None or self.fused.can_leave_out)
 
     def clip(
         self,
@@ -124,7 +124,9 @@ class LateSteps:
             loss: of the step.
 
         Returns:
-            The total norm, 0-d; None where the gradients are on several devices, and nothing was done.
+            The total norm, 0-d; None where nothing was done and the step has to wait after all: the gradients are on
+            several devices, or a policy counts its first norm before it sets a threshold, or bounds the norm of all
+            groups together in its warm-up.
         """
         first = next(iter(gradients.values()))
         if {*map(Tensor.get_device, gradients.values())} != {first.get_device()}:
@@ -133,6 +135,10 @@ class LateSteps:
         if self._layout is None or self._layout.members is not members or self._layout.device != first.device:
             self._layout = Layout(members, first)
         gates = [groups.gates[group] for group in members]
+        if any(gate.policy.inclusive for gate in gates):
+            return None
+        if groups.policy.warmup_total is not None and any(gate.policy.phase == "warmup" for gate in gates):
+            return None
         limits: Sequence[float] | Tensor = [gate.policy.threshold() for gate in gates]
         if self.is_captured(groups):
             limits = torch.empty(len(gates), device=first.device)  # filled between the replays

@@ -84,6 +84,8 @@ class Steps:
                 if not capturing:
                     self.log.announce()
                 return total
+            if capturing:
+                raise self.late.not_capturable()
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
         if self._left is not None and self._left.is_still(tensors, norms.value):
             return self._repeated(self._left)

@@ -81,7 +81,9 @@ class LossAwareQuantile(Policy):
         self.uncut.update(norm)
         if loss is not None and self.losses[0] > self.losses[1]:
             self.quantile.scale(self.cut)
-        self.quantile.start(max(self.quantile.get(), self.floor * self.uncut.get()))
+        least = self.floor * self.uncut.get()
+        if self.quantile.get() < least:
+            self.quantile.start(least)
 
     def _observe_loss(self, loss: float) -> None:
         if not self.losses:

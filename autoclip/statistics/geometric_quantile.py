@@ -4,6 +4,8 @@ from math import exp
 from sys import float_info
 from typing import Any
 
+SMALLEST, LARGEST = float_info.min, float_info.max
+
 
 class GeometricQuantile:
     """Tracks a percentile in O(1) time and memory, at any scale and through any drift.
@@ -39,14 +41,19 @@ class GeometricQuantile:
 
         The value is kept within the normal floats: from zero or infinity it could never return.
         """
-        self._value = min(max(value, float_info.min), float_info.max)
+        self._value = min(max(value, SMALLEST), LARGEST)
 
     def update(self, value: float) -> None:
         """Move towards the quantile by one step of constant ratio."""
-        if self._value is None:
+        tracked = self._value
+        if tracked is None:
             self.start(value)
+            return
+        moved = tracked * (self._rise if value > tracked else self._fall)
+        if SMALLEST <= moved <= LARGEST:
+            self._value = moved
         else:
-            self.scale(self._rise if value > self._value else self._fall)
+            self.start(moved)
 
     def scale(self, factor: float) -> None:
         """Multiply the tracked value."""
