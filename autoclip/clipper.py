@@ -243,6 +243,11 @@ class Clipper:
         return self._log.last
 
     @property
+    def is_settled(self) -> bool:
+        """Whether all steps were learned from and recorded, so that reading the clipper waits for nothing."""
+        return self._steps.late.pending is None
+
+    @property
     def sinks(self) -> tuple[Sink, ...]:
         """What is told of every step."""
         return self._log.sinks

@@ -162,9 +162,11 @@ class _ClipBeforeStep:
 
         Without such a hook nothing is looked at: some optimizers write to the gradients in their step.
         """
-        last = self.clipper.last
         later = next(reversed(optimizer._optimizer_step_pre_hooks.values())) is not self
-        if self._looks == 0 or not later or last is None or process_group("world") is not None:
+        if self._looks == 0 or not later or process_group("world") is not None:
+            return
+        last = self.clipper.last  # waits
+        if last is None:
             return
         self._looks -= 1
         norm = self.clipper.norm_now()

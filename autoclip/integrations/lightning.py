@@ -147,7 +147,10 @@ class AutoClipCallback(Callback):
         """Log the latest step of each optimizer that has stepped."""
         if trainer.barebones:
             return
+        logs_now = getattr(trainer._logger_connector, "should_update_logs", True)
         for index, clipper in enumerate(self._clippers):
+            if not (clipper.is_settled or logs_now):
+                continue  # to look at what will not be logged would wait for the device
             record, suffix = clipper.last, f"/{index}" if len(self._clippers) > 1 else ""
             if record is None or record is self._logged.get(index):
                 continue

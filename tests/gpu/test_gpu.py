@@ -85,7 +85,9 @@ def test_an_attached_clipper_never_waits(no_waits, scope):
     train(net, optimizer, clipper, data[:3])
     torch.cuda.synchronize()
     no_waits()
-    train(net, optimizer, clipper, data[3:], bad={7: nan})
+    for one in data[3:]:
+        train(net, optimizer, clipper, [one], bad={7: nan})
+        assert not clipper.is_settled  # no event was waited for either, which the mode does not see
     torch.cuda.set_sync_debug_mode("default")
     assert clipper.state_dict()["steps"] == STEPS
     assert clipper.skipped_steps == 1
@@ -103,6 +105,7 @@ def test_a_clipper_in_a_loop_of_ones_own_never_waits(no_waits):
         loss.backward()
         clipper.step(loss=loss)
         optimizer.step()
+        assert clipper.is_settled == (step < 3)
     torch.cuda.set_sync_debug_mode("default")
     assert clipper.state_dict()["steps"] == STEPS
 

@@ -106,3 +106,27 @@ def test_a_threshold_that_ends_is_not_logged_on(tmp_path):
     fit(Regression(), AutoClipCallback(Ending(2.0)), logger=logger, log_every_n_steps=1)
     logged = [float(row["autoclip/threshold"]) for row in read_csv(logger)]
     assert logged == [2.0] * 5 + [math.inf] * (STEPS - 5)
+
+
+def test_a_clipper_that_does_not_wait_is_looked_at_only_where_a_line_is_logged(tmp_path, monkeypatch):
+    class Fused(Regression):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.01, fused=True)
+
+    def rows(**options):
+        logger = CSVLogger(tmp_path, name=str(options))
+        fit(Fused(), AutoClipCallback(**options), logger=logger, log_every_n_steps=5)
+        return [{name: value for name, value in row.items() if "autoclip" in name} for row in read_csv(logger)]
+
+    waiting = rows(host_wait=True)
+    settled = []
+    settle = autoclip.Clipper.settle
+
+    def counted(clipper):
+        settled.append(clipper.is_settled)
+        settle(clipper)
+
+    monkeypatch.setattr(autoclip.Clipper, "settle", counted)
+    assert rows(host_wait=False) == waiting
+    assert len(waiting) == 4
+    assert settled.count(False) == 4
