@@ -7,11 +7,13 @@ BIN := .venv/bin
 INTEGRATIONS := .integrations/bin
 INTEGRATIONS_PACKAGES := tensorflow-cpu playwright
 
+FUZZER := atheris==3.0.0
+
 PARITY := .parity/bin
 PARITY_PACKAGES := zclip==1.0.0 pytorch_optimizer==4.1.0
 PYPI_AUTOCLIP := autoclip==0.2.1
 
-.PHONY: setup demo test test-slow check parity test-distributed test-integrations clean
+.PHONY: setup demo test test-slow test-faults check parity test-distributed test-integrations bench clean
 
 setup: .venv/ready
 
@@ -37,6 +39,16 @@ check: setup
 # Sweeps of several workers, which are killed and continued, and PostgreSQL.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Kills, full disks, lost databases, files by somebody else; a table at the end tells what became of each.
+test-faults: setup .venv/fuzz
+	PYTHONPATH=.venv/fuzz $(BIN)/python -m pytest tests/faults tests/test_damaged_logs.py tests/test_untrusted_configs.py \
+		tests/test_untrusted_logs.py
+
+# The fuzzer, in a folder that only these tests see; there are none for some systems and Pythons.
+.venv/fuzz: .venv/ready
+	mkdir -p $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $@ --no-deps $(FUZZER) || echo "no $(FUZZER) to be had"
 
 # Several processes on this machine, started by torchrun.
 test-distributed: setup
@@ -66,6 +78,32 @@ parity: .parity/ready
 	rm -rf .parity/pypi-autoclip
 	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/pypi-autoclip $(PYPI_AUTOCLIP)
 	touch $@
+
+# Under ten minutes on two cores. PyPI's packages are compared where `make parity` has installed them.
+RESULTS := experiments/benchmarks/results
+SHORT_SWEEP := configs/sweep_corrupted_digits.yaml steps=600 sweep.seeds=[0,1,2] sweep.lr_multipliers=[1,3] \
+	sweep.percentiles=[10,50] sweep.kinds=[running_quantile]
+
+bench: setup
+	$(BIN)/python -m experiments.benchmarks.overhead --json $(RESULTS)/overhead.json
+	$(BIN)/python -m experiments.benchmarks.training --json $(RESULTS)/training.json
+	$(BIN)/python -m experiments.benchmarks.policies --json $(RESULTS)/policies.json
+	$(BIN)/python -m experiments.benchmarks.imports --json $(RESULTS)/imports.json
+	$(BIN)/python -m experiments.benchmarks.sweep $(SHORT_SWEEP) --race --json $(RESULTS)/sweep.json
+	$(BIN)/python -m experiments.benchmarks.report
+
+# Every study, with all of its runs: hours. Started again, it goes on where it was.
+.PHONY: studies studies-quick
+STUDIES := thresholds learning_rates
+SHORT_STUDIES := loss_scale drift suggest published
+studies: setup
+	for study in $(STUDIES); do $(BIN)/python -m experiments.studies.$$study --workers 2 || exit; done
+	for study in $(SHORT_STUDIES); do $(BIN)/python -m experiments.studies.$$study || exit; done
+
+# Fewer tasks, seeds and steps, into runs/studies-quick: minutes.
+studies-quick: setup
+	for study in $(STUDIES); do $(BIN)/python -m experiments.studies.$$study --quick --workers 2 || exit; done
+	for study in $(SHORT_STUDIES); do $(BIN)/python -m experiments.studies.$$study --quick || exit; done
 
 clean:
 	rm -rf .venv .parity .integrations build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

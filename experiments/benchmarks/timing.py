@@ -1,0 +1,60 @@
+"""Contenders are timed in turn, and compared by the ratios of single rounds."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median, quantiles
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """The median of some values, and the first and the third quartile."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles of at least one value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, seconds: float, least: int = 4
+) -> dict[str, list[float]]:
+    """Call every contender once in each round, in an order that turns round from one round to the next.
+
+    Args:
+        contenders: name -> what does the work of a round and returns the seconds that count.
+        rounds: at most so many.
+        seconds: no further round begins after so many, of which those that do not count are part.
+        least: but so many rounds in any case, as far as `rounds` allows.
+
+    Returns:
+        Name -> the seconds of each round.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    began = time.perf_counter()
+    for number in range(rounds):
+        if number >= least and time.perf_counter() - began > seconds:
+            break
+        for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
+            taken[name].append(contenders[name]())
+    return taken
+
+
+def ratios(taken: Mapping[str, list[float]], baseline: str) -> dict[str, Spread]:
+    """Every other contender's seconds over the baseline's of the same round."""
+    return {
+        name: spread([one / base for one, base in zip(seconds, taken[baseline], strict=True)])
+        for name, seconds in taken.items()
+        if name != baseline
+    }
+
+
+def milliseconds(seconds: list[float]) -> float:
+    """Median, in milliseconds."""
+    return 1e3 * median(seconds)
