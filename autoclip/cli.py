@@ -5,13 +5,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoclip.errors import RunError, UsageError
+from autoclip.errors import RunError, UsageError, visible
 from autoclip.version import __version__
 
 if TYPE_CHECKING:
@@ -44,7 +45,14 @@ device: auto                    # or cpu, cuda, cuda:0
 log: {layers_every: 50}         # steps between norms by layer
 """
 
+EPILOG = """\
+Environment: the classes that a configuration names are imported from the working directory and the installed packages
+only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run whose code or versions changed is resumed only with
+AUTOCLIP_ALLOW_CHANGED_CODE=1.
+"""
+
 app = typer.Typer(
+    epilog=EPILOG,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # importing rich would double the time of --help
@@ -90,6 +98,9 @@ def common(
     ] = False,
 ) -> None:
     """A gradient-clipping threshold that sets itself from the gradient norms."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
 
 
 @app.command()
@@ -354,10 +365,10 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(visible(str(error)), err=True)
         raise typer.Exit(2) from None
     except RunError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(visible(str(error)), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -7,3 +7,8 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """A run failed for a reason outside the configuration; the command exits with code 1."""
+
+
+def visible(text: str) -> str:
+    """The text with escapes in place of what a terminal would obey, not print, or could not encode; lines stay."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)

@@ -2,10 +2,11 @@
 
 import json
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from autoclip.errors import RunError
 
@@ -13,6 +14,8 @@ METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+ASIDE = ".tmp"
+"""Suffix of a file that is being written, and is to take another's place."""
 
 
 class LineLog(AbstractContextManager["LineLog"]):
@@ -20,7 +23,8 @@ class LineLog(AbstractContextManager["LineLog"]):
 
     Args:
         path: the file; created where it is missing.
-        keep: lines of this step and later ones are removed first, as is a torn last line; 0 starts empty.
+        keep: lines of this step and later ones are removed first, as is whatever follows a line that is torn or does
+            not ascend; 0 starts empty.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -48,23 +52,48 @@ class LineLog(AbstractContextManager["LineLog"]):
 
 
 def _whole_lines(path: Path) -> list[tuple[int, str]]:
-    found = []
+    found: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            found.append((int(json.loads(line)["step"]), line))
-        except (ValueError, KeyError, TypeError):
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             break  # torn by a kill, or the end of the file
+        if step <= (found[-1][0] if found else -1):
+            break
+        found.append((step, line))
     return found
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by one with this text, so that a reader sees the old or the new one whole."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with written_aside(path) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))  # half of a surrogate pair is in no encoding
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path`, which takes its place once it is whole and on the disk; an error leaves nothing.
+
+    Processes that replace one file at the same moment do not meet: each writes aside under a name of its own. A link
+    that somebody put under that name is not followed.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    aside.unlink(missing_ok=True)
+    try:
+        with aside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def remove_asides(directory: Path) -> None:
+    """Delete what processes that were killed had begun to write; for a directory that nobody else writes to now."""
+    for path in directory.glob(f"*{ASIDE}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -80,9 +109,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    if not path.is_file():
+        raise RunError(f"{path} is no file; move it away to start over")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not valid JSON ({error}); move it away to start over") from None
     if not isinstance(values, dict):
         raise RunError(f"{path} holds no JSON object; move it away to start over")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,7 +176,10 @@ def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
     out = tmp_path / "out"
     assert run_experiment(configure("task.args={fail_at: 3}", "seeds=[0, 1]"), out, resume=False) == 1
     captured = capsys.readouterr()
-    assert f"seed 0 stopped: RuntimeError: the task broke (traceback in {out / 'seed-0' / 'error.txt'})" in captured.err
+    where = r"tests\.tiny_task:TinyTask in loss\(\): RuntimeError: the task broke \(\S+tiny_task\.py:\d+\)"
+    assert re.search(
+        rf"seed 0 stopped: {where}; traceback in {out / 'seed-0' / 'error.txt'}$", captured.err, flags=re.MULTILINE
+    )
     assert "failed" in captured.out
     assert "in loss" in (out / "seed-0" / "error.txt").read_text()
     total = json.loads((out / "summary.json").read_text())

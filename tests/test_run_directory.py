@@ -1,10 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from autoclip.errors import RunError
-from autoclip.run_directory import LineLog, read_json, write_atomically, write_json
+from autoclip.run_directory import LineLog, read_json, remove_asides, write_atomically, write_json, written_aside
 
 
 def steps(path: Path) -> list[int]:
@@ -75,3 +76,49 @@ def test_a_broken_json_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(RunError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "tail", ['{"step": 2}\n{"step": 4}\n', '{"step": 1}\n{"step": 3}\n', '{"step": 1e999}\n', "[" * 9999]
+)
+def test_what_follows_a_line_that_does_not_ascend_is_dropped(tmp_path: Path, tail: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(3)) + tail)
+    with LineLog(path, keep=9) as log:
+        assert log.lines == 3
+    assert steps(path) == [0, 1, 2]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with written_aside(path) as file:
+            file.write(b"new")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_in_the_place_of_the_file_aside_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / f"file.txt.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
+    write_atomically(tmp_path / "file.txt", "new")
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert (tmp_path / "file.txt").read_text() == "new"
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "metrics.jsonl.123.tmp", "checkpoint.pt.9.tmp"):
+        (tmp_path / name).touch()
+    remove_asides(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_text_that_is_in_no_encoding_is_written_as_escapes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file.txt", "a\ud800b")
+    assert (tmp_path / "file.txt").read_text() == "a\\ud800b"

@@ -18,7 +18,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 
 from autoclip.errors import UsageError
-from autoclip.tuning.study import BEGUN, KEY, WORKER, SharedStudy, open_storage
+from autoclip.tuning.study import BEGUN, CLAIMANT, KEY, WORKER, SharedStudy, open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -229,6 +229,7 @@ def test_a_claim_is_signed_and_shows_a_heartbeat_and_keeps_its_attributes(url: s
     assert attributes == {
         "seed": 7,
         KEY: "one",
+        CLAIMANT: {"host": socket.gethostname(), "pid": os.getpid()},
         WORKER: {"host": socket.gethostname(), "pid": os.getpid()},
     }
     assert oldest_heartbeat_is_fresh(url)

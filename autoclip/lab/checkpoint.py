@@ -1,17 +1,17 @@
 """Checkpoints that survive a kill at any moment: written aside, checked on reading, the last two kept."""
 
 import hashlib
-import os
 import random
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from autoclip.errors import RunError
+from autoclip.run_directory import written_aside
 
 LATEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -20,17 +20,19 @@ PREVIOUS = "checkpoint.previous.pt"
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Write the state as the directory's latest checkpoint and keep the one before.
 
-    The file appears under its name only when it is whole and on the disk.
+    The file appears under its name only when it is whole and on the disk; at every moment one of the two is there.
     """
-    aside = directory / f"{LATEST}.tmp"
-    with aside.open("wb") as file:
-        torch.save({"sha256": fingerprint(state), "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
     latest = directory / LATEST
-    if latest.exists():
-        latest.replace(directory / PREVIOUS)
-    aside.replace(latest)
+    with written_aside(latest) as file:
+        watched = _Watched(file)
+        try:
+            torch.save({"sha256": fingerprint(state), "state": state}, watched)  # type: ignore[arg-type]
+        except RuntimeError:
+            if watched.error is None:
+                raise
+            raise watched.error from None  # torch tells of a position in the file instead
+        if latest.exists():
+            latest.replace(directory / PREVIOUS)
 
 
 def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -62,6 +64,24 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if damaged:
         raise RunError(f"no checkpoint can be read: {'; '.join(damaged)}; choose another --output-dir to start over")
     return None, []
+
+
+class _Watched:
+    """A file as `torch.save` needs one, which remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def remove_checkpoints(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """One configuration over all its seeds: `autoclip run`."""
 
+import errno
 import json
 import platform
 import signal
@@ -18,13 +19,14 @@ import torch
 from autoclip.errors import RunError, UsageError
 from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.checkpoint import remove_checkpoints
+from autoclip.lab.claimed_directory import claimed, for_seconds
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
-from autoclip.lab.loading import construct
+from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.task import Task
 from autoclip.lab.train import choose_device, summarise, train
-from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json, write_atomically, write_json
+from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json, remove_asides, write_atomically, write_json
 from autoclip.version import __version__
 
 MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
@@ -32,6 +34,12 @@ MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
 
 ERROR = "error.txt"
 """Where the traceback of a task that raised is kept."""
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors that end all seeds: the disk is full, over its quota, read-only or broken."""
+
+PATIENCE_SECONDS = 10.0
+"""How long a run waits for another process to leave its directory: children of one that was killed hold it a while."""
 
 SHOWN = (
     "seed",
@@ -129,21 +137,29 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
             with TrainingProgress(f"{config.name} seed {seed}", config.steps) as progress:
                 directory = output_dir / f"seed-{seed}"
                 try:
-                    summaries.append(_run_seed(config, task, seed, directory, resume, interrupt, progress))
+                    with claimed(directory, for_seconds(PATIENCE_SECONDS)) as mine:
+                        if not mine:
+                            raise UsageError(
+                                f"another process is training into {directory}: wait for it, or choose another "
+                                f"--output-dir"
+                            )
+                        summaries.append(_run_seed(config, task, seed, directory, resume, interrupt, progress))
                 except RunError as error:
                     progress.say(str(error))
                     summaries.append({"seed": seed, "status": "failed", "error": str(error)})
         total = _over_seeds(config, summaries)
         write_json(output_dir / SUMMARY, total)
     except OSError as error:
-        raise RunError(f"cannot write the run: {error}") from None
+        raise RunError(f"cannot write the run: {error}; what is there is whole, and --resume continues it") from None
     return total
 
 
 def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path, interrupt: Interrupt) -> None:
     """Train one seed into `directory`, or continue what is there, and show nothing, on no sink either.
 
-    A run that is finished keeps no checkpoint, as nobody will continue it: a sweep makes hundreds of them.
+    A run that is finished keeps no checkpoint, as nobody will continue it: a sweep makes hundreds of them. Where
+    another process trains into the directory, its end is waited for; so two that hold the same run (one was taken for
+    lost while the machine slept) do it once.
 
     Raises:
         UsageError: the directory holds another run.
@@ -151,11 +167,16 @@ def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path
     """
     try:
         _begin(config, directory)
-        with TrainingProgress("", config.steps, bar=False) as progress:
+        with (
+            claimed(directory, lambda: not interrupt.asked) as mine,
+            TrainingProgress("", config.steps, bar=False) as progress,
+        ):
+            if not mine:
+                return
             quiet = only_jsonl(config)
             summary = _run_seed(quiet, task, seed, directory, True, interrupt, progress, last_checkpoint=False)
-        if summary["status"] != "interrupted":
-            remove_checkpoints(directory)
+            if summary["status"] != "interrupted":
+                remove_checkpoints(directory)
     except OSError as error:
         raise RunError(f"cannot write the run: {error}") from None
 
@@ -164,14 +185,18 @@ def make_task(config: ExperimentConfig) -> Task:
     """Import and construct the configured task.
 
     Raises:
-        UsageError: it cannot be imported, refuses its arguments, or lacks a method of the protocol.
+        UsageError: it cannot be imported, is no class, lacks a method of the protocol, or refuses its arguments.
     """
     section = trained_task(config)
     target = section.target
-    task: Task = construct(target, section.args, Path.cwd())
-    missing = [name for name in ("model", "batches", "loss", "evaluate") if not callable(getattr(task, name, None))]
+    # Looked at before it is called: a configuration could name anything else that is installed, such as os:system.
+    cls = load_object(target, Path.cwd())
+    if not isinstance(cls, type):
+        raise UsageError(f"{target} must be a class, got {type(cls).__name__}")
+    missing = [name for name in ("model", "batches", "loss", "evaluate") if not callable(getattr(cls, name, None))]
     if missing:
         raise UsageError(f"{target} has no {', '.join(missing)}; a task has model, batches, loss and evaluate")
+    task: Task = construct(target, section.args, Path.cwd())
     return task
 
 
@@ -194,7 +219,7 @@ def _begin(config: ExperimentConfig, directory: Path) -> None:
     text = to_yaml(config)
     if not (directory / CONFIG).exists():
         directory.mkdir(parents=True, exist_ok=True)
-    elif (directory / CONFIG).read_text(encoding="utf-8") == text:
+    elif (directory / CONFIG).read_text(encoding="utf-8", errors="replace") == text:
         return
     else:
         _refuse_changes(directory, config)
@@ -226,8 +251,9 @@ def _run_seed(
     last_checkpoint: bool = True,
 ) -> dict[str, Any]:
     before = read_json(directory / SUMMARY) if resume else None
-    if before and (before["status"] == "diverged" or before["steps"] == config.steps):
+    if before and (before.get("status") == "diverged" or before.get("steps") == config.steps):
         return before
+    remove_asides(directory)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: progress.say(f"warning: {message}")
         try:
@@ -251,16 +277,20 @@ def _run_seed(
             raise
         except RunError as error:
             raise RunError(f"seed {seed} stopped: {error}") from error
-        except Exception as error:  # the task's code may raise anything
+        except (Exception, SystemExit) as error:  # the task's code may raise anything
+            if isinstance(error, OSError) and error.errno in DISK:
+                raise
             kept = _keep_traceback(directory / ERROR)
-            raise RunError(f"seed {seed} stopped: {type(error).__name__}: {error}{kept}") from error
+            method = method_of(task, error)
+            where = f"{trained_task(config).target}{f' in {method}()' if method else ''}"
+            raise RunError(f"seed {seed} stopped: {where}: {described(error)}{kept}") from error
     (directory / ERROR).unlink(missing_ok=True)
     return summary
 
 
 def _gradient_flow(directory: Path) -> GradientFlow | None:
     """How the gradient flowed in a run; None: no layers were logged."""
-    samples = read_samples(directory / LAYERS) if (directory / LAYERS).exists() else []
+    samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
     return diagnose(samples) if any(sample.norms for sample in samples) else None
 
 
@@ -269,7 +299,7 @@ def _keep_traceback(path: Path) -> str:
         write_atomically(path, traceback.format_exc())
     except OSError:
         return ""  # the disk is what failed
-    return f" (traceback in {path})"
+    return f"; traceback in {path}"
 
 
 def _over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
+from autoclip.lab.origin import refuse_foreign
+from autoclip.lab.yaml_source import shortened
+
+LONGEST_TEXT = 500
+"""Characters of an error's text that a message repeats."""
 
 
 def load_object(target: str, search: Path) -> Any:
@@ -20,14 +25,18 @@ def load_object(target: str, search: Path) -> Any:
     the user's files shadow nobody else's.
 
     Raises:
-        UsageError: no such module or attribute, or the module fails while it is imported.
+        UsageError: no such module or attribute, the module lies neither in `search` nor among the installed packages,
+            or it fails while it is imported.
     """
     module_name, colon, attribute = target.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise UsageError(f"{target!r} must be module:Class, as in my_module:MyTask")
     try:
         with _first_on_path(search):
+            refuse_foreign(target, module_name, search)
             module = importlib.import_module(module_name)
+    except UsageError:
+        raise
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             close = _did_you_mean(module_name, sorted(file.stem for file in search.glob("*.py")))
@@ -35,9 +44,9 @@ def load_object(target: str, search: Path) -> Any:
                 f"{target}: there is no module {error.name!r}{close}; looked in {search.resolve()} and among the "
                 f"installed packages"
             ) from None
-        raise UsageError(f"{target}: importing {module_name} failed: {_described(error)}") from error
+        raise UsageError(f"{target}: importing {module_name} failed: {described(error)}") from error
     except (Exception, SystemExit) as error:  # a module can raise anything
-        raise UsageError(f"{target}: importing {module_name} failed: {_described(error)}") from error
+        raise UsageError(f"{target}: importing {module_name} failed: {described(error)}") from error
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -69,7 +78,28 @@ def construct(target: str, arguments: Mapping[str, Any], search: Path) -> Any:
     try:
         return factory(**arguments)
     except (Exception, SystemExit) as error:  # a constructor can raise anything
-        raise UsageError(f"{target} refuses its arguments: {_described(error)}") from error
+        raise UsageError(f"{target} refuses its arguments: {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """Kind, text and origin of an error in one line, never at length."""
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    if isinstance(error, SyntaxError) and error.filename:
+        origin = f"{error.filename}:{error.lineno}"
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not frame.filename.startswith("<frozen") and frame.filename != __file__]
+        origin = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+    kind, text = type(error).__name__, shortened(text, LONGEST_TEXT)
+    return f"{kind}: {text}" + (f" ({origin})" if origin else "") if text else f"{kind} ({origin})"
+
+
+def method_of(owner: object, error: BaseException) -> str | None:
+    """Name of the object's method that an error came out of; None: of none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_locals.get("self") is owner:
+            return frame.f_code.co_name
+    return None
 
 
 @contextmanager
@@ -83,19 +113,6 @@ def _first_on_path(folder: Path) -> Iterator[None]:
         sys.path.remove(text)
         if text not in sys.path:
             sys.path.append(text)
-
-
-def _described(error: BaseException) -> str:
-    """Kind, text and origin of an error in one line."""
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    if isinstance(error, SyntaxError) and error.filename:
-        origin = f"{error.filename}:{error.lineno}"
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if not frame.filename.startswith("<frozen") and frame.filename != __file__]
-        origin = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
-    kind = type(error).__name__
-    return f"{kind}: {text}" + (f" ({origin})" if origin else "") if text else f"{kind} ({origin})"
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab import guard
+from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.clip_section import ClipFile, read_clip_file
 from autoclip.lab.command import filled_in
 from autoclip.lab.config import ExperimentConfig, differences, to_yaml
@@ -82,18 +83,23 @@ def run_script(
         if _is_finished(config, directory):
             return
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / CLIP, to_yaml(ClipFile(clip=config.clip)))
-        (directory / SUMMARY).unlink(missing_ok=True)  # of a run with other steps, or of an earlier attempt
-        words = filled_in(command, clip_config=directory / CLIP, seed=seed, run_dir=directory, multiplier=multiplier)
-        began = time.monotonic()
-        code = _execute(words, directory / OUTPUT, config.threads, interrupt)
-        if code is None:
-            return
-        if code and not _stopped_by_divergence(directory):
-            raise RunError(_failure(words, code, directory / OUTPUT))
-        seconds = round(time.monotonic() - began, 3)
-        summary = _summary(config.steps, directory)
-        write_json(directory / SUMMARY, {**summary, "name": config.name, "seed": seed, "seconds": seconds})
+        with claimed(directory, lambda: not interrupt.asked) as mine:
+            if not mine or _is_finished(config, directory):
+                return
+            write_atomically(directory / CLIP, to_yaml(ClipFile(clip=config.clip)))
+            (directory / SUMMARY).unlink(missing_ok=True)  # of a run with other steps, or of an earlier attempt
+            words = filled_in(
+                command, clip_config=directory / CLIP, seed=seed, run_dir=directory, multiplier=multiplier
+            )
+            began = time.monotonic()
+            code = _execute(words, directory / OUTPUT, config.threads, interrupt)
+            if code is None:
+                return
+            if code and not _stopped_by_divergence(directory):
+                raise RunError(_failure(words, code, directory / OUTPUT))
+            seconds = round(time.monotonic() - began, 3)
+            summary = _summary(config.steps, directory)
+            write_json(directory / SUMMARY, {**summary, "name": config.name, "seed": seed, "seconds": seconds})
     except OSError as error:
         raise RunError(f"cannot run the script into {directory}: {error}") from None
 

@@ -36,6 +36,8 @@ REFERENCE = "reference"
 POLICY = "policy"
 SCORES = "scores"
 POLL_SECONDS = 0.5
+MOST_NAMED = 100
+"""Candidates up to which a trial has its candidate as a parameter; its attribute `name` it always has."""
 REFINED_PERCENTILES = (1.0, 99.9)
 REFINED_THRESHOLDS = 10.0
 """Refined thresholds lie between the grid's least over this factor and its largest times it."""
@@ -60,6 +62,7 @@ class Sweep:
         self.references = {one.name: one for one in map(fixed, config.sweep.thresholds or FIXED_GRID)}
         self.space = _refinement_space(config.sweep)
         database = open_storage(storage)
+        self.url, self._database = storage, database
 
         def changes(before: str) -> list[str]:
             return differences(
@@ -127,8 +130,11 @@ class Sweep:
         if reference is None:
             return
         taken = self.trials.taken()
+        runs_of: dict[str, list[Run]] = {}
+        for run in plan.runs:
+            runs_of.setdefault(run[0], []).append(run)
         for name, candidate in self.candidates.items():
-            runs = [run for run in plan.runs if run[0] == name]
+            runs = runs_of.get(name, [])
             if name in taken or name in plan.undecided or any(run not in scores for run in runs):
                 continue
             result = outcome.result(candidate, [one for run in runs for one in scores[run]], reference)
@@ -145,6 +151,10 @@ class Sweep:
         """Give back what was held by processes that are no more."""
         self.runs.free_lost()
         self.trials.free_lost()
+
+    def reconnect(self) -> None:
+        """Use new connections from now on: those to a database that was gone may lead to another one."""
+        self._database.engine.dispose()
 
     def results(self) -> list[outcome.Result]:
         """Figures of all finished candidates: those of the grid in the order of the configuration, then the refined."""
@@ -257,8 +267,11 @@ class Sweep:
 
     def _grid_params(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """A grid candidate's place in the study: its name, and where it lies in the space of the refinement."""
-        params: dict[str, Any] = {"candidate": candidate.name}
-        distributions: dict[str, BaseDistribution] = {"candidate": CategoricalDistribution(list(self.candidates))}
+        params: dict[str, Any] = {}
+        distributions: dict[str, BaseDistribution] = {}
+        if len(self.candidates) <= MOST_NAMED:  # each of the trials keeps the names of all
+            params["candidate"] = candidate.name
+            distributions["candidate"] = CategoricalDistribution(list(self.candidates))
         form = str(candidate.policy["kind"])
         if form in self.space:
             name, distribution = self.space[form]

@@ -108,10 +108,10 @@ def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
     table.add_column("candidate", no_wrap=True)
     for heading in ("convergence", "instability", "val. loss", "failed", "clipped", "to target"):
         table.add_column(heading, justify="right", no_wrap=True)
-    front = outcome.pareto_front(results)
+    front = {one.candidate.name for one in outcome.pareto_front(results)}
     for one in sorted(results, key=lambda one: (one.failures > 0, one.instability)):
         table.add_row(
-            one.candidate.name + (" *" if one in front else ""),
+            one.candidate.name + (" *" if one.candidate.name in front else ""),
             f"{one.convergence:.4f} {_spread(one, f'{one.convergence_spread:.4f}')}",
             f"{one.instability:.3f} {_spread(one, f'{one.instability_spread:.3f}')}",
             f"{one.validation_loss:.4f}",

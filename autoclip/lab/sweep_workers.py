@@ -9,23 +9,27 @@ from pathlib import Path
 from threading import Thread
 from typing import Literal
 
-from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from sqlalchemy.exc import SQLAlchemyError
 
 from autoclip.errors import RunError, UsageError
+from autoclip.lab.claimed_directory import claimed, for_seconds
 from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
 from autoclip.lab.experiment import Interrupt, make_task
 from autoclip.lab.forkserver import worker_context
+from autoclip.lab.outage import DATABASE_ERRORS, STORAGE_ERRORS, Outage, look_for
 from autoclip.lab.sweep import Sweep
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
-from autoclip.tuning.study import GRACE_SECONDS, without_password
+from autoclip.tuning.study import GRACE_SECONDS, sqlite_file, without_password
 
 POLL_SECONDS = 0.5
 MOST_KILLED = 20
 """So many workers killed by signals end a sweep: something kills them all."""
+STORAGE_LOST = 3
+"""Exit code of a worker that could not reach the database."""
+SETUP_SECONDS = 60.0
+"""How long a sweep that begins or ends waits for another one that does so in the same directory."""
 
 
 def run_sweep(
@@ -59,25 +63,45 @@ def run_sweep(
         choose_device(config.device)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        url = storage or config.sweep.storage or _own_database(output_dir)
-        sweep = Sweep(config, output_dir, url)
-        write_atomically(output_dir / "sweep.yaml", to_yaml(config))
+        url = storage or _configured_database(config.sweep.storage, output_dir) or _own_database(output_dir)
+        with claimed(output_dir, for_seconds(SETUP_SECONDS)):  # another may be making the same database
+            sweep = Sweep(config, output_dir, url)
+            write_atomically(output_dir / "sweep.yaml", to_yaml(config))
     except OSError as error:
         raise RunError(f"cannot write the sweep: {error}") from None
+    except DATABASE_ERRORS as error:
+        raise RunError(f"the storage {without_password(url)} does not answer: {str(error).splitlines()[0]}") from None
     interrupt = Interrupt()
     if config.sweep.race and len(config.sweep.seeds) < 3:
         print("a race of fewer than three seeds ends with the first: it has no budget for more", file=sys.stderr)  # noqa: T201
     try:
         with interrupt.listening():
-            _supervise(sweep, url, workers, interrupt)
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise RunError(f"the storage {without_password(url)} was lost: {str(error).splitlines()[0]}") from None
-    if interrupt.asked:
-        print(f"interrupted; the same command continues in {output_dir}", file=sys.stderr)  # noqa: T201
-        return 130
-    from autoclip.lab.sweep_report import report
+            _supervise(sweep, workers, interrupt)
+        if interrupt.asked:
+            print(f"interrupted; the same command continues in {output_dir}", file=sys.stderr)  # noqa: T201
+            return 130
+        from autoclip.lab.sweep_report import report
 
-    return report(sweep, output_format)
+        with claimed(output_dir, for_seconds(SETUP_SECONDS)):
+            return report(sweep, output_format)
+    except STORAGE_ERRORS as error:
+        lost = f"the storage {without_password(url)} was lost: {str(error).splitlines()[0]}"
+        raise RunError(f"{lost}; the same command continues once it is back") from None
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
+    except OSError as error:
+        raise RunError(f"cannot write the sweep: {error}") from None
+
+
+def _configured_database(url: str | None, output_dir: Path) -> str | None:
+    """The URL that a configuration names, which may not write a file elsewhere."""
+    path = sqlite_file(url) if url else None
+    if path is not None and not path.resolve().is_relative_to(output_dir.resolve()):
+        raise UsageError(
+            f"sweep.storage: {path} lies outside the output directory {output_dir}, where a configuration may "
+            f"not write: name it on the command line, --storage {url}"
+        )
+    return url
 
 
 def _own_database(output_dir: Path) -> str:
@@ -87,12 +111,12 @@ def _own_database(output_dir: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> None:
+def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
     """Start the workers, replace those that are killed, show each finished candidate, until all is done."""
     context = worker_context()
 
     def start() -> BaseProcess:
-        process: BaseProcess = context.Process(target=_work, args=(sweep.output_dir, url))  # type: ignore[attr-defined]
+        process: BaseProcess = context.Process(target=_work, args=(sweep.output_dir, sweep.url))  # type: ignore[attr-defined]
         process.start()
         return process
 
@@ -100,27 +124,37 @@ def _supervise(sweep: Sweep, url: str, workers: int, interrupt: Interrupt) -> No
     processes = [] if sweep.is_done() else [start() for _ in range(workers)]
     import autoclip.lab.sweep_report  # noqa: F401  # takes a second, for which the workers need not wait
 
-    killed = 0
+    killed = missing = 0
     freed = time.monotonic()
+    outage = Outage(sweep.url)
     with SweepProgress(sweep) as progress:
         try:
-            while processes and not interrupt.asked:
+            while (processes or missing) and not interrupt.asked:
                 time.sleep(POLL_SECONDS)
                 for process in [one for one in processes if not one.is_alive()]:
                     processes.remove(process)
                     if process.exitcode in (1, 2):
                         kind = RunError if process.exitcode == 1 else UsageError
                         raise kind("a worker failed; its message is above")
-                    if process.exitcode != 0:  # killed: its run is given back
+                    if process.exitcode == STORAGE_LOST:
+                        outage.meet(None)
+                    elif process.exitcode != 0:  # killed: its run is given back
                         killed += 1
                         if killed > MOST_KILLED:
                             raise RunError(f"{killed} workers were killed; is there enough memory?")
+                    missing += process.exitcode != 0
+                try:
+                    look_for(sweep.url)
+                    if missing or time.monotonic() - freed > GRACE_SECONDS:
                         sweep.free_lost()
-                        processes.append(start())
-                if time.monotonic() - freed > GRACE_SECONDS:
-                    sweep.free_lost()
-                    freed = time.monotonic()
-                progress.update()
+                        freed = time.monotonic()
+                    progress.update()
+                except STORAGE_ERRORS as error:
+                    outage.meet(error)
+                    sweep.reconnect()
+                    continue
+                processes += [start() for _ in range(missing)]
+                missing = 0
         finally:
             for process in processes:
                 process.terminate()  # the worker finishes its step and saves a checkpoint
@@ -197,10 +231,10 @@ def _work(output_dir: Path, url: str) -> None:
     Thread(target=_end_with_parent, args=(interrupt,), daemon=True).start()
     with interrupt.listening():
         try:
+            look_for(url)
             Sweep(load_config(output_dir / "sweep.yaml"), output_dir, url).work(interrupt)
+        except STORAGE_ERRORS:
+            sys.exit(STORAGE_LOST)  # whoever started this process tells, and waits
         except (UsageError, RunError) as error:
             print(error, file=sys.stderr)  # noqa: T201
             sys.exit(2 if isinstance(error, UsageError) else 1)
-        except (SQLAlchemyError, StorageInternalError) as error:
-            print(f"the storage was lost: {str(error).splitlines()[0]}", file=sys.stderr)  # noqa: T201
-            sys.exit(1)

@@ -18,7 +18,9 @@ from autoclip.clipper import Clipper
 from autoclip.errors import RunError, UsageError
 from autoclip.flow import UseOrder
 from autoclip.lab.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
+from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task
 from autoclip.records import ClipRecord, Sink, finite_or_none
@@ -95,6 +97,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches: Iterator[Any] = iter(task.batches(seed))
         self.tally = Tally()
+        self.code = code_version(task, self.clipper.policy)
         self._order: list[str] = []  # of the parameters' use, known after a step
 
     def step(self) -> Step:
@@ -157,6 +160,7 @@ class Training:
             "random": random_state(),
             "tally": asdict(self.tally),
             "data_hash": getattr(self.task, "data_hash", None),
+            "code": self.code,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,7 +233,8 @@ def train(
         for line in damaged:
             say(line)
         if state is not None:
-            training.load_state_dict(state)
+            refuse_other_code(state.get("code", {}), training.code, directory)
+            _continue_from(state, training, directory)
         if training.tally.steps > config.steps:
             taken = training.tally.steps
             raise UsageError(f"{directory} has {taken} steps already, more than the configured steps={config.steps}")
@@ -237,8 +242,8 @@ def train(
     with LineLog(directory / METRICS, keep) as metrics, LineLog(directory / LAYERS, keep) as layers:
         if metrics.lines != keep:
             raise RunError(
-                f"{directory / METRICS} holds {metrics.lines} steps, the checkpoint {keep}: lines were removed and the "
-                f"run cannot be continued without a gap; choose another --output-dir"
+                f"{directory / METRICS} holds {metrics.lines} steps, the checkpoint {keep}: lines were removed or "
+                f"damaged, and the run cannot be continued without a gap; choose another --output-dir"
             )
         sinks = make_sinks(config, seed, directory, training.clipper, say)
         try:
@@ -247,6 +252,20 @@ def train(
             for sink in sinks:
                 sink.close()
     return status, training
+
+
+def _continue_from(state: dict[str, Any], training: Training, directory: Path) -> None:
+    try:
+        training.load_state_dict(state)
+    except UsageError:
+        raise
+    except Exception as error:  # a state of another layout can raise anything
+        if method_of(training.task, error):
+            raise
+        raise RunError(
+            f"the checkpoint in {directory} does not fit this task or this version of autoclip ({described(error)}); "
+            f"choose another --output-dir to start over"
+        ) from error
 
 
 def _until_done(
@@ -275,7 +294,7 @@ def _until_done(
         tally.validation.append({"step": tally.steps, "loss": finite_or_none(loss)})
         tally.diverged = tally.diverged or not isfinite(loss)
 
-    if tally.initial_validation_loss is None:
+    if tally.initial_validation_loss is None and not tally.steps:
         tally.initial_validation_loss = finite_or_none(training.evaluate())
     while tally.steps < config.steps and not tally.diverged:
         step = training.step()

@@ -90,6 +90,8 @@ def key_name(path: KeyPath) -> str:
 
 def _text(path: Path) -> str:
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():  # a pipe would be waited for without end
+            raise _UnreadableError("must be a YAML file, got a pipe or a device")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from autoclip.errors import UsageError
 from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.report.picture import plain
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
+LONGEST_LAYER, LONGEST_LABEL = 40, 120
 MOST_NAMED = 40
 """Layers that still have room for their names."""
 
@@ -53,7 +55,7 @@ def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
             marker=MARKERS[index % len(MARKERS)],
             markersize=4,
             linewidth=1.2,
-            label=f"{label}: {_told(flow)}",
+            label=plain(f"{label}: {_told(flow)}", LONGEST_LABEL),
         )
         dead = [
             depth
@@ -111,7 +113,7 @@ def _name_layers(axes: Axes, flows: Sequence[GradientFlow]) -> None:
         axes.set_xlabel("depth in forward order (0: first layer, 1: last)")
         return
     places = [place / max(len(names[0]) - 1, 1) for place in range(len(names[0]))]
-    axes.set_xticks(places, names[0], rotation=90, fontsize=7)
+    axes.set_xticks(places, [plain(name, LONGEST_LAYER) for name in names[0]], rotation=90, fontsize=7)
     axes.set_xlabel("layer in forward order")
 
 

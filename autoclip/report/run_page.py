@@ -7,11 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from autoclip.errors import RunError
 from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.lab.yaml_source import shortened
 from autoclip.report import plots
+from autoclip.report.configuration import read_configuration
 from autoclip.report.page import LEVELS, code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.picture import Picture
 from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
@@ -23,6 +22,7 @@ QUANTITIES = {
     "value": "largest gradient element before clipping",
     "agc": "largest unit's gradient norm / weight norm",
 }
+LONGEST_SEED = 24
 PROMISING = ("running_quantile", "loss_aware_quantile", "fixed_percentile", "autoclip")
 """Policies whose percentile is a promise of the clip rate."""
 
@@ -60,10 +60,14 @@ def read_seed_run(directory: Path) -> SeedRun:
     """
     summary = read_json(directory / SUMMARY) or {}
     place = directory.resolve().name
-    name = f"seed {summary['seed']}" if "seed" in summary else place.replace("seed-", "seed ")
-    samples = read_samples(directory / LAYERS) if (directory / LAYERS).exists() else []
+    name = (
+        f"seed {shortened(str(summary['seed']), LONGEST_SEED)}"
+        if "seed" in summary
+        else place.replace("seed-", "seed ")
+    )
+    samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
     flow = diagnose(samples) if any(sample.norms for sample in samples) else None
-    return SeedRun(directory, read_series(directory, name), summary, _config(directory / CONFIG), flow)
+    return SeedRun(directory, read_series(directory, name), summary, read_configuration(directory / CONFIG), flow)
 
 
 def run_page(
@@ -211,17 +215,6 @@ def _facts(summary: Mapping[str, Any]) -> str:
     names = ("device", "precision", "threads", "parameters", "task", "data_hash", "versions")
     facts = {name: summary[name] for name in names if summary.get(name) is not None}
     return "\n".join(f"{name}: {one if isinstance(one, str) else json.dumps(one)}" for name, one in facts.items())
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The configuration as it stands; only shown, so that one of another version does no harm."""
-    if not path.exists():
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not valid YAML: {error}") from None
-    return values if isinstance(values, dict) else {}
 
 
 def _number(value: Any) -> str:

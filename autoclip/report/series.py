@@ -86,7 +86,7 @@ def is_metrics(path: Path) -> bool:
         first = file.readline()
     try:
         return not first or json.loads(first).keys() >= OWN_KEYS
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -102,7 +102,7 @@ def read_series(directory: Path, label: str) -> Series:
             line = json.loads(text)
             if not isinstance(line["step"], int):
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break  # torn by a kill
         lines.append(line)
     thresholds = _numbers(lines, "threshold")

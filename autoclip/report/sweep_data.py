@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoclip.errors import UsageError
+from autoclip.report.configuration import read_configuration
 from autoclip.report.series import Series, read_series
 from autoclip.run_directory import CONFIG, SUMMARY, read_json
 from autoclip.tuning.candidates import Candidate
@@ -73,7 +72,7 @@ def read_sweep(directory: Path) -> SweepResult:
         raise UsageError(f"{directory / TRIALS} is not the table of a sweep: {error}") from None
     if not results:
         raise UsageError(f"{directory / TRIALS} has no candidates")
-    config = _yaml(directory / SWEEP)
+    config = read_configuration(directory / SWEEP)
     chosen = recommend(results)
     recommended = directory / RECOMMENDED
     return SweepResult(
@@ -114,16 +113,6 @@ def _result(directory: Path, row: Mapping[str, str]) -> Result:
 
 def _policy(run: Path) -> dict[str, Any] | None:
     path = next((run / name for name in (CONFIG, SCRIPTS_CLIP) if (run / name).exists()), None)
-    clip = _yaml(path).get("clip") if path else None
+    clip = read_configuration(path).get("clip") if path else None
     policy = clip.get("policy") if isinstance(clip, dict) else None
     return policy if isinstance(policy, dict) and "kind" in policy else None
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from None
-    return values if isinstance(values, dict) else {}

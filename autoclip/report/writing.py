@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoclip.errors import RunError, UsageError
-from autoclip.run_directory import CONFIG, METRICS, SUMMARY, read_json, write_atomically
+from autoclip.lab.yaml_source import shortened
+from autoclip.run_directory import CONFIG, METRICS, SUMMARY, read_json, write_atomically, written_aside
 
 if TYPE_CHECKING:
     from autoclip.report.picture import Picture
     from autoclip.tuning.suggest import Suggestion
 
+FOREIGN_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What follows from a text where a number should be, a list for a mapping, and the like."""
 REPORT = "report.html"
 LOOKED_FOR = (
     f"a run directory ({METRICS}), an output directory (seed-<n>/{METRICS}), a sweep's (trials.csv, runs/), or logs of "
@@ -38,6 +41,11 @@ def write_report(directory: Path) -> tuple[str, Path, list[Path]]:
         page, files = _write(directory / REPORT, text, pictures)
     except OSError as error:
         raise RunError(f"no report of {directory} could be made: {error}") from None
+    except FOREIGN_VALUES as error:
+        reason = f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 200)}"
+        raise RunError(
+            f"no report of {directory} could be made: a file in it holds what no run writes ({reason})"
+        ) from error
     return kind, page, files
 
 
@@ -109,8 +117,9 @@ def _page(directory: Path) -> tuple[str, str, list["Picture"]]:
 
 def _write(page: Path, text: str, pictures: Sequence["Picture"]) -> tuple[Path, list[Path]]:
     folder = page.with_suffix("")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; the pictures of {page.name} need a folder of this name")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        what = "link" if folder.is_symlink() else "file"  # a link in a directory of somebody's leads anywhere
+        raise UsageError(f"{folder} is a {what}; the pictures of {page.name} need a folder of this name")
     folder.mkdir(exist_ok=True)
     files = []
     for picture in pictures:
@@ -121,9 +130,8 @@ def _write(page: Path, text: str, pictures: Sequence["Picture"]) -> tuple[Path, 
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(data)
-    aside.replace(path)
+    with written_aside(path) as file:
+        file.write(data)
 
 
 def as_json(kind: str, page: Path, files: Sequence[Path]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoclip.errors import visible
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -20,7 +22,7 @@ class NormTrace:
     Attributes:
         steps: strictly ascending, int64, shape (n,), n > 0.
         norms: >= 0, float64, shape (n,); NaN and inf where the norm was not finite.
-        source: where it comes from: path, and tag or column.
+        source: where it comes from: path, and tag or column; what a terminal would obey in them is escaped.
         losses: float64, shape (n,), NaN where a step has none; None where the log has none.
         thresholds: > 0, float64, shape (n,): what the run was clipped at, inf where it was not, NaN where the log does
             not say; None where the log has none.
@@ -59,7 +61,8 @@ class NormTrace:
             if (thresholds <= 0).any():
                 raise ValueError(f"thresholds must be positive, got {thresholds[thresholds <= 0][0]}")
             self._set("thresholds", thresholds, np.float64)
-        object.__setattr__(self, "notes", tuple(self.notes))
+        object.__setattr__(self, "source", visible(self.source))
+        object.__setattr__(self, "notes", tuple(map(visible, self.notes)))
 
     def _set(self, name: str, values: npt.NDArray[Any], dtype: type[np.generic]) -> None:
         array = values.astype(dtype, copy=False)

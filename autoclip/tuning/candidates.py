@@ -1,5 +1,6 @@
 """The candidates of a sweep: no clipping, fixed thresholds, percentiles in each form, policies written out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -82,8 +83,8 @@ def grid(
     candidates += [Candidate("none", {"kind": "none"})] if none else []
     candidates += [of_percentile(kind, percentile, **parameters) for kind in kinds for percentile in percentiles]
     candidates += [written_out(policy) for policy in policies]
-    folders = [candidate.folder for candidate in candidates]
-    repeated = sorted({candidate.name for candidate in candidates if folders.count(candidate.folder) > 1})
+    folders = Counter(candidate.folder for candidate in candidates)
+    repeated = sorted({candidate.name for candidate in candidates if folders[candidate.folder] > 1})
     if repeated:
         raise ValueError(f"two candidates are the same: {', '.join(repeated)}")
     if not candidates:

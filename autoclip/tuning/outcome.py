@@ -1,9 +1,11 @@
 """What a sweep found: figures per candidate, the Pareto front, the recommendation and its reason."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
+from itertools import combinations, groupby, pairwise
 from math import inf, isfinite
 from statistics import fmean, median, stdev
 from typing import Any
@@ -13,6 +15,7 @@ from scipy import stats
 from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.scoring import Score, base_scores, instability_of, steps_to_target
 
+MOST_COMPARED = 20
 NEAR_BEST = 0.05
 """A candidate whose convergence is within this share of the best is fast enough; the most stable of these wins."""
 
@@ -109,18 +112,16 @@ def result(candidate: Candidate, scores: Sequence[Score], reference: float) -> R
 
 def pareto_front(results: Sequence[Result]) -> list[Result]:
     """The feasible candidates that no other feasible one beats in both objectives, fastest first."""
-    feasible = [one for one in results if not one.failures]
-    front = [
-        one
-        for one in feasible
-        if not any(
-            other.convergence <= one.convergence
-            and other.instability <= one.instability
-            and (other.convergence, other.instability) != (one.convergence, one.instability)
-            for other in feasible
-        )
-    ]
-    return sorted(front, key=lambda one: one.convergence)
+    feasible = sorted((one for one in results if not one.failures), key=lambda one: one.convergence)
+    front: list[Result] = []
+    steadiest = inf
+    for _, group in groupby(feasible, key=lambda one: one.convergence):
+        equals = list(group)
+        least = min(one.instability for one in equals)
+        if least < steadiest:
+            front += [one for one in equals if one.instability == least]
+            steadiest = least
+    return front
 
 
 def recommend(results: Sequence[Result]) -> Recommendation | None:
@@ -151,7 +152,8 @@ def degenerate(results: Sequence[Result]) -> list[str]:
     """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
 
     Two thresholds cannot be told apart where the 95 % intervals of their paired differences (Student t over the seeds,
-    three at least) hold zero, in the AULC and in the mean validation loss over the learning rates.
+    three at least) hold zero, in the AULC and in the mean validation loss over the learning rates. Of more than 20
+    thresholds each is compared with the next larger one only.
     """
     lines = []
     for one in results:
@@ -162,19 +164,22 @@ def degenerate(results: Sequence[Result]) -> list[str]:
             lines.append(f"{one.candidate.name} never clipped: it is the same as no clipping")
         elif kind != "none" and one.clip_rate == 0:
             lines.append(f"{one.candidate.name} never clipped after its warm-up, or never left it")
-    fixed = [one for one in results if one.candidate.threshold is not None]
-    for index, one in enumerate(fixed):
-        lines += [
-            f"{one.candidate.name} and {other.candidate.name} are the same within the noise of {one.seeds} seeds"
-            for other in fixed[index + 1 :]
-            if _same_within_noise(one, other)
-        ]
+    fixed = [(threshold, one) for one in results if (threshold := one.candidate.threshold) is not None]
+    pairs: Iterable[tuple[Any, Any]] = combinations(fixed, 2)
+    if len(fixed) > MOST_COMPARED:
+        pairs = pairwise(sorted(fixed, key=lambda pair: pair[0]))
+    lines += [
+        f"{one.candidate.name} and {other.candidate.name} are the same within the noise of {one.seeds} seeds"
+        for (_, one), (_, other) in pairs
+        if _same_within_noise(one, other)
+    ]
     return lines
 
 
 def as_csv(results: Sequence[Result]) -> str:
     """One line per candidate, all figures."""
-    rows = [_row(one, pareto_front(results)) for one in results]
+    front = {id(one) for one in pareto_front(results)}
+    rows = [_row(one, pareto=id(one) in front) for one in results]
     text = StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -182,7 +187,7 @@ def as_csv(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def _row(one: Result, front: Sequence[Result]) -> dict[str, Any]:
+def _row(one: Result, *, pareto: bool) -> dict[str, Any]:
     return {
         "candidate": one.candidate.name,
         "convergence": f"{one.convergence:.6g}",
@@ -199,7 +204,7 @@ def _row(one: Result, front: Sequence[Result]) -> dict[str, Any]:
         "spikes": sum(score.spikes for score in one.base),
         "steps": sum(score.steps for score in one.scores),
         "seconds": f"{one.seconds:.2f}",
-        "pareto": one in front,
+        "pareto": pareto,
     }
 
 
@@ -227,5 +232,10 @@ def _holds_zero(first: Mapping[int, float], second: Mapping[int, float]) -> bool
         return True
     if len(differences) < 3 or len(set(differences)) == 1:
         return False
-    half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
+    half: float = _t_quantile(len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
     return bool(abs(fmean(differences)) <= half)
+
+
+@cache
+def _t_quantile(freedom: int) -> float:
+    return float(stats.t.ppf(0.975, freedom))

@@ -11,6 +11,8 @@ from autoclip.tuning.outcome import Recommendation, Result, pareto_front
 
 COLOURS = {"fixed": "tab:orange", "none": "black", "fixed_percentile": "tab:green", "running_quantile": "tab:blue"}
 OTHER_COLOUR = "tab:purple"
+MOST_NAMED = 100
+"""Candidates up to which each is named; of more, those on the Pareto front."""
 
 
 def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None, path: Path) -> None:
@@ -24,22 +26,29 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
     left, right = _limits(results)
     seeds = max(one.seeds for one in results)
     labelled: set[str] = set()
+    front = pareto_front(results)
+    named = results if len(results) <= MOST_NAMED else front
+    alike: dict[tuple[str, bool, bool, bool], list[Result]] = {}
     for one in results:
-        kind = str(one.candidate.policy["kind"])
-        inside = one.convergence <= right
+        inside, few = one.convergence <= right, one.seeds < seeds  # a race gave it fewer
+        alike.setdefault((str(one.candidate.policy["kind"]), bool(one.failures), few, inside), []).append(one)
+    for (kind, failed, few, inside), group in alike.items():
         axes.errorbar(
-            min(one.convergence, right),
-            one.instability,
-            xerr=one.convergence_spread if inside else None,
-            yerr=one.instability_spread,
-            fmt="x" if one.failures else "o",
-            markerfacecolor=None if one.seeds == seeds else "white",  # a race gave it fewer
+            [min(one.convergence, right) for one in group],
+            [one.instability for one in group],
+            xerr=[one.convergence_spread for one in group] if inside else None,
+            yerr=[one.instability_spread for one in group],
+            fmt="x" if failed else "o",
+            markerfacecolor="white" if few else None,
             markersize=5,
             color=COLOURS.get(kind, OTHER_COLOUR),
             elinewidth=0.5,
             label=None if kind in labelled else kind,
         )
         labelled.add(kind)
+    for one in named:
+        kind = str(one.candidate.policy["kind"])
+        inside = one.convergence <= right
         short = one.candidate.name.removeprefix(f"{kind} ")
         axes.annotate(
             short if inside else f"{short} (at {one.convergence:.3g}) >",
@@ -50,7 +59,6 @@ def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None
             fontsize=7,
             color=COLOURS.get(kind, OTHER_COLOUR),
         )
-    front = pareto_front(results)
     steps = [one.convergence for one in front], [one.instability for one in front]
     axes.step(*steps, where="post", color="grey", linewidth=0.8, label="Pareto front")
     if recommendation:

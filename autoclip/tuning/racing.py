@@ -6,8 +6,10 @@ races", 1994) and of Birattari et al. ("A racing algorithm for configuring metah
 objectives and a budget, and the seeds are common to all candidates, so that differences are paired.
 """
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from statistics import fmean
 
@@ -112,14 +114,7 @@ def survivors(scores: Mapping[str, Sequence[Sequence[Score]]], reference: float,
     margins = limit - convergence[fastest], FIRST_SEED_INSTABILITY
     if len(areas[fastest]) > 1:
         margins = _uncertainty(areas), _uncertainty(steadiness)
-    left = [
-        name
-        for name in able
-        if not any(
-            convergence[name] - convergence[other] > margins[0] and unsteady[name] - unsteady[other] > margins[1]
-            for other in able
-        )
-    ]
+    left = _unbeaten(convergence, unsteady, margins)
     fast = sorted((name for name in left if convergence[name] <= limit), key=lambda name: unsteady[name])
     slow = sorted((name for name in left if convergence[name] > limit), key=lambda name: convergence[name])
     order = [*fast, *slow]
@@ -127,6 +122,20 @@ def survivors(scores: Mapping[str, Sequence[Sequence[Score]]], reference: float,
     if fastest not in kept and most > 1:
         kept[-1] = fastest
     return kept
+
+
+def _unbeaten(
+    convergence: Mapping[str, float], unsteady: Mapping[str, float], margins: tuple[float, float]
+) -> list[str]:
+    """The candidates that no other one beats in both figures by more than the margins."""
+    faster = sorted(convergence, key=lambda name: convergence[name])
+    steadiest = list(accumulate((unsteady[name] for name in faster), min))
+    left = []
+    for name in convergence:
+        count = bisect(faster, False, key=lambda other: convergence[name] - convergence[other] <= margins[0])
+        if not count or unsteady[name] - steadiest[count - 1] <= margins[1]:
+            left.append(name)
+    return left
 
 
 def _uncertainty(values: Mapping[str, Sequence[float]]) -> float:

@@ -58,8 +58,18 @@ def read_run(directory: Path) -> Run:
     """Read a finished run directory.
 
     Raises:
-        RunError: it holds no finished run, or its files do not belong together.
+        RunError: it holds no finished run, or its files are damaged or do not belong together.
     """
+    try:
+        return _read_run(directory)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RunError(
+            f"{directory} is damaged ({reason}): move it away, and the sweep's command trains it anew"
+        ) from None
+
+
+def _read_run(directory: Path) -> Run:
     summary = read_json(directory / SUMMARY)
     if summary is None or summary.get("status") not in ("finished", "diverged"):
         raise RunError(f"{directory} holds no finished run")

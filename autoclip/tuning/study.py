@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -31,6 +32,7 @@ UNSIGNED_SECONDS = 60
 OPEN_ATTEMPTS = 5
 
 KEY = "key"
+CLAIMANT = "claimant"
 WORKER = "worker"
 BEGUN = "begun"
 LIVE = (TrialState.RUNNING, TrialState.COMPLETE)
@@ -40,7 +42,8 @@ def open_storage(url: str) -> RDBStorage:
     """Open a database.
 
     Raises:
-        UsageError: it cannot be opened.
+        UsageError: it lives in memory.
+        UnopenedStorageError: it cannot be opened.
     """
     if url in ("sqlite://", "sqlite:///:memory:"):
         raise UsageError(f"{url} lives in one process only: name a file, as in sqlite:///study.db")
@@ -55,9 +58,20 @@ def open_storage(url: str) -> RDBStorage:
         except Exception as error:  # drivers raise errors of their own
             if not isinstance(error, IntegrityError) and "already exists" not in str(error):
                 reason = str(error).splitlines()[0]
-                raise UsageError(f"cannot open the storage {without_password(url)}: {reason}") from error
+                raise UnopenedStorageError(f"cannot open the storage {without_password(url)}: {reason}") from error
             time.sleep(1 + attempt)  # another command is creating the tables at this moment
-    raise UsageError(f"cannot open the storage {without_password(url)}: its tables cannot be created")
+    raise UnopenedStorageError(f"cannot open the storage {without_password(url)}: its tables cannot be created")
+
+
+def sqlite_file(url: str) -> Path | None:
+    """File of a SQLite database; None for another database, or a URL that is none."""
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        return None
+    if parts.get_backend_name() != "sqlite" or not parts.database:
+        return None
+    return Path(parts.database.removeprefix("file:"))
 
 
 def without_password(url: str) -> str:
@@ -66,6 +80,10 @@ def without_password(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return url
+
+
+class UnopenedStorageError(UsageError):
+    """A database cannot be opened, now at least."""
 
 
 class SharedStudy:
@@ -131,7 +149,7 @@ class SharedStudy:
             state=TrialState.RUNNING,
             params=dict(params or {}),
             distributions=dict(distributions or {}),
-            user_attrs={**(user_attrs or {}), KEY: key, BEGUN: time.time()},
+            user_attrs={**(user_attrs or {}), KEY: key, BEGUN: time.time(), CLAIMANT: _this_process()},
         )
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
         with suppress(UpdateFinishedTrialError):  # this process was asleep meanwhile, and given up for lost
@@ -139,8 +157,7 @@ class SharedStudy:
             if first is not None and first._trial_id == trial_id:
                 self._storage.record_heartbeat(trial_id)
                 # Only who has a heartbeat signs, so that a process killed before is told by the missing signature.
-                worker = {"host": socket.gethostname(), "pid": os.getpid()}
-                self._storage.set_trial_user_attr(trial_id, WORKER, worker)
+                self._storage.set_trial_user_attr(trial_id, WORKER, _this_process())
                 return optuna.Trial(self.optuna, trial_id)
             self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
         return None
@@ -193,17 +210,16 @@ class SharedStudy:
     def free_lost(self) -> None:
         """Fail the running trials whose processes are no more, so that their keys can be claimed again.
 
-        Those of this machine are told by their process, without waiting for the heartbeat; a trial that was begun and
-        never signed has no heartbeat either, and is told by its age.
+        Those of this machine are told by their process, without waiting for the heartbeat; a trial that was begun on
+        another one and never signed has no heartbeat either, and is told by its age.
         """
         optuna.storages.fail_stale_trials(self.optuna)
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(WORKER)
-            if worker:
-                lost = worker["host"] == socket.gethostname() and not _is_alive(worker["pid"])
-            else:
-                lost = BEGUN in trial.user_attrs and time.time() - trial.user_attrs[BEGUN] > UNSIGNED_SECONDS
-            if lost:
+            attributes = trial.user_attrs
+            process = attributes.get(WORKER) or attributes.get(CLAIMANT)
+            ended = process and process["host"] == socket.gethostname() and not _is_alive(process["pid"])
+            unsigned = WORKER not in attributes and BEGUN in attributes
+            if ended or (unsigned and time.time() - attributes[BEGUN] > UNSIGNED_SECONDS):
                 with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
                     self.optuna.tell(trial.number, state=TrialState.FAIL)
 
@@ -213,6 +229,10 @@ class SharedStudy:
             self.optuna.set_user_attr(name, value)
         kept: float = self.optuna.user_attrs[name]
         return kept
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,0 +1,271 @@
+"""Workers that are killed, a database that is locked or gone, two sweeps at once: every run is done once, and right."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.large_study import build
+from tests.faults.nursery import ROOT
+from tests.faults.outcomes import Outcomes
+
+CONFIG = """
+name: tiny
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.5, momentum: 0.9}
+steps: 150
+checkpoint_every: 30
+sweep:
+  thresholds: [0.1, 1.0]
+  percentiles: [50]
+  kinds: [running_quantile]
+  seeds: [0, 1, 2]
+  lr_multipliers: [0.2, 1]
+"""
+RUNS = 4 * 3
+LIMIT = 240
+
+
+class Command:
+    """A sweep that runs, in a process group of its own."""
+
+    def __init__(self, config: Path, out: Path, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "autoclip", "sweep", str(config), "--output-dir", str(out), "-f", "json", *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ended(self) -> tuple[int, str, str]:
+        """Exit code, output and errors, once it has ended."""
+        printed, errors = self.process.communicate(timeout=LIMIT)
+        return self.process.returncode, printed, errors
+
+    def workers(self) -> list[int]:
+        """Its worker processes, which are forked from a process that it started for this."""
+        parents = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                if b"forkserver" in (process / "cmdline").read_bytes():
+                    status = (process / "stat").read_text().rpartition(")")[2].split()
+                    if status[0] != "Z":
+                        parents[int(process.name)] = int(status[1])
+        return [child for child, parent in parents.items() if parents.get(parent) == self.process.pid]
+
+    def kill(self) -> None:
+        """End everything that is left of it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Command]]:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds the workers in Linux's /proc")
+    begun: list[Command] = []
+
+    def start(config: Path, out: Path, *options: str) -> Command:
+        begun.append(Command(config, out, *options))
+        return begun[-1]
+
+    yield start
+    for command in begun:
+        command.kill()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quiet(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a sweep by one worker, to which nothing happened."""
+    out = tmp_path_factory.mktemp("quiet") / "out"
+    command = Command(config, out)
+    try:
+        code, _, errors = command.ended()
+    finally:
+        command.kill()
+    assert code == 0, errors
+    return out
+
+
+def metrics(out: Path) -> dict[Path, bytes]:
+    return {path.relative_to(out): path.read_bytes() for path in sorted(out.glob("runs/*/*/*/metrics.jsonl"))}
+
+
+def lost(out: Path, quiet: Path) -> int:
+    """Runs that are missing, done twice, or others than those of the undisturbed sweep."""
+    with closing(sqlite3.connect(out / "study.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        query = (
+            "SELECT value_json FROM trials JOIN trial_user_attributes USING (trial_id) "
+            "WHERE state = 'COMPLETE' AND key = 'key'"
+        )
+        done = Counter(json.loads(key) for (key,) in database.execute(query))
+    found, right = metrics(out), metrics(quiet)
+    wrong = sum(found.get(path) != content for path, content in right.items()) + len(found.keys() - right.keys())
+    wrong += abs(len(done) - RUNS - 4) + sum(number - 1 for number in done.values())
+
+    def figures(place: Path) -> list[list[str]]:  # all columns but the seconds
+        return [row.split(",")[:-2] for row in (place / "trials.csv").read_text().splitlines()]
+
+    return wrong + sum(a != b for a, b in zip(figures(out), figures(quiet), strict=True))
+
+
+def until(condition: Callable[[], object], command: Command) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert command.process.poll() is None, command.process.communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_workers_killed_at_random(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes, seed: int
+) -> None:
+    generator = random.Random(seed)
+    command = begin(config, tmp_path / "out", "--workers", "2")
+    until(lambda: metrics(tmp_path / "out"), command)
+    killed = 0
+    while command.process.poll() is None and killed < 18:
+        time.sleep(generator.uniform(0.05, 0.8))
+        workers = command.workers()
+        if workers:
+            with suppress(ProcessLookupError):
+                os.kill(generator.choice(workers), signal.SIGKILL)
+                killed += 1
+    code, _, errors = command.ended()
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    assert killed >= 3
+    wrong = lost(tmp_path / "out", quiet)
+    outcomes.add("worker of a sweep killed", "its run goes on", times=killed, lost=wrong)
+    assert wrong == 0
+
+
+def test_a_database_that_is_locked_for_ten_seconds(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    out = tmp_path / "out"
+    command = begin(config, out, "--workers", "2")
+    until(lambda: len(metrics(out)) > 1, command)
+    with closing(sqlite3.connect(out / "study.db", timeout=30, isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        time.sleep(10)
+        database.execute("ROLLBACK")
+    code, _, errors = command.ended()
+    assert code == 0, errors
+    wrong = lost(out, quiet)
+    outcomes.add("database locked for ten seconds", "the sweep goes on", lost=wrong)
+    assert wrong == 0
+
+
+def test_a_database_that_is_gone_for_ten_seconds(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    out = tmp_path / "out"
+    command = begin(config, out, "--workers", "2")
+    until(lambda: len(metrics(out)) > 1, command)
+    away = tmp_path / "elsewhere.db"
+    with closing(sqlite3.connect(out / "study.db", timeout=30, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")  # as an unmounted disk, it goes between two transactions
+        (out / "study.db").rename(away)
+    time.sleep(10)
+    away.replace(out / "study.db")
+    code, _, errors = command.ended()
+    assert code == 0, errors
+    (line,) = [line for line in errors.splitlines() if "does not answer" in line]
+    assert "waiting up to 60 s for it" in line
+    assert "Traceback" not in errors
+    wrong = lost(out, quiet)
+    outcomes.add("database gone for ten seconds", "the sweep waits and goes on", lost=wrong)
+    assert wrong == 0
+
+
+def test_a_database_that_stays_away(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    out = tmp_path / "out"
+    command = begin(config, out)
+    until(lambda: metrics(out), command)
+    away = tmp_path / "elsewhere.db"
+    (out / "study.db").rename(away)
+    code, printed, errors = command.ended()
+    assert (code, printed) == (1, "")
+    assert "was lost" in errors.splitlines()[-1]
+    assert "the same command continues once it is back" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    away.replace(out / "study.db")
+    code, _, errors = begin(config, out).ended()
+    assert code == 0, errors
+    wrong = lost(out, quiet)
+    outcomes.add("database gone for longer than a minute, then started again", "one error, then the rest", lost=wrong)
+    assert wrong == 0
+
+
+def test_two_sweeps_at_once_in_one_directory(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    out = tmp_path / "out"
+    both = [begin(config, out) for _ in range(2)]
+    for command in both:
+        code, printed, errors = command.ended()
+        assert code == 0, errors
+        assert len(json.loads(printed)["candidates"]) == 4
+    other = begin(config, out, "optimizer.lr=0.25")
+    code, _, errors = other.ended()
+    assert code == 2
+    assert "optimizer.lr: 0.5 -> 0.25" in errors
+    wrong = lost(out, quiet)
+    outcomes.add("two sweeps at once in one directory", "they share the runs", lost=wrong)
+    outcomes.add("another sweep in the same directory", "one error")
+    assert wrong == 0
+
+
+def test_eight_workers_on_one_sqlite_file(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    code, _, errors = begin(config, tmp_path / "out", "--workers", "8").ended()
+    assert code == 0, errors
+    assert not errors.count("Traceback")
+    wrong = lost(tmp_path / "out", quiet)
+    outcomes.add("eight workers on one SQLite file", "the same figures", lost=wrong)
+    assert wrong == 0
+
+
+def test_a_study_of_ten_thousand_trials_is_resumed_in_seconds(
+    begin: Callable[..., Command], tmp_path: Path, outcomes: Outcomes
+) -> None:
+    candidates, unfinished = 3400, 2
+    path = build(tmp_path / "large", candidates, unfinished)
+    out = tmp_path / "large" / "out"
+    began = time.monotonic()
+    code, printed, errors = begin(path, out).ended()
+    seconds = time.monotonic() - began
+    assert code == 0, errors
+    assert len(json.loads(printed)["candidates"]) == candidates
+    with closing(sqlite3.connect(out / "study.db")) as database:
+        counts = database.execute("SELECT state, count(*) FROM trials GROUP BY state").fetchall()
+    assert counts == [("COMPLETE", 4 * candidates)]
+    assert len(metrics(out)) == 3 * unfinished
+    outcomes.add(f"{4 * candidates} trials, resumed with {3 * unfinished} runs to do", f"done in {seconds:.0f} s")
+    assert seconds < 150

@@ -1,0 +1,82 @@
+"""What is quick for thousands of candidates gives what the plain definitions give."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from autoclip.tuning.candidates import Candidate, fixed, grid
+from autoclip.tuning.outcome import Result, as_csv, degenerate, pareto_front, recommend, result
+from autoclip.tuning.pareto_plot import plot_pareto
+from autoclip.tuning.racing import survivors
+from tests.scores import score_with
+
+
+def found(candidate: Candidate, area: float, loss: float, *, seeds: int = 2, failed: bool = False) -> Result:
+    scores = [
+        score_with(seed=seed, aulc=area + 0.01 * seed, validation_loss=loss, bounded_loss=loss, failed=failed)
+        for seed in range(seeds)
+    ]
+    return result(candidate, scores, 0.1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_front_is_who_is_beaten_by_nobody(seed: int) -> None:
+    generator = random.Random(seed)
+    coarse = [generator.randrange(1, 6) / 5 for _ in range(80)]
+    results = [
+        found(fixed(place + 1.0), coarse[2 * place], coarse[2 * place + 1] / 2, failed=generator.random() < 0.2)
+        for place in range(40)
+    ]
+    able = [one for one in results if not one.failures]
+
+    def beats(other: Result, one: Result) -> bool:
+        pairs = (other.convergence, other.instability), (one.convergence, one.instability)
+        return pairs[0] != pairs[1] and all(a <= b for a, b in zip(*pairs, strict=True))
+
+    expected = sorted(
+        (one for one in able if not any(beats(other, one) for other in able)), key=lambda one: one.convergence
+    )
+    assert [one.candidate.name for one in pareto_front(results)] == [one.candidate.name for one in expected]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_survivors_of_the_first_seed_are_who_is_clearly_beaten_by_nobody(seed: int) -> None:
+    generator = random.Random(seed)
+    figures = {f"c{n}": (generator.randrange(10, 20) / 10, generator.randrange(1, 9) / 10) for n in range(30)}
+    scores = {
+        name: [[score_with(seed=0, aulc=area, validation_loss=loss, bounded_loss=loss)]]
+        for name, (area, loss) in figures.items()
+    }
+    unsteady = {name: (one[0][0].bounded_loss - 0.1) / (one[0][0].initial_loss - 0.1) for name, one in scores.items()}
+    best = min(area for area, _ in figures.values())
+    expected = {
+        name
+        for name, (area, _) in figures.items()
+        if not any(
+            area - other[0] > 0.05 * best and unsteady[name] - unsteady[key] > 0.1 for key, other in figures.items()
+        )
+    }
+    assert set(survivors(scores, 0.1, most=30)) == expected
+
+
+def test_thousands_of_candidates_take_seconds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    candidates = grid(none=True, thresholds=[n / 100 for n in range(1, 3001)], percentiles=[], kinds=[])
+    results = [found(one, 1 + n * 7919 % 1000 / 1000, n * 31 % 97 / 100) for n, one in enumerate(candidates)]
+    assert as_csv(results).count("\n") == 3002
+    assert len(degenerate(results)) < 2 * 3001
+    plot_pareto(results, recommend(results), tmp_path / "pareto.png")
+    scores = {one.candidate.name: [[score] for score in one.scores] for one in results}
+    assert survivors(scores, 0.1, most=10)
+    assert time.monotonic() - began < 30
+
+
+def test_few_thresholds_are_compared_with_each_other_and_many_with_the_next() -> None:
+    few = [found(fixed(n + 1.0), 1.0, 0.5, seeds=3) for n in range(5)]
+    assert len(degenerate(few)) == 5 * 4 / 2 + sum("clipped" in line for line in degenerate(few))
+    many = [found(fixed(n + 1.0), 1.0, 0.5, seeds=3) for n in reversed(range(30))]
+    same = [line for line in degenerate(many) if "the same within" in line]
+    assert len(same) == 29
+    assert same[0].startswith("fixed 1 and fixed 2 are the same")

@@ -1,0 +1,187 @@
+"""What a resumed run and a resumed sweep do with files and trials that are not as they left them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState, create_trial
+
+from autoclip.errors import RunError, UsageError
+from autoclip.lab.checkpoint import load_checkpoint, save_checkpoint
+from autoclip.lab.claimed_directory import claimed
+from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
+from autoclip.lab.train import train
+from autoclip.tuning.scoring import read_run
+from autoclip.tuning.study import BEGUN, CLAIMANT, KEY, SharedStudy, open_storage
+from tests.test_train import CONFIG
+from tests.tiny_task import TinyTask
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ExperimentConfig:
+    (tmp_path / "x.yaml").write_text(CONFIG)
+    return load_config(tmp_path / "x.yaml")
+
+
+def stopped(config: ExperimentConfig, directory: Path, task: Any, after: int, *, resume: bool) -> Any:
+    directory.mkdir(exist_ok=True)
+    seen: list[Any] = []
+    said: list[str] = []
+    return train(
+        config,
+        task,
+        1,
+        directory,
+        resume=resume,
+        on_step=seen.append,
+        should_stop=lambda: len(seen) >= after,
+        say=said.append,
+    )
+
+
+class LateLoss(TinyTask):
+    """Has no finite validation loss before the first step."""
+
+    calls = 0
+
+    def evaluate(self, model: torch.nn.Module) -> float:
+        self.calls += 1
+        return float("nan") if self.calls == 1 else super().evaluate(model)
+
+
+def test_an_initial_loss_that_was_not_finite_is_not_measured_later(config: ExperimentConfig, tmp_path: Path) -> None:
+    task = LateLoss()
+    stopped(config, tmp_path / "run", task, 9, resume=False)
+    status, training = stopped(config, tmp_path / "run", task, 99, resume=True)
+    assert status == "finished"
+    assert training.tally.initial_validation_loss is None
+    assert len(training.tally.validation) == 4
+
+
+def test_a_checkpoint_of_another_model_or_layout_is_one_error(config: ExperimentConfig, tmp_path: Path) -> None:
+    stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
+    with pytest.raises(
+        RunError, match=r"does not fit this task or this version of autoclip \(RuntimeError: .*size"
+    ) as met:
+        stopped(config, tmp_path / "run", TinyTask(features=5), 99, resume=True)
+    assert "\n" not in str(met.value)
+    state, _ = load_checkpoint(tmp_path / "run")
+    assert state is not None
+    del state["scaler"]
+    save_checkpoint(tmp_path / "run", state)
+    with pytest.raises(RunError, match=r"does not fit this task or this version of autoclip \(KeyError: 'scaler'"):
+        stopped(config, tmp_path / "run", TinyTask(), 99, resume=True)
+
+
+def test_a_checkpoint_tells_the_code_and_other_code_is_refused(config: ExperimentConfig, tmp_path: Path) -> None:
+    stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
+    state, _ = load_checkpoint(tmp_path / "run")
+    assert state is not None
+    assert set(state["code"]) == {"autoclip", "torch", "tests.tiny_task:TinyTask"}
+    save_checkpoint(tmp_path / "run", {**state, "code": {**state["code"], "torch": "1.0"}})
+    with pytest.raises(UsageError, match=r"begun with other code: torch 1\.0 is now"):
+        stopped(config, tmp_path / "run", TinyTask(), 99, resume=True)
+
+
+def test_a_repeat_in_the_metrics_is_no_substitute_for_a_gap(config: ExperimentConfig, tmp_path: Path) -> None:
+    stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], lines[3], *lines[5:]]) + "\n")
+    with pytest.raises(RunError, match="holds 4 steps, the checkpoint 9"):
+        stopped(config, tmp_path / "run", TinyTask(), 99, resume=True)
+
+
+def test_a_damaged_summary_is_one_error_and_an_empty_one_is_none(
+    config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run_experiment(config, out, resume=False)
+    whole = (out / "seed-0" / "metrics.jsonl").read_bytes()
+    (out / "seed-0" / "summary.json").write_text("{}")
+    assert run_experiment(config, out, resume=True) == 0
+    assert (out / "seed-0" / "metrics.jsonl").read_bytes() == whole
+    (out / "seed-0" / "summary.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match=r"summary\.json is not valid JSON"):
+        run_experiment(config, out, resume=True)
+    capsys.readouterr()
+
+
+def test_a_finished_run_of_a_sweep_that_was_damaged_is_one_error(config: ExperimentConfig, tmp_path: Path) -> None:
+    run_quietly(config, make_task(config), 0, tmp_path / "run", Interrupt())
+    assert len(read_run(tmp_path / "run").losses) == 40
+    path = tmp_path / "run" / "metrics.jsonl"
+    text = path.read_text()
+    for damaged in (
+        text.replace('"loss"', '"lost"', 1),
+        text.replace("{", "", 1),
+        text.replace('"step": 0', '"step": [', 1),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(RunError, match=r"is damaged \(.*move it away"):
+            read_run(tmp_path / "run")
+    path.write_text("[]\n" * 40)
+    with pytest.raises(RunError, match="is damaged"):
+        read_run(tmp_path / "run")
+
+
+def test_a_task_that_leaves_fails_its_seed_only(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that calls `sys.exit` fails its seed, and the next seed is trained."""
+
+    def leave(self: TinyTask, model: Any, batch: Any) -> Any:
+        sys.exit(0)
+
+    monkeypatch.setattr(TinyTask, "loss", leave)
+    assert run_experiment(config.model_copy(update={"seeds": (0, 1)}), tmp_path / "out", resume=False) == 1
+    total = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["status"] for row in total["seeds"]] == ["failed", "failed"]
+    assert "SystemExit" in total["seeds"][1]["error"]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_trial_whose_process_ended_before_it_signed_is_freed_at_once(tmp_path: Path) -> None:
+    study = SharedStudy(open_storage(f"sqlite:///{tmp_path / 'study.db'}"), "x", ["a"], "same", lambda before: [before])
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for key, host, pid in (
+        ("dead", socket.gethostname(), ended.pid),
+        ("alive", socket.gethostname(), os.getpid()),
+        ("elsewhere", "another-host", ended.pid),
+    ):
+        attributes = {KEY: key, BEGUN: time.time(), CLAIMANT: {"host": host, "pid": pid}}
+        study.optuna.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
+    study.free_lost()
+    assert set(study.taken()) == {"alive", "elsewhere"}
+    assert set(study.trials([TrialState.FAIL])) == {"dead"}
+    assert isinstance(study.claim("dead"), optuna.Trial)
+
+
+def test_a_run_of_a_sweep_waits_for_whoever_trains_it(config: ExperimentConfig, tmp_path: Path) -> None:
+    directory, task, interrupt = tmp_path / "run", make_task(config), Interrupt()
+    directory.mkdir()
+    release = ExitStack()
+    assert release.enter_context(claimed(directory, lambda: False))
+    began = time.monotonic()
+    timer = Timer(0.5, release.close)
+    timer.start()
+    run_quietly(config, task, 0, directory, interrupt)
+    timer.join()
+    assert time.monotonic() - began > 0.4
+    assert len(read_run(directory).losses) == 40
+
+    with claimed(directory, lambda: False):
+        interrupt.asked = True
+        run_quietly(config.model_copy(update={"seeds": (0,)}), task, 0, directory, interrupt)
