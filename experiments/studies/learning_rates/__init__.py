@@ -1,0 +1,1 @@
+"""How far a rule widens the range of usable learning rates."""

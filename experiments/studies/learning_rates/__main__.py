@@ -1,0 +1,12 @@
+"""Train what is missing of the study, and write its tables, figure and README.
+
+python -m experiments.studies.learning_rates [--quick] [--workers N]
+"""
+
+from pathlib import Path
+
+from experiments.studies.command import main
+from experiments.studies.learning_rates.report import report
+
+if __name__ == "__main__":
+    main(Path(__file__).parent, report)

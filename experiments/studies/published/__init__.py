@@ -1,0 +1,1 @@
+"""Which published directions the data of the other studies show, and which not."""

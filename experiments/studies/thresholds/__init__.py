@@ -1,0 +1,1 @@
+"""Which rule, on every task, at a low, a good and a too high learning rate."""

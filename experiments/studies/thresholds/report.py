@@ -1,0 +1,110 @@
+"""The tables, the figure and the README of the study of thresholds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.studies.documents import percent, write_csv, write_section
+from experiments.studies.results import RunTable, chosen
+from experiments.studies.statistics import Cell, cells_of
+from experiments.studies.study import Job, Study
+from experiments.studies.tables import (
+    failure_rows,
+    failure_table,
+    is_untouched,
+    pair_rows,
+    pair_table,
+    regret_rows,
+    regret_table,
+)
+
+
+def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> None:
+    """Write what the finished runs say, however many they are."""
+    rows = chosen(table, jobs)
+    arms = list(study.arms)
+    cells = cells_of(rows, arms)
+    if not cells:
+        print(f"no cell has a seed that every rule has finished ({len(rows)} of {len(jobs)} runs are in)")
+        return
+    cells.sort(key=lambda cell: (list(study.tasks).index(cell.task), cell.lr))
+    results = folder / "results"
+    write_csv(results / "regret.csv", regret_rows(cells))
+    write_csv(results / "failures.csv", failure_rows(cells, arms))
+    write_csv(results / "pairs.csv", pair_rows(cells, study.references))
+    draw(study, cells, folder / "regret.png")
+    write_section(folder / "README.md", "results", "\n\n".join(_sections(study, jobs, len(rows), cells)))
+    print(f"{len(rows)} of {len(jobs)} runs; written: {folder / 'README.md'}, {folder / 'regret.png'}, {results}")
+
+
+def _sections(study: Study, jobs: Sequence[Job], done: int, cells: Sequence[Cell]) -> list[str]:
+    seeds = sorted({len(cell.seeds) for cell in cells})
+    span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    planned = len({(job.task, job.lr) for job in jobs})
+    arms = list(study.arms)
+    parts = [
+        f"**{done} of the {len(jobs)} planned runs are in**: {len(cells)} of {planned} cells, with {span} seeds that "
+        f"every rule has finished.",
+        "![Normalised regret of every rule in every cell](regret.png)",
+        "Normalised regret in percent at each learning rate: 0 is the best rule of the cell, 100 one that learned "
+        "nothing. Median and worst cell with 95 % bootstrap intervals over the seeds; failed runs with Wilson's "
+        "interval in percent; avoidable: failed where another rule had no failure."
+        + (" A star marks what the default was not chosen on." if study.untouched else ""),
+        regret_table(study, cells),
+        "Failed runs (non-finite, or no better than a constant) with Wilson's 95 % interval in percent.",
+        failure_table(cells, arms),
+    ]
+    for reference in study.references:
+        parts += [
+            f"In pairs of the same seed against `{reference}`: ratio of the final validation losses, 95 % intervals by "
+            "Student's t on the logs.",
+            pair_table(cells, arms, reference),
+        ]
+    return parts
+
+
+def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
+    """The regret of every rule in every cell, as a map; a cross for each failed run."""
+    arms = [arm for arm in study.arms if any(arm in cell.arms for cell in cells)]
+    values = np.full((len(arms), len(cells)), np.nan)
+    for column, cell in enumerate(cells):
+        for arm, regret in zip(cell.arms, cell.regrets, strict=True):
+            values[arms.index(arm), column] = regret
+    figure = Figure(figsize=(3.2 + 0.46 * len(cells), 1.9 + 0.28 * len(arms)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(100 * values, cmap="YlOrRd", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        cell = cells[column]
+        if np.isnan(value):
+            continue
+        failed = int(cell.failed[cell.arms.index(arms[row])].sum())
+        axes.text(
+            column,
+            row,
+            percent(float(value)) + (f"\n{failed}x" if failed else ""),
+            ha="center",
+            va="center",
+            fontsize=7,
+            linespacing=0.9,
+            color="white" if value > 0.6 else "black",
+        )
+    axes.set_yticks(range(len(arms)), [f"{arm} (default)" if arm == study.default else arm for arm in arms], fontsize=8)
+    marks = [f"{cell.lr:g}{'*' if is_untouched(study, cell) else ''}" for cell in cells]
+    axes.set_xticks(range(len(cells)), marks, fontsize=8)
+    axes.set_xlabel("learning rate" + (" (* the default was not chosen on it)" if study.untouched else ""), fontsize=9)
+    names = axes.secondary_xaxis("top")
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    places = {task: [column for column, cell in enumerate(cells) if cell.task == task] for task in tasks}
+    names.set_xticks([float(np.mean(columns)) for columns in places.values()], tasks, fontsize=8)
+    names.tick_params(length=0)
+    for columns in list(places.values())[1:]:
+        axes.axvline(columns[0] - 0.5, color="white", linewidth=3)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+    bar.set_label("normalised regret in % (nx: n failed runs)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
