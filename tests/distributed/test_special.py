@@ -43,6 +43,14 @@ def test_a_nan_on_one_rank_raises_on_all_of_them(told, ranks, layout):
     assert message.startswith("non-finite gradient norm at step 0, in scale and 8 more")
 
 
+@pytest.mark.parametrize(("ranks", "layout"), sorted({*EVERYWHERE, *SHARDED}))
+def test_steps_that_do_not_wait_are_those_that_do_on_every_rank(told, ranks, layout):
+    waiting, late = same_on_all(told, ranks, "late", layout)
+    assert late == waiting
+    assert late[0]["skipped_steps"] == (layout != "tensor parallel")
+    assert any(record["clipped"] for record in late[1][3:])
+
+
 COLLECTIVES = {
     "ddp": 0,
     "ddp, loss": 1,
