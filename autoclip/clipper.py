@@ -55,7 +55,8 @@ class Clipper:
         response: what becomes of a norm n above the threshold c: "scale": c; "reciprocal": c * c / n, or the policy's
             own formula; "skip": the gradients are removed, and the step has no effect. None is the policy's own.
         on_nonfinite: "skip" removes the gradients of a step whose norm is NaN or Inf (each `grad` becomes None), so
-            that the optimizer leaves parameters and momentum as they are; "propagate" does as torch; "raise" raises.
+            that the optimizer leaves parameters and momentum as they are (without a host wait they stay, and a fused
+            optimizer leaves out the step); "propagate" does as torch; "raise" raises.
             None of them teaches the policy anything.
         sinks: objects with `log(record)` and `close()`, told of every step; where one has `watch(clipper)`, that is
             called first.
@@ -99,18 +100,18 @@ class Clipper:
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        self.policy = policy if policy is not None else RunningQuantile()
-        self.policy.clone()  # raises now what would keep it from being resumed later
-        self.scope: Scope = choice("scope", scope or self.policy.scope, Scope)
+        policy = policy if policy is not None else RunningQuantile()
+        policy.clone()  # raises now what would keep it from being resumed later
+        self.scope: Scope = choice("scope", scope or policy.scope, Scope)
         self.mode: Mode = choice("mode", mode, Mode)
-        self.response: Response = choice("response", response or self.policy.response, Response)
+        self.response: Response = choice("response", response or policy.response, Response)
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         order = checked_norm_type(norm_type)
         self.norm_type = order if mode == "norm" else inf
         self.process_group = process_group
-        self._groups = Groups(source, self.policy, self.scope, self.response, groups, relearn_after)
+        self._groups = Groups(source, policy, self.scope, self.response, groups, relearn_after)
         self._log = StepLog(sinks)
-        obstacle = why_wait(self.policy, self.mode, self.response, self.on_nonfinite)
+        obstacle = why_wait(policy, self.mode, self.response, self.on_nonfinite)
         self._steps = Steps(
             self._groups,
             LateSteps(host_wait, obstacle, skips=self.on_nonfinite == "skip"),
@@ -176,6 +177,8 @@ class Clipper:
                 inputs.copy_(batch)
                 clipper.replay(graph)
 
+        With several graphs replay each once before the next is captured. A loss is reported within the captured step.
+
         Args:
             graph: a `torch.cuda.CUDAGraph`.
 
@@ -230,7 +233,8 @@ class Clipper:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._steps.late.fused = None
+        self.settle()
+        self._steps.late.detach()
 
     @property
     def last(self) -> ClipRecord | None:
@@ -260,6 +264,12 @@ class Clipper:
         """
         self.settle()
         return self._groups.threshold
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that was given: that of scope "global", and what other scopes have clones of."""
+        self.settle()
+        return self._groups.policy
 
     @property
     def policies(self) -> dict[str, Policy]:

@@ -58,14 +58,33 @@ def measure_all(groups: Groups, gradients: Mapping[str, Tensor], mode: str, orde
 
     Raises:
         ValueError: the scale is not finite, or not above 0.
+        TypeError: gradients that the mode cannot clip, or that cannot be written to.
     """
+    # The first stands for all: a loop makes its gradients in one way.
+    if gradients and (first := next(iter(gradients.values()))).is_inference():
+        raise TypeError(
+            f"the gradient of parameter {next(iter(gradients))!r} is an inference tensor, shape {tuple(first.shape)}, "
+            f"which cannot be clipped in place: make gradients outside torch.inference_mode(), or assign clones"
+        )
     norms = measure_units(gradients, groups.parameters) if mode == "agc" else measure(gradients, order)
+    if mode == "value" and not norms.alike:
+        refuse_complex(gradients)
     if scale is None:
         return norms
     factor = float(scale)  # host read
     if not 0 < factor < inf:
         raise ValueError(f"loss_scale must be finite and > 0, got {factor}")
     return norms.without(factor)
+
+
+def refuse_complex(gradients: Mapping[str, Tensor]) -> None:
+    """Raise where a gradient is complex, which mode "value" cannot clamp, whether or not it would clip this step."""
+    for name, gradient in gradients.items():
+        if gradient.is_complex():
+            raise TypeError(
+                f"complex gradients cannot be clipped by value, only by norm, got {gradient.dtype} for parameter "
+                f"{name!r}"
+            )
 
 
 def clip(

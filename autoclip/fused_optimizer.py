@@ -16,7 +16,7 @@ class FusedOptimizer:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer: Any = optimizer
-        self._is_ours = False
+        self._ours: Tensor | None = None  # the `found_inf` that was set by us, and by no scaler
 
     @property
     def is_fused(self) -> bool:
@@ -33,24 +33,28 @@ class FusedOptimizer:
     @property
     def overflow(self) -> Tensor | None:
         """What a scaler found, one element: not 0 where it leaves the step out."""
-        return None if self._is_ours else getattr(self._optimizer, "found_inf", None)
+        found: Tensor | None = getattr(self._optimizer, "found_inf", None)
+        return None if found is self._ours else found
 
     def leave_out(self, bad: Tensor) -> None:
         """Leave the next step out where `bad`, 0-d, is 1."""
         overflow = self.overflow
         if overflow is None:
-            self._is_ours, self._optimizer.found_inf = True, bad
+            self._ours = self._optimizer.found_inf = bad
         else:
             self._optimizer.found_inf = torch.maximum(overflow, bad.view_as(overflow))
 
     def forget(self) -> None:
-        """The step is over: what was set by us, and by no scaler, is taken away."""
-        if self._is_ours:
-            self._is_ours = False
+        """Take away what was set by us, as the step is over, or was broken off."""
+        if self._ours is not None and getattr(self._optimizer, "found_inf", None) is self._ours:
             del self._optimizer.found_inf
+        self._ours = None
 
     def _has_momentum(self) -> bool:
+        state = self._optimizer.state
         return all(
-            not group["momentum"] or any(parameter in self._optimizer.state for parameter in group["params"])
+            not group["momentum"]
+            or any(parameter in state for parameter in group["params"])
+            or all(parameter.grad is None for parameter in group["params"])
             for group in self._optimizer.param_groups
         )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+HOST = torch.device("cpu")  # named, as `torch.set_default_device` would have new tensors elsewhere
+
 
 class HostCopy:
     """Numbers of a device on their way to the host, through pinned memory.
@@ -18,16 +20,20 @@ class HostCopy:
         if not values.is_cuda:
             self._values = values.clone()
             return
-        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values = torch.empty(values.shape, dtype=values.dtype, device=HOST, pin_memory=True)
         self._values.copy_(values, non_blocking=True)
         self._event = torch.cuda.current_stream(values.device).record_event()
 
-    def read(self) -> list[float]:
-        """The numbers; waits for the device where it has not come that far."""
+    def read(self, begin: int = 0, end: int | None = None) -> list[float]:
+        """Some of the numbers; waits for the device where it has not come that far."""
+        numbers: list[float] = self.tensor()[begin:end].tolist()
+        return numbers
+
+    def tensor(self) -> Tensor:
+        """All of them as a tensor of the host; waits as `read`."""
         if self._event is not None:
             self._event.synchronize()
-        numbers: list[float] = self._values.tolist()
-        return numbers
+        return self._values
 
 
 def on_device(numbers: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -35,4 +41,4 @@ def on_device(numbers: Sequence[float], like: Tensor, dtype: torch.dtype | None 
     dtype = like.dtype if dtype is None else dtype
     if not like.is_cuda:
         return torch.tensor(numbers, dtype=dtype, device=like.device)
-    return torch.tensor(numbers, dtype=dtype, pin_memory=True).to(like.device, non_blocking=True)
+    return torch.tensor(numbers, dtype=dtype, device=HOST, pin_memory=True).to(like.device, non_blocking=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from struct import pack, unpack
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from autoclip.gradients import fast_norms, multiply_, multiply_each_
 from autoclip.host_copy import HostCopy, on_device
 from autoclip.policies import Policy
 from autoclip.shares import GroupNorms
+
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str) -> str | None:
@@ -68,6 +71,74 @@ class Layout:
             multiply_each_(gradients, factors if self.is_identity else factors.index_select(0, self._group_of))
 
 
+class Limits:
+    """The thresholds of a step, for the device.
+
+    The host compares norms, which are float32, with thresholds in float64. On the device the threshold is rounded down
+    to the next float32 for that, so that both find the same.
+
+    Args:
+        thresholds: of each group; inf: none.
+        like: a tensor of the device.
+    """
+
+    def __init__(self, thresholds: Sequence[float], like: Tensor) -> None:
+        self.any = min(thresholds) < inf
+        self._values: Any = thresholds[0]
+        self._compared: Any = rounded_down(thresholds[0])
+        if len(thresholds) > 1:
+            numbers = on_device([*thresholds, *map(rounded_down, thresholds)], like, torch.float64)
+            self._values, self._compared = numbers.chunk(2)
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one.
+
+        `torch.where` would do, but copies a number of the host to the device, and waits.
+        """
+        wide, values, compared = norms.dtype is torch.float64, self._values, self._compared
+        if isinstance(values, Tensor):
+            added = (1e-3 * values).clamp(max=1e-6).to(norms.dtype)
+            compared = values if wide else compared.to(norms.dtype)
+            values = values.to(norms.dtype)
+        else:
+            added = min(1e-6, 1e-3 * values)
+            compared = values if wide else compared
+        factors: Tensor = ((norms + added).reciprocal() * values).clamp(max=1.0)  # the reciprocal may be infinite
+        return factors.masked_fill_(norms <= compared, 1.0)
+
+
+class HeldLimits(Limits):
+    """Thresholds in memory of the device that stays where it is, to be written between the replays of a graph.
+
+    Args:
+        groups: their number.
+        like: a tensor of the device.
+    """
+
+    def __init__(self, groups: int, like: Tensor) -> None:
+        self.any = True
+        # Made before a capture: what is made within one may lie where the graph has had something else before.
+        self._held = torch.full((2 * groups,), inf, dtype=torch.float64, device=like.device)
+        self._values, self._compared = self._held.chunk(2)
+
+    def write(self, thresholds: Sequence[float]) -> None:
+        """Set the thresholds of the next replay."""
+        self._held.copy_(on_device([*thresholds, *map(rounded_down, thresholds)], self._held), non_blocking=True)
+
+
+def rounded_down(number: float) -> float:
+    """The largest float32 that is not above a number >= 0."""
+    if number in (0.0, inf):
+        return number
+    if number > LARGEST_FLOAT32:
+        return LARGEST_FLOAT32
+    rounded: float = unpack("f", pack("f", number))[0]
+    if rounded <= number:
+        return rounded
+    below: float = unpack("f", pack("I", unpack("I", pack("f", number))[0] - 1))[0]
+    return below
+
+
 @dataclass(frozen=True, slots=True)
 class OnDevice:
     """What the device has done in a step.
@@ -75,16 +146,14 @@ class OnDevice:
     Attributes:
         names: of the parameters that have a gradient.
         members: group's name -> positions of its parameters among the names.
-        each: shape (n,), norm of each gradient before clipping.
-        total: norm of all together, 0-d.
+        total: norm of all gradients together before clipping, 0-d.
         numbers: what the host is told: the total, the factor of the first group, whether a scaler found an overflow,
-            and the norm of each group where there are several.
+            the norm of each group where there are several, and that of each gradient.
         scaled: the gradients carried the scale of a GradScaler.
     """
 
     names: list[str]
     members: Mapping[str, Sequence[int]]
-    each: Tensor
     total: Tensor
     numbers: Tensor
     scaled: bool
@@ -93,7 +162,7 @@ class OnDevice:
 def clip_on_device(
     gradients: Mapping[str, Tensor],
     layout: Layout,
-    limits: Sequence[float] | Tensor,
+    limits: Limits,
     order: float,
     *,
     scale: Tensor | float | None = None,
@@ -105,50 +174,37 @@ def clip_on_device(
 
     Norms are taken in one pass in float32 (float64 for float64 gradients): unlike in a step that waits, finite
     gradients whose squares overflow measure as infinite here, those whose squares underflow as smaller than they are.
+    Where gradients carry a scale, those that are not finite are left as they are.
 
     Args:
         gradients: by parameter name, all on one device.
         layout: of their groups.
-        limits: c of each group; inf: none. A tensor of shape (groups,) may change between the replays of a graph.
+        limits: c of each group; inf: none.
         order: of the norm.
         scale: that the gradients still carry, and the norms are not to.
         overflow: one element: not 0 where a scaler leaves the step out; None: there is none.
     """
     each, _ = fast_norms(gradients, order)
-    if scale is not None:
-        each = each / scale
     total = torch.linalg.vector_norm(each, order)
+    if scale is not None:
+        each, total = each / scale, total / scale
     norms = layout.norms(each, total, order)
-    if isinstance(limits, Tensor) or min(limits) < inf:
-        factors = _factors(norms, limits)
+    if limits.any:
+        factors = limits.factors(norms)
+        if scale is not None:
+            factors = factors.masked_fill((total < inf).logical_not(), 1.0)
         layout.multiply_(list(gradients.values()), factors)
         factor = factors[0]
     else:
         factor = total.new_ones(())
     found = total.new_zeros(()) if overflow is None else overflow.reshape(()).to(total.dtype)
-    numbers = torch.stack([total, factor, found])
-    if not layout.is_one:
-        numbers = torch.cat([numbers, norms])
-    return OnDevice(list(gradients), layout.members, each, total, numbers, scaled=scale is not None)
+    numbers = [torch.stack([total, factor, found]), *([] if layout.is_one else [norms]), each]
+    return OnDevice(list(gradients), layout.members, total, torch.cat(numbers), scaled=scale is not None)
 
 
 def not_finite(total: Tensor) -> Tensor:
     """1 where a norm (0-d) is not finite, else 0, in float32, as `found_inf` has to be."""
     return (total < inf).logical_not().float()
-
-
-def _factors(norms: Tensor, limits: Sequence[float] | Tensor) -> Tensor:
-    """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one.
-
-    `torch.where` would do, but copies a number of the host to the device, and waits.
-    """
-    if isinstance(limits, Tensor):
-        added = (1e-3 * limits).clamp(max=1e-6)
-        return ((norms + added).reciprocal() * limits).masked_fill_(norms <= limits, 1.0)
-    if len(limits) == 1:
-        limit = limits[0]
-        return ((norms + min(1e-6, 1e-3 * limit)).reciprocal() * limit).masked_fill_(norms <= limit, 1.0)
-    return _factors(norms, on_device(limits, norms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +224,22 @@ class LateStep:
     def arrive(self) -> tuple[GroupNorms, float] | None:
         """Norms by group and the factor of the first, waiting for them; None: a scaler leaves the step out."""
         done = self.done
-        total, factor, overflow, *values = self.numbers.read()
+        count = len(done.members)
+        total, factor, overflow = self.numbers.read(0, 3)
         if overflow or (done.scaled and not isfinite(total)):
             return None
-        norms = done.numbers[3:].unbind() if values else [done.total]
-        return GroupNorms(done.names, done.members, norms, values or [total], total), factor
+        values = self.numbers.read(3, 3 + count) if self._several else [total]
+        norms = done.numbers[3 : 3 + count].unbind() if self._several else [done.total]
+        return GroupNorms(done.names, done.members, norms, values, total), factor
+
+    @property
+    def each(self) -> Tensor:
+        """Norm of each gradient before clipping, shape (n,), on the host."""
+        return self.numbers.tensor()[-len(self.done.names) :]
+
+    @property
+    def _several(self) -> bool:
+        return len(self.numbers.tensor()) > 3 + len(self.done.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +248,16 @@ class CapturedStep:
 
     Attributes:
         done: by each replay, in the same memory.
-        limits: shape (groups,), of the next replay.
+        limits: of the next replay.
         loss: begins to copy the loss of a replay to the host.
     """
 
     done: OnDevice
-    limits: Tensor
+    limits: HeldLimits
     loss: Callable[[], Callable[[], float | None]]
 
-    def replay(self, graph: Any, limits: Sequence[float]) -> LateStep:
-        """Replay the graph at these limits."""
-        self.limits.copy_(on_device(limits, self.limits), non_blocking=True)
+    def replay(self, graph: Any, thresholds: Sequence[float]) -> LateStep:
+        """Replay the graph at these thresholds."""
+        self.limits.write(thresholds)
         graph.replay()
         return LateStep(self.done, HostCopy(self.done.numbers), self.loss())

@@ -1,7 +1,8 @@
 """Which steps of a clipper do without a host wait, and what of them is still to come."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from autoclip.fused_optimizer import FusedOptimizer
 from autoclip.groups import Groups
 from autoclip.host_copy import HostCopy
-from autoclip.late import CapturedStep, LateStep, Layout, clip_on_device, not_finite
+from autoclip.late import CapturedStep, HeldLimits, LateStep, Layout, Limits, clip_on_device, not_finite
 from autoclip.losses import StepLoss
 from autoclip.watch import WATCHED_STEPS
 
@@ -37,11 +38,13 @@ class LateSteps:
             raise ValueError(f"host_wait=False: {obstacle}")
         self.fused: FusedOptimizer | None = None
         self.pending: LateStep | None = None
-        self.captured: CapturedStep | None = None
+        self._unreplayed: CapturedStep | None = None
+        self._captured: list[tuple[Any, CapturedStep]] = []
         self.first = WATCHED_STEPS
         self._wait = True if obstacle is not None else wait
         self._skips = skips
         self._layout: Layout | None = None
+        self._held: HeldLimits | None = None
 
     def never(self, groups: Groups) -> bool:
         """Whether no step is late, as nearly always on a CPU: nothing is under way, or captured."""
@@ -85,26 +88,58 @@ class LateSteps:
         Raises:
             RuntimeError: no step was captured.
         """
-        if self.captured is None:
-            raise RuntimeError("no step was captured: call step() within torch.cuda.graph(graph) first")
-        members = self.captured.done.members
-        self.pending = self.captured.replay(graph, [groups.gates[group].policy.threshold() for group in members])
+        step = next((step for known, step in self._captured if known is graph), None)
+        if step is None:
+            step, self._unreplayed = self._unreplayed, None
+            if step is None:
+                raise RuntimeError(
+                    "no step was captured in this graph: call step() within torch.cuda.graph(graph), and use a new "
+                    "graph for another capture"
+                )
+            self._captured.append((graph, step))
+        thresholds = [groups.gates[group].policy.threshold() for group in step.done.members]
+        self.pending = step.replay(graph, thresholds)
+
+    def detach(self) -> None:
+        """Leave the optimizer alone."""
+        if self.fused is not None:
+            self.fused.forget()
+        self.fused = None
 
     def fresh(self) -> "LateSteps":
         """The same choices, nothing under way."""
         return LateSteps(self._wait, None, skips=self._skips)
 
+    def check(self) -> None:
+        """Raise where no step may wait, but a step that is not finite could not be left out.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if self._wait is False and self._skips and not self._leaves_out_on_device():
+            raise ValueError(
+                "host_wait=False: with on_nonfinite='skip' only autoclip.attach() on an optimizer of torch with "
+                "fused=True can leave out a step that the host has not seen; use that, or on_nonfinite='propagate'"
+            )
+
+    def prepare(self, groups: Groups, gradients: Mapping[str, Tensor]) -> None:
+        """Have what a captured step needs and must not make: it lies on the device before the capture."""
+        if self._wait is not True and gradients and not self.never(groups):
+            first = next(iter(gradients.values()))
+            members = groups.members(list(gradients))
+            if self._layout is None or self._layout.members is not members or self._layout.device != first.device:
+                self._layout, self._held = Layout(members, first), HeldLimits(len(members), first)
+
     def _may_be_late(self, groups: Groups) -> bool:
         if self._wait == "auto" and not _parameter(groups).is_cuda:
             return False
-        if self._skips and (self.fused is None or not self.fused.is_fused):
-            if self._wait is False:
-                raise ValueError(
-                    "host_wait=False: with on_nonfinite='skip' only autoclip.attach() on an optimizer of torch with "
-                    "fused=True can leave out a step that the host has not seen; use that, or on_nonfinite='propagate'"
-                )
+        self.check()
+        if self._skips and not self._leaves_out_on_device():
             return False
         return self.first == 0 and (not self._skips or self.fused is None or self.fused.can_leave_out)
+
+    def _leaves_out_on_device(self) -> bool:
+        return self.fused is not None and self.fused.is_fused
 
     def clip(
         self,
@@ -131,24 +166,29 @@ class LateSteps:
         first = next(iter(gradients.values()))
         if {*map(Tensor.get_device, gradients.values())} != {first.get_device()}:
             return None
+        if not isinstance(scale, Tensor) and scale is not None and not 0 < scale < inf:
+            raise ValueError(f"loss_scale must be finite and > 0, got {scale}")
+        captured = self.is_captured(groups)
         members = groups.members(list(gradients))
-        if self._layout is None or self._layout.members is not members or self._layout.device != first.device:
-            self._layout = Layout(members, first)
+        if captured and (self._layout is None or self._layout.members is not members):
+            return None  # other gradients than in the steps before
+        self.prepare(groups, gradients)
+        layout, held = cast(Layout, self._layout), cast(HeldLimits, self._held)
         gates = [groups.gates[group] for group in members]
         if any(gate.policy.inclusive for gate in gates):
             return None
         if groups.policy.warmup_total is not None and any(gate.policy.phase == "warmup" for gate in gates):
             return None
-        limits: Sequence[float] | Tensor = [gate.policy.threshold() for gate in gates]
-        if self.is_captured(groups):
-            limits = torch.empty(len(gates), device=first.device)  # filled between the replays
+        limits = held if captured else Limits([gate.policy.threshold() for gate in gates], first)
         overflow = self.fused.overflow if self.fused is not None else None
-        done = clip_on_device(gradients, self._layout, limits, order, scale=scale, overflow=overflow)
+        done = clip_on_device(gradients, layout, limits, order, scale=scale, overflow=overflow)
         loss.join()
         if self._skips and self.fused is not None:
             self.fused.leave_out(not_finite(done.total))
-        if isinstance(limits, Tensor):
-            self.captured = CapturedStep(done, limits, loss.send)
+        if captured:
+            if self._unreplayed is not None:
+                raise RuntimeError("replay each graph once, by clipper.replay(graph), before the next is captured")
+            self._unreplayed = CapturedStep(done, held, loss.send)
         else:
             self.pending = LateStep(done, HostCopy(done.numbers), loss.send())
         return done.total

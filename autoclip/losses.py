@@ -8,7 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from autoclip.gradients.sharded import whole_number
-from autoclip.host_copy import HostCopy
+from autoclip.host_copy import HostCopy, on_device
 
 ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 """Ranks that train together."""
@@ -61,15 +61,20 @@ class StepLoss:
         ranks: ProcessGroup | Literal["world"] | None,
         parameters: Mapping[str, Tensor],
     ) -> None:
-        self._mean: float | Tensor | None = None if loss is None else checked_loss(loss)
+        own = None if loss is None else checked_loss(loss)
+        self._mean = own
         self._ranks = 1
         self._work: Any = None
         group = None if ranks is None or (loss is None and ranks == "world") else process_group(ranks)
-        if loss is not None and group is not None:
-            device = next(iter(parameters.values())).device
+        if own is not None and group is not None:
+            parameter = next(iter(parameters.values()))
             self._ranks = torch.distributed.get_world_size(group)
-            self._mean = torch.as_tensor(self._mean, dtype=torch.float64, device=device).clone()
-            self._work = torch.distributed.all_reduce(self._mean, group=group, async_op=True)
+            if isinstance(own, Tensor):
+                total = own.to(parameter.device, torch.float64, copy=True)
+            else:
+                total = on_device([own], parameter, torch.float64)[0]
+            self._mean = total
+            self._work = torch.distributed.all_reduce(total, group=group, async_op=True)
 
     def read(self) -> float | None:
         """The mean as a float of the host; None: no loss was given."""

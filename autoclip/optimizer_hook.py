@@ -72,6 +72,7 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
             f"mode={clipper.mode!r}, scope={clipper.scope!r}"
         )
     hook = _ClipBeforeStep(clipper, inner, clip_fn)
+    clipper._steps.late.check()
     clipper._handles = [inner.register_step_pre_hook(hook), inner.register_step_post_hook(hook.after)]
     return clipper
 
@@ -118,6 +119,7 @@ class _ClipBeforeStep:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if _is_nested(optimizer):
             return None
+        self.fused.forget()  # of a step that raised
         scaler = kwargs.get("grad_scaler")
         positional = len(args) > 1 and callable(args[1])
         closure = args[1] if positional else kwargs.get("closure")

@@ -59,12 +59,14 @@ class Steps:
 
     def take(self, loss: float | Tensor | None, clip_fn: ClipFn | None, loss_scale: float | Tensor | None) -> Tensor:
         """Take one step; the arguments are those of `Clipper.step`."""
-        self.groups.read_added()
         capturing = late = False
-        if not self.late.never(self.groups):
+        if self.late.never(self.groups):
+            self.groups.read_added()
+        else:
             capturing = self.late.is_captured(self.groups)
             if not capturing:
                 self.settle()
+            self.groups.read_added()
             late = clip_fn is None and self.late.is_next(self.groups, capturing)
         if not late and self.late.leaves_out():
             self.losses.forget()
@@ -88,6 +90,8 @@ class Steps:
                 raise self.late.not_capturable()
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
         if self._left is not None and self._left.is_still(tensors, norms.value):
+            if late and not isfinite(norms.value) and self.on_nonfinite == "skip":
+                self.groups.remove_gradients()  # the optimizer was to leave out one step, not two
             return self._repeated(self._left)
         if not tensors:
             self.log.notices.say(
@@ -106,6 +110,7 @@ class Steps:
             )
         mean = pending.read()
         self.late.first = max(self.late.first - 1, 0)
+        self.late.prepare(self.groups, gradients)
         self.measured = (list(gradients), norms.each)
         watched = self._watch.is_open and loss_scale is None and self.late.fused is None
         if self._plain is not None and finite and norms.alike and loss_scale is None and not watched:
@@ -150,11 +155,11 @@ class Steps:
             return
         norms, factor = numbers
         if not isfinite(norms.total):
-            self.log.meet_nonfinite(name_nonfinite(norms.names, step.done.each), self.on_nonfinite)
+            self.log.meet_nonfinite(name_nonfinite(norms.names, step.each), self.on_nonfinite)
         loss = step.loss()
         shares = self.groups.decide(norms, loss)
         clipped = arrived(self.groups, shares, norms, factor, self.norm_type, skip=self.on_nonfinite == "skip")
-        self.measured = (step.done.names, step.done.each)
+        self.measured = (step.done.names, step.each)
         if self._left is not None:
             self._left.norm = clipped.left
         self._record(clipped, loss)
@@ -162,6 +167,9 @@ class Steps:
     def replay(self, graph: Any) -> None:
         """Replay a graph in which a step was captured, at the thresholds of now."""
         self.settle()
+        if self.losses.count:
+            self.losses.forget()
+            self.log.notices.say("unused", "report_loss() was called outside the captured step, where it has no effect")
         self.late.replay(graph, self.groups)
         self._left = None
         self.log.announce()

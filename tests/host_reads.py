@@ -1,26 +1,64 @@
 """Finds what makes the host wait for a device, and replays what a device has done, without a device.
 
 On a CPU nothing waits, but a read goes through the same operation of torch: `_local_scalar_dense`, which is behind
-`float(tensor)`, `item()` and `bool(tensor)`.
+`float(tensor)`, `item()` and `bool(tensor)`; or through `tolist`, `numpy` or `cpu`.
 """
 
+from contextlib import ExitStack
+from unittest.mock import patch
+
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from autoclip.host_copy import HostCopy
+
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
+COPIES = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.item}
 
 
-class HostReads(TorchDispatchMode):
-    """Counts the reads of tensors on the host."""
+class _Operations(TorchDispatchMode):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads.count += function in READS
+        return function(*args, **(kwargs or {}))
+
+
+class _Copies(TorchFunctionMode):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in COPIES:
+            self.reads.count += not any(args[0] is one or args[0]._base is one for one in self.reads.on_host)
+        return function(*args, **(kwargs or {}))
+
+
+class HostReads(ExitStack):
+    """Counts the reads of tensors on the host, but for those of numbers that have been copied there."""
 
     def __init__(self):
         super().__init__()
         self.count = 0
+        self.on_host = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function in READS
-        return function(*args, **(kwargs or {}))
+    def __enter__(self):
+        super().__enter__()
+        tensor = HostCopy.tensor
+
+        def known(copy):
+            self.on_host.append(tensor(copy))
+            return self.on_host[-1]
+
+        self.enter_context(patch.object(HostCopy, "tensor", known))
+        self.enter_context(_Operations(self))
+        self.enter_context(_Copies(self))
+        return self
 
 
 class Recording(TorchDispatchMode):

@@ -79,7 +79,7 @@ def test_sparse_and_complex_gradients_are_refused_and_nothing_is_learned(bad, sc
     clipper = Clipper({"plain": plain, "other": other}, Fixed(0.1), mode="agc", scope=scope)
     plain.grad, other.grad = torch.full((2,), 9.0), bad
     before = clipper.state_dict()
-    with pytest.raises(TypeError, match=r"unit-wise clipping needs dense, real gradients, got another for .*'other'"):
+    with pytest.raises(TypeError, match=r"needs dense, real gradients .*, got torch.* for parameter 'other'"):
         clipper.step()
     assert clipper.state_dict() == before
     assert plain.grad.tolist() == [9.0, 9.0]

@@ -4,14 +4,15 @@ from math import inf, isfinite, sqrt
 from statistics import fmean, pvariance
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.statistics import DecayedMoments, mean_and_variance
+from tests.properties import pinned
 from tests.references import decayed_moments
 from tests.streams import norm_streams
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=150)
+PINNED = pinned(150)
 
 streams = st.lists(st.floats(min_value=1e-30, max_value=1e30), min_size=1, max_size=60)
 decays = st.sampled_from([0.0, 0.5, 0.8, 0.97, 0.999]) | st.floats(min_value=0, max_value=1, exclude_max=True)

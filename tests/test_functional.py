@@ -4,7 +4,7 @@ from math import inf, isinf, isnan, nan, sqrt
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
@@ -12,10 +12,11 @@ from torch.nn.utils import clip_grad_value_ as torch_clip_grad_value_
 
 import autoclip
 from autoclip import clip_grad_norm_, clip_grad_value_
+from tests.properties import pinned
 from tests.references import total_norm
 
 torch.set_num_threads(1)
-PINNED = settings(derandomize=True, deadline=None, max_examples=200)
+PINNED = pinned(200)
 
 shapes = st.lists(st.sampled_from([(), (1,), (7,), (3, 4), (2, 3, 5), (64, 3)]), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)

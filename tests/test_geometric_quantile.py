@@ -3,14 +3,15 @@ from math import exp, inf, log
 from sys import float_info
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.statistics import GeometricQuantile
+from tests.properties import pinned
 from tests.references import geometric_quantile
 from tests.streams import norm_streams
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=150)
+PINNED = pinned(150)
 
 streams = st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=1, max_size=100)
 percentiles = st.sampled_from([0, 10, 50, 90, 99, 100]) | st.floats(min_value=0, max_value=100)

@@ -3,11 +3,12 @@ from sys import float_info
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip import gradients as gradients_package
 from autoclip.gradients import checked_norm_type
+from tests.properties import pinned
 from tests.references import total_norm
 
 
@@ -15,7 +16,7 @@ def measure(gradients, order=2.0):
     return gradients_package.measure({str(position): gradient for position, gradient in enumerate(gradients)}, order)
 
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=200)
+PINNED = pinned(200)
 ORDERS = [0.5, 1.0, 2.0, 3.0, inf]
 
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)

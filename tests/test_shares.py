@@ -2,15 +2,16 @@ from math import inf, nan
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.gate import Decision
 from autoclip.gradients import measure
 from autoclip.shares import Share, allowed_norm, combined, group_norms, shrink_
 from tests import references
+from tests.properties import pinned
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=100)
+PINNED = pinned(100)
 
 
 def share(group, gradients, threshold, left=None, phase="active", order=2.0):

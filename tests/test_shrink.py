@@ -2,13 +2,14 @@ from math import nan
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autoclip.gradients import clamp_, clip_coefficient, clip_coefficients, scale_, scale_each_
 from tests import references
+from tests.properties import pinned
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=200)
+PINNED = pinned(200)
 
 
 @PINNED

@@ -5,12 +5,13 @@ from statistics import variance
 from sys import float_info
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.statistics import SlidingMean
+from tests.properties import pinned
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=150)
+PINNED = pinned(150)
 
 streams = st.lists(st.floats(min_value=0.0, max_value=1e300), min_size=1, max_size=60)
 windows = st.sampled_from([1, 2, 3, 7, 50])

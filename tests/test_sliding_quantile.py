@@ -3,12 +3,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.statistics import SlidingQuantile, percentile_of
+from tests.properties import pinned
 
-PINNED = settings(derandomize=True, deadline=None, max_examples=150)
+PINNED = pinned(150)
 
 norms = st.floats(min_value=0.0, max_value=1.7e308)
 few_distinct_norms = st.sampled_from([0.0, 5e-324, 1e-310, 1e-30, 0.1, 1.0, 1.0000000000000002, 3.0, 1e30, 1.7e308])

@@ -24,7 +24,7 @@ def clip_grad_norm_(
     Where torch is right the results are bit for bit the same. Besides, gradients at or below `max_norm` are not
     touched; `max_norm=inf` only measures, whatever the gradients hold; finite gradients never measure as infinite;
     half-precision gradients are measured and scaled in float32; a parameter given twice, or memory shared by two
-    gradients, counts once; sparse gradients work.
+    gradients, counts once; sparse gradients work, and conjugates that torch has not carried out yet.
 
     Args:
         parameters: as torch, or a module, (name, parameter) pairs, parameter groups, or an optimizer.
@@ -38,6 +38,7 @@ def clip_grad_norm_(
 
     Raises:
         ValueError: `max_norm` is negative or NaN, or `norm_type` is no norm.
+        TypeError: gradients that have no norm, as of integers; the message names the parameter.
         RuntimeError: a non-finite norm and `error_if_nonfinite`; the gradients are untouched.
     """
     limit = _checked_limit("max_norm", max_norm)

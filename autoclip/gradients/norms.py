@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from autoclip.gradients.sharded import local_part, whole_norms
 
@@ -68,16 +69,19 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
         norm_type: p > 0, or inf for the largest absolute value.
 
     Raises:
-        TypeError: a gradient of an integer dtype; the message names its parameter.
+        TypeError: a gradient of an integer dtype or of eight bits, of a layout other than dense and sparse COO, on the
+            meta device, or of a class that has no norm; the message names its parameter.
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
     each, alike = fast_norms(gradients, norm_type)
     total = torch.linalg.vector_norm(each, norm_type)
+    if total.is_meta:
+        raise without_numbers(gradients)
     value = float(total)  # host read
     if not least_fast_norm(norm_type) < value < inf:
         exact_parts = [_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
-        exact = whole_norms(list(gradients.values()), _stack(exact_parts), norm_type)
+        exact = whole_norms(list(gradients.values()), _of_torch(_stack(exact_parts)), norm_type)
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
@@ -100,11 +104,38 @@ def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tenso
     try:
         norms = torch.stack(torch._foreach_norm(parts, norm_type, torch.float32))
         alike = plain
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, TypeError):
         # Sparse, float64 or complex gradients, or several devices: one by one.
-        norms = _stack([_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()])
+        norms = _stack([_norm_of(name, gradient, norm_type) for name, gradient in gradients.items()])
         alike = False
-    return norms if plain else whole_norms(list(gradients.values()), norms, norm_type), alike
+    return norms if plain else whole_norms(list(gradients.values()), _of_torch(norms), norm_type), alike
+
+
+def _of_torch(norms: Tensor) -> Tensor:
+    """Norms, shape (n,), as a tensor of torch itself, of whatever class the gradients are."""
+    if is_traceable_wrapper_subclass(norms):
+        return torch.tensor([float(norm) for norm in norms], dtype=norms.dtype)  # host read: a class without memory
+    return norms.as_subclass(Tensor)
+
+
+def without_numbers(gradients: Mapping[str, Tensor]) -> TypeError:
+    """What to raise where a gradient is on the meta device."""
+    name = next(name for name, gradient in gradients.items() if gradient.is_meta)
+    return TypeError(
+        f"the gradient of parameter {name!r} is on the meta device, which holds no numbers: give the model memory "
+        f"first (model.to_empty(device=...)), and its parameters values"
+    )
+
+
+def _norm_of(name: str, gradient: Tensor, norm_type: float) -> Tensor:
+    values = _values(name, gradient)
+    try:
+        return _norm(values, norm_type)
+    except (TypeError, NotImplementedError) as error:
+        raise TypeError(
+            f"the gradient of parameter {name!r} is a {type(gradient).__name__}, which has no norm in torch: leave "
+            f"that parameter out"
+        ) from error
 
 
 def _norm(values: Tensor, norm_type: float) -> Tensor:
@@ -131,10 +162,24 @@ def _exact_norm(values: Tensor, norm_type: float) -> Tensor:
 
 def _values(name: str, gradient: Tensor) -> Tensor:
     gradient = local_part(gradient)
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    if not (values.is_floating_point() or values.is_complex()):
-        raise TypeError(f"gradients must be floating-point or complex, got {values.dtype} for parameter {name!r}")
-    return values
+    dtype = gradient.dtype
+    if gradient.is_meta:
+        raise without_numbers({name: gradient})
+    if gradient.layout not in (torch.strided, torch.sparse_coo):
+        raise TypeError(
+            f"gradients must be dense or sparse COO tensors, got {gradient.layout} for parameter {name!r}: leave that "
+            f"parameter out, or keep it dense"
+        )
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(
+            f"gradients must be floating-point or complex, got {dtype} for parameter {name!r}: leave that parameter out"
+        )
+    if dtype.itemsize < 2:
+        raise TypeError(
+            f"gradients must have at least 16 bits, got {dtype} for parameter {name!r}: keep them in bfloat16 until "
+            f"they are clipped"
+        )
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _dtype(values: Tensor, wide: bool) -> torch.dtype:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from autoclip.host_copy import on_device
+
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether this is a DTensor, of which every rank of a device mesh holds a part."""
@@ -87,8 +89,9 @@ def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) ->
 def _reduced(values: Tensor, split: Collection[tuple[Any, list[int]]], operation: Any) -> Tensor:
     values = values.clone()
     for group, positions in split:
-        part = values if len(positions) == len(values) else values[positions]
+        places = on_device(positions, values, torch.int64)
+        part = values if len(positions) == len(values) else values.index_select(0, places)
         torch.distributed.all_reduce(part, operation, group=group)
         if part is not values:
-            values[positions] = part
+            values.index_copy_(0, places, part)
     return values

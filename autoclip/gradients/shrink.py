@@ -9,6 +9,8 @@ from autoclip.gradients.sharded import local_part
 
 SMALLEST_FACTOR = 1e-30
 """A smaller factor is applied in two halves: in float32 it could be subnormal, and inexact, or zero."""
+SMALLEST_INVERTED = 1e-30
+"""Norms above a threshold of at least this have an inverse in float32."""
 HALF = {torch.float16, torch.bfloat16}
 
 
@@ -22,7 +24,9 @@ def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
         norm: 0-d, above the threshold.
         threshold: >= 0.
     """
-    return threshold / (norm + min(1e-6, 1e-3 * threshold))
+    raised = norm + min(1e-6, 1e-3 * threshold)
+    # torch divides a number by a tensor as number * (1 / tensor), and 1 / norm overflows for the smallest norms.
+    return threshold / raised if threshold >= SMALLEST_INVERTED else norm.new_tensor(threshold) / raised
 
 
 def clip_coefficients(norms: Tensor, thresholds: Sequence[float]) -> Tensor:
@@ -32,8 +36,13 @@ def clip_coefficients(norms: Tensor, thresholds: Sequence[float]) -> Tensor:
         norms: shape (n,), each above its threshold.
         thresholds: n of them.
     """
-    added = norms.new_tensor([min(1e-6, 1e-3 * threshold) for threshold in thresholds])
-    return (norms + added).reciprocal() * norms.new_tensor(thresholds)  # torch divides a number by a tensor so
+    raised = norms + norms.new_tensor([min(1e-6, 1e-3 * threshold) for threshold in thresholds])
+    limits = norms.new_tensor(thresholds)
+    factors = raised.reciprocal() * limits  # torch divides a number by a tensor so
+    if min(thresholds) >= SMALLEST_INVERTED:
+        return factors
+    small = torch.tensor([threshold < SMALLEST_INVERTED for threshold in thresholds], device=norms.device)
+    return torch.where(small, limits / raised, factors)
 
 
 def scale_(gradients: Sequence[Tensor], coefficient: Tensor, *, alike: bool = False) -> float:
@@ -55,7 +64,7 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor, *, alike: bool = Fa
         scale_(gradients, coefficient.sqrt())
         scale_(gradients, coefficient.sqrt())
     elif alike and all(map(Tensor.is_contiguous, gradients)):
-        torch._foreach_mul_(list(gradients), coefficient)
+        _multiply_together_(gradients, coefficient)
     else:
         multiply_(gradients, coefficient)
     return factor
@@ -82,7 +91,7 @@ def multiply_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
     factors = coefficients.unbind()
     # A list of factors is rounded to half precision by some devices, one factor is not.
     if _are_uniform(gradients, coefficients) and not HALF & {gradient.dtype for gradient in gradients}:
-        torch._foreach_mul_(list(gradients), list(factors))
+        _multiply_together_(gradients, list(factors))
         return
     for gradient, factor in zip(gradients, factors, strict=True):
         multiply_([gradient], factor)
@@ -114,10 +123,22 @@ def multiply_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     gradients = _parts(gradients)
     own_memory_(gradients)
     if _are_uniform(gradients, coefficient):
-        torch._foreach_mul_(list(gradients), coefficient)
+        _multiply_together_(gradients, coefficient)
         return
     for gradient in gradients:
         gradient.mul_(coefficient.to(gradient.device))
+
+
+def _multiply_together_(gradients: Sequence[Tensor], factors: Tensor | list[Tensor]) -> None:
+    """Multiply all by one factor, or each by its own, in place, in one call of torch."""
+    try:
+        torch._foreach_mul_(list(gradients), factors)
+    except RuntimeError:
+        # Conjugates and negatives that torch has not carried out yet: it refuses the call before it changes anything.
+        if not any(gradient.is_conj() or gradient.is_neg() for gradient in gradients):
+            raise
+        for place, gradient in enumerate(gradients):
+            gradient.mul_(factors if isinstance(factors, Tensor) else factors[place])
 
 
 def _parts(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -133,7 +154,20 @@ def _are_uniform(gradients: Sequence[Tensor], like: Tensor) -> bool:
 
 
 def own_memory_(gradients: Sequence[Tensor]) -> None:
-    """Give gradients that repeat an element in memory (expanded ones) one place for each, or writing would fail."""
+    """Give gradients that repeat an element in memory (expanded ones) one place for each before they are written to."""
     for gradient in gradients:
-        if gradient.layout is torch.strided and not gradient.is_contiguous() and 0 in gradient.stride():
+        if gradient.layout is torch.strided and not gradient.is_contiguous() and repeats_elements(gradient):
             gradient.data = gradient.clone(memory_format=torch.contiguous_format)
+
+
+def repeats_elements(tensor: Tensor) -> bool:
+    """Whether elements of a dense tensor may lie in the same memory."""
+    if torch._debug_has_internal_overlap(tensor) == 0:  # quick, but does not know slices
+        return False
+    reach = 0  # of the dimensions with shorter steps
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return True
+            reach += step * (size - 1)
+    return False

@@ -113,7 +113,9 @@ NO_MEMORY = (0, 0)
 
 
 def _memory(gradient: Tensor) -> tuple[int, int]:
-    """Address and number of elements; a sparse or distributed gradient has none, there the object stands for itself."""
+    """Address and number of elements; where there is none (sparse, distributed, a wrapper), the object itself."""
     if gradient.layout is torch.strided and not is_distributed(gradient):
-        return gradient.data_ptr(), gradient.numel()
+        place = gradient.data_ptr(), gradient.numel()
+        if place[0] != 0 or place == NO_MEMORY:
+            return place
     return id(gradient), -1

@@ -8,11 +8,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from autoclip.gradients.norms import Norms
+from autoclip.gradients.norms import Norms, without_numbers
 from autoclip.gradients.sharded import local_part, sharded_over, whole_norms
 from autoclip.gradients.shrink import own_memory_
 from autoclip.gradients.source import Source, live_gradients, named_parameters
 
+REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 LEAST_WEIGHT = 1e-3
 """Norm that a unit's weights count as at least, or weights that start at zero would never move."""
 
@@ -36,7 +37,7 @@ def adaptive_grad_clip_(parameters: Source, clip_factor: float = 0.01, eps: floa
 
     Raises:
         ValueError: `clip_factor` or `eps` is not above 0.
-        TypeError: sparse or complex gradients.
+        TypeError: sparse, complex or integer gradients, or gradients of eight bits; the message names the parameter.
 
     Reference: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization",
     2021, arXiv 2102.06171, equation 3.
@@ -71,13 +72,19 @@ def measure_units(
         eps: least norm of a unit's weights.
 
     Raises:
-        TypeError: sparse or complex gradients.
+        TypeError: sparse, complex or integer gradients, or gradients of eight bits; the message names the parameter.
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
     for name, gradient in gradients.items():
-        if gradient.layout is not torch.strided or not gradient.is_floating_point():
-            raise TypeError(f"unit-wise clipping needs dense, real gradients, got another for parameter {name!r}")
+        if gradient.is_meta:
+            raise without_numbers(gradients)
+        if gradient.layout is not torch.strided or gradient.dtype not in REAL:
+            found = gradient.dtype if gradient.layout is torch.strided else gradient.layout
+            raise TypeError(
+                f"unit-wise clipping needs dense, real gradients of at least 16 bits, got {found} for parameter "
+                f"{name!r}: leave that parameter out, or clip by norm"
+            )
     weights = [parameters[name] for name in gradients]
     each = _largest_ratios(list(gradients.values()), weights, eps)
     total = each.max()  # NaN where any is

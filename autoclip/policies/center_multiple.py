@@ -1,5 +1,6 @@
 """A little above the middle of the recent norms."""
 
+from math import ulp
 from typing import Literal, Unpack
 
 from autoclip.policies.parameters import Bounds, Positive, Steps, Window
@@ -48,7 +49,7 @@ class CenterMultiple(Policy):
 
     def _threshold(self) -> float:
         middle = self.norms.get(50) if isinstance(self.norms, SlidingQuantile) else self.norms.get()
-        return float(self.multiple * middle)
+        return float(max(self.multiple * middle, ulp(0.0)))  # a multiple below 1 may end at zero
 
     def _observe(self, norm: float, loss: float | None) -> None:
         self.norms.update(norm)

@@ -1,5 +1,7 @@
 """A percentile of the warm-up's norms, frozen when the warm-up ends."""
 
+from math import ulp
+from sys import float_info
 from typing import Unpack
 
 from autoclip.policies.parameters import Bounds, Percentile, Positive, Steps
@@ -34,7 +36,8 @@ class FixedPercentile(Policy):
         self.frozen = 0.0
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.frozen = self.scale * percentile_of(sorted(warmup_norms), self.percentile)
+        frozen = self.scale * percentile_of(sorted(warmup_norms), self.percentile)
+        self.frozen = min(max(frozen, ulp(0.0)), float_info.max)  # a factor may bring it to zero, or beyond all floats
 
     def _threshold(self) -> float:
         return self.frozen

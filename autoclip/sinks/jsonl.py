@@ -44,7 +44,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self.optimizer = optimizer
         self._log: LineLog | None = None
         self._next = 0
-        self._announced: tuple[int, float | None] = (-1, None)
+        self._announced: tuple[int, Any] = (-1, None)
         self._clipper: Callable[[], Any] | None = None  # a weak reference
 
     def watch(self, clipper: Any) -> None:
@@ -53,7 +53,12 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
 
     def announce(self, step: int) -> None:
         """Note the learning rate of a step whose record comes when the next is made."""
-        self._announced = (step, self._lr())
+        lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
+        if lr is not None and hasattr(lr, "detach"):  # a tensor; whoever has none needs no torch
+            from autoclip.host_copy import HostCopy
+
+            lr = HostCopy(lr.detach().reshape(1))
+        self._announced = (step, lr)
 
     def log(self, record: ClipRecord) -> None:
         """Write the line of one step.
@@ -66,7 +71,11 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._log = LineLog(self.path, keep=record.step)
         announced, lr = self._announced
-        self._log.append(record.as_json(lr if announced == record.step else self._lr()))
+        if announced != record.step:
+            lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
+        if hasattr(lr, "read"):  # a copy from a device
+            (lr,) = lr.read()
+        self._log.append(record.as_json(None if lr is None else float(lr)))
         self._next = record.step + 1
 
     def close(self) -> None:
@@ -78,16 +87,12 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
             self._log.close()
             self._log = None
 
-    def _lr(self) -> float | None:
-        lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
-        return None if lr is None else float(lr)  # may be a tensor
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # An open file cannot be pickled; the copy opens it again at its first record.
-        return {**vars(self), "_log": None, "_clipper": None}
+        return {**vars(self), "_log": None, "_clipper": None, "_announced": (-1, None)}
 
     def __repr__(self) -> str:
         return f"JSONLSink({str(self.path)!r})"
