@@ -428,3 +428,160 @@ def test_groups_of_scattered_parameters_are_scaled_each_by_its_own_factor():
     for layer in (net[0], net[2]):
         norm = torch.cat([one.grad.flatten() for one in layer.parameters()]).norm().item()
         assert norm == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+def test_a_step_that_raised_leaves_nothing_on_the_optimizer():
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
+    train(net, optimizer, clipper, steps=5, bad={})
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    handle = optimizer.register_step_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        train(net, optimizer, clipper, first=5, steps=6, bad={5: nan})
+    handle.remove()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer.zero_grad()
+    scaler.scale(F.mse_loss(net(batch(6)[0]), batch(6)[1])).backward()
+    scaler.step(optimizer)  # sets `found_inf`, and takes it away
+    scaler.update()
+    clipper.detach()
+    assert not hasattr(optimizer, "found_inf")
+    before = weights_of(net)
+    net(batch(7)[0]).sum().backward()
+    optimizer.step()
+    assert not equal(weights_of(net), before)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm", "ignore:step.. was called again")
+def test_the_gradients_of_a_step_that_was_left_out_do_no_harm_in_another():
+    net = network()
+    optimizer = OPTIMIZERS["adamw"](net.parameters())
+    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
+    train(net, optimizer, clipper, steps=8, bad={7: nan})
+    before = weights_of(net)
+    optimizer.step()  # again, without zero_grad() and backward()
+    assert equal(weights_of(net), before)
+    assert clipper.skipped_steps == 1
+
+
+def test_a_group_that_is_taken_away_still_learns_from_the_step_before():
+    counts = []
+    for wait in (True, False):
+        net = network()
+        groups = [{"params": list(layer.parameters())} for layer in (net[0], net[2])]
+        optimizer = OPTIMIZERS["adamw"](groups)
+        clipper = autoclip.attach(optimizer, quantile(), scope="group", host_wait=wait)
+        train(net, optimizer, clipper, steps=6, bad={})
+        optimizer.param_groups.pop()
+        train(net, optimizer, clipper, first=6, steps=10, bad={})
+        counts.append([clipper.state_dict(), weights_of(net)])
+    assert equal(*counts)
+
+
+def test_frozen_groups_need_no_momentum():
+    net = network()
+    for parameter in net[0].parameters():
+        parameter.requires_grad_(False)
+    optimizer = OPTIMIZERS["sgd"]([{"params": list(layer.parameters())} for layer in (net[0], net[2])])
+    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
+    for step in range(6):
+        optimizer.zero_grad()
+        F.mse_loss(net(batch(step)[0]), batch(step)[1]).backward()
+        optimizer.step()
+        assert clipper.is_settled == (step < 3)
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.3, 1 / 3, 1e-3, 123.456])
+def test_a_norm_that_is_the_threshold_but_for_rounding_is_judged_alike(limit):
+    found = []
+    for wait in (True, False):
+        clipper, weight = late_clipper(Fixed(limit), host_wait=wait, sinks=[records := Records()])
+        for norm in [limit, limit * (1 + 1e-7), limit * (1 - 1e-7), 2 * limit] * 2:
+            weight.grad = torch.tensor([norm])
+            clipper.step()
+        clipper.settle()
+        found.append([one.as_json() for one in records])
+    assert equal(*found)
+
+
+def test_factors_stay_factors_for_the_smallest_thresholds():
+    clipper, weight = late_clipper(Fixed(1e-40), norm_type=inf)
+    for _ in range(5):
+        weight.grad = torch.tensor([2e-40])
+        clipper.step()
+        assert 0 <= weight.grad.item() <= 2.00001e-40
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, inf, nan])
+def test_a_scale_that_is_none_is_refused(scale):
+    clipper, weight = late_clipper()
+    for _ in range(4):
+        weight.grad = torch.tensor([3.0])
+        clipper.step()
+    weight.grad = torch.tensor([3.0])
+    with pytest.raises(ValueError, match="loss_scale"):
+        clipper.step(loss_scale=scale)
+    assert weight.grad.item() == 3.0
+
+
+def test_an_overflow_of_scaled_gradients_is_left_to_the_scaler():
+    clipper, weight = late_clipper()
+    for _ in range(4):
+        weight.grad = torch.tensor([3.0])
+        clipper.step()
+    weight.grad = torch.tensor([3.0, inf])[1:]
+    clipper.step(loss_scale=2.0)
+    assert weight.grad.item() == inf
+    assert clipper.state_dict()["steps"] == 4
+
+
+def test_a_learning_rate_that_is_a_tensor_is_not_read(tmp_path):
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=torch.tensor(0.01), fused=True)
+    sink = JSONLSink(tmp_path, optimizer)
+    clipper = autoclip.attach(optimizer, quantile(), sinks=[sink], host_wait=False)
+    train(net, optimizer, clipper, steps=4, bad={})
+    with HostReads() as reads:
+        train(net, optimizer, clipper, first=4, steps=12, bad={})
+    assert reads.count == 0
+    clipper.close()
+    lines = [json.loads(line) for line in sink.path.read_text().splitlines()]
+    assert [line["lr"] for line in lines] == [pytest.approx(0.01)] * 12
+
+
+def test_each_graph_has_a_step_of_its_own(monkeypatch):
+    captured = Captured(monkeypatch)
+    for step in range(4):
+        captured.load(step)
+        captured.step()
+    first = captured.capture()
+    with pytest.raises(RuntimeError, match="replay each graph once"):
+        captured.capture()
+    captured.clipper.replay(first)
+    second = captured.capture()
+    captured.clipper.replay(second)
+    for step, graph in enumerate([first, second, first, second, first], start=5):
+        captured.load(step)
+        captured.clipper.replay(graph)
+    assert captured.clipper.last.step == 10
+    norms = [one.total_norm for one in captured.records[4:]]
+    assert len(set(norms)) == len(norms)
+    with pytest.raises(RuntimeError, match="no step was captured in this graph"):
+        captured.clipper.replay(Recording())
+
+
+def test_a_loss_outside_the_captured_step_is_told(monkeypatch):
+    captured = Captured(monkeypatch)
+    for step in range(4):
+        captured.load(step)
+        captured.step()
+    graph = captured.capture()
+    captured.clipper.report_loss(1.0)
+    with pytest.warns(UserWarning, match="outside the captured step"):
+        captured.clipper.replay(graph)
+    assert not captured.clipper.has_reported_loss
