@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/python -m experiments.demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ test-slow: setup
 # Kills, full disks, lost databases, files by somebody else; a table at the end tells what became of each.
 test-faults: setup .venv/fuzz
 	PYTHONPATH=.venv/fuzz $(BIN)/python -m pytest tests/faults tests/test_damaged_logs.py tests/test_untrusted_configs.py \
-		tests/test_untrusted_logs.py
+		tests/test_untrusted_logs.py tests/test_gradient_input.py
 
 # The fuzzer, in a folder that only these tests see; there are none for some systems and Pythons.
 .venv/fuzz: .venv/ready

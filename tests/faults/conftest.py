@@ -5,6 +5,7 @@ import pytest
 from tests.faults.outcomes import Outcomes
 
 ELSEWHERE = {
+    "test_gradient_input.py": ("gradients of every kind", "as defined, or one error"),
     "test_damaged_logs.py": ("damaged log: cut off, bytes changed, any bytes", "a trace or one error"),
     "test_untrusted_configs.py": ("configuration by somebody else", "refused, nothing run"),
     "test_untrusted_logs.py": ("log or run directory by somebody else", "shown as text, or one error"),
