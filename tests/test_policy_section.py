@@ -1,6 +1,7 @@
 import inspect
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,8 @@ def test_the_section_of_a_policy_with_defaults_builds_the_policy_with_defaults(l
 
 def policy_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A module with policies good and bad, in what becomes the working directory."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which the loader adds to
+    monkeypatch.delitem(sys.modules, name, raising=False)
     (folder / f"{name}.py").write_text(
         "from autoclip.policies import Policy, RunningQuantile\n"
         "class Median(RunningQuantile):\n"
