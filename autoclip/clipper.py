@@ -253,8 +253,14 @@ class Clipper:
 
     @property
     def sinks(self) -> tuple[Sink, ...]:
-        """What is told of every step."""
+        """What is told of every step; others may take their place in the middle of training."""
         return self._log.sinks
+
+    @sinks.setter
+    def sinks(self, sinks: Iterable[Sink]) -> None:
+        self.settle()
+        self._log.sinks = tuple(sinks)
+        self._log.watch(self)
 
     @property
     def threshold(self) -> float | dict[str, float]:

@@ -585,3 +585,15 @@ def test_a_loss_outside_the_captured_step_is_told(monkeypatch):
     with pytest.warns(UserWarning, match="outside the captured step"):
         captured.clipper.replay(graph)
     assert not captured.clipper.has_reported_loss
+
+
+def test_sinks_can_be_exchanged_and_the_old_ones_get_their_last_record():
+    clipper, weight = late_clipper(sinks=[old := Records()])
+    new = Records()
+    for step in range(6):
+        if step == 5:
+            clipper.sinks = [new]
+        weight.grad = torch.tensor([1.0])
+        clipper.step()
+    clipper.settle()
+    assert [[one.step for one in records] for records in (old, new)] == [[0, 1, 2, 3, 4], [5]]
