@@ -153,8 +153,10 @@ class Clipper:
             The total norm before clipping, 0-d.
 
         Raises:
-            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before.
-            TypeError: gradients of an integer dtype, complex ones in mode "value", or sparse ones in mode "agc".
+            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before. Or the
+                step is captured in a CUDA graph, but has to wait.
+            TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
+                mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
             ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
         """
         return self._steps.take(loss, clip_fn, loss_scale)

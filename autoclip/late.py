@@ -44,11 +44,10 @@ class Layout:
         self.members = members
         self.device = like.device
         self.is_identity = all(list(own) == [place] for place, own in enumerate(members.values()))
-        size = sum(len(own) for own in members.values())
-        self.is_one = len(members) == 1 and size > 0
+        self.is_one = len(members) == 1
         if self.is_one or self.is_identity:
             return
-        group_of = [0] * size
+        group_of = [0] * sum(len(own) for own in members.values())
         for group, own in enumerate(members.values()):
             for place in own:
                 group_of[place] = group
@@ -96,13 +95,12 @@ class Limits:
         `torch.where` would do, but copies a number of the host to the device, and waits.
         """
         wide, values, compared = norms.dtype is torch.float64, self._values, self._compared
+        compared = values if wide else compared
         if isinstance(values, Tensor):
             added = (1e-3 * values).clamp(max=1e-6).to(norms.dtype)
-            compared = values if wide else compared.to(norms.dtype)
-            values = values.to(norms.dtype)
+            values, compared = values.to(norms.dtype), compared.to(norms.dtype)
         else:
             added = min(1e-6, 1e-3 * values)
-            compared = values if wide else compared
         factors: Tensor = ((norms + added).reciprocal() * values).clamp(max=1.0)  # the reciprocal may be infinite
         return factors.masked_fill_(norms <= compared, 1.0)
 
@@ -228,18 +226,14 @@ class LateStep:
         total, factor, overflow = self.numbers.read(0, 3)
         if overflow or (done.scaled and not isfinite(total)):
             return None
-        values = self.numbers.read(3, 3 + count) if self._several else [total]
-        norms = done.numbers[3 : 3 + count].unbind() if self._several else [done.total]
+        values = self.numbers.read(3, 3 + count) if count > 1 else [total]
+        norms = done.numbers[3 : 3 + count].unbind() if count > 1 else [done.total]
         return GroupNorms(done.names, done.members, norms, values, total), factor
 
     @property
     def each(self) -> Tensor:
         """Norm of each gradient before clipping, shape (n,), on the host."""
         return self.numbers.tensor()[-len(self.done.names) :]
-
-    @property
-    def _several(self) -> bool:
-        return len(self.numbers.tensor()) > 3 + len(self.done.names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Which steps of a clipper do without a host wait, and what of them is still to come."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Literal, cast
 
@@ -123,12 +123,14 @@ class LateSteps:
             )
 
     def prepare(self, groups: Groups, gradients: Mapping[str, Tensor]) -> None:
-        """Have what a captured step needs and must not make: it lies on the device before the capture."""
-        if self._wait is not True and gradients and not self.never(groups):
-            first = next(iter(gradients.values()))
-            members = groups.members(list(gradients))
-            if self._layout is None or self._layout.members is not members or self._layout.device != first.device:
-                self._layout, self._held = Layout(members, first), HeldLimits(len(members), first)
+        """After a step that waited: have on the device what the next one may need, and must not make in a capture."""
+        self.first = max(self.first - 1, 0)
+        if self._wait is not True and gradients:
+            self._arrange(groups.members(list(gradients)), next(iter(gradients.values())))
+
+    def _arrange(self, members: Mapping[str, Sequence[int]], like: Tensor) -> None:
+        if self._layout is None or self._layout.members is not members or self._layout.device != like.device:
+            self._layout, self._held = Layout(members, like), HeldLimits(len(members), like)
 
     def _may_be_late(self, groups: Groups) -> bool:
         if self._wait == "auto" and not _parameter(groups).is_cuda:
@@ -172,7 +174,9 @@ class LateSteps:
         members = groups.members(list(gradients))
         if captured and (self._layout is None or self._layout.members is not members):
             return None  # other gradients than in the steps before
-        self.prepare(groups, gradients)
+        if captured and self._unreplayed is not None:
+            raise RuntimeError("replay each graph once, by clipper.replay(graph), before the next is captured")
+        self._arrange(members, first)
         layout, held = cast(Layout, self._layout), cast(HeldLimits, self._held)
         gates = [groups.gates[group] for group in members]
         if any(gate.policy.inclusive for gate in gates):
@@ -186,8 +190,6 @@ class LateSteps:
         if self._skips and self.fused is not None:
             self.fused.leave_out(not_finite(done.total))
         if captured:
-            if self._unreplayed is not None:
-                raise RuntimeError("replay each graph once, by clipper.replay(graph), before the next is captured")
             self._unreplayed = CapturedStep(done, held, loss.send)
         else:
             self.pending = LateStep(done, HostCopy(done.numbers), loss.send())

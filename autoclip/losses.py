@@ -65,7 +65,7 @@ class StepLoss:
         self._mean = own
         self._ranks = 1
         self._work: Any = None
-        group = None if ranks is None or (loss is None and ranks == "world") else process_group(ranks)
+        group = process_group(ranks)
         if own is not None and group is not None:
             parameter = next(iter(parameters.values()))
             self._ranks = torch.distributed.get_world_size(group)

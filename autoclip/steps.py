@@ -60,20 +60,21 @@ class Steps:
     def take(self, loss: float | Tensor | None, clip_fn: ClipFn | None, loss_scale: float | Tensor | None) -> Tensor:
         """Take one step; the arguments are those of `Clipper.step`."""
         capturing = late = False
-        if self.late.never(self.groups):
-            self.groups.read_added()
-        else:
+        may_be_late = not self.late.never(self.groups)
+        if may_be_late:
             capturing = self.late.is_captured(self.groups)
             if not capturing:
                 self.settle()
-            self.groups.read_added()
+        self.groups.read_added()
+        if may_be_late:
             late = clip_fn is None and self.late.is_next(self.groups, capturing)
         if not late and self.late.leaves_out():
             self.losses.forget()
             return torch.tensor(inf)
         own = loss if loss is not None else self.losses.mean()
-        known = own is None and (self.ranks is None or self.ranks == "world")
-        pending = NO_LOSS if known else StepLoss(own, self.ranks, self.groups.parameters)
+        # Of a group of the user's own it is looked at whether this rank is in it, loss or not.
+        nothing = own is None and (self.ranks is None or self.ranks == "world")
+        pending = NO_LOSS if nothing else StepLoss(own, self.ranks, self.groups.parameters)
         self.losses.forget()
         if clip_fn is not None:
             return self._step_by(clip_fn, pending, loss_scale)
@@ -109,8 +110,8 @@ class Steps:
                 "those of training: keep one of them (detach() removes an attached one)",
             )
         mean = pending.read()
-        self.late.first = max(self.late.first - 1, 0)
-        self.late.prepare(self.groups, gradients)
+        if may_be_late:
+            self.late.prepare(self.groups, gradients)
         self.measured = (list(gradients), norms.each)
         watched = self._watch.is_open and loss_scale is None and self.late.fused is None
         if self._plain is not None and finite and norms.alike and loss_scale is None and not watched:

@@ -24,6 +24,7 @@ from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.lab.config import load_config
 from autoclip.lab.sweep_workers import run_sweep
+from tests.forked import forked_workers
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,18 +88,6 @@ def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
         time.sleep(0.02)
 
 
-def children(pid: int) -> list[int]:
-    """Workers of a sweep: what the process has forked that it started for this."""
-    parents = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            if b"forkserver" in (process / "cmdline").read_bytes():
-                status = (process / "stat").read_text().rpartition(")")[2].split()
-                if status[0] != "Z":
-                    parents[int(process.name)] = int(status[1])
-    return [child for child, parent in parents.items() if parents.get(parent) == pid]
-
-
 def lives(pid: int) -> bool:
     """Whether a process runs; one that ended and was not waited for does not."""
     try:
@@ -128,7 +117,7 @@ def kill_at_work(out: Path, parent: subprocess.Popen[str], *, all_of_them: bool)
     """Kill one worker that holds a trial, or the whole process group; return what the killed held."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        pids = children(parent.pid)
+        pids = forked_workers(parent.pid)
         if set(pids) & set(held(out)):
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)  # nobody moves on between the look and the shot
@@ -231,7 +220,7 @@ def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         process = start()
         seen["killed"] = kill_at_work(out, process, all_of_them=False)
         # A killed process stays in /proc for a moment.
-        living = lambda: [pid for pid in children(process.pid) if pid not in seen["killed"]]  # noqa: E731
+        living = lambda: [pid for pid in forked_workers(process.pid) if pid not in seen["killed"]]  # noqa: E731
         seen["workers"] = until(lambda: len(found := living()) == 2 and found, process)
         printed, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -493,7 +482,7 @@ def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_
     )
     try:
         until(lambda: len(metrics(tmp_path / "out")) >= 2, process)
-        workers = children(process.pid)
+        workers = forked_workers(process.pid)
         assert len(workers) == 2
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -18,6 +18,7 @@ import pytest
 from tests.faults.large_study import build
 from tests.faults.nursery import ROOT
 from tests.faults.outcomes import Outcomes
+from tests.forked import forked_workers
 
 CONFIG = """
 name: tiny
@@ -55,15 +56,8 @@ class Command:
         return self.process.returncode, printed, errors
 
     def workers(self) -> list[int]:
-        """Its worker processes, which are forked from a process that it started for this."""
-        parents = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has just ended
-                if b"forkserver" in (process / "cmdline").read_bytes():
-                    status = (process / "stat").read_text().rpartition(")")[2].split()
-                    if status[0] != "Z":
-                        parents[int(process.name)] = int(status[1])
-        return [child for child, parent in parents.items() if parents.get(parent) == self.process.pid]
+        """Its worker processes."""
+        return forked_workers(self.process.pid)
 
     def kill(self) -> None:
         """End everything that is left of it."""
