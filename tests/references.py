@@ -106,6 +106,46 @@ def loss_aware_thresholds(
     return thresholds
 
 
+def progress_thresholds(
+    norms: Sequence[float],
+    losses: Sequence[float | None],
+    *,
+    percentile: float = 10,
+    rate: float = 0.2,
+    lift: float = 1.1,
+    margin: float = 0.5,
+    fast: float = 0.8,
+    slow: float = 0.97,
+    start: float = 0.3,
+    without_loss: float = 25,
+) -> list[float]:
+    """Slow start at a share of the first norm (the first step is clipped to it), then tracker and lift.
+
+    After each later step: the tracker learns the norm, at the percentile `without_loss` where the step has no loss. A
+    norm above the threshold also lifts it while the slow average of the loss lies above the fast one by more than
+    `margin` standard deviations of the losses around the slow average before them. Losses count from the first.
+    """
+    threshold = start * norms[0]
+    thresholds = [threshold, threshold]
+    fast_average = slow_average = losses[0]
+    variance = 0.0
+    for norm, loss in zip(norms[1:-1], losses[1:-1], strict=True):
+        if loss is not None and slow_average is None:
+            fast_average = slow_average = loss
+        elif loss is not None:
+            variance = slow * variance + (1 - slow) * (loss - slow_average) ** 2
+            fast_average = fast * fast_average + (1 - fast) * loss
+            slow_average = slow * slow_average + (1 - slow) * loss
+        q = (without_loss if loss is None else percentile) / 100
+        falls = loss is not None and slow_average - fast_average > margin * variance**0.5
+        if norm > threshold:
+            threshold *= exp(rate * q) * (lift if falls else 1.0)
+        else:
+            threshold *= exp(-rate * (1 - q))
+        thresholds.append(threshold)
+    return thresholds
+
+
 def decayed_moments(
     values: Sequence[float], decay: float, mean: float | None = None, variance: float = 0.0
 ) -> list[tuple[float, float]]:

@@ -14,6 +14,7 @@ from autoclip.policies import (
     LossAwareQuantile,
     NoClip,
     Policy,
+    ProgressQuantile,
     RunningQuantile,
 )
 from autoclip.policies.parameters import Number, check, constructor_parameters
@@ -78,6 +79,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_name_range_and_value(argument
         (lambda: LossAwareQuantile(cut=1.5), ValueError, r"cut must be a number in \(0, 1\], got 1\.5"),
         (lambda: LossAwareQuantile(fast=1), ValueError, r"fast must be a number in \[0, 1\), got 1"),
         (lambda: LossAwareQuantile(start=0), ValueError, r"start must be a number in \(0, 1\], got 0"),
+        (lambda: ProgressQuantile(lift=0.9), ValueError, r"lift must be a number in \[1, inf\), got 0\.9"),
+        (lambda: ProgressQuantile(margin=-1), ValueError, r"margin must be a number in \[0, inf\), got -1"),
         (lambda: CenterMultiple("mode"), ValueError, r"center must be one of median, mean, got 'mode'"),
         (lambda: CenterMultiple(window=None), TypeError, r"window must be a whole number in \[1, inf\), got None"),
         (lambda: AutoClip(inclusive=1), TypeError, r"inclusive must be true or false, got 1"),

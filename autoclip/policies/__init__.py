@@ -7,6 +7,7 @@ from autoclip.policies.fixed import Fixed, NoClip
 from autoclip.policies.fixed_percentile import FixedPercentile
 from autoclip.policies.loss_aware_quantile import LossAwareQuantile
 from autoclip.policies.policy import Policy
+from autoclip.policies.progress_quantile import ProgressQuantile
 from autoclip.policies.running_quantile import RunningQuantile
 from autoclip.policies.skip_step import SkipStep
 from autoclip.policies.zclip import ZClip
@@ -17,6 +18,7 @@ POLICIES: dict[str, type[Policy]] = {
     "fixed_percentile": FixedPercentile,
     "running_quantile": RunningQuantile,
     "loss_aware_quantile": LossAwareQuantile,
+    "progress_quantile": ProgressQuantile,
     "center_multiple": CenterMultiple,
     "autoclip": AutoClip,
     "zclip": ZClip,
@@ -35,6 +37,7 @@ __all__ = [
     "LossAwareQuantile",
     "NoClip",
     "Policy",
+    "ProgressQuantile",
     "RunningQuantile",
     "SkipStep",
     "ZClip",

@@ -63,6 +63,7 @@ WarmupThreshold = Annotated[float | Literal["auto"], Number(0, inf, low_open=Tru
 Steps = Annotated[int, Number(0, inf, high_open=True, integer=True)]
 Window = Annotated[int, Number(1, inf, high_open=True, integer=True)]
 OptionalWindow = Annotated[int | None, Number(1, inf, high_open=True, integer=True, also=(None,))]
+AtLeastOne = Annotated[float, Number(1, inf, high_open=True)]
 Decay = Annotated[float, Number(0, 1, high_open=True)]
 Share = Annotated[float, Number(0, 1, low_open=True)]
 
