@@ -15,7 +15,7 @@ from autoclip.groups import Groups
 from autoclip.late import why_wait
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup
-from autoclip.policies import Policy, RunningQuantile
+from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
@@ -44,7 +44,7 @@ class Clipper:
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
             those it has now; of an optimizer also those that are added or exchanged later.
-        policy: what sets the threshold, one for each clipper; None is `RunningQuantile()`.
+        policy: what sets the threshold, one for each clipper; None is `LossAwareQuantile()`.
         scope: whose norm is meant: "global": of all gradients together; "parameter": of each parameter's by itself;
             "group": of each group's. None is the policy's own.
         mode: "norm" scales gradients by one factor; "value" clamps each element to the threshold, and the observed
@@ -100,7 +100,7 @@ class Clipper:
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        policy = policy if policy is not None else RunningQuantile()
+        policy = policy if policy is not None else default_policy()
         policy.clone()  # raises now what would keep it from being resumed later
         self.scope: Scope = choice("scope", scope or policy.scope, Scope)
         self.mode: Mode = choice("mode", mode, Mode)

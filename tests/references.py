@@ -75,60 +75,30 @@ def loss_aware_thresholds(
     norms: Sequence[float],
     losses: Sequence[float | None],
     *,
-    percentile: float = 50,
-    rate: float = 0.1,
-    cut: float = 0.9,
+    percentile: float = 10,
+    rate: float = 0.2,
+    cut: float = 0.8,
     fast: float = 0.8,
     slow: float = 0.97,
     start: float = 0.3,
     floor: float = 0.1,
-) -> list[float]:
-    """Slow start at a share of the first norm (the first step is clipped to it), then tracker, cut, floor, in order.
-
-    After each later step the tracker learns the norm; then the threshold is cut where the fast average of the loss
-    lies above the slow one. Both averages start at the first loss. A step without a loss is not cut. The floor is a
-    share of a second tracker, which starts at the first norm and is never cut.
-    """
-    threshold, uncut = start * norms[0], norms[0]
-    thresholds = [threshold, threshold]
-    fast_average = slow_average = losses[0]
-    for norm, loss in zip(norms[1:-1], losses[1:-1], strict=True):
-        below = 1.0 if norm <= threshold else 0.0
-        threshold *= exp(-rate * (below - percentile / 100))
-        uncut *= exp(-rate * ((1.0 if norm <= uncut else 0.0) - percentile / 100))
-        if loss is not None:
-            fast_average = loss if fast_average is None else fast * fast_average + (1 - fast) * loss
-            slow_average = loss if slow_average is None else slow * slow_average + (1 - slow) * loss
-            if fast_average > slow_average:
-                threshold *= cut
-        threshold = max(threshold, floor * uncut)
-        thresholds.append(threshold)
-    return thresholds
-
-
-def progress_thresholds(
-    norms: Sequence[float],
-    losses: Sequence[float | None],
-    *,
-    percentile: float = 10,
-    rate: float = 0.2,
     lift: float = 1.1,
     margin: float = 0.5,
-    fast: float = 0.8,
-    slow: float = 0.97,
-    start: float = 0.3,
     without_loss: float = 25,
 ) -> list[float]:
-    """Slow start at a share of the first norm (the first step is clipped to it), then tracker and lift.
+    """Slow start at a share of the first norm (the first step is clipped to it), then tracker, lift or cut, floor.
 
-    After each later step: the tracker learns the norm, at the percentile `without_loss` where the step has no loss. A
-    norm above the threshold also lifts it while the slow average of the loss lies above the fast one by more than
-    `margin` standard deviations of the losses around the slow average before them. Losses count from the first.
+    After each later step the tracker learns the norm, at the percentile `without_loss` where the step has no loss. The
+    averages of the loss start at the first loss, its variance at zero, and the distance of each loss counts from the
+    slow average before it. With a loss, the threshold is cut where the fast average lies above the slow one by more
+    than `margin` deviations; else it is lifted where the norm lay above it and the fast average below the slow one by
+    more than `margin` deviations, corrected for the start at zero. The floor is a share of a second tracker, which
+    starts at the first norm and is neither lifted nor cut.
     """
-    threshold = start * norms[0]
+    threshold, steady = start * norms[0], norms[0]
     thresholds = [threshold, threshold]
     fast_average = slow_average = losses[0]
-    variance = 0.0
+    variance, seen = 0.0, 0
     for norm, loss in zip(norms[1:-1], losses[1:-1], strict=True):
         if loss is not None and slow_average is None:
             fast_average = slow_average = loss
@@ -136,12 +106,18 @@ def progress_thresholds(
             variance = slow * variance + (1 - slow) * (loss - slow_average) ** 2
             fast_average = fast * fast_average + (1 - fast) * loss
             slow_average = slow * slow_average + (1 - slow) * loss
+            seen += 1
         q = (without_loss if loss is None else percentile) / 100
-        falls = loss is not None and slow_average - fast_average > margin * variance**0.5
-        if norm > threshold:
-            threshold *= exp(rate * q) * (lift if falls else 1.0)
-        else:
-            threshold *= exp(-rate * (1 - q))
+        clipped = norm > threshold
+        threshold *= exp(rate * ((1.0 if clipped else 0.0) - (1 - q)))
+        steady *= exp(rate * ((1.0 if norm > steady else 0.0) - (1 - q)))
+        if loss is not None and seen:
+            rise = fast_average - slow_average
+            if rise > margin * variance**0.5:
+                threshold *= cut
+            elif clipped and -rise > margin * (variance / (1 - slow**seen)) ** 0.5:
+                threshold *= lift
+        threshold = max(threshold, floor * steady)
         thresholds.append(threshold)
     return thresholds
 

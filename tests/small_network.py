@@ -4,13 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autoclip import AutoClip, CenterMultiple, Fixed, LossAwareQuantile, NoClip, ProgressQuantile, RunningQuantile
+from autoclip import AutoClip, CenterMultiple, Fixed, LossAwareQuantile, NoClip, RunningQuantile
 
 POLICIES = {
     "running quantile": lambda: RunningQuantile(warmup_steps=10),
     "window": lambda: RunningQuantile(90, window=20, warmup_steps=10),
     "loss-aware": LossAwareQuantile,
-    "progress": ProgressQuantile,
     "center multiple": lambda: CenterMultiple(warmup_steps=5, window=10),
     "autoclip": AutoClip,
     "fixed": lambda: Fixed(1.0),

@@ -18,7 +18,7 @@ log: {layers_every: 2}
 sweep:
   thresholds: [0.1]
   percentiles: [50]
-  policies: [{kind: loss_aware_quantile, cut: 0.8}, {kind: "tests.test_candidate_config:Constant", at: 3}]
+  policies: [{kind: loss_aware_quantile, cut: 0.7}, {kind: "tests.test_candidate_config:Constant", at: 3}]
   seeds: [0, 1]
 """
 

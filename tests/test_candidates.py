@@ -91,7 +91,7 @@ def test_the_grid_holds_every_candidate_in_order_and_parameters_reach_the_percen
         thresholds=[1.0, 5.0],
         percentiles=[10, 90],
         kinds=["fixed_percentile", "running_quantile"],
-        policies=[{"kind": "loss_aware_quantile", "cut": 0.8}],
+        policies=[{"kind": "loss_aware_quantile", "cut": 0.7}],
         warmup_steps=7,
     )
     assert [(one.name, dict(one.policy)) for one in found] == [
@@ -102,7 +102,7 @@ def test_the_grid_holds_every_candidate_in_order_and_parameters_reach_the_percen
         ("fixed_percentile p90", {"kind": "fixed_percentile", "percentile": 90, "warmup_steps": 7}),
         ("running_quantile p10", {"kind": "running_quantile", "percentile": 10, "warmup_steps": 7}),
         ("running_quantile p90", {"kind": "running_quantile", "percentile": 90, "warmup_steps": 7}),
-        ("loss_aware_quantile(cut=0.8)", {"kind": "loss_aware_quantile", "cut": 0.8}),
+        ("loss_aware_quantile(cut=0.7)", {"kind": "loss_aware_quantile", "cut": 0.7}),
     ]
 
 
@@ -153,9 +153,9 @@ def test_every_kind_of_percentile_takes_the_warmup(candidates: Callable[..., lis
 
 
 def test_written_out_policies_keep_what_was_given(candidates: Callable[..., list[Candidate]]) -> None:
-    found = candidates("sweep.policies=[{kind: loss_aware_quantile, cut: 0.8}, {kind: autoclip}]")
+    found = candidates("sweep.policies=[{kind: loss_aware_quantile, cut: 0.7}, {kind: autoclip}]")
     assert [(one.name, dict(one.policy)) for one in found[-2:]] == [
-        ("loss_aware_quantile(cut=0.8)", {"kind": "loss_aware_quantile", "cut": 0.8}),
+        ("loss_aware_quantile(cut=0.7)", {"kind": "loss_aware_quantile", "cut": 0.7}),
         ("autoclip", {"kind": "autoclip"}),
     ]
 

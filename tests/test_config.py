@@ -100,7 +100,7 @@ def test_defaults(load):
     assert (config.device, config.threads) == ("auto", 1)
     assert (config.clip.scope, config.clip.mode, config.clip.response) == (None, "norm", None)
     assert config.clip.on_nonfinite == "skip"
-    assert config.clip.policy.kind == "running_quantile"
+    assert config.clip.policy.kind == "loss_aware_quantile"
     assert (config.log.layers_every, config.log.sinks) == (None, ("jsonl",))
     assert config.sweep is None
     assert config.task.args == {"width": 8}
@@ -337,12 +337,14 @@ def test_arguments_of_a_task_and_a_policy_of_ones_own_survive_the_round_trip(loa
 def test_the_hash_depends_on_the_values_only(load):
     config = load(GOOD)
     assert len(config_hash(config)) == 64
-    assert config_hash(load(GOOD, "clip={policy: {percentile: 50.0, kind: running_quantile}}")) == config_hash(config)
+    assert config_hash(load(GOOD, "clip={policy: {percentile: 10.0, kind: loss_aware_quantile}}")) == config_hash(
+        config
+    )
     assert config_hash(load(GOOD, "optimizer.lr=0.2")) != config_hash(config)
 
 
 def test_differences_name_the_setting_and_both_values(load):
-    old = load(GOOD)
+    old = load(GOOD, "clip.policy={kind: running_quantile}")
     new = load(GOOD, "optimizer.lr=16", "seeds=[1, 2]", "clip.policy={kind: fixed, threshold: 5, warmup_steps: 100}")
     assert differences(old, new) == [
         "optimizer.lr: 0.1 -> 16.0",
@@ -353,7 +355,7 @@ def test_differences_name_the_setting_and_both_values(load):
         "clip.policy.window: null -> absent",
         "clip.policy.threshold: absent -> 5.0",
     ]
-    (line,) = differences(old, load(GOOD, "sweep={}"))
+    (line,) = differences(load(GOOD), load(GOOD, "sweep={}"))
     assert line.startswith('sweep: null -> {"none": true, ')
 
 

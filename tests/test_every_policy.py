@@ -22,7 +22,6 @@ ARGUMENTS = {
     "fixed_percentile": {},
     "running_quantile": {},
     "loss_aware_quantile": {},
-    "progress_quantile": {},
     "center_multiple": {},
     "autoclip": {"history": 200},
     "zclip": {"epsilon": 0.0},  # the published 1e-6 is in the units of the norms

@@ -17,7 +17,6 @@ STEPS, NONFINITE, ZERO, STOP = 40, 17, 23, 20
 OWN = {
     "fixed": {"threshold": 0.05},
     "loss_aware_quantile": {},
-    "progress_quantile": {},
     "autoclip": {},
     "none": {},
     "adagc": {"absolute": 0.1, "warmup_steps": 6},

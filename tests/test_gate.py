@@ -243,7 +243,7 @@ def test_a_wrong_number_of_steps_is_refused_with_the_value(relearn_after):
 
 
 def test_a_new_level_is_learned_without_the_slow_start_of_untrained_weights():
-    gate = Gate(LossAwareQuantile(), "skip")
+    gate = Gate(LossAwareQuantile(50, 0.1), "skip")
     for _ in range(100):
         gate.decide(1.0, 1.0)
     decisions = [gate.decide(100.0, 1.0) for _ in range(200)]

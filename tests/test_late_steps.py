@@ -19,7 +19,6 @@ from autoclip import (
     FixedPercentile,
     LossAwareQuantile,
     NoClip,
-    ProgressQuantile,
     RunningQuantile,
     SkipStep,
     ZClip,
@@ -38,7 +37,6 @@ def quantile():
 POLICIES = {
     "running quantile": quantile,
     "loss-aware": LossAwareQuantile,
-    "progress": ProgressQuantile,
     "window": lambda: RunningQuantile(90, window=20, warmup_steps=5),
     "fixed percentile": lambda: FixedPercentile(50, warmup_steps=5),
     "center multiple": lambda: CenterMultiple(warmup_steps=5, window=10),

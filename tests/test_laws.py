@@ -20,7 +20,6 @@ from autoclip import (
     FixedPercentile,
     LossAwareQuantile,
     NoClip,
-    ProgressQuantile,
     RunningQuantile,
     SkipStep,
     ZClip,
@@ -43,7 +42,6 @@ POLICIES = {
     "running_quantile": st.builds(RunningQuantile, percentiles, st.floats(0.01, 1), **warmups),
     "window": st.builds(RunningQuantile, percentiles, window=windows, **warmups),
     "loss_aware_quantile": st.builds(LossAwareQuantile, percentiles, st.floats(0.01, 1), **warmups),
-    "progress_quantile": st.builds(ProgressQuantile, percentiles, st.floats(0.01, 1), st.floats(1, 2), **warmups),
     "center_multiple": st.builds(
         CenterMultiple, st.sampled_from(["median", "mean"]), st.floats(0.1, 10), windows, **warmups
     ),

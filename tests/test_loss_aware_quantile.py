@@ -1,4 +1,5 @@
-from math import exp, nan
+from itertools import pairwise
+from math import exp, log, nan
 
 import numpy as np
 import pytest
@@ -9,15 +10,19 @@ from tests.streams import follow, loss_stream, norm_streams
 
 STEPS = 5000
 STREAMS = ["lognormal", "drift up", "drift down", "spikes"]
+MEDIAN = {"percentile": 50, "rate": 0.1, "cut": 0.9, "lift": 1, "margin": 0, "without_loss": 50}
 
 
 @pytest.mark.parametrize(
     "parameters",
     [
         {},
-        {"percentile": 90, "rate": 0.05, "cut": 0.8},
+        MEDIAN,
+        {"percentile": 90, "rate": 0.05, "cut": 0.9, "without_loss": 90},
         {"fast": 0.9, "slow": 0.99, "start": 0.1},
-        {"floor": 1e-6},
+        {"floor": 1e-6, "cut": 0.99},
+        {"margin": 0, "lift": 1.5},
+        {"slow": 0, "fast": 0, "margin": 0.1},
     ],
 )
 @pytest.mark.parametrize("stream", STREAMS)
@@ -28,7 +33,7 @@ def test_thresholds_equal_the_oracle(stream, parameters):
 
 
 @pytest.mark.parametrize("missing", [None, nan])
-def test_steps_without_a_loss_are_not_cut_and_do_not_move_its_averages(missing):
+def test_steps_without_a_loss_track_their_own_percentile_and_do_not_move_the_averages(missing):
     norms, losses = norm_streams(STEPS, seed=7)["lognormal"], loss_stream(STEPS)
     gaps = np.random.default_rng(8).random(STEPS) < 0.3
     gaps[:3] = True  # the averages begin at the first loss there is
@@ -39,23 +44,24 @@ def test_steps_without_a_loss_are_not_cut_and_do_not_move_its_averages(missing):
     )
 
 
-def test_without_any_loss_it_is_the_running_quantile_with_a_slow_start():
+def test_without_any_loss_it_is_a_running_quantile_with_a_slow_start():
     norms = norm_streams(STEPS, seed=9)["lognormal"]
-    thresholds = follow(LossAwareQuantile(), norms)
-    assert thresholds == pytest.approx(loss_aware_thresholds(norms, [None] * STEPS), rel=1e-9, abs=0)
+    thresholds = follow(LossAwareQuantile(without_loss=40), norms)
+    assert thresholds == pytest.approx(loss_aware_thresholds(norms, [None] * STEPS, without_loss=40), rel=1e-9, abs=0)
+    assert float(np.mean(np.asarray(norms[200:]) > thresholds[200:])) == pytest.approx(0.6, abs=0.01)
 
 
 def test_with_a_warmup_and_no_loss_it_is_the_running_quantile():
     norms = norm_streams(STEPS, seed=9)["lognormal"]
-    thresholds = follow(LossAwareQuantile(90, 0.2, warmup_steps=50), norms)
+    thresholds = follow(LossAwareQuantile(90, 0.2, without_loss=90, warmup_steps=50), norms)
     assert thresholds == follow(RunningQuantile(90, 0.2, warmup_steps=50), norms)
     assert thresholds[50:] == pytest.approx(running_quantile_thresholds(norms, 90, 0.2, 50), rel=1e-9, abs=0)
 
 
 def test_the_first_step_is_clipped_to_the_start_share_of_its_own_norm():
-    policy = LossAwareQuantile()
+    policy = LossAwareQuantile(without_loss=50)
     assert policy.inclusive
-    assert follow(policy, [10.0, 10.0, 10.0]) == pytest.approx([3.0, 3.0, 3.0 * exp(0.05)], rel=1e-12, abs=0)
+    assert follow(policy, [10.0, 10.0, 10.0]) == pytest.approx([3.0, 3.0, 3.0 * exp(0.1)], rel=1e-12, abs=0)
     assert not policy.inclusive
 
 
@@ -67,51 +73,108 @@ def test_a_useless_first_norm_leaves_the_slow_start_to_the_next():
     assert follow(policy, [10.0]) == pytest.approx([3.0], rel=1e-12, abs=0)
 
 
-def test_a_falling_loss_cuts_nothing_and_a_rising_one_cuts_every_step():
+def test_a_falling_loss_lifts_every_clipped_step_and_a_rising_one_cuts_every_step():
     norms = [1.0] + [1e9] * 20
-    falling = follow(LossAwareQuantile(), norms, [10.0 - 0.1 * step for step in range(21)])
-    rising = follow(LossAwareQuantile(floor=1e-6), norms, [10.0 + 0.1 * step for step in range(21)])
-    assert falling == pytest.approx([0.3, *(0.3 * exp(0.05 * step) for step in range(20))], rel=1e-9, abs=0)
-    assert rising == pytest.approx([0.3, *(0.3 * (0.9 * exp(0.05)) ** step for step in range(20))], rel=1e-9, abs=0)
+    falling = follow(LossAwareQuantile(margin=0), norms, [10.0 - 0.1 * step for step in range(21)])
+    rising = follow(LossAwareQuantile(margin=0, floor=1e-9), norms, [10.0 + 0.1 * step for step in range(21)])
+    lifted = 1.1 * exp(0.2 * 0.1)
+    assert falling == pytest.approx([0.3, *(0.3 * lifted**step for step in range(20))], rel=1e-9, abs=0)
+    assert rising == pytest.approx([0.3, *(0.3 * (0.8 * exp(0.02)) ** step for step in range(20))], rel=1e-9, abs=0)
 
 
-def test_a_noisy_plateau_does_not_carry_the_threshold_away_and_it_recovers():
-    generator = np.random.default_rng(10)
-    norms = np.exp(generator.normal(0, 0.5, 20_000)).tolist()
-    plateau = (2 + 0.1 * generator.standard_normal(20_000)).tolist()
+def test_in_the_first_steps_a_rise_counts_at_once_and_a_fall_only_when_it_is_clear():
+    norms = [1.0] + [1e9] * 20
+    falling = np.diff(np.log(follow(LossAwareQuantile(), norms, [10.0 - 0.1 * step for step in range(21)])))
+    rising = np.diff(np.log(follow(LossAwareQuantile(floor=1e-9), norms, [10.0 + 0.1 * step for step in range(21)])))
+    first_lift, first_cut = int(np.argmax(falling > 0.05)), int(np.argmax(rising < -0.05))
+    assert first_cut == 1  # after the first loss there is to compare
+    assert 4 <= first_lift <= 10
+
+
+def test_unclipped_steps_are_not_lifted():
+    thresholds = follow(LossAwareQuantile(), [1.0] + [0.01] * 10, [10.0 - 0.1 * step for step in range(11)])
+    assert all(after < before for before, after in pairwise(thresholds[1:]))
+
+
+@pytest.mark.parametrize(("losses", "clipped"), [("falling", 0.61), ("plateau", 0.9)])
+def test_the_share_of_clipped_steps_is_what_the_docstring_says(losses, clipped):
+    random = np.random.default_rng(3)
+    norms = random.lognormal(0.0, 0.5, 20_000)
+    stream = {"falling": 1e3 * 0.9995 ** np.arange(20_000), "plateau": np.full(20_000, 2.0)}[losses]
+    thresholds = np.asarray(follow(LossAwareQuantile(), norms.tolist(), stream.tolist()))
+    assert float(np.mean(norms[2000:] > thresholds[2000:])) == pytest.approx(clipped, abs=0.01)
+
+
+def test_a_noisy_plateau_neither_carries_the_threshold_away_nor_strangles_it():
+    random = np.random.default_rng(10)
+    norms = np.exp(random.normal(0, 0.5, 20_000))
+    plateau = 2 + 0.1 * random.standard_normal(20_000)
     policy = LossAwareQuantile()
-    thresholds = follow(policy, norms, plateau)
-    assert min(thresholds) > 0.05
-    assert max(thresholds[1000:]) < 1.5
-    recovered = follow(policy, norms[:100], [2 * 0.99**step for step in range(100)])
+    thresholds = np.asarray(follow(policy, norms.tolist(), plateau.tolist()))
+    assert np.quantile(thresholds[1000:], 0.1) > 0.25
+    assert thresholds[1000:].max() < 1.2
+    recovered = follow(policy, norms[:100].tolist(), [2 * 0.99**step for step in range(100)])
     assert recovered[-1] > 0.5
 
 
 def test_a_rising_loss_lowers_the_threshold_to_the_floor_and_no_further():
     norms = norm_streams(2000, seed=11)["lognormal"]
     thresholds = follow(LossAwareQuantile(), norms, [1 + 0.01 * step for step in range(2000)])
-    median = float(np.median(norms))
-    assert 0.05 * median < min(thresholds[100:])
-    assert max(thresholds[100:]) < 0.3 * median
+    tenth = float(np.percentile(norms, 10))
+    assert 0.03 * tenth < min(thresholds[100:])
+    assert max(thresholds[100:]) < 0.4 * tenth
 
 
-def test_a_cut_of_one_ignores_the_loss():
+def test_one_wild_loss_makes_it_wait_and_not_loosen():
+    norms, quiet = [1.0] * 400, [2.0] * 400
+    wild = [*quiet[:200], 200.0, *quiet[201:]]
+    undisturbed, disturbed = follow(LossAwareQuantile(), norms, quiet), follow(LossAwareQuantile(), norms, wild)
+    assert max(disturbed[202:220]) < 0.8 < min(undisturbed[202:220])
+    assert max(disturbed[200:]) <= max(undisturbed)
+
+
+def test_cut_and_lift_of_one_ignore_the_loss():
     norms = norm_streams(500)["lognormal"]
-    assert follow(LossAwareQuantile(cut=1), norms, loss_stream(500)) == follow(LossAwareQuantile(cut=1), norms)
+    deaf = LossAwareQuantile(cut=1, lift=1, without_loss=10)
+    assert follow(deaf.clone(), norms, loss_stream(500)) == follow(deaf, norms)
 
 
-@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
-def test_the_scale_of_the_loss_does_not_matter(factor):
+@pytest.mark.parametrize(("factor", "shift"), [(2.0**-40, 0.0), (2.0**40, 0.0), (1.0, 1024.0), (1.0, -4096.0)])
+def test_neither_the_scale_of_the_loss_nor_a_constant_matters(factor, shift):
     norms, losses = norm_streams(500)["lognormal"], loss_stream(500)
-    scaled = [loss * factor for loss in losses]
-    assert follow(LossAwareQuantile(), norms, scaled) == follow(LossAwareQuantile(), norms, losses)
+    moved = follow(LossAwareQuantile(), norms, [loss * factor + shift for loss in losses])
+    assert moved == pytest.approx(follow(LossAwareQuantile(), norms, losses), rel=1e-12, abs=0)
 
 
-def test_it_restarts_from_a_state_taken_before_the_first_norm():
+def test_the_threshold_rises_by_no_more_than_the_docstring_says():
+    norms = norm_streams(STEPS, seed=2)["heavy tail"]
+    thresholds = np.asarray(follow(LossAwareQuantile(), norms, [9 - 1e-3 * step for step in range(STEPS)]))
+    assert np.diff(np.log(thresholds)).max() == pytest.approx(log(1.1) + 0.02, rel=1e-9)
+
+
+def test_losses_at_the_end_of_the_floats_leave_a_finite_state():
     policy = LossAwareQuantile()
+    for step in range(50):
+        policy.observe(1.0, 8e307 * (-1) ** step)
+    assert all(np.isfinite(policy.losses))
+    assert policy.threshold() > 0
+
+
+def test_a_new_level_is_taken_without_the_slow_start():
+    policy = LossAwareQuantile()
+    follow(policy, [1.0] * 10)
+    policy.relearn([50.0] * 20)
+    assert policy.threshold() == 50.0
+
+
+@pytest.mark.parametrize("taken", [0, 150])
+def test_it_continues_from_a_state_exactly(taken):
+    norms, losses = norm_streams(300)["lognormal"], loss_stream(300)
+    policy = LossAwareQuantile()
+    begun = follow(policy, norms[:taken], losses[:taken])
     resumed = policy.clone()
     resumed.load_state_dict(policy.state_dict())
-    assert follow(resumed, [10.0, 8.0]) == follow(policy, [10.0, 8.0])
+    assert begun + follow(resumed, norms[taken:], losses[taken:]) == follow(policy.clone(), norms, losses)
 
 
 def test_the_smallest_norm_there_is_gives_a_positive_threshold():

@@ -90,8 +90,8 @@ def test_an_attached_clipper_does_what_a_call_in_the_loop_does(kind, policy):
     assert all(norm <= record.threshold * (1 + 1e-6) for norm, record in zip(seen.found, records, strict=True))
 
 
-def test_by_default_the_policy_is_a_running_quantile():
-    assert isinstance(attach(torch.optim.SGD([one_weight()], lr=1.0)).policy, RunningQuantile)
+def test_by_default_the_policy_is_the_loss_aware_quantile():
+    assert isinstance(attach(torch.optim.SGD([one_weight()], lr=1.0)).policy, LossAwareQuantile)
 
 
 @every_optimizer

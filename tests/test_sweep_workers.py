@@ -44,14 +44,14 @@ sweep:
   thresholds: [0.1, 1.0]
   percentiles: [50]
   kinds: [running_quantile]
-  policies: [{kind: loss_aware_quantile, cut: 0.8}]
+  policies: [{kind: loss_aware_quantile, cut: 0.7}]
   seeds: [0, 1]
   lr_multipliers: [0.2, 1]
 """
-NAMES = ["fixed 0.1", "fixed 1", "none", "running_quantile p50", "loss_aware_quantile(cut=0.8)"]
+NAMES = ["fixed 0.1", "fixed 1", "none", "running_quantile p50", "loss_aware_quantile(cut=0.7)"]
 GRID = NAMES[:2]
 FOLDERS = dict(
-    zip(NAMES, ["fixed-0.1", "fixed-1", "none", "running_quantile-p50", "loss_aware_quantile-cut-0.8-"], strict=True)
+    zip(NAMES, ["fixed-0.1", "fixed-1", "none", "running_quantile-p50", "loss_aware_quantile-cut-0.7-"], strict=True)
 )
 QUICK = ("steps=12", "sweep.policies=[]", "sweep.percentiles=[]")
 

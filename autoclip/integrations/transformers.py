@@ -18,7 +18,7 @@ from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import innermost
-from autoclip.policies import POLICIES, NoClip, Policy, RunningQuantile
+from autoclip.policies import POLICIES, NoClip, Policy, default_policy
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -139,7 +139,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         learned: what the next training begins from, where the callback was made from a checkpoint.
 
     Args:
-        policy: what sets the threshold; None is `RunningQuantile()`. Every training begins with a copy of it. (A
+        policy: what sets the threshold; None is `LossAwareQuantile()`. Every training begins with a copy of it. (A
             mapping is what a checkpoint holds instead.)
         options: as of `Clipper`. A `scope` other than "global", a `mode` other than "norm", and gradients in half
             precision are clipped by the clipper instead of the trainer. Sinks are told by the main process only, and
@@ -153,7 +153,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
         self.clipper: Clipper | None = None
         self.learned: dict[str, Any] | None = None
-        self._policy = RunningQuantile() if policy is None else policy
+        self._policy = default_policy() if policy is None else policy
         self._options = options
         self._loss: Tensor | None = None
         self._replaced: list[_Replaced] = []

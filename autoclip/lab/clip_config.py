@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection
 from autoclip.lab.values import Section, in_range
+from autoclip.policies import DEFAULT_KIND
 from autoclip.policies.parameters import Number
 
 
@@ -41,8 +42,8 @@ class ClipConfig(Section):
         default="skip", description="A step whose norm is not finite: without effect, as torch has it, or an error."
     )
     policy: AnyPolicySection = Field(
-        default_factory=lambda: POLICY_SECTIONS["running_quantile"](kind="running_quantile"),
-        description="What sets the threshold, with its parameters; running_quantile where it is left out.",
+        default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
+        description="What sets the threshold, with its parameters; loss_aware_quantile where it is left out.",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ from autoclip.policies.fixed import Fixed, NoClip
 from autoclip.policies.fixed_percentile import FixedPercentile
 from autoclip.policies.loss_aware_quantile import LossAwareQuantile
 from autoclip.policies.policy import Policy
-from autoclip.policies.progress_quantile import ProgressQuantile
 from autoclip.policies.running_quantile import RunningQuantile
 from autoclip.policies.skip_step import SkipStep
 from autoclip.policies.zclip import ZClip
@@ -18,7 +17,6 @@ POLICIES: dict[str, type[Policy]] = {
     "fixed_percentile": FixedPercentile,
     "running_quantile": RunningQuantile,
     "loss_aware_quantile": LossAwareQuantile,
-    "progress_quantile": ProgressQuantile,
     "center_multiple": CenterMultiple,
     "autoclip": AutoClip,
     "zclip": ZClip,
@@ -27,7 +25,17 @@ POLICIES: dict[str, type[Policy]] = {
 }
 """Every policy under its YAML `kind`."""
 
+DEFAULT_KIND = "loss_aware_quantile"
+"""The policy where none is given."""
+
+
+def default_policy() -> Policy:
+    """The policy where none is given: `LossAwareQuantile()`, chosen in `experiments/studies/thresholds`."""
+    return POLICIES[DEFAULT_KIND]()
+
+
 __all__ = [
+    "DEFAULT_KIND",
     "POLICIES",
     "AdaGC",
     "AutoClip",
@@ -37,8 +45,8 @@ __all__ = [
     "LossAwareQuantile",
     "NoClip",
     "Policy",
-    "ProgressQuantile",
     "RunningQuantile",
     "SkipStep",
     "ZClip",
+    "default_policy",
 ]

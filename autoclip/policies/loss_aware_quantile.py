@@ -1,51 +1,65 @@
-"""A running quantile that also tightens while the loss rises."""
+"""A running quantile that loosens while the loss falls and tightens while it rises."""
 
+from math import exp, hypot, sqrt
+from sys import float_info
 from typing import Unpack
 
-from autoclip.policies.parameters import Bounds, Decay, Percentile, Rate, Share, Steps
+from autoclip.policies.parameters import AtLeastOne, Bounds, Decay, Floor, Percentile, Rate, Share, Steps
 from autoclip.policies.policy import Policy
 from autoclip.statistics import GeometricQuantile, percentile_of
 
 
 class LossAwareQuantile(Policy):
-    """`RunningQuantile` whose threshold also falls while the loss rises, with a slow start instead of a warm-up.
+    """A low running percentile that a falling loss lifts and a rising one cuts, with a slow start and no warm-up.
 
         first step:  C = start * norm, read before that step is clipped
         then:        C <- C * exp(rate * (above - (1 - q))),  above = 1 if norm > C else 0,  q = percentile / 100
-                     C <- cut * C   in each step whose fast average of the loss lies above the slow one
-                     C <- max(C, floor * D),  D = the same tracker without cuts, from the first norm on
+                     C <- lift * C   where above = 1 and the loss falls:  slow - fast > margin * sd / sqrt(w)
+                     C <- cut * C    where the loss rises:                fast - slow > margin * sd
+                     C <- max(C, floor * D),  D = the same tracker without lifts and cuts, from the first norm on
 
-    The averages are exponential, with decays `fast` and `slow`, from the first loss on. Scale-free in norms and in
-    the loss. Without a loss it is `RunningQuantile` with the slow start.
+    `fast` and `slow` are exponential averages of the loss up to this step, from the first loss on; sd is the root of
+    the average, from zero on and decayed as the slow one, of the squared distances of each loss from the slow average
+    before it; w is the weight that this average has gathered. So noise alone hardly counts; after one wild loss the
+    rule waits; and in the first steps a rise counts at once and a fall only when it is clear.
 
-    The percentile is an upper limit here: while the loss rises more steps are clipped. On a plateau the averages of a
-    noisy loss cross in half of the steps; cuts then outweigh the tracker, and the threshold rests on the floor, where
-    nearly every step is clipped to the same small norm, until the loss falls again. Where the loss is mostly noise
-    (tiny batches, policy gradients, adversarial training) use `RunningQuantile`.
+    While the loss falls steadily the share x of clipped steps is that with x (rate q + ln lift) = (1 - x) rate (1 - q):
+    61 % by default. While it stands still it is 90 %, that is steps of almost equal length, which survive a learning
+    rate that is too high; a rise shortens them. In a step the threshold rises by at most lift * exp(rate * q), 12 % by
+    default. Scale-free in the norms; neither the scale of the loss nor a constant added to it matters. In a step
+    without a loss q is `without_loss` / 100, and there is neither lift nor cut: without any, it is `RunningQuantile`
+    at that percentile with a slow start.
 
     Args:
-        percentile: in [0, 100], of the tracked norms.
+        percentile: in [0, 100], of the norms, while the loss neither falls nor rises.
         rate: in (0, 10], the tracker's step in log space.
-        cut: in (0, 1], factor on the threshold in a step of rising loss; 1 ignores the loss.
+        lift: >= 1, factor on the threshold in a clipped step while the loss falls.
+        cut: in (0, 1], factor on the threshold in a step of rising loss; 1, with a lift of 1, ignores the loss.
+        margin: >= 0, by how many of its standard deviations the loss has to fall or rise.
         fast: in [0, 1), decay of the fast average of the loss.
         slow: in [0, 1), decay of the slow one.
         start: in (0, 1], the first threshold as a share of the first norm.
-        floor: in (0, 1], least share of the tracker without cuts.
+        floor: in (0, 1], least share of the tracker without lifts and cuts.
+        without_loss: in [0, 100], the percentile in steps without a loss.
         warmup_steps: 0 by default; otherwise the tracker starts at the percentile of the warm-up's norms.
         **bounds: see `Policy`.
 
-    Reference: our own; the tracker is that of Andrew et al., 2019, arXiv 1905.03871.
+    Reference: our own, see `experiments/studies/thresholds`; the tracker is that of Andrew et al., 2019, arXiv
+    1905.03871.
     """
 
     def __init__(
         self,
-        percentile: Percentile = 50,
-        rate: Rate = 0.1,
-        cut: Share = 0.9,
+        percentile: Percentile = 10,
+        rate: Rate = 0.2,
+        cut: Share = 0.8,
         fast: Decay = 0.8,
         slow: Decay = 0.97,
         start: Share = 0.3,
         floor: Share = 0.1,
+        lift: AtLeastOne = 1.1,
+        margin: Floor = 0.5,
+        without_loss: Percentile = 25,
         *,
         warmup_steps: Steps = 0,
         **bounds: Unpack[Bounds],
@@ -58,36 +72,58 @@ class LossAwareQuantile(Policy):
         self.slow = self._checked("slow", slow)
         self.start = self._checked("start", start)
         self.floor = self._checked("floor", floor)
+        self.lift = self._checked("lift", lift)
+        self.margin = self._checked("margin", margin)
+        self.without_loss = self._checked("without_loss", without_loss)
         self.quantile = GeometricQuantile(self.percentile, self.rate)
-        self.uncut = GeometricQuantile(self.percentile, self.rate)
-        self.losses: list[float] = []  # the fast and the slow average, empty before the first loss
+        self.steady = GeometricQuantile(self.percentile, self.rate)
+        self.losses: list[float] = []  # fast and slow average, sd and its weight; empty before the first loss
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
     def _start(self, warmup_norms: list[float]) -> None:
         norm = percentile_of(sorted(warmup_norms), self.percentile)
-        self.uncut.start(self._contained(norm))
-        self.quantile.start(self.uncut.get() if self.warmup_steps else self.start * norm)
+        self.steady.start(self._contained(norm))
+        self.quantile.start(self.steady.get() if self.warmup_steps else self.start * norm)
         self.inclusive = False
 
     def _restart(self, norms: list[float]) -> None:
         self._start(norms)
-        self.quantile.start(self.uncut.get())  # the slow start is for untrained weights
+        self.quantile.start(self.steady.get())  # the slow start is for untrained weights
 
     def _threshold(self) -> float:
         return self.quantile.get()
 
     def _observe(self, norm: float, loss: float | None) -> None:
+        above = norm > self.quantile.get()
         self.quantile.update(norm)
-        self.uncut.update(norm)
-        if loss is not None and self.losses[0] > self.losses[1]:
-            self.quantile.scale(self.cut)
-        least = self.floor * self.uncut.get()
+        self.steady.update(norm)
+        if loss is None:
+            other_percentile = exp(self.rate * (self.without_loss - self.percentile) / 100)
+            self.quantile.scale(other_percentile)
+            self.steady.scale(other_percentile)
+        elif (factor := self._factor(above)) != 1:
+            self.quantile.scale(factor)
+        least = self.floor * self.steady.get()
         if self.quantile.get() < least:
             self.quantile.start(least)
 
+    def _factor(self, above: bool) -> float:
+        fast, slow, deviation, weight = self.losses
+        if fast - slow > self.margin * deviation:
+            return float(self.cut)
+        if above and weight and slow - fast > self.margin * deviation / sqrt(weight):
+            return float(self.lift)
+        return 1.0
+
     def _observe_loss(self, loss: float) -> None:
         if not self.losses:
-            self.losses = [loss, loss]
+            self.losses = [loss, loss, 0.0, 0.0]
             return
-        fast, slow = self.losses
-        self.losses = [self.fast * fast + (1 - self.fast) * loss, self.slow * slow + (1 - self.slow) * loss]
+        fast, slow, deviation, weight = self.losses
+        spread = hypot(sqrt(self.slow) * deviation, sqrt(1 - self.slow) * (loss - slow))
+        self.losses = [
+            self.fast * fast + (1 - self.fast) * loss,
+            self.slow * slow + (1 - self.slow) * loss,
+            min(spread, float_info.max),
+            self.slow * weight + (1 - self.slow),
+        ]

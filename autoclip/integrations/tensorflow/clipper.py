@@ -22,7 +22,7 @@ from autoclip.integrations.tensorflow.gradients import (
 )
 from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
 from autoclip.notices import Notices
-from autoclip.policies import Policy, RunningQuantile
+from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response
 from autoclip.records import ClipRecord, Sink
@@ -55,7 +55,7 @@ class GradientClipper:
     and for gradients that are summed over the replicas already, nothing is special.
 
     Args:
-        policy: what sets the threshold, one for each clipper; None is `RunningQuantile()`.
+        policy: what sets the threshold, one for each clipper; None is `LossAwareQuantile()`.
         response: what becomes of a norm n above the threshold c: "scale": c; "reciprocal": c * c / n, or the policy's
             own formula; "skip": the step is left out. None is the policy's own.
         on_nonfinite: of a step whose norm is NaN or Inf: "skip" leaves it out; "propagate" passes the gradients on as
@@ -87,7 +87,7 @@ class GradientClipper:
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        self.policy = policy if policy is not None else RunningQuantile()
+        self.policy = policy if policy is not None else default_policy()
         self.policy.clone()  # raises now what would keep it from being resumed later
         if self.policy.scope != "global":
             raise ValueError(
