@@ -50,6 +50,7 @@ class Study(Section):
     untouched: tuple[str, ...] = Field(
         default=(), description="Cells `task@lr` (or whole tasks) that the default was not chosen on."
     )
+    headline: tuple[str, ...] = Field(default=(), description="Arms of the short table in the project's README.")
     reuse: tuple[str, ...] = Field(default=(), description="Studies whose finished runs count here too.")
     quick: Quick = Quick()
 
@@ -59,6 +60,7 @@ class Study(Section):
         for key, names, known in (
             ("references", self.references, self.arms),
             ("default", (self.default,) if self.default else (), self.arms),
+            ("headline", self.headline, self.arms),
             ("untouched", self.untouched, [*self.tasks, *cells]),
             ("quick.tasks", self.quick.tasks or (), self.tasks),
             ("quick.arms", self.quick.arms or (), self.arms),

@@ -14,12 +14,16 @@ from experiments.studies.study import Job, Study
 from experiments.studies.tables import (
     failure_rows,
     failure_table,
+    headline_table,
     is_untouched,
     pair_rows,
     pair_table,
     regret_rows,
     regret_table,
 )
+
+PROJECT_README = Path("README.md")
+"""Whose short table follows from the study; the commands of the studies are run from the project's root."""
 
 
 def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> None:
@@ -36,6 +40,10 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> 
     write_csv(results / "failures.csv", failure_rows(cells, arms))
     write_csv(results / "pairs.csv", pair_rows(cells, study.references))
     draw(study, cells, folder / "regret.png")
+    if study.headline:
+        draw_headline(study, cells, folder / "headline.png")
+    if folder.resolve() == Path(__file__).parent:
+        write_section(PROJECT_README, "studies", headline_table(study, cells))
     write_section(folder / "README.md", "results", "\n\n".join(_sections(study, jobs, len(rows), cells)))
     print(f"{len(rows)} of {len(jobs)} runs; written: {folder / 'README.md'}, {folder / 'regret.png'}, {results}")
 
@@ -107,4 +115,35 @@ def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
     bar.set_label("normalised regret in % (nx: n failed runs)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def draw_headline(study: Study, cells: Sequence[Cell], path: Path) -> None:
+    """A line for each rule, a dot for each cell at its regret, the best worst case on top; crosses: runs failed."""
+    arms = [arm for arm in study.headline if any(arm in cell.arms for cell in cells)]
+    there = {arm: [cell for cell in cells if arm in cell.arms] for arm in arms}
+    points = {arm: [100 * float(cell.regrets[cell.arms.index(arm)]) for cell in there[arm]] for arm in arms}
+    arms.sort(key=lambda arm: max(points[arm]), reverse=True)
+    figure = Figure(figsize=(7.6, 1.3 + 0.3 * len(arms)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, arm in enumerate(arms):
+        values = np.asarray(points[arm])
+        failed = np.array([bool(cell.failed[cell.arms.index(arm)].any()) for cell in there[arm]])
+        colour = "tab:blue" if arm == study.default else "0.45"
+        heights = place + 0.3 * np.linspace(-1, 1, len(values))  # so that dots at the same regret stay apart
+        axes.plot([values.min(), values.max()], [place, place], color=colour, linewidth=0.8, alpha=0.6)
+        axes.plot(values[~failed], heights[~failed], "o", color=colour, markersize=3.5, alpha=0.8)
+        axes.plot(values[failed], heights[failed], "x", color="tab:red", markersize=6)
+        axes.plot([np.median(values)], [place], "|", color="black", markersize=13)
+    axes.set_yticks(range(len(arms)), [f"{arm} (default)" if arm == study.default else arm for arm in arms], fontsize=9)
+    axes.set_xscale("symlog", linthresh=5, linscale=0.6)
+    axes.set_xlim(-0.3, 130)
+    axes.set_xticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"], fontsize=9)
+    axes.set_xlabel(
+        "normalised regret in %: 0 the best rule there, 100 learned nothing; a dot for each task and\n"
+        "learning rate, a red cross where runs failed; bar: median",
+        fontsize=8,
+    )
+    axes.grid(axis="x", alpha=0.25)
     figure.savefig(path, dpi=150)
