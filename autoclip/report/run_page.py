@@ -23,7 +23,7 @@ QUANTITIES = {
     "agc": "largest unit's gradient norm / weight norm",
 }
 LONGEST_SEED = 24
-PROMISING = ("running_quantile", "loss_aware_quantile", "fixed_percentile", "autoclip")
+PROMISING = ("running_quantile", "fixed_percentile", "autoclip")
 """Policies whose percentile is a promise of the clip rate."""
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.policies import Policy
+from autoclip.policies import LossAwareQuantile, Policy
 from autoclip.tuning.replay import Replay, replay
 from experiments.studies.drift.streams import Stream
 
@@ -38,7 +38,7 @@ def caught_spikes(result: Replay, stream: Stream) -> tuple[int, int]:
 
 def promised_rate(policy: Policy) -> float | None:
     """Share of the steps that a percentile promises to clip; None for a rule that promises none."""
-    percentile = getattr(policy, "percentile", None)
+    percentile = None if isinstance(policy, LossAwareQuantile) else getattr(policy, "percentile", None)
     return None if percentile is None else 1 - percentile / 100
 
 
