@@ -14,7 +14,7 @@ the verdicts:
 """
 
 import shutil
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
@@ -68,4 +68,6 @@ def main(output: Path = OUTPUT) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = ArgumentParser(prog="python -m experiments.gradient_flow", description=__doc__)
+    parser.add_argument("output", nargs="?", type=Path, default=OUTPUT, help=f"folder for the runs ({OUTPUT})")
+    main(parser.parse_args().output)
