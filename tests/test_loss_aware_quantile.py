@@ -125,7 +125,7 @@ def test_a_rising_loss_lowers_the_threshold_to_the_floor_and_no_further():
     assert max(thresholds[100:]) < 0.4 * tenth
 
 
-def test_one_wild_loss_makes_it_wait_and_not_loosen():
+def test_one_wild_loss_cuts_for_a_few_steps_and_lifts_nothing_as_it_leaves():
     norms, quiet = [1.0] * 400, [2.0] * 400
     wild = [*quiet[:200], 200.0, *quiet[201:]]
     undisturbed, disturbed = follow(LossAwareQuantile(), norms, quiet), follow(LossAwareQuantile(), norms, wild)

@@ -20,8 +20,8 @@ class LossAwareQuantile(Policy):
 
     `fast` and `slow` are exponential averages of the loss up to this step, from the first loss on; sd is the root of
     the average, from zero on and decayed as the slow one, of the squared distances of each loss from the slow average
-    before it; w is the weight that this average has gathered. So noise alone hardly counts; after one wild loss the
-    rule waits; and in the first steps a rise counts at once and a fall only when it is clear.
+    before it; w is the weight that this average has gathered. So noise alone hardly counts; one wild loss cuts a few
+    times and lifts nothing as it leaves; and in the first steps a rise counts at once, a fall only when it is clear.
 
     While the loss falls steadily the share x of clipped steps is that with x (rate q + ln lift) = (1 - x) rate (1 - q):
     61 % by default. While it stands still it is 90 %, that is steps of almost equal length, which survive a learning
@@ -101,13 +101,14 @@ class LossAwareQuantile(Policy):
             other_percentile = exp(self.rate * (self.without_loss - self.percentile) / 100)
             self.quantile.scale(other_percentile)
             self.steady.scale(other_percentile)
-        elif (factor := self._factor(above)) != 1:
-            self.quantile.scale(factor)
+        else:
+            self.quantile.scale(self._factor(above))
         least = self.floor * self.steady.get()
         if self.quantile.get() < least:
             self.quantile.start(least)
 
     def _factor(self, above: bool) -> float:
+        """What the loss makes of the threshold; `above`: whether the step was clipped."""
         fast, slow, deviation, weight = self.losses
         if fast - slow > self.margin * deviation:
             return float(self.cut)

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.policies import LossAwareQuantile, Policy
+from autoclip.policies import POLICIES, Policy
+from autoclip.report.run_page import PROMISING
 from autoclip.tuning.replay import Replay, replay
 from experiments.studies.drift.streams import Stream
 
@@ -38,8 +39,9 @@ def caught_spikes(result: Replay, stream: Stream) -> tuple[int, int]:
 
 def promised_rate(policy: Policy) -> float | None:
     """Share of the steps that a percentile promises to clip; None for a rule that promises none."""
-    percentile = None if isinstance(policy, LossAwareQuantile) else getattr(policy, "percentile", None)
-    return None if percentile is None else 1 - percentile / 100
+    if not isinstance(policy, tuple(POLICIES[kind] for kind in PROMISING)):
+        return None
+    return float(1 - policy.parameters()["percentile"] / 100)
 
 
 def _running_median(norms: NDArray[np.float64], window: int = 101) -> NDArray[np.float64]:

@@ -42,8 +42,8 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> 
     draw(study, cells, folder / "regret.png")
     if study.headline:
         draw_headline(study, cells, folder / "headline.png")
-    if folder.resolve() == Path(__file__).parent:
-        write_section(PROJECT_README, "studies", headline_table(study, cells))
+        if folder.resolve() == Path(__file__).parent:
+            write_section(PROJECT_README, "studies", headline_table(study, cells))
     write_section(folder / "README.md", "results", "\n\n".join(_sections(study, jobs, len(rows), cells)))
     print(f"{len(rows)} of {len(jobs)} runs; written: {folder / 'README.md'}, {folder / 'regret.png'}, {results}")
 
