@@ -20,9 +20,14 @@ class Claim:
     def __init__(self) -> None:
         self._steps = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to look at, or to be marked."""
+        return self._steps < CHECKED_STEPS
+
     def is_contested(self, gradients: Iterable[Tensor]) -> bool:
         """Whether another clipper has clipped any of these gradients, not written to since."""
-        if self._steps == CHECKED_STEPS:
+        if not self.is_open:
             return False
         for gradient in gradients:
             claim, version = _MARKS.get(gradient, (self, 0))  # type: ignore[no-untyped-call]
@@ -31,8 +36,8 @@ class Claim:
         return False
 
     def mark(self, gradients: Iterable[Tensor]) -> None:
-        """Note that this clipper has clipped the gradients."""
-        if self._steps == CHECKED_STEPS:
+        """Note that this clipper has clipped the gradients (none, where it only watches) in a step."""
+        if not self.is_open:
             return
         self._steps += 1
         for gradient in gradients:

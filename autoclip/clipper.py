@@ -125,7 +125,6 @@ class Clipper:
         self._log.watch(self)
 
     @eager
-    @torch.no_grad()
     def step(
         self,
         *,
@@ -190,7 +189,6 @@ class Clipper:
         self._steps.replay(graph)
 
     @eager
-    @torch.no_grad()
     def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
         """Clip gradients that were computed anew within the same optimizer step, as a line search does.
 

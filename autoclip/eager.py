@@ -1,4 +1,4 @@
-"""Functions that `torch.compile` leaves alone: what they do belongs to the host."""
+"""Functions that neither autograd nor `torch.compile` follows: what they do belongs to the host."""
 
 import sys
 from collections.abc import Callable
@@ -12,13 +12,17 @@ R = TypeVar("R")
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """As `torch.compiler.disable`, which would take a second to import the compiler, also where nobody compiles."""
+    """As `torch.no_grad` and `torch.compiler.disable`, in one call of every step.
+
+    `torch.compiler.disable` itself would take a second to import the compiler, also where nobody compiles.
+    """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" in sys.modules:
-            return cast(R, _disabled(function)(*args, **kwargs))
-        return function(*args, **kwargs)
+        with torch.set_grad_enabled(False):
+            if "torch._dynamo" in sys.modules:
+                return cast(R, _disabled(function)(*args, **kwargs))
+            return function(*args, **kwargs)
 
     # What the compiler looks for before it follows a call.
     call._torchdynamo_disable = True  # type: ignore[attr-defined]

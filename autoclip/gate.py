@@ -1,7 +1,7 @@
 """A policy and its response: what becomes of a norm. Plain Python, the same in a training loop and in a replay."""
 
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import inf
 from typing import Any, Final, Literal
 
 from autoclip.policies.policy import Phase, Policy, Response
@@ -12,9 +12,9 @@ MOST_SKIPPED = 20
 RelearnAfter = int | Literal["auto"] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
-    """What is to become of one norm.
+    """What is to become of one norm; not changed once made.
 
     Attributes:
         threshold: that was in force.
@@ -61,12 +61,12 @@ class Gate:
 
     def decide(self, norm: float, loss: float | None) -> Decision:
         """Decide on the norm of one step, which the policy then learns from (before, where it is inclusive)."""
-        inclusive = self.policy.inclusive
-        if inclusive:
-            self.policy.observe(norm, loss)
+        policy = self.policy
+        if policy.inclusive:
+            policy.observe(norm, loss)
+            return self._counted(norm, self.look(norm))
         decision = self.look(norm)
-        if not inclusive:
-            self.policy.observe(norm, loss)
+        policy.observe(norm, loss)
         return self._counted(norm, decision)
 
     def look(self, norm: float, before: Decision | None = None) -> Decision:
@@ -76,10 +76,11 @@ class Gate:
             norm: to decide on.
             before: a decision whose threshold is to hold again; None: the threshold of now.
         """
-        threshold, phase = (
-            (self.policy.threshold(), self.policy.phase) if before is None else (before.threshold, before.phase)
-        )
-        clipped = isfinite(norm) and norm > threshold
+        if before is None:
+            threshold, phase = self.policy.threshold(), self.policy.phase
+        else:
+            threshold, phase = before.threshold, before.phase
+        clipped = threshold < norm < inf
         return Decision(threshold, phase, clipped, self._left(norm, threshold, phase) if clipped else norm)
 
     def decide_alone(self, norm: float, loss: float | None) -> Decision:

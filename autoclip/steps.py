@@ -1,6 +1,6 @@
 """The steps of a clipper: measure, decide, clip, learn, record."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -10,7 +10,16 @@ from torch import Tensor
 from autoclip.claims import Claim
 from autoclip.clipping import ClipFn, Clipped, arrived, clip, clip_with, measure_all, name_nonfinite
 from autoclip.gate import Gate
-from autoclip.gradients import ALL, LeftGradients, Norms, clip_coefficient, live_gradients, scale_
+from autoclip.gradients import (
+    ALL,
+    LeftGradients,
+    Norms,
+    clip_coefficient,
+    live_gradients,
+    measure_plain,
+    plain_gradients,
+    scale_,
+)
 from autoclip.groups import Groups
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
@@ -53,7 +62,7 @@ class Steps:
         gate = groups.gates[ALL] if simple else None
         self._plain = gate if gate is not None and gate.response == "scale" else None
         self._claims = not isinstance(groups.policy, NoClip)  # a clipper that only watches disturbs nobody
-        self.measured: tuple[list[str], Tensor] | None = None
+        self.measured: tuple[Collection[str], Tensor] | None = None
         self._left: LeftGradients | None = None
         self._claim, self._watch = Claim(), Watch()
 
@@ -78,6 +87,10 @@ class Steps:
         self.losses.forget()
         if clip_fn is not None:
             return self._step_by(clip_fn, pending, loss_scale)
+        if self._plain is not None and loss_scale is None and not may_be_late and not self._is_watched:
+            total = self._take_plain(self._plain, pending)
+            if total is not None:
+                return total
         gradients = live_gradients(self.groups.parameters)
         tensors = list(gradients.values())
         if late and tensors and not (self._left and self._left.are_same(tensors)):
@@ -114,8 +127,6 @@ class Steps:
             self.late.prepare(self.groups, gradients)
         self.measured = (list(gradients), norms.each)
         watched = self._watch.is_open and loss_scale is None and self.late.fused is None
-        if self._plain is not None and finite and norms.alike and loss_scale is None and not watched:
-            return self._take_plain(self._plain, tensors, norms, mean)
         shares = self.groups.decide(self.groups.measured(gradients, norms, self.norm_type), mean)
         clipped = self._clip(shares, gradients, norms)
         if watched and clipped.kept:
@@ -125,18 +136,25 @@ class Steps:
             )
         return self._finish(clipped, mean)
 
-    def _take_plain(self, gate: Gate, gradients: list[Tensor], norms: Norms, loss: float | None) -> Tensor:
+    def _take_plain(self, gate: Gate, pending: StepLoss) -> Tensor | None:
         """The step that nearly all are: one group, whose norm is scaled down where it lies above the threshold.
 
-        The same as the general one, without what that makes for others.
+        The same as the general one, without what that makes for others; None: it is not such a step.
         """
+        plain = plain_gradients(self.groups.parameters)
+        norms = measure_plain(plain[1], self.norm_type) if plain is not None else None
+        if plain is None or norms is None:
+            return None
+        names, gradients = plain
+        if self._left is not None and self._left.is_still(gradients, norms.value):
+            return self._repeated(self._left)
+        loss = pending.read()
+        self.measured = (names, norms.each)
         decision = gate.decide(norms.value, loss)
         coefficient = 1.0
         if decision.clipped:
             coefficient = scale_(gradients, clip_coefficient(norms.total, decision.threshold), alike=True)
         self._left = LeftGradients(gradients, norms.total, norms.value * coefficient, skipped=False)
-        if self._claims:
-            self._claim.mark(gradients)
         self.log.add(
             {ALL: decision},
             decision.phase,
@@ -148,6 +166,11 @@ class Steps:
             loss=loss,
         )
         return norms.total
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether this is one of the first steps, in which is looked for mistakes."""
+        return self._claim.is_open or (self._watch.is_open and self.late.fused is None)
 
     def settle(self) -> None:
         """Learn from the latest step, and record it, where that was not done yet."""
@@ -233,8 +256,7 @@ class Steps:
 
     def _keep(self, clipped: Clipped) -> None:
         self._left = LeftGradients(clipped.kept, clipped.total, clipped.left, skipped=clipped.skipped)
-        if self._claims:
-            self._claim.mark(clipped.kept)
+        self._claim.mark(clipped.kept if self._claims else ())
 
     def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
         """Remember and record a step."""

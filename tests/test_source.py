@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip.gradients import live_gradients, named_parameters
+from autoclip.gradients import live_gradients, named_parameters, plain_gradients
 
 
 def parameter(gradient):
@@ -148,3 +148,26 @@ def test_sparse_gradients_are_told_apart():
     first, second = nn.Embedding(4, 2, sparse=True), nn.Embedding(4, 2, sparse=True)
     (first(torch.tensor([1])).sum() + second(torch.tensor([1, 3])).sum()).backward()
     assert list(live_gradients(dict(enumerate([first.weight, second.weight])))) == [0, 1]
+
+
+def test_plain_gradients_come_with_the_names_of_those_that_exist():
+    weights = {"a": parameter(torch.ones(2)), "frozen": nn.Parameter(torch.zeros(2)), "b": parameter(torch.ones(3))}
+    names, gradients = plain_gradients(weights)
+    assert list(names) == ["a", "b"]
+    assert all(gradient is weights[name].grad for name, gradient in zip(names, gradients, strict=True))
+    del weights["frozen"]
+    assert list(plain_gradients(weights)[0]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("what", ["none", "empty", "shared", "sparse"])
+def test_what_takes_a_closer_look_is_not_plain(what):
+    weights = [parameter(torch.ones(4)), parameter(torch.ones(2))]
+    if what == "none":
+        weights = [nn.Parameter(torch.zeros(2))]
+    elif what == "empty":
+        weights.append(parameter(torch.zeros(0)))
+    elif what == "shared":
+        weights.append(parameter(weights[0].grad.view(2, 2)))
+    else:
+        weights[1].grad = torch.ones(2).to_sparse()
+    assert plain_gradients(dict(enumerate(weights))) is None

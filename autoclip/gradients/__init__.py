@@ -3,7 +3,14 @@
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
 from autoclip.gradients.grouping import ALL, group_by_parameter, kept_source
 from autoclip.gradients.left_gradients import LeftGradients
-from autoclip.gradients.norms import Norms, checked_norm_type, fast_norms, least_fast_norm, measure
+from autoclip.gradients.norms import (
+    Norms,
+    checked_norm_type,
+    fast_norms,
+    least_fast_norm,
+    measure,
+    measure_plain,
+)
 from autoclip.gradients.shrink import (
     clamp_,
     clip_coefficient,
@@ -13,7 +20,7 @@ from autoclip.gradients.shrink import (
     scale_,
     scale_each_,
 )
-from autoclip.gradients.source import Source, live_gradients, named_parameters
+from autoclip.gradients.source import Source, live_gradients, named_parameters, plain_gradients
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
 __all__ = [
@@ -35,10 +42,12 @@ __all__ = [
     "limit_units_",
     "live_gradients",
     "measure",
+    "measure_plain",
     "measure_units",
     "multiply_",
     "multiply_each_",
     "named_parameters",
+    "plain_gradients",
     "scale_",
     "scale_each_",
 ]

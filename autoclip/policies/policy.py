@@ -90,7 +90,9 @@ class Policy(ABC):
         if not value > 0:
             name = type(self).__name__
             raise ValueError(f"{name}._threshold() returned {returned!r}; a threshold is > 0 (inf: no clipping)")
-        return min(max(value, self.min_threshold), self.max_threshold)
+        if self.min_threshold <= value <= self.max_threshold:
+            return value
+        return self.min_threshold if value < self.min_threshold else self.max_threshold
 
     @final
     def observe(self, norm: float, loss: float | None = None) -> None:
@@ -169,7 +171,7 @@ class Policy(ABC):
     @property
     def phase(self) -> Phase:
         """Whether the threshold read now is that of the warm-up or the policy's own."""
-        return "active" if self.learned_norms >= self._warmup_length else "warmup"
+        return "active" if self.learned_norms >= (self.warmup_steps or self.needs_norms) else "warmup"
 
     @abstractmethod
     def _start(self, warmup_norms: list[float]) -> None:
@@ -276,7 +278,7 @@ class Policy(ABC):
 
     @property
     def _warmup_length(self) -> int:
-        return max(self.warmup_steps, 1) if self.needs_norms else self.warmup_steps
+        return self.warmup_steps or int(self.needs_norms)
 
     def _warmup_bound(self) -> float:
         if self.warmup_threshold != "auto":
