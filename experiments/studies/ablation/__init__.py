@@ -1,0 +1,1 @@
+"""Which constants of the default matter?"""
