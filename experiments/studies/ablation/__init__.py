@@ -1,1 +1,1 @@
-"""Which constants of the default matter?"""
+"""What the default loses or gains where one of its constants is another."""
