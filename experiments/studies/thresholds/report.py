@@ -107,7 +107,9 @@ def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
     names = axes.secondary_xaxis("top")
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     places = {task: [column for column, cell in enumerate(cells) if cell.task == task] for task in tasks}
-    names.set_xticks([float(np.mean(columns)) for columns in places.values()], tasks, fontsize=8)
+    narrow = any(len(columns) == 1 for columns in places.values())
+    titles = [task.replace("_", "\n") if narrow else task for task in tasks]
+    names.set_xticks([float(np.mean(columns)) for columns in places.values()], titles, fontsize=8)
     names.tick_params(length=0)
     for columns in list(places.values())[1:]:
         axes.axvline(columns[0] - 0.5, color="white", linewidth=3)
