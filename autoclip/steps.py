@@ -17,6 +17,7 @@ from autoclip.gradients import (
     clip_coefficient,
     live_gradients,
     measure_plain,
+    mixed_gradients,
     plain_gradients,
     scale_,
 )
@@ -87,11 +88,13 @@ class Steps:
         self.losses.forget()
         if clip_fn is not None:
             return self._step_by(clip_fn, pending, loss_scale)
-        if self._plain is not None and loss_scale is None and not may_be_late and not self._is_watched:
-            total = self._take_plain(self._plain, pending)
+        plain = plain_gradients(self.groups.parameters)
+        usual = loss_scale is None and not may_be_late and not self._is_watched
+        if usual and self._plain is not None and plain is not None:
+            total = self._take_plain(self._plain, *plain, pending)
             if total is not None:
                 return total
-        gradients = live_gradients(self.groups.parameters)
+        gradients = dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(self.groups.parameters)
         tensors = list(gradients.values())
         if late and tensors and not (self._left and self._left.are_same(tensors)):
             total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
@@ -136,16 +139,16 @@ class Steps:
             )
         return self._finish(clipped, mean)
 
-    def _take_plain(self, gate: Gate, pending: StepLoss) -> Tensor | None:
+    def _take_plain(
+        self, gate: Gate, names: Collection[str], gradients: list[Tensor], pending: StepLoss
+    ) -> Tensor | None:
         """The step that nearly all are: one group, whose norm is scaled down where it lies above the threshold.
 
         The same as the general one, without what that makes for others; None: it is not such a step.
         """
-        plain = plain_gradients(self.groups.parameters)
-        norms = measure_plain(plain[1], self.norm_type) if plain is not None else None
-        if plain is None or norms is None:
+        norms = measure_plain(gradients, self.norm_type)
+        if norms is None:
             return None
-        names, gradients = plain
         if self._left is not None and self._left.is_still(gradients, norms.value):
             return self._repeated(self._left)
         loss = pending.read()

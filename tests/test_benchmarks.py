@@ -122,14 +122,17 @@ def test_overhead_with_the_packages_of_pypi(tmp_path):
 
 
 def test_policies(tmp_path, monkeypatch):
-    monkeypatch.setattr(policies, "SHORT", 1)
+    monkeypatch.setattr(policies, "FEW", 200)
     path = tmp_path / "policies.json"
-    policies.main(["--counts", "200", "1000", "--json", str(path)])
+    policies.main(["--counts", "200", "1000", "--rounds", "3", "--all", "--json", str(path)])
     rows = document(path)["rows"]
     assert len(rows) == 2 * len(policies.USUAL + policies.OTHERS)
     for row in rows:
         assert_spread(row["microseconds"])
         assert row["microseconds"][1] > 0
+        assert (row["over_few"] is None) == (row["count"] == 200)
+        if row["over_few"] is not None:
+            assert_spread(row["over_few"])
     sizes = {row["count"]: row["bytes"] for row in rows if row["policy"] == "AutoClip()"}
     assert sizes[1000] > sizes[200] + 800 * 8
 
@@ -140,10 +143,9 @@ def test_every_policy_is_measured():
 
 def test_only_the_usual_policies_go_far_unless_all_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(policies, "FEW", 100)
-    monkeypatch.setattr(policies, "SHORT", 1)
     path = tmp_path / "policies.json"
     for options, far in (([], len(policies.USUAL)), (["--all"], len(policies.USUAL + policies.OTHERS))):
-        policies.main(["--counts", "100", "200", *options, "--json", str(path)])
+        policies.main(["--counts", "100", "200", "--rounds", "1", *options, "--json", str(path)])
         assert sum(row["count"] == 200 for row in document(path)["rows"]) == far
 
 
@@ -151,12 +153,16 @@ def test_training(tmp_path):
     path = tmp_path / "training.json"
     training.main(["--models", "deep-mlp", "--rounds", "3", "--json", str(path)])
     rows = document(path)["rows"]
-    assert [row["clipping"] for row in rows] == ["none", "torch", "step", "attach", "item"]
+    assert [row["clipping"] for row in rows] == ["none", "torch", "step", "attach", "item", "none again"]
     for row in rows:
         assert_spread(row["steps_per_second"])
         assert row["steps_per_second"][1] > 0
         assert_spread(row["overhead"])
         assert (row["rate"] is None) == (row["clipping"] not in ("step", "attach"))
+        assert (row["alone"] is None) == row["clipping"].startswith("none")
+        if row["alone"] is not None:
+            assert_spread(row["alone"])
+            assert 0 < row["alone"][0] < 1
     assert rows[0]["overhead"] == [0.0, 0.0, 0.0]
 
 
@@ -270,8 +276,7 @@ def test_a_table_is_aligned():
     ]
 
 
-def test_the_page_is_made_of_the_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr(policies, "SHORT", 1)
+def test_the_page_is_made_of_the_figures(tmp_path):
     results, page = tmp_path / "results", tmp_path / "RESULTS.md"
     overhead.main(
         [
@@ -279,7 +284,7 @@ def test_the_page_is_made_of_the_figures(tmp_path, monkeypatch):
             *("--json", str(results / "overhead.json")),
         ]
     )
-    policies.main(["--counts", "100", "--json", str(results / "policies.json")])
+    policies.main(["--counts", "100", "--rounds", "2", "--json", str(results / "policies.json")])
     report.main(["--results", str(results), "--output", str(page)])
     text = page.read_text()
     ratio = document(results / "overhead.json")["rows"][0]["ratios"]["Clipper"][0]
@@ -303,8 +308,12 @@ def test_goals_are_judged_by_the_worst_median():
 
 def test_a_policy_that_slows_down_or_grows_is_noticed():
     rows = [
-        {"policy": "A()", "count": count, "microseconds": [cost] * 3, "bytes": size}
-        for count, cost, size in ((1_000, 1.0, 10), (100_000, 2.0, 1000), (10_000_000, 3.0, 100_000))
+        {"policy": "A()", "count": count, "microseconds": [cost] * 3, "over_few": ratio, "bytes": size}
+        for count, cost, ratio, size in (
+            (1_000, 1.0, None, 10),
+            (100_000, 2.0, None, 1000),
+            (10_000_000, 3.0, [1.5] * 3, 100_000),
+        )
     ]
     judged = report.goals({"benchmark": "policies", "settings": {}, "rows": rows})
     assert [goal.cells()["holds"] for goal in judged] == ["yes", "no", "no"]

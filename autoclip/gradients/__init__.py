@@ -20,7 +20,7 @@ from autoclip.gradients.shrink import (
     scale_,
     scale_each_,
 )
-from autoclip.gradients.source import Source, live_gradients, named_parameters, plain_gradients
+from autoclip.gradients.source import Source, live_gradients, mixed_gradients, named_parameters, plain_gradients
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "measure",
     "measure_plain",
     "measure_units",
+    "mixed_gradients",
     "multiply_",
     "multiply_each_",
     "named_parameters",

@@ -23,7 +23,7 @@ class LeftGradients:
         self.total_norm = total_norm
         self._skipped = skipped
         self._first = weakref.ref(gradients[0]) if gradients else None
-        self._version = _version(gradients[0]) if gradients else 0
+        self._version = local_part(gradients[0])._version if gradients else 0
         self.norm = left
 
     def is_still(self, gradients: list[Tensor], norm: float | None) -> bool:
@@ -47,9 +47,4 @@ class LeftGradients:
         """Whether these are the same tensors, at least one, not written to since."""
         if not gradients or self._first is None:
             return False
-        return self._first() is gradients[0] and self._version == _version(gradients[0])
-
-
-def _version(gradient: Tensor) -> int:
-    """Number of the writes to a gradient."""
-    return (gradient if type(gradient) is Tensor else local_part(gradient))._version
+        return self._first() is gradients[0] and self._version == local_part(gradients[0])._version

@@ -95,9 +95,8 @@ def measure_plain(gradients: list[Tensor], norm_type: float) -> Norms | None:
     So it is for gradients in float64, complex or of several devices, and a norm that is zero, very small, or not finite
     in float32.
     """
-    try:
-        each = torch.stack(torch._foreach_norm(gradients, norm_type, torch.float32))
-    except (RuntimeError, NotImplementedError, TypeError):
+    each = _norms_at_once(gradients, norm_type)
+    if each is None:
         return None
     total = torch.linalg.vector_norm(each, norm_type)
     if total.is_meta or gradients[0].is_inference():
@@ -118,14 +117,21 @@ def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tenso
     """
     plain = {*map(type, gradients.values())} == {Tensor}
     parts = list(gradients.values()) if plain else [local_part(gradient) for gradient in gradients.values()]
-    try:
-        norms = torch.stack(torch._foreach_norm(parts, norm_type, torch.float32))
-        alike = plain
-    except (RuntimeError, NotImplementedError, TypeError):
-        # Sparse, float64 or complex gradients, or several devices: one by one.
+    norms = _norms_at_once(parts, norm_type)
+    alike = plain and norms is not None
+    if norms is None:
         norms = _stack([_norm_of(name, gradient, norm_type) for name, gradient in gradients.items()])
-        alike = False
     return norms if plain else whole_norms(list(gradients.values()), _of_torch(norms), norm_type), alike
+
+
+def _norms_at_once(gradients: list[Tensor], norm_type: float) -> Tensor | None:
+    """Norms, shape (n,), by one call; None where it does not take them: sparse, float64, complex, several devices."""
+    if gradients[0].dtype == torch.float64:
+        return None
+    try:
+        return torch.stack(torch._foreach_norm(gradients, norm_type, torch.float32))
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
 
 
 def _of_torch(norms: Tensor) -> Tensor:

@@ -80,8 +80,12 @@ def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Empty gradients are left out, except those of DTensors, of which another rank may hold elements. Partial DTensors
     are summed over their ranks first, in place of the parameter's gradient.
     """
-    if plain := plain_gradients(parameters):
-        return dict(zip(*plain, strict=True))
+    plain = plain_gradients(parameters)
+    return dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(parameters)
+
+
+def mixed_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As `live_gradients`, where `plain_gradients` has found that some need a closer look."""
     gradients = {name: gradient for name, parameter in parameters.items() if (gradient := parameter.grad) is not None}
     for name, gradient in gradients.items():
         if type(gradient) is not Tensor and (whole := summed(gradient)) is not gradient:
@@ -102,7 +106,7 @@ def plain_gradients(parameters: Mapping[str, Tensor]) -> tuple[Collection[str], 
     """Names and gradients of the parameters that have one, where there is nothing that needs a closer look.
 
     None where there is: no gradient at all, an empty or a sparse one, one of another class than torch's own, or two in
-    the same memory; see `live_gradients`.
+    the same memory; see `mixed_gradients`.
     """
     found = [parameter.grad for parameter in parameters.values()]
     if _are_apart(found):
