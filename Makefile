@@ -50,6 +50,11 @@ test-faults: setup .venv/fuzz
 	mkdir -p $@
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $@ --no-deps $(FUZZER) || echo "no $(FUZZER) to be had"
 
+# The properties with 10 000 new examples each, an hour; no part of .ci/run.
+.PHONY: test-nightly
+test-nightly: setup
+	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=nightly
+
 # Several processes on this machine, started by torchrun.
 test-distributed: setup
 	$(BIN)/python -m pytest tests/distributed

@@ -36,13 +36,19 @@ clip:
   mode: norm                    # or value
   on_nonfinite: skip            # or propagate, raise
   policy:                       # what sets the threshold: POLICIES
-    kind: running_quantile      # or a class of your own, my_module:MyPolicy
-    percentile: 90              # this share of the steps stays unclipped
-    warmup_steps: 50            # norms collected first; meanwhile a bound that follows their median holds
+    kind: loss_aware_quantile   # the default; or a class of your own, my_module:MyPolicy
+    percentile: 10              # of the norms; a falling loss lifts the threshold from there, a rising one cuts it
 evaluate_every: 250             # steps between validations; null: only at the end
 checkpoint_every: 250           # autoclip run FILE --resume continues from there
 device: auto                    # or cpu, cuda, cuda:0
 log: {layers_every: 50}         # steps between norms by layer
+sweep:                          # autoclip sweep FILE compares what stands here, and nothing else reads it
+  none: true                    # no clipping
+  thresholds: [1.0, 5.0, 10.0]  # fixed
+  percentiles: [10, 50, 90]     # each in both forms: frozen after a warm-up, and running
+  policies: [{kind: loss_aware_quantile}]
+  seeds: [0, 1, 2]
+  lr_multipliers: [1, 3, 10]    # instability is judged over these learning rates
 """
 
 EPILOG = """\

@@ -15,7 +15,7 @@ from autoclip.cli import app
 from autoclip.doctor import Row
 from autoclip.errors import RunError
 from autoclip.lab.config import load_config
-from autoclip.policies import POLICIES
+from autoclip.policies import POLICIES, LossAwareQuantile
 
 ROOT = Path(__file__).parent.parent
 COMMAND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from autoclip.cli import main; main()"
@@ -91,15 +91,16 @@ def test_wrong_usage_is_exit_code_2_with_a_usage_line(arguments):
 
 @pytest.mark.parametrize("command", ["validate", "run"])
 def test_a_bad_configuration_is_exit_code_2_with_a_line_for_each_fault(experiment, command):
-    result = process(command, experiment, "steps=0", "clip.policy.percentile=0.9", "clip.policy.windw=3", "x")
+    result = process(command, experiment, "steps=0", "clip.policy.percentile=0.9", "clip.policy.flor=3", "x")
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         "command line: steps=0: steps: must be a whole number in [1, inf), got 0",
         "command line: clip.policy.percentile=0.9: clip.policy.percentile: must be in [0, 100], got 0.9 "
         "(did you mean 90?)",
-        "command line: clip.policy.windw=3: clip.policy.windw: unknown key of kind running_quantile (did you mean "
-        "window?); known: kind, percentile, rate, window, warmup_steps, warmup_threshold, min_threshold, max_threshold",
+        "command line: clip.policy.flor=3: clip.policy.flor: unknown key of kind loss_aware_quantile (did you mean "
+        "floor?); known: kind, percentile, rate, cut, fast, slow, start, floor, lift, margin, without_loss, "
+        "warmup_steps, warmup_threshold, min_threshold, max_threshold",
         "command line: x: must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got 'x'",
     ]
 
@@ -152,7 +153,10 @@ def test_init_writes_a_commented_file_that_runs_anywhere(experiment):
     assert text.count("#") > 10
     assert "autoclip run experiment.yaml" in text
     assert all(kind in text for kind in POLICIES)
-    assert load_config(Path(experiment)).task.target == "autoclip.lab.example:Spirals"
+    config = load_config(Path(experiment))
+    assert config.task.target == "autoclip.lab.example:Spirals"
+    assert config.clip.policy.kind == config.sweep.policies[0].kind == "loss_aware_quantile"
+    assert config.clip.policy.percentile == LossAwareQuantile().percentile
     result = process("run", experiment, "steps=60", "seeds=[0]", "--output-dir", "out")
     assert result.returncode == 0, result.stderr
     assert len(Path("out/seed-0/metrics.jsonl").read_text().splitlines()) == 60
@@ -210,7 +214,7 @@ def test_dry_run_shows_the_resolved_configuration_and_writes_nothing(experiment)
     assert shown["seeds"] == [3, 4]
     assert shown["optimizer"]["lr"] == 0.25
     assert "#   runs/spirals/seed-3\n#   runs/spirals/seed-4\n" in result.stdout
-    assert "RunningQuantile(percentile=90.0, warmup_steps=50)" in result.stdout
+    assert "LossAwareQuantile()" in result.stdout
     assert files() == [experiment]
 
     result = call("run", experiment, "--dry-run", "--output-dir", "out", "-f", "json")

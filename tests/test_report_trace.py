@@ -26,9 +26,9 @@ def test_the_page_of_a_trace():
     assert len(page.images) == 4
     for words in (
         "Gradient norms of by hand",
-        "suggested: autoclip.RunningQuantile()",
-        "kind: running_quantile",
-        "clipper = autoclip.attach(optimizer, autoclip.RunningQuantile())",
+        "suggested: autoclip.LossAwareQuantile()",
+        "kind: loss_aware_quantile",
+        "clipper = autoclip.attach(optimizer, autoclip.LossAwareQuantile())",
         "95 % confidence intervals",
         "a replay cannot tell",
     ):

@@ -13,7 +13,7 @@ from autoclip.report import plots
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
 from autoclip.report.picture import Picture
 from autoclip.report.series import Series
-from autoclip.report.trace_text import LIMITS, python_of
+from autoclip.report.trace_text import LIMITS, loop_of, python_of
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import replay
 from autoclip.tuning.suggest import Interval, Suggestion
@@ -42,7 +42,7 @@ def trace_page(suggestions: Sequence[Suggestion], title: str) -> tuple[str, list
             paragraph("In a configuration:"),
             code(yaml.safe_dump({"clip": {"policy": dict(one.policy)}}, sort_keys=False)),
             paragraph("In a training loop:"),
-            code(f"clipper = autoclip.attach(optimizer, {python_of(one.policy)})"),
+            code(loop_of(one.policy)),
             heading("Figures"),
             figures(own),
             paragraph(f"The threshold is that of a replay: {LIMITS}."),

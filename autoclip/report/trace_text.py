@@ -58,7 +58,8 @@ def print_suggestion(suggestion: Suggestion) -> None:
     for line in yaml.safe_dump({"clip": {"policy": dict(suggestion.policy)}}, sort_keys=False).splitlines():
         console.print(f"    {line}", markup=False)
     console.print("in a training loop:")
-    console.print(f"    clipper = autoclip.attach(optimizer, {python_of(suggestion.policy)})", markup=False)
+    for line in loop_of(suggestion.policy).splitlines():
+        console.print(f"    {line}", markup=False)
 
 
 def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
@@ -100,6 +101,14 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
             markup=False,
         )
     console.print(f"note: {LIMITS}", markup=False)
+
+
+def loop_of(policy: Mapping[str, Any]) -> str:
+    """What a training loop needs for the policy of a section."""
+    attached = f"clipper = autoclip.attach(optimizer, {python_of(policy)})"
+    if policy["kind"] != "loss_aware_quantile":
+        return attached
+    return f"{attached}\nclipper.report_loss(loss)  # in every step, before optimizer.step()"
 
 
 def python_of(policy: Mapping[str, Any]) -> str:

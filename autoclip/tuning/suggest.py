@@ -243,7 +243,7 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, nonf
 def _setting(
     percentiles: Mapping[float, Interval], drift: Drift, spike_count: int, count: int, nonfinite: int
 ) -> tuple[dict[str, Any], str]:
-    """The policy section, and why; the log of experiments has how both cases did in sweeps."""
+    """The policy section, and why; `experiments/studies/suggest` has how both cases did."""
     median = percentiles[50].value
     tail = percentiles[99].value / median
     moves = (
@@ -258,13 +258,13 @@ def _setting(
             f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): clip the "
             f"top tenth only, which costs little and is there when a step does explode; {moves}"
         )
-    policy = {"kind": "running_quantile", "percentile": 50}
+    policy = {"kind": "loss_aware_quantile", "percentile": 10}
     evidence = [f"percentile 99 is {tail:.2g} times the median"]
     if spike_count:
         evidence.append(f"{spike_count} of {count} norms are spikes")
     if nonfinite:
         evidence.append(f"{nonfinite} are not finite")
     return policy, (
-        f"large steps occur ({', '.join(evidence)}): clip at the running median, which bounds them all and follows the "
-        f"norms; {moves}"
+        f"large steps occur ({', '.join(evidence)}): take the default, a low running percentile that bounds them all, "
+        f"follows the norms, and is lifted while the loss falls, cut while it rises; {moves}"
     )
