@@ -42,6 +42,7 @@ LAYERS = [
     "flow",
     "integrations",
     "traces",
+    "pictures",
     "tuning",
     "lab",
     "report",

@@ -1,18 +1,19 @@
-import struct
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from autoclip.tuning import pareto_plot
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
-from autoclip.tuning.outcome import Result, recommend, result
-from autoclip.tuning.pareto_plot import plot_pareto
+from autoclip.tuning.outcome import Result, pareto_front, recommend, result
+from autoclip.tuning.pareto_plot import pareto_picture
 from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})
-RED = np.array([1.0, 0.0, 0.0])
+RED = np.array([0xC0 / 255, 0.0, 0.0])
 
 
 def found(candidate: Candidate, areas: list[float], loss: float = 0.5, failed: bool = False) -> Result:
@@ -47,39 +48,52 @@ NORMAL = [
         pytest.param([found(fixed(n), [1 + n / 9, 1 + n / 7], n / 40) for n in range(1, 41)], id="forty candidates"),
     ],
 )
-def test_a_picture_of_sensible_size_is_written(results: list[Result], tmp_path: Path) -> None:
-    path = tmp_path / "pareto.png"
+def test_a_picture_of_sensible_size(results: list[Result]) -> None:
     choice = recommend(results)
-    plot_pareto(results, choice, path)
-    head = path.read_bytes()[:24]
-    assert head.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", head[16:]) == (1350, 900)
-    assert 10_000 < path.stat().st_size < 500_000
-    pixels = image.imread(path)[:, :, :3]
-    assert 0.7 < float((pixels == 1).all(axis=2).mean()) < 0.999
-    ring = int((pixels == RED).all(axis=2).sum())
+    picture = pareto_picture(results, choice)
+    assert picture.size == (1080, 907)
+    assert 10_000 < len(picture.png) < 500_000
+    pixels = image.imread(BytesIO(picture.png))[:, :, :3]
+    assert 0.7 < float((pixels > 0.99).all(axis=2).mean()) < 0.999
+    ring = int((abs(pixels - RED) < 0.02).all(axis=2).sum())
     assert (ring > 20) == (choice is not None)
 
 
 @pytest.mark.parametrize(
     "results",
     [
-        pytest.param([*NORMAL, found(NONE, [90.0, 99.0], 2.0, True)], id="a failure far to the right"),
+        pytest.param([*NORMAL, found(fixed(50.0), [90.0, 99.0], 2.0, True)], id="a failure far to the right"),
         pytest.param([*NORMAL, found(fixed(0.1), [0.1, 0.2], 2.0, True)], id="a failure faster than the rest"),
         pytest.param([found(fixed(1.0), [1.0, 1.1], -4.0), found(NONE, [1.2, 1.1])], id="instability below zero"),
         pytest.param([found(NONE, [2.0, 2.0], 2.0, True)], id="only a failure"),
     ],
 )
-def test_no_candidate_lies_outside_the_picture(
-    results: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
-    plot_pareto(results, recommend(results), tmp_path / "pareto.png")
-    axes = figures[0].axes[0]
+def test_no_candidate_lies_outside_the_picture(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    axes, caption = drawn(results, monkeypatch)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    assert len(axes.texts) == len(results)
-    for text in axes.texts:
-        x, y = text.xy
-        assert left <= x <= right, text.get_text()
-        assert low <= y <= high, text.get_text()
+    unnamed = f", {caption.partition('Without room for a name: ')[2].removesuffix('.')}, "
+    assert len(axes.texts) + sum(f", {one.candidate.name}, " in unnamed for one in results) == len(results)
+    for line in (line for bars in axes.containers for line in bars.lines[:1]):
+        for x, y in line.get_xydata():
+            assert left <= x <= right
+            assert low <= y <= high
+
+
+def test_of_many_candidates_the_front_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [found(fixed(n), [1 + n / 9, 1 + n / 7], 1 - n / 400) for n in range(1, 201)]
+    named = {text.get_text() for text in drawn(many, monkeypatch)[0].texts}
+    assert 0 < len(named) <= len(pareto_front(many))
+    assert named <= {one.candidate.name.removeprefix("fixed ") for one in pareto_front(many)}
+
+
+def drawn(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> tuple[Axes, str]:
+    """The axes and the caption."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(pareto_plot, "png_of", keep)
+    picture = pareto_picture(results, recommend(results))
+    return figures[0].axes[0], picture.caption

@@ -2,8 +2,8 @@ import base64
 
 import pytest
 
+from autoclip.pictures.picture import Picture, new_figure, png_of
 from autoclip.report.page import Reading, code, figures, folded, heading, page, paragraph, readings, table
-from autoclip.report.picture import Picture, new_figure, png_of
 from tests.report_runs import Page
 
 NASTY = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & ' \N{SNOWMAN}"

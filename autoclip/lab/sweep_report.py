@@ -11,9 +11,9 @@ from rich.table import Table
 from autoclip.lab.candidate_config import section_of
 from autoclip.lab.config import build_policy
 from autoclip.lab.sweep import REFERENCE, Sweep
-from autoclip.run_directory import write_atomically
+from autoclip.run_directory import write_atomically, written_aside
 from autoclip.tuning import outcome
-from autoclip.tuning.pareto_plot import plot_pareto
+from autoclip.tuning.pareto_plot import pareto_picture
 
 
 def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
@@ -26,7 +26,8 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     recommendation = outcome.recommend(results)
     directory = sweep.output_dir
     write_atomically(directory / "trials.csv", outcome.as_csv(results))
-    plot_pareto(results, recommendation, directory / "pareto.png")
+    with written_aside(directory / "pareto.png") as file:
+        file.write(pareto_picture(results, recommendation).png)
     if recommendation:
         write_atomically(directory / "recommended.yaml", yaml.safe_dump(_clip(sweep, recommendation), sort_keys=False))
     if output_format == "json":

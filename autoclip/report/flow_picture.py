@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoclip.flow import GradientFlow
+from autoclip.pictures.picture import Picture, smaller
 from autoclip.report.flow_plot import plot_flow
-from autoclip.report.picture import Picture, smaller
 
 
 def flow_picture(flows: Mapping[str, GradientFlow]) -> Picture | None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from autoclip.errors import UsageError
 from autoclip.flow import GradientFlow, diagnose, read_samples
-from autoclip.report.picture import plain
+from autoclip.pictures.picture import plain
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-from autoclip.report.picture import Picture
+from autoclip.pictures.picture import Picture
 
 Level = Literal["good", "note", "bad"]
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from autoclip.report.picture import (
+from autoclip.pictures.picture import (
     LARGEST,
     Picture,
     colours,

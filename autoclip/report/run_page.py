@@ -9,10 +9,10 @@ from typing import Any
 
 from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.yaml_source import shortened
+from autoclip.pictures.picture import Picture
 from autoclip.report import plots
 from autoclip.report.configuration import read_configuration
 from autoclip.report.page import LEVELS, code, figures, folded, heading, page, paragraph, readings, table
-from autoclip.report.picture import Picture
 from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
 from autoclip.report.series import Series, read_series
 from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from autoclip.pictures.picture import Picture
 from autoclip.policies import POLICIES
 from autoclip.report.page import Reading, code, figures, folded, heading, page, paragraph, readings, table
-from autoclip.report.picture import Picture
 from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
-from autoclip.report.sweep_plots import losses_picture, pareto_picture, rates_picture
+from autoclip.report.sweep_plots import losses_picture, rates_picture
 from autoclip.tuning.outcome import Recommendation, Result, degenerate, pareto_front, recommend
+from autoclip.tuning.pareto_plot import pareto_picture
 
 HEADINGS = (
     "candidate",

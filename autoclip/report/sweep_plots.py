@@ -6,12 +6,9 @@ from statistics import median
 
 import numpy as np
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from autoclip.report.labels import place_labels
-from autoclip.report.picture import (
-    SMALL,
+from autoclip.pictures.picture import (
     Picture,
     colours,
     count_steps,
@@ -24,76 +21,7 @@ from autoclip.report.picture import (
 )
 from autoclip.report.plots import scale_losses
 from autoclip.report.series import Floats, Series, smoothed, smoothing
-from autoclip.tuning.outcome import Recommendation, Result, pareto_front
-
-KINDS = {"fixed": "#b24c00", "none": "#000000", "fixed_percentile": "#007a58", "running_quantile": "#0072b2"}
-"""Darker than the lines of other pictures: names are written in these colours."""
-OTHER_KIND = "#9a4585"
-RING = "#c00000"
-
-
-def pareto_picture(results: Sequence[Result], recommendation: Recommendation | None) -> Picture:
-    """Convergence against instability, one point for each candidate, with spreads and the Pareto front.
-
-    The horizontal axis shows the candidates that did not fail; one that lies far outside is drawn at its edge.
-    """
-    figure, axes = new_figure(height=4.2)
-    left, right = _limits(results)
-    front = pareto_front(results)
-    most_seeds = max(one.seeds for one in results)
-    entries: dict[str, Artist] = {}
-    for one in results:
-        kind, colour = _kind(one), _colour(one)
-        outside = one.convergence > right
-        axes.errorbar(
-            min(one.convergence, right),
-            one.instability,
-            xerr=None if outside else one.convergence_spread,
-            yerr=one.instability_spread,
-            fmt="x" if one.failures else "o",
-            markerfacecolor=colour if one.seeds == most_seeds else "white",
-            markersize=6 if one.failures else 4.5,
-            markeredgewidth=1.8 if one.failures else 1,
-            color=colour,
-            elinewidth=0.5,
-            zorder=4 if one in front else 3,
-        )
-        entries.setdefault(kind, Line2D([], [], marker="o", linestyle="", color=colour, markersize=4.5))
-    steps = [one.convergence for one in front], [one.instability for one in front]
-    axes.step(*steps, where="post", color="#777777", linewidth=0.9, zorder=2)
-    legend: list[tuple[Artist, str]] = [(artist, plain(kind)) for kind, artist in entries.items()]
-    legend.append((Line2D([], [], color="#777777", linewidth=0.9), "Pareto front"))
-    if any(one.failures for one in results):
-        legend.append((Line2D([], [], marker="x", linestyle="", color="#000000", markeredgewidth=1.8), "a run failed"))
-    if recommendation:
-        chosen = recommendation.chosen
-        axes.plot(chosen.convergence, chosen.instability, "o", ms=11, mfc="none", mec=RING, mew=1.6, zorder=5)
-        legend.append((Line2D([], [], marker="o", ls="", ms=9, mfc="none", mec=RING, mew=1.6), "recommended"))
-    axes.set_xlim(left, right + 0.02 * (right - left))
-    _scale_instability(axes, results)
-    label_axes(
-        axes, "mean training loss over the run (lower: faster)", "instability over learning rates (lower: steadier)"
-    )
-    put_legend(figure, legend, columns=3)
-    unnamed = _name_points(axes, results, recommendation, front, right)
-    caption = (
-        "Bars: standard deviation over the seeds. On the front, nothing is better in both figures. Instability is the "
-        "normalised regret over learning rates and seeds: 0 as good as the best, 1 nothing learned or failed."
-    )
-    if any(one.failures for one in results):
-        caption += " Crosses failed at the configured learning rate, and are never recommended."
-    if any(one.seeds < most_seeds for one in results):
-        caption += f" Hollow: fewer than {most_seeds} seeds."
-    if unnamed:
-        caption += f" Without room for a name: {', '.join(unnamed)}."
-    return Picture(
-        name="pareto",
-        title="Speed against stability",
-        caption=caption,
-        alt=f"{len(results)} candidates, mean training loss against instability, with the Pareto front.",
-        png=png_of(figure),
-        wide=len(results) > 12,
-    )
+from autoclip.tuning.outcome import Result
 
 
 def losses_picture(runs: Mapping[str, Sequence[Series]], failed: Mapping[str, int]) -> Picture | None:
@@ -187,58 +115,8 @@ def rates_picture(results: Sequence[Result]) -> Picture | None:
     )
 
 
-def _name_points(
-    axes: Axes, results: Sequence[Result], recommendation: Recommendation | None, front: Sequence[Result], right: float
-) -> list[str]:
-    """Write the names, the important ones first, and return those without room."""
-    chosen = (recommendation.chosen, recommendation.runner_up) if recommendation else ()
-    order = sorted(results, key=lambda one: (one not in chosen, one not in front, not one.failures))
-    names = []
-    for one in order:
-        short = one.candidate.name.removeprefix(f"{_kind(one)} ")
-        names.append(short if one.convergence <= right else f"{short} (at {one.convergence:.3g})")
-    points = [(min(one.convergence, right), one.instability) for one in order]
-    large = [place for place, one in enumerate(order) if chosen and one is chosen[0]]
-    without_room = place_labels(axes, points, names, [_colour(one) for one in order], SMALL, large)
-    return [one.candidate.name for one, name in zip(order, names, strict=True) if name in without_room]
-
-
-def _limits(results: Sequence[Result]) -> tuple[float, float]:
-    """Of the horizontal axis: the candidates that did not fail, or all, where all did."""
-    shown = [one for one in results if not one.failures] or list(results)
-    left = min(one.convergence - one.convergence_spread for one in shown)
-    right = max(one.convergence + one.convergence_spread for one in shown)
-    margin = 0.08 * (right - left) or 0.1 * abs(right) or 0.1
-    return left - margin, right + margin
-
-
-def _scale_instability(axes: Axes, results: Sequence[Result]) -> None:
-    """A linear axis around the values; where they span more than a decade a logarithmic one, linear around zero."""
-    low = min(one.instability - one.instability_spread for one in results)
-    high = max(one.instability + one.instability_spread for one in results)
-    if low > high / 10:
-        margin = 0.1 * (high - low) or 0.1 * abs(high) or 0.1
-        axes.set_ylim(low - margin, high + margin)
-        return
-    least = min(one.instability for one in results)
-    if least > 0:
-        axes.set_yscale("log")
-        axes.set_ylim(least / 4, 2 * high)
-    else:
-        axes.set_yscale("symlog", linthresh=0.01)
-        axes.set_ylim(min(-0.005, 2 * least), 2 * high)
-
-
 def _over_seeds(stacked: Floats) -> tuple[Floats, Floats, Floats]:
     """Least, median and largest of each step over the seeds that have a value; NaN where none has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of steps without a value
         return np.nanmin(stacked, axis=0), np.nanmedian(stacked, axis=0), np.nanmax(stacked, axis=0)
-
-
-def _kind(one: Result) -> str:
-    return str(one.candidate.policy["kind"])
-
-
-def _colour(one: Result) -> str:
-    return KINDS.get(_kind(one), OTHER_KIND)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from autoclip.pictures.picture import Picture
 from autoclip.policies import POLICIES
 from autoclip.report import plots
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
-from autoclip.report.picture import Picture
 from autoclip.report.series import Series
 from autoclip.report.trace_text import LIMITS, loop_of, python_of
 from autoclip.traces import NormTrace

@@ -9,7 +9,7 @@ from autoclip.lab.yaml_source import shortened
 from autoclip.run_directory import CONFIG, METRICS, SUMMARY, read_json, write_atomically, written_aside
 
 if TYPE_CHECKING:
-    from autoclip.report.picture import Picture
+    from autoclip.pictures.picture import Picture
     from autoclip.tuning.suggest import Suggestion
 
 FOREIGN_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

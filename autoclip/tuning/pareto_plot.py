@@ -1,99 +1,137 @@
 """The picture of a sweep: convergence against instability."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from autoclip.pictures.labels import place_labels
+from autoclip.pictures.picture import SMALL, Picture, label_axes, new_figure, plain, png_of, put_legend
 from autoclip.tuning.outcome import Recommendation, Result, pareto_front
 
-COLOURS = {"fixed": "tab:orange", "none": "black", "fixed_percentile": "tab:green", "running_quantile": "tab:blue"}
-OTHER_COLOUR = "tab:purple"
+KINDS = {"fixed": "#b24c00", "none": "#000000", "fixed_percentile": "#007a58", "running_quantile": "#0072b2"}
+"""Darker than the lines of other pictures: names are written in these colours."""
+OTHER_KIND = "#9a4585"
+RING = "#c00000"
 MOST_NAMED = 100
-"""Candidates up to which each is named; of more, those on the Pareto front."""
+"""Candidates up to which all are named; of more, those on the Pareto front and the recommended one."""
 
 
-def plot_pareto(results: Sequence[Result], recommendation: Recommendation | None, path: Path) -> None:
-    """Write the picture: one point per candidate with its spread over the seeds, crosses where runs failed.
+def pareto_picture(results: Sequence[Result], recommendation: Recommendation | None) -> Picture:
+    """Convergence against instability, one point for each candidate, with spreads and the Pareto front.
 
-    The convergence axis shows the candidates that did not fail; one that lies far outside is drawn at its edge.
+    The horizontal axis shows the candidates that did not fail; one that lies far outside is drawn at its edge.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_figure(height=4.2)
     left, right = _limits(results)
-    seeds = max(one.seeds for one in results)
-    labelled: set[str] = set()
     front = pareto_front(results)
-    named = results if len(results) <= MOST_NAMED else front
-    alike: dict[tuple[str, bool, bool, bool], list[Result]] = {}
+    most_seeds = max(one.seeds for one in results)
+    entries: dict[str, Artist] = {}
+    alike: dict[tuple[str, bool, bool, bool], list[Result]] = {}  # drawn at once: there may be thousands
     for one in results:
-        inside, few = one.convergence <= right, one.seeds < seeds  # a race gave it fewer
-        alike.setdefault((str(one.candidate.policy["kind"]), bool(one.failures), few, inside), []).append(one)
-    for (kind, failed, few, inside), group in alike.items():
+        few, outside = one.seeds < most_seeds, one.convergence > right
+        alike.setdefault((_kind(one), bool(one.failures), few, outside), []).append(one)
+    for (kind, failed, few, outside), group in alike.items():
+        colour = _colour(group[0])
         axes.errorbar(
             [min(one.convergence, right) for one in group],
             [one.instability for one in group],
-            xerr=[one.convergence_spread for one in group] if inside else None,
+            xerr=None if outside else [one.convergence_spread for one in group],
             yerr=[one.instability_spread for one in group],
             fmt="x" if failed else "o",
-            markerfacecolor="white" if few else None,
-            markersize=5,
-            color=COLOURS.get(kind, OTHER_COLOUR),
+            markerfacecolor="white" if few else colour,
+            markersize=6 if failed else 4.5,
+            markeredgewidth=1.8 if failed else 1,
+            color=colour,
             elinewidth=0.5,
-            label=None if kind in labelled else kind,
+            zorder=3,
         )
-        labelled.add(kind)
-    for one in named:
-        kind = str(one.candidate.policy["kind"])
-        inside = one.convergence <= right
-        short = one.candidate.name.removeprefix(f"{kind} ")
-        axes.annotate(
-            short if inside else f"{short} (at {one.convergence:.3g}) >",
-            (min(one.convergence, right), one.instability),
-            xytext=(5, 4) if inside else (-6, 6),
-            ha="left" if inside else "right",
-            textcoords="offset points",
-            fontsize=7,
-            color=COLOURS.get(kind, OTHER_COLOUR),
-        )
+        entries.setdefault(kind, Line2D([], [], marker="o", linestyle="", color=colour, markersize=4.5))
     steps = [one.convergence for one in front], [one.instability for one in front]
-    axes.step(*steps, where="post", color="grey", linewidth=0.8, label="Pareto front")
+    axes.step(*steps, where="post", color="#777777", linewidth=0.9, zorder=2)
+    legend: list[tuple[Artist, str]] = [(artist, plain(kind)) for kind, artist in entries.items()]
+    legend.append((Line2D([], [], color="#777777", linewidth=0.9), "Pareto front"))
+    if any(one.failures for one in results):
+        legend.append((Line2D([], [], marker="x", linestyle="", color="#000000", markeredgewidth=1.8), "a run failed"))
     if recommendation:
         chosen = recommendation.chosen
-        label = f"recommended: {chosen.candidate.name}"
-        axes.plot(chosen.convergence, chosen.instability, "o", ms=13, mfc="none", mec="red", label=label)
+        axes.plot(chosen.convergence, chosen.instability, "o", ms=11, mfc="none", mec=RING, mew=1.6, zorder=5)
+        legend.append((Line2D([], [], marker="o", ls="", ms=9, mfc="none", mec=RING, mew=1.6), "recommended"))
     axes.set_xlim(left, right + 0.02 * (right - left))
     _scale_instability(axes, results)
-    axes.set_xlabel("convergence: mean training loss over the run (lower is faster)")
-    axes.set_ylabel("instability: normalised regret over learning rates (lower is steadier)")
-    title = "bars: standard deviation over seeds; crosses: a run failed at the configured learning rate"
-    if any(one.seeds < seeds for one in results):
-        title += f"; hollow: fewer than {seeds} seeds"
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    label_axes(
+        axes, "mean training loss over the run (lower: faster)", "instability over learning rates (lower: steadier)"
+    )
+    put_legend(figure, legend, columns=3)
+    unnamed = _name_points(axes, results, recommendation, front, right)
+    caption = (
+        "Bars: standard deviation over the seeds. On the front, nothing is better in both figures. Instability is the "
+        "normalised regret over learning rates and seeds: 0 as good as the best, 1 nothing learned or failed."
+    )
+    if any(one.failures for one in results):
+        caption += " Crosses failed at the configured learning rate, and are never recommended."
+    if any(one.seeds < most_seeds for one in results):
+        caption += f" Hollow: fewer than {most_seeds} seeds."
+    if unnamed:
+        caption += f" Without room for a name: {', '.join(unnamed)}."
+    return Picture(
+        name="pareto",
+        title="Speed against stability",
+        caption=caption,
+        alt=f"{len(results)} candidates, mean training loss against instability, with the Pareto front.",
+        png=png_of(figure),
+        wide=len(results) > 12,
+    )
 
 
-def _scale_instability(axes: Axes, results: Sequence[Result]) -> None:
-    """A logarithmic axis, linear around zero; where the values are within a decade, a linear one around them."""
-    low = min(one.instability - one.instability_spread for one in results)
-    high = max(one.instability + one.instability_spread for one in results)
-    if low > high / 10:
-        margin = 0.08 * (high - low) or 0.1 * high
-        axes.set_ylim(low - margin, high + margin)
-        return
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_ylim(low / 1.5 if low > 0.01 else min(-0.002, low), 1.5)
+def _name_points(
+    axes: Axes, results: Sequence[Result], recommendation: Recommendation | None, front: Sequence[Result], right: float
+) -> list[str]:
+    """Write the names, the important ones first, and return those without room."""
+    chosen = (recommendation.chosen, recommendation.runner_up) if recommendation else ()
+    important = [*front, *(one for one in chosen[:1] if one not in front)]
+    shown = results if len(results) <= MOST_NAMED else important
+    order = sorted(shown, key=lambda one: (one not in chosen, one not in front, not one.failures))
+    names = []
+    for one in order:
+        short = one.candidate.name.removeprefix(f"{_kind(one)} ")
+        names.append(short if one.convergence <= right else f"{short} (at {one.convergence:.3g})")
+    points = [(min(one.convergence, right), one.instability) for one in order]
+    large = [place for place, one in enumerate(order) if chosen and one is chosen[0]]
+    without_room = place_labels(axes, points, names, [_colour(one) for one in order], SMALL, large)
+    return [one.candidate.name for one, name in zip(order, names, strict=True) if name in without_room]
 
 
 def _limits(results: Sequence[Result]) -> tuple[float, float]:
-    """From the least convergence to the largest of the candidates that did not fail (or of all, where all did)."""
+    """Of the horizontal axis: from the least to the largest of those that did not fail (or of all, where all did)."""
     shown = [one for one in results if not one.failures] or list(results)
     left = min(one.convergence - one.convergence_spread for one in results)
     right = max(one.convergence + one.convergence_spread for one in shown)
-    margin = 0.08 * (right - left) or 0.1
+    margin = 0.08 * (right - left) or 0.1 * abs(right) or 0.1
     return left - margin, right + margin
+
+
+def _scale_instability(axes: Axes, results: Sequence[Result]) -> None:
+    """A linear axis around the values; where they span more than a decade a logarithmic one, linear around zero."""
+    low = min(one.instability - one.instability_spread for one in results)
+    high = max(one.instability + one.instability_spread for one in results)
+    if low > high / 10:
+        margin = 0.1 * (high - low) or 0.1 * abs(high) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+        return
+    least = min(one.instability for one in results)
+    if least > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(least / 4, 2 * high)
+    else:
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_ylim(min(-0.005, 2 * least), 2 * high)
+
+
+def _kind(one: Result) -> str:
+    return str(one.candidate.policy["kind"])
+
+
+def _colour(one: Result) -> str:
+    return KINDS.get(_kind(one), OTHER_KIND)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from autoclip.report.picture import COLOURS
+from autoclip.pictures.picture import COLOURS
 from experiments.studies.documents import markdown_table, percent
 from experiments.studies.statistics import wilson
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from autoclip.report.picture import COLOURS
+from autoclip.pictures.picture import COLOURS
 from experiments.studies.documents import markdown_table, percent, write_csv, write_section
 from experiments.studies.learning_rates.sensitivity import USABLE, Sensitivity, sensitivity
 from experiments.studies.results import RunTable, chosen

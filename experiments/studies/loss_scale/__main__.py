@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from autoclip.lab.config import build_policy, trained_task
-from autoclip.report.picture import COLOURS
+from autoclip.pictures.picture import COLOURS
 from autoclip.run_directory import METRICS
 from autoclip.traces import read_traces
 from autoclip.tuning.replay import replay

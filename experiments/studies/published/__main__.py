@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from scipy import stats
 
-from autoclip.report.picture import COLOURS
+from autoclip.pictures.picture import COLOURS
 from experiments import gradient_flow
 from experiments.studies.command import run_table, short_main
 from experiments.studies.documents import markdown_table, percent, write_csv, write_section

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from autoclip.errors import UsageError
+from autoclip.pictures.picture import COLOURS
 from autoclip.policies import POLICIES
-from autoclip.report.picture import COLOURS
 from autoclip.run_directory import METRICS
 from autoclip.traces import read_traces
 from autoclip.tuning.suggest import suggest

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.transforms import Bbox
 
-from autoclip.report.picture import DPI, plain
+from autoclip.pictures.picture import DPI, plain
 
 DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0, 35.0, 44.0)
 """Points from the mark at which a name is tried, nearest first."""

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Annotation
 
-from autoclip.report.labels import place_labels
-from autoclip.report.picture import DPI, new_figure
+from autoclip.pictures.labels import place_labels
+from autoclip.pictures.picture import DPI, new_figure
 
 
 def written(points: list[tuple[float, float]], names: list[str]):

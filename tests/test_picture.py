@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.lines import Line2D
 
-from autoclip.report.picture import COLUMNS, DPI, WIDTH, kept, new_figure, plain, png_of, put_legend, thinned
+from autoclip.pictures.picture import COLUMNS, DPI, WIDTH, kept, new_figure, plain, png_of, put_legend, thinned
 
 values_with_gaps = st.lists(st.one_of(st.floats(-1e300, 1e300), st.just(nan), st.just(inf), st.just(-inf)), min_size=1)
 
