@@ -78,6 +78,19 @@ def test_calm_norms_lose_a_tenth_and_wild_ones_get_the_default():
     assert "1 are not finite" in suggest(trace(broken)).reason
 
 
+def test_calm_norms_of_a_training_that_is_stuck_get_the_default():
+    norms = lognormal(1000, deviation=0.3)
+    falls, stays = np.linspace(3, 1, 1000), np.full(1000, 2.3)
+    assert suggest(trace(norms, losses=falls)).policy["kind"] == "running_quantile"
+    stuck = suggest(trace(norms, losses=stays))
+    assert stuck.policy["kind"] == "loss_aware_quantile"
+    assert "training may be stuck" in stuck.reason
+    assert any("the loss hardly falls (median of the first fifth 2.3, of the last 2.3)" in one for one in stuck.doubts)
+    unknown = np.full(1000, np.nan)
+    assert suggest(trace(norms, losses=unknown)).policy == suggest(trace(norms)).policy
+    assert suggest(trace(norms, losses=falls - 10)).doubts == suggest(trace(norms)).doubts  # below zero
+
+
 def test_spikes_are_counted():
     norms = 1 + 0.01 * np.random.default_rng(0).standard_normal(1000)
     norms[[400, 700]] = 5.0

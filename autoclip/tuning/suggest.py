@@ -22,6 +22,8 @@ DRIFT_RATIO = 1.5
 DRIFT_P_VALUE = 0.01
 CALM_RATIO = 3.0
 """99th percentile over the median, up to which nothing stands out."""
+LEAST_FALL = 0.05
+"""Share by which the loss of a training that learns falls at least, from the first fifth to the last."""
 MANY_EQUAL = 0.05
 """Share of norms within .1 % of the largest from which on they look clipped."""
 LAGS_PER_TIME = 5.0
@@ -140,7 +142,14 @@ def suggest(trace: NormTrace) -> Suggestion:
     spike_share = _share(float(found.mean()), len(norms))  # rare, and so about independent
     nonfinite = int((~np.isfinite(trace.norms)).sum())
     doubts = _doubts(trace, norms, effective, nonfinite)
-    policy, reason = _setting(percentiles, drift, int(found.sum()), len(norms), nonfinite)
+    loss = None if trace.losses is None else _loss(trace.losses)
+    stuck = loss is not None and loss[1] > loss[0] - LEAST_FALL * abs(loss[0])
+    if loss is not None and stuck:
+        doubts.append(
+            f"the loss hardly falls (median of the first fifth {loss[0]:.4g}, of the last {loss[1]:.4g}): the norms of "
+            f"a training that learns little say little about one that does"
+        )
+    policy, reason = _setting(percentiles, drift, int(found.sum()), len(norms), nonfinite, stuck)
     return Suggestion(
         trace=trace,
         count=len(norms),
@@ -205,6 +214,15 @@ def _drift(norms: NDArray[np.float64]) -> Drift:
     return Drift(ratio, float(tau) if known else 0.0, float(p_value) if known else 1.0)
 
 
+def _loss(losses: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Median of the first and of the last fifth; None where there are too few."""
+    finite = losses[np.isfinite(losses)]
+    if len(finite) < LEAST_NORMS:
+        return None
+    fifth = len(finite) // 5
+    return float(np.median(finite[:fifth])), float(np.median(finite[-fifth:]))
+
+
 def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, nonfinite: int) -> list[str]:
     doubts = []
     largest = float(norms.max())
@@ -241,7 +259,7 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, nonf
 
 
 def _setting(
-    percentiles: Mapping[float, Interval], drift: Drift, spike_count: int, count: int, nonfinite: int
+    percentiles: Mapping[float, Interval], drift: Drift, spike_count: int, count: int, nonfinite: int, stuck: bool
 ) -> tuple[dict[str, Any], str]:
     """The policy section, and why; `experiments/studies/suggest` has how both cases did."""
     median = percentiles[50].value
@@ -252,7 +270,7 @@ def _setting(
         if drift.is_there
         else "the norms do not drift much, but those of other learning rates will"
     )
-    if spike_count == 0 and nonfinite == 0 and tail <= CALM_RATIO:
+    if spike_count == 0 and nonfinite == 0 and tail <= CALM_RATIO and not stuck:
         policy = {"kind": "running_quantile", "percentile": 90}
         return policy, (
             f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): clip the "
@@ -260,11 +278,14 @@ def _setting(
         )
     policy = {"kind": "loss_aware_quantile", "percentile": 10}
     evidence = [f"percentile 99 is {tail:.2g} times the median"]
+    if stuck:
+        evidence.append("the loss hardly falls")
     if spike_count:
         evidence.append(f"{spike_count} of {count} norms are spikes")
     if nonfinite:
         evidence.append(f"{nonfinite} are not finite")
+    what = "training may be stuck" if stuck else "large steps occur"
     return policy, (
-        f"large steps occur ({', '.join(evidence)}): take the default, a low running percentile that bounds them all, "
-        f"follows the norms, and is lifted while the loss falls, cut while it rises; {moves}"
+        f"{what} ({', '.join(evidence)}): take the default, a low running percentile that bounds all steps, follows the "
+        f"norms, and is lifted while the loss falls, cut while it rises; {moves}"
     )
