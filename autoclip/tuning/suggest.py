@@ -286,6 +286,6 @@ def _setting(
         evidence.append(f"{nonfinite} are not finite")
     what = "training may be stuck" if stuck else "large steps occur"
     return policy, (
-        f"{what} ({', '.join(evidence)}): take the default, a low running percentile that bounds all steps, follows the "
-        f"norms, and is lifted while the loss falls, cut while it rises; {moves}"
+        f"{what} ({', '.join(evidence)}): take the default, a low running percentile that bounds all steps, follows "
+        f"the norms, and is lifted while the loss falls, cut while it rises; {moves}"
     )
