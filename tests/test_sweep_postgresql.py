@@ -1,21 +1,17 @@
 """Two commands on one PostgreSQL database; needs Debian's postgresql and psycopg, and is skipped without them."""
 
 import os
-import pwd
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import optuna
 import pytest
-from optuna.trial import TrialState
+
+from tests.postgresql import finished, server
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -40,57 +36,15 @@ pytestmark = [
 ]
 
 
-def _program(name: str) -> str | None:
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((str(folder / name) for folder in folders if (folder / name).exists()), shutil.which(name))
-
-
-def _as_server(*command: str) -> list[str]:
-    """The server refuses to run as root."""
-    return ["runuser", "-u", "nobody", "--", *command] if os.geteuid() == 0 else [*command]
-
-
 @pytest.fixture(scope="module")
 def storage() -> Iterator[str]:
     """URL of an empty database on a server of our own."""
-    pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'psycopg[binary]'")
-    initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
-    if initdb is None or pg_ctl is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    if os.geteuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL does not run as root, and runuser is missing")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Not pytest's own folder: that is closed to the server's user, and its path too long for a socket.
-    home = Path(tempfile.mkdtemp(prefix="autoclip-pg-"))
-    try:
-        if os.geteuid() == 0:
-            user = pwd.getpwnam("nobody")
-            os.chown(home, user.pw_uid, user.pw_gid)
-        data = str(home / "data")
-
-        def call(*command: str) -> None:
-            subprocess.run(_as_server(*command), cwd=home, check=True, stdout=subprocess.DEVNULL)
-
-        call(initdb, "-D", data, "-U", "autoclip", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
-        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home} -c fsync=off"
-        call(pg_ctl, "-D", data, "-l", str(home / "log"), "-w", "-t", "60", "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg://autoclip@127.0.0.1:{port}/postgres"
-        finally:
-            call(pg_ctl, "-D", data, "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with server() as running:
+        yield running.url
 
 
 def _complete(storage: str, name: str) -> list[str]:
-    database = optuna.storages.RDBStorage(storage)
-    try:
-        trials = optuna.load_study(study_name=name, storage=database).get_trials(states=(TrialState.COMPLETE,))
-        return sorted(trial.user_attrs["key"] for trial in trials)
-    finally:
-        database.engine.dispose()
+    return sorted(finished(storage, name).elements())
 
 
 def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:

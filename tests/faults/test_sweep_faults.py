@@ -19,6 +19,7 @@ from tests.faults.large_study import build
 from tests.faults.nursery import ROOT
 from tests.faults.outcomes import Outcomes
 from tests.forked import forked_workers
+from tests.postgresql import finished, server
 
 CONFIG = """
 name: tiny
@@ -105,15 +106,12 @@ def metrics(out: Path) -> dict[Path, bytes]:
     return {path.relative_to(out): path.read_bytes() for path in sorted(out.glob("runs/*/*/*/metrics.jsonl"))}
 
 
-def lost(out: Path, quiet: Path) -> int:
-    """Runs that are missing, done twice, or others than those of the undisturbed sweep."""
-    with closing(sqlite3.connect(out / "study.db")) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        query = (
-            "SELECT value_json FROM trials JOIN trial_user_attributes USING (trial_id) "
-            "WHERE state = 'COMPLETE' AND key = 'key'"
-        )
-        done = Counter(json.loads(key) for (key,) in database.execute(query))
+def lost(out: Path, quiet: Path, done: Counter[str] | None = None) -> int:
+    """Runs that are missing, done twice, or others than those of the undisturbed sweep.
+
+    `done` counts the finished trials of runs and candidates; None: of the SQLite file.
+    """
+    done = _done_in_file(out) if done is None else done
     found, right = metrics(out), metrics(quiet)
     wrong = sum(found.get(path) != content for path, content in right.items()) + len(found.keys() - right.keys())
     wrong += abs(len(done) - RUNS - 4) + sum(number - 1 for number in done.values())
@@ -122,6 +120,16 @@ def lost(out: Path, quiet: Path) -> int:
         return [row.split(",")[:-2] for row in (place / "trials.csv").read_text().splitlines()]
 
     return wrong + sum(a != b for a, b in zip(figures(out), figures(quiet), strict=True))
+
+
+def _done_in_file(out: Path) -> Counter[str]:
+    with closing(sqlite3.connect(out / "study.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        query = (
+            "SELECT value_json FROM trials JOIN trial_user_attributes USING (trial_id) "
+            "WHERE state = 'COMPLETE' AND key = 'key'"
+        )
+        return Counter(json.loads(key) for (key,) in database.execute(query))
 
 
 def until(condition: Callable[[], object], command: Command) -> None:
@@ -192,6 +200,26 @@ def test_a_database_that_is_gone_for_ten_seconds(
     assert "Traceback" not in errors
     wrong = lost(out, quiet)
     outcomes.add("database gone for ten seconds", "the sweep waits and goes on", lost=wrong)
+    assert wrong == 0
+
+
+def test_a_database_server_that_is_stopped_for_ten_seconds(
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+) -> None:
+    out = tmp_path / "out"
+    with server() as database:
+        command = begin(config, out, "--workers", "2", "--storage", database.url)
+        until(lambda: len(metrics(out)) > 1, command)
+        database.stop()
+        time.sleep(10)
+        database.start()
+        code, _, errors = command.ended()
+        assert code == 0, errors
+        assert any("does not answer" in line and "waiting up to 60 s" in line for line in errors.splitlines())
+        assert "Traceback" not in errors
+        done = finished(database.url, "tiny: runs") + finished(database.url, "tiny")
+    wrong = lost(out, quiet, done)
+    outcomes.add("database server stopped for ten seconds", "the sweep waits and goes on", lost=wrong)
     assert wrong == 0
 
 
