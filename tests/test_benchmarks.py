@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoclip import POLICIES
-from experiments.benchmarks import imports, overhead, policies, report, shapes, sweep, training
+from autoclip import POLICIES, ClipRecord
+from autoclip.sinks import JSONLSink
+from experiments.benchmarks import imports, overhead, policies, report, shapes, suggest, sweep, training
 from experiments.benchmarks.results import table, write
 from experiments.benchmarks.steps import SHARES, Cell, Gradients, norms_of_step, time_cell
 from experiments.benchmarks.timing import alternate, ratios, spread
@@ -265,6 +266,24 @@ def test_a_busy_machine_is_noted(load, notes, tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     write(path, "overhead", {}, [], ["one"])
     assert [note.partition(" cores")[0] for note in document(path)["notes"]] == notes
+
+
+@pytest.mark.parametrize(
+    ("candidates", "words"),
+    [
+        (["none,3.0,2.0", "loss_aware_quantile,2.0,1.0"], "rank 1 by convergence, 1 by instability, 1 by both"),
+        (["none,3.0,2.0"], "loss_aware_quantile (from 1 seeds) is no candidate of this sweep"),
+    ],
+)
+def test_a_suggestion_is_looked_up_in_a_sweep(candidates, words, tmp_path, monkeypatch, capsys):
+    norms = torch.randn(300, generator=torch.Generator().manual_seed(0)).exp().tolist()
+    with JSONLSink(tmp_path / "runs" / "none" / "lr-x1" / "seed-0") as sink:
+        for step, norm in enumerate(norms):
+            sink.log(ClipRecord(step, "active", norm, float("inf"), 1.0, False, False, True, 1 / (1 + step)))
+    (tmp_path / "trials.csv").write_text("\n".join(["candidate,convergence,instability", *candidates]))
+    monkeypatch.setattr(sys, "argv", ["suggest", str(tmp_path)])
+    suggest.main()
+    assert words in capsys.readouterr().out
 
 
 def test_a_table_is_aligned():

@@ -121,13 +121,14 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
         return process
 
     sweep.free_lost()
+    bar = SweepProgress(sweep)  # reads what is done; once workers run, the database is read where an outage is met
     processes = [] if sweep.is_done() else [start() for _ in range(workers)]
     import autoclip.lab.sweep_report  # noqa: F401  # takes a second, for which the workers need not wait
 
     killed = missing = 0
     freed = time.monotonic()
     outage = Outage(sweep.url)
-    with SweepProgress(sweep) as progress:
+    with bar as progress:
         try:
             while (processes or missing) and not interrupt.asked:
                 time.sleep(POLL_SECONDS)
@@ -186,10 +187,10 @@ class SweepProgress:
         )
         self._shown = set(sweep.trials.done())
         self._bar = self._progress.add_task(sweep.config.name, total=None)
+        self.update()
 
     def __enter__(self) -> "SweepProgress":
         self._progress.start()
-        self.update()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -141,15 +141,9 @@ def suggest(trace: NormTrace) -> Suggestion:
     found = spikes(norms)
     spike_share = _share(float(found.mean()), len(norms))  # rare, and so about independent
     nonfinite = int((~np.isfinite(trace.norms)).sum())
-    doubts = _doubts(trace, norms, effective, nonfinite)
-    loss = None if trace.losses is None else _loss(trace.losses)
-    stuck = loss is not None and loss[1] > loss[0] - LEAST_FALL * abs(loss[0])
-    if loss is not None and stuck:
-        doubts.append(
-            f"the loss hardly falls (median of the first fifth {loss[0]:.4g}, of the last {loss[1]:.4g}): the norms of "
-            f"a training that learns little say little about one that does"
-        )
-    policy, reason = _setting(percentiles, drift, int(found.sum()), len(norms), nonfinite, stuck)
+    stuck = _stuck(trace)
+    doubts = _doubts(trace, norms, effective, nonfinite) + stuck
+    policy, reason = _setting(percentiles, drift, int(found.sum()), len(norms), nonfinite, bool(stuck))
     return Suggestion(
         trace=trace,
         count=len(norms),
@@ -214,13 +208,19 @@ def _drift(norms: NDArray[np.float64]) -> Drift:
     return Drift(ratio, float(tau) if known else 0.0, float(p_value) if known else 1.0)
 
 
-def _loss(losses: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Median of the first and of the last fifth; None where there are too few."""
-    finite = losses[np.isfinite(losses)]
+def _stuck(trace: NormTrace) -> list[str]:
+    """The doubt about a loss that hardly falls; none where it falls, or too little of it is known."""
+    finite = trace.losses[np.isfinite(trace.losses)] if trace.losses is not None else np.empty(0)
     if len(finite) < LEAST_NORMS:
-        return None
+        return []
     fifth = len(finite) // 5
-    return float(np.median(finite[:fifth])), float(np.median(finite[-fifth:]))
+    first, last = float(np.median(finite[:fifth])), float(np.median(finite[-fifth:]))
+    if last <= first - LEAST_FALL * abs(first):
+        return []
+    return [
+        f"the loss hardly falls (median of the first fifth {first:.4g}, of the last {last:.4g}): the norms of a "
+        f"training that learns little say little about one that does"
+    ]
 
 
 def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, nonfinite: int) -> list[str]:
@@ -271,12 +271,10 @@ def _setting(
         else "the norms do not drift much, but those of other learning rates will"
     )
     if spike_count == 0 and nonfinite == 0 and tail <= CALM_RATIO and not stuck:
-        policy = {"kind": "running_quantile", "percentile": 90}
-        return policy, (
+        return {"kind": "running_quantile", "percentile": 90}, (
             f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): clip the "
             f"top tenth only, which costs little and is there when a step does explode; {moves}"
         )
-    policy = {"kind": "loss_aware_quantile", "percentile": 10}
     evidence = [f"percentile 99 is {tail:.2g} times the median"]
     if stuck:
         evidence.append("the loss hardly falls")
@@ -285,7 +283,7 @@ def _setting(
     if nonfinite:
         evidence.append(f"{nonfinite} are not finite")
     what = "training may be stuck" if stuck else "large steps occur"
-    return policy, (
+    return {"kind": "loss_aware_quantile"}, (
         f"{what} ({', '.join(evidence)}): take the default, a low running percentile that bounds all steps, follows "
         f"the norms, and is lifted while the loss falls, cut while it rises; {moves}"
     )

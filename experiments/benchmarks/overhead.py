@@ -4,10 +4,10 @@
 
 The contenders take turns in one process on the same gradients, which are written anew before each step; only the
 clipping is timed. A ratio is the median of the ratios of single rounds, its spread their middle half. Thresholds are
-held at 1 by the bounds of the policy, norms lie around .5 or 2, and torch clips at 1: what is clipped is the
-same for all. In scope "parameter" each tensor has its threshold, and torch still has one for all. With AMP the time is
-that of `GradScaler.unscale_`, the clipping and `GradScaler.update`. Cells of scope "global" without AMP, which goals
-are for, take four times as many rounds.
+held at 1 by the bounds of the policy, norms lie around .5 or 2, and torch clips at 1: what is clipped is the same for
+all. In scope "parameter" each tensor has its threshold, and torch still has one for all. With AMP the time is that of
+`GradScaler.unscale_`, the clipping and `GradScaler.update`. Cells of scope "global" without AMP, which goals are for,
+take four times as many rounds.
 
 PyPI's `zclip` and `autoclip` are compared where `make parity` has installed them, in a process of their own.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from scipy.stats import rankdata
 
 from autoclip.traces import read_traces
-from autoclip.tuning.candidates import of_percentile
+from autoclip.tuning.candidates import of_percentile, written_out
 from autoclip.tuning.suggest import suggest
 
 
@@ -24,8 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", type=Path)
     for sweep in parser.parse_args().sweeps:
+        ranks = _ranks(sweep)
         for name, seeds in _suggested(sweep).items():
-            ranks = _ranks(sweep)
+            if name not in ranks:
+                print(f"{sweep}: {name} (from {seeds} seeds) is no candidate of this sweep")
+                continue
             convergence, instability, both = ranks[name]
             print(
                 f"{sweep}: {name} (from {seeds} seeds): of {len(ranks)} candidates rank {convergence:g} by "
@@ -37,7 +40,9 @@ def _suggested(sweep: Path) -> Counter[str]:
     """Candidate's name -> number of seeds from which it is suggested."""
     traces = read_traces([sweep / "runs" / "none" / "lr-x1"])
     policies = [dict(suggest(trace).policy) for trace in traces]
-    return Counter(of_percentile(policy["kind"], policy["percentile"]).name for policy in policies)
+    return Counter(
+        of_percentile(**policy).name if "percentile" in policy else written_out(policy).name for policy in policies
+    )
 
 
 def _ranks(sweep: Path) -> dict[str, tuple[float, float, float]]:

@@ -16,7 +16,6 @@ from scipy.stats import rankdata
 
 from autoclip.errors import UsageError
 from autoclip.pictures.picture import COLOURS
-from autoclip.policies import POLICIES
 from autoclip.run_directory import METRICS
 from autoclip.traces import read_traces
 from autoclip.tuning.suggest import suggest
@@ -67,17 +66,12 @@ def _suggested(job: Job, study: Study) -> dict[str, object]:
 def _arm_of(policy: dict[str, Any], study: Study) -> str:
     """The study's arm of a policy's kind and percentile."""
     for arm, clip in study.arms.items():
-        if clip["policy"].get("kind") == policy["kind"] and _percentile(clip["policy"]) == _percentile(policy):
+        own = clip["policy"]
+        if (own.get("kind"), own.get("percentile")) == (policy["kind"], policy.get("percentile")):
             return arm
     raise UsageError(
         f"the suggested policy {policy} is not among the arms of the study: add it there and in thresholds"
     )
-
-
-def _percentile(policy: dict[str, Any]) -> float | None:
-    """Of a policy section, also where it is left at its default."""
-    made = POLICIES[policy["kind"]](**{name: value for name, value in policy.items() if name != "kind"})
-    return getattr(made, "percentile", None)
 
 
 def _is_of(row: dict[str, str], cell: Cell) -> bool:
