@@ -73,6 +73,20 @@ def test_the_steadier_candidate_that_is_too_slow_is_named(finished, capsys):
     assert "race" not in printed
 
 
+def test_each_step_along_the_front_is_named_fastest_first(finished, capsys):
+    between = scored(fixed(1), area=0.3, loss=0.2)
+    assert report(finished([STEADY, FAST, between]), "text") == 0
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steadier")]
+    assert [line.split(": ")[1] for line in steps] == ["fixed 1", "running_quantile p50"]
+
+
+def test_failures_of_the_recommended_at_other_rates_are_told(finished, capsys):
+    runs = [score_with(seed=seed, aulc=0.2, validation_loss=0.3, initial_loss=1.0) for seed in range(2)]
+    runs.append(score_with(seed=0, multiplier=10.0, aulc=1.0, validation_loss=1.0, initial_loss=1.0, failed=True))
+    assert report(finished([result(fixed(5), runs, 0.0)]), "text") == 0
+    assert "note: fixed 5 failed in 1 of 3 runs, all at other learning rates" in capsys.readouterr().out
+
+
 def test_the_steadiest_of_all_has_nothing_steadier_beside_it(finished, capsys):
     assert report(finished([scored(fixed(5), area=0.4, loss=0.1), STEADY]), "text") == 0
     assert "steadier, but" not in capsys.readouterr().out

@@ -70,13 +70,13 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
     chosen = recommendation.chosen
     runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
     console.print(f"recommended: {chosen.candidate.name}: {recommendation.reason}{runner_up}")
-    comparable = [one for one in results if one.seeds >= chosen.seeds]
-    steadiest = min(outcome.pareto_front(comparable), key=lambda one: one.instability)
-    if steadiest.instability < chosen.instability:
+    for one in outcome.steadier(results, chosen):
         console.print(
-            f"steadier, but slower: {steadiest.candidate.name}: instability {steadiest.instability:.3f}, "
-            f"mean training loss {steadiest.convergence:.3f}"
+            f"steadier, but slower: {one.candidate.name}: instability {one.instability:.3f}, "
+            f"mean training loss {one.convergence:.3f}"
         )
+    if elsewhere := outcome.failures_elsewhere(chosen):
+        console.print(f"note: {elsewhere}")
     console.print(f"files: {sweep.output_dir}/trials.csv, pareto.png, recommended.yaml, runs/")
     console.print("in a training loop:")
     console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", markup=False, soft_wrap=True)

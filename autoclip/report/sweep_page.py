@@ -7,7 +7,15 @@ from autoclip.policies import POLICIES
 from autoclip.report.page import Reading, code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
 from autoclip.report.sweep_plots import losses_picture, rates_picture
-from autoclip.tuning.outcome import Recommendation, Result, degenerate, pareto_front, recommend
+from autoclip.tuning.outcome import (
+    Recommendation,
+    Result,
+    degenerate,
+    failures_elsewhere,
+    pareto_front,
+    recommend,
+    steadier,
+)
 from autoclip.tuning.pareto_plot import pareto_picture
 
 HEADINGS = (
@@ -66,13 +74,8 @@ def compared(results: Sequence[Result], choice: Recommendation | None) -> list[R
         (one for one in results if one.candidate.policy["kind"] == "fixed"),
         key=lambda one: (one.failures > 0, one.convergence),
     )
-    steadiest = [_steadiest(results, choice.chosen)] if choice else []
+    steadiest = steadier(results, choice.chosen)[-1:] if choice else []
     return list({one.candidate.name: one for one in [*chosen, *steadiest, *none[:1], *fixed[:1]] if one}.values())
-
-
-def _steadiest(results: Sequence[Result], chosen: Result) -> Result:
-    """Of the candidates that did not fail, and were trained with as many seeds as the recommended one."""
-    return min((one for one in pareto_front(results) if one.seeds >= chosen.seeds), key=lambda one: one.instability)
 
 
 def _readings(results: Sequence[Result], choice: Recommendation | None) -> list[Reading]:
@@ -88,8 +91,8 @@ def _readings(results: Sequence[Result], choice: Recommendation | None) -> list[
     found = [Reading("good", f"recommended: {chosen.candidate.name}: {choice.reason}")]
     if choice.runner_up:
         found.append(Reading("note", f"runner-up: {choice.runner_up.candidate.name}"))
-    steadiest = _steadiest(results, chosen)
-    if steadiest.instability < chosen.instability:
+    if front := steadier(results, chosen):
+        steadiest = front[-1]
         found.append(
             Reading(
                 "note",
@@ -98,15 +101,8 @@ def _readings(results: Sequence[Result], choice: Recommendation | None) -> list[
                 f"{chosen.convergence:.3f}; take it where the learning rate is not settled",
             )
         )
-    elsewhere = chosen.all_failures - chosen.failures
-    if elsewhere:
-        found.append(
-            Reading(
-                "note",
-                f"{chosen.candidate.name} failed in {elsewhere} of {len(chosen.scores)} runs, all at other learning "
-                f"rates than the configured one",
-            )
-        )
+    if elsewhere := failures_elsewhere(chosen):
+        found.append(Reading("note", elsewhere))
     without = next((one for one in results if one.candidate.policy["kind"] == "none"), None)
     if without and without.failures:
         found.append(Reading("note", f"without clipping {without.failures} of {len(without.base)} runs failed"))

@@ -148,6 +148,26 @@ def recommend(results: Sequence[Result]) -> Recommendation | None:
     return Recommendation(chosen, others[0] if others else None, reason)
 
 
+def steadier(results: Sequence[Result], chosen: Result) -> list[Result]:
+    """What the recommendation gives up: the Pareto front beyond it, fastest first, so that the last is the steadiest.
+
+    Only candidates trained with as many seeds as the chosen one are named: a lucky seed of a race proves nothing.
+    """
+    comparable = [one for one in results if one.seeds >= chosen.seeds]
+    return [one for one in pareto_front(comparable) if one.instability < chosen.instability]
+
+
+def failures_elsewhere(chosen: Result) -> str | None:
+    """A line where runs at other learning rates than the configured one failed, as the recommendation allows."""
+    count = chosen.all_failures - chosen.failures
+    if not count:
+        return None
+    return (
+        f"{chosen.candidate.name} failed in {count} of {len(chosen.scores)} runs, all at other learning rates than the "
+        "configured one"
+    )
+
+
 def degenerate(results: Sequence[Result]) -> list[str]:
     """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
 
