@@ -85,6 +85,9 @@ def test_failures_of_the_recommended_at_other_rates_are_told(finished, capsys):
     runs.append(score_with(seed=0, multiplier=10.0, aulc=1.0, validation_loss=1.0, initial_loss=1.0, failed=True))
     assert report(finished([result(fixed(5), runs, 0.0)]), "text") == 0
     assert "note: fixed 5 failed in 1 of 3 runs, all at other learning rates" in capsys.readouterr().out
+    assert report(finished([result(fixed(5), runs, 0.0)]), "json") == 0
+    (one,) = json.loads(capsys.readouterr().out)["candidates"]
+    assert (one["failed"], one["failed_at_any_rate"]) == (0, 1)
 
 
 def test_the_steadiest_of_all_has_nothing_steadier_beside_it(finished, capsys):

@@ -143,6 +143,7 @@ def _as_json(
                 "validation_loss": one.validation_loss,
                 "seeds": one.seeds,
                 "failed": one.failures,
+                "failed_at_any_rate": one.all_failures,
                 "clip_rate": one.clip_rate,
                 "pareto": one.candidate.name in front,
             }

@@ -121,14 +121,14 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
         return process
 
     sweep.free_lost()
-    bar = SweepProgress(sweep)  # reads what is done; once workers run, the database is read where an outage is met
+    progress = SweepProgress(sweep)  # reads what is done; once workers run, the database is read where an outage is met
     processes = [] if sweep.is_done() else [start() for _ in range(workers)]
     import autoclip.lab.sweep_report  # noqa: F401  # takes a second, for which the workers need not wait
 
     killed = missing = 0
     freed = time.monotonic()
     outage = Outage(sweep.url)
-    with bar as progress:
+    with progress:
         try:
             while (processes or missing) and not interrupt.asked:
                 time.sleep(POLL_SECONDS)
