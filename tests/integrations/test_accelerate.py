@@ -1,15 +1,13 @@
-import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 
 import autoclip
+from tests.distributed.launch import launch
+from tests.distributed.worker import run
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -204,13 +202,7 @@ def test_norms_are_those_without_the_scale_and_an_overflow_is_no_step_of_the_opt
 
 def test_ranks_agree_on_norms_losses_and_thresholds(tmp_path):
     """Two processes of DDP, of which each sees batches of its own."""
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(tmp_path)],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        timeout=120,
-    )
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    ranks = launch("tests.integrations.test_accelerate", ranks=2, output=tmp_path, timeout=120)
     for way in ("clip_fn", "attached"):
         one, other = (rank[way] for rank in ranks)
         assert one["records"] == other["records"]
@@ -223,21 +215,21 @@ def test_ranks_agree_on_norms_losses_and_thresholds(tmp_path):
         assert sum(record["clipped"] for record in one["records"]) >= 3
 
 
-def train_as_one_of_two_ranks(directory):
+def train_as_one_of_two_ranks(rank, ranks):
     results = {}
     for way in ("clip_fn", "attached"):
         policy = autoclip.LossAwareQuantile()
         training = Training(policy, attached=way == "attached").run()
-        assert training.accelerator.num_processes == 2
+        assert (training.accelerator.process_index, training.accelerator.num_processes) == (rank, ranks)
         results[way] = {
             "records": [asdict(record) for record in training.records.all],
             "losses": mean_losses(training),
             "weights": [weight.tolist() for weight in training.weights()],
             "state": training.clipper.state_dict(),
         }
-    (directory / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_as_one_of_two_ranks(Path(sys.argv[1]))
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    run(train_as_one_of_two_ranks)

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 import autoclip
 from autoclip.integrations.lightning import AutoClipCallback
+from tests.distributed.worker import leave
 
 torch.set_num_threads(1)
 
@@ -86,6 +87,7 @@ for kind in ("ddp", "fsdp", "fsdp2", "fsdp in parts"):
         result[kind] = {"records": records.all, "state": callback.state_dict()}
     with open(f"{sys.argv[1]}/rank{trainer.global_rank}.json", "w") as out:
         json.dump(result, out)
+leave()
 """
 
 

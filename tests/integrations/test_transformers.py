@@ -2,17 +2,16 @@ import gc
 import json
 import math
 import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import autoclip
+from tests.distributed import worker
+from tests.distributed.launch import launch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here is downloaded
 transformers = pytest.importorskip("transformers")
@@ -699,13 +698,7 @@ def test_under_deepspeed_norms_are_only_recorded(tmp_path):
 
 def test_ranks_agree_on_thresholds_and_one_of_them_tells_the_sinks(tmp_path):
     """Two processes of DDP, of which each sees batches of its own."""
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(tmp_path)],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-    one, other = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    one, other = launch("tests.integrations.test_transformers", ranks=2, output=tmp_path, timeout=120)
     assert one["state"] == other["state"]
     assert one["weights"] == other["weights"]
     assert len(one["told"]) == 9
@@ -715,18 +708,16 @@ def test_ranks_agree_on_thresholds_and_one_of_them_tells_the_sinks(tmp_path):
     assert [record["loss"] for record in one["told"]] == pytest.approx([entry["loss"] for entry in one["logs"]])
 
 
-def train_as_one_of_two_ranks(directory):
-    trainer, callback, records = autoclipped(directory, autoclip.LossAwareQuantile(), max_steps=9)
-    assert trainer.accelerator.num_processes == 2
-    results = {
+def train_as_one_of_two_ranks(rank, ranks):
+    trainer, callback, records = autoclipped(worker.arguments().output, autoclip.LossAwareQuantile(), max_steps=9)
+    assert (trainer.accelerator.process_index, trainer.accelerator.num_processes) == (rank, ranks)
+    return {
         "told": [asdict(record) for record in records],
         "logs": losses_logged(trainer),
         "state": callback.clipper.state_dict(),
         "weights": {name: value.tolist() for name, value in weights(trainer.model).items()},
     }
-    (directory / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_as_one_of_two_ranks(Path(sys.argv[1]))
+    worker.run(train_as_one_of_two_ranks)
