@@ -1,6 +1,8 @@
 """A task of a few hundred parameters with dropout and batch statistics: all the state that a resume has to restore."""
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 
 import torch
@@ -8,7 +10,10 @@ from torch import Tensor, nn
 
 
 class TinyTask:
-    """Noisy linear regression, whose batches raise, are NaN or end where the arguments say so."""
+    """Noisy linear regression, whose batches raise, are NaN or end where the arguments say so.
+
+    The environment's TINY_TASK_SECONDS is how long a batch takes: no argument, as it changes no result.
+    """
 
     trivial_loss = 1.0
 
@@ -40,7 +45,9 @@ class TinyTask:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.linspace(-1, 1, self.features)
         index = 0
+        pause = float(os.environ.get("TINY_TASK_SECONDS", "0"))
         while index != self.end_at:
+            time.sleep(pause)
             x = torch.randn(32, self.features, generator=generator)
             y = x @ weight + 0.1 * torch.randn(32, generator=generator)
             yield {"x": x, "y": y, "index": torch.tensor(index)}
