@@ -120,9 +120,6 @@ def _of_training(rows: list[Any], device: str) -> Iterator[Goal]:
     own = [row for row in rows if row["model"] == model and row["clipping"] in ("step", "attach")]
     if own:
         yield Goal(f"overhead of step and attach, {model}", max(row["overhead"][0] for row in own), bound, ".1%")
-    alone = [row["alone"][0] for row in own if row["alone"] is not None]
-    if alone:
-        yield Goal(f"clipping alone of step and attach, {model}", max(alone), bound, ".1%")
 
 
 def _of_policies(rows: list[Any], _: str) -> Iterator[Goal]:

@@ -4,9 +4,8 @@
 
 The contenders train one model in turn, a block of steps each, every one with an optimizer of its own. The overhead is
 the time of a block over that of the block without clipping in the same round, less one: the median over the rounds, and
-their middle half. Steps of the same model differ by more than what clipping costs, so on the CPU the clipping itself is
-timed as well, where it stands in the step, with the caches as backward leaves them: "clipping alone" is its time over
-that of the rest of the same block.
+their middle half. The process keeps the memory that it frees, see `keep_freed_memory`: otherwise the page faults of
+each step's new gradients hide what clipping costs.
 
 none: no clipping. torch: `clip_grad_norm_` at 1. step: `Clipper(parameters).step()`. attach:
 `autoclip.attach(optimizer)`. item: a clipper that reads the norm of every tensor by `.item()`, and scales each in turn.
@@ -27,29 +26,8 @@ from torch import Tensor, nn
 
 import autoclip
 from experiments.benchmarks.results import Row, parser_of, positive, table, write
-from experiments.benchmarks.timing import Spread, alternate, ratios, spread
+from experiments.benchmarks.timing import Spread, alternate, keep_freed_memory, ratios, spread
 from experiments.char_lm import GPT, SYMBOLS
-
-
-class Stopwatch:
-    """Adds up the seconds between starts and stops, of which either may be a hook of an optimizer."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def start(self, *_: Any) -> None:
-        """From here on."""
-        self._began = time.perf_counter()
-
-    def stop(self, *_: Any) -> None:
-        """Until here."""
-        self.seconds += time.perf_counter() - self._began
-
-    def read(self) -> float:
-        """The seconds since it was read last."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 class Setting(NamedTuple):
@@ -109,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     rows = [row for name in options.models for row in _rows(name, options)]
     print(table([cells(row) for row in rows]))
     write(options.json, "training", {name: value for name, value in vars(options).items() if name != "json"}, rows)
@@ -121,7 +100,6 @@ def cells(row: Row) -> dict[str, str]:
         "clipping": row["clipping"],
         "steps per second": "{:.2f} ({:.2f} to {:.2f})".format(*row["steps_per_second"]),
         "overhead": "{:+.1%} ({:+.1%} to {:+.1%})".format(*row["overhead"]),
-        "clipping alone": "" if row["alone"] is None else "{:.1%} ({:.1%} to {:.1%})".format(*row["alone"]),
         "clipped": "" if row["rate"] is None else f"{row['rate']:.0%}",
     }
 
@@ -142,10 +120,9 @@ def _rows(name: str, options: Namespace) -> list[dict[str, Any]]:
     model = setting.model().to(options.device)
     parameters = list(model.parameters())
     optimizers = {clipping: torch.optim.AdamW(parameters, lr=1e-5) for clipping in CLIPPINGS}
-    watch = Stopwatch()
     clippers = {
         "step": autoclip.Clipper(parameters, autoclip.RunningQuantile(warmup_steps=UNTIMED)),
-        "attach": _attached(optimizers["attach"], watch),
+        "attach": autoclip.attach(optimizers["attach"], autoclip.RunningQuantile(warmup_steps=UNTIMED)),
     }
     clips: dict[str, Callable[[], Any]] = {
         "torch": lambda: nn.utils.clip_grad_norm_(parameters, 1.0),
@@ -153,19 +130,14 @@ def _rows(name: str, options: Namespace) -> list[dict[str, Any]]:
         "item": lambda: clip_by_items(parameters, 1.0),
     }
     generator = torch.Generator().manual_seed(0)
-    alone: dict[str, list[float]] = {clipping: [] for clipping in CLIPPINGS}
 
     def block(clipping: str, steps: int) -> float:
         drawn = [setting.batch(generator) for _ in range(steps)]
         batches = [(inputs.to(options.device), targets.to(options.device)) for inputs, targets in drawn]
-        seconds = _train(model, batches, optimizers[clipping], clips.get(clipping), watch)
-        of_clip = watch.read()
-        alone[clipping].append(of_clip / (seconds - of_clip))
-        return seconds
+        return _train(model, batches, optimizers[clipping], clips.get(clipping))
 
     for clipping in CLIPPINGS:
         block(clipping, UNTIMED)
-        alone[clipping].clear()
     contenders = {clipping: partial(block, clipping, setting.block) for clipping in CLIPPINGS}
     taken = alternate(contenders, options.rounds, options.seconds)
     overheads = {"none": Spread(1.0, 1.0, 1.0), **ratios(taken, "none")}
@@ -178,23 +150,10 @@ def _rows(name: str, options: Namespace) -> list[dict[str, Any]]:
             "rounds": len(taken[clipping]),
             "steps_per_second": spread([setting.block / seconds for seconds in taken[clipping]]),
             "overhead": [ratio - 1 for ratio in overheads[clipping]],
-            "alone": None
-            if clipping not in (*clips, "attach") or options.device == "cuda"
-            else spread(alone[clipping]),
             "rate": clippers[clipping].clip_rate if clipping in clippers else None,
         }
         for clipping in CLIPPINGS
     ]
-
-
-def _attached(optimizer: torch.optim.Optimizer, watch: Stopwatch) -> autoclip.Clipper:
-    """A clipper whose hooks stand between those of the stopwatch."""
-    optimizer.register_step_pre_hook(watch.start)
-    optimizer.register_step_post_hook(watch.start)
-    clipper = autoclip.attach(optimizer, autoclip.RunningQuantile(warmup_steps=UNTIMED))
-    optimizer.register_step_pre_hook(watch.stop)
-    optimizer.register_step_post_hook(watch.stop)
-    return clipper
 
 
 def _train(
@@ -202,18 +161,15 @@ def _train(
     batches: list[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     clip: Callable[[], Any] | None,
-    watch: Stopwatch,
 ) -> float:
-    """Seconds of a step for each batch; those of the clipping go to the stopwatch."""
+    """Seconds of a step for each batch."""
     _wait(batches[0][0])
     began = time.perf_counter()
     for inputs, targets in batches:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten()).backward()  # type: ignore[no-untyped-call]
         if clip is not None:
-            watch.start()
             clip()
-            watch.stop()
         optimizer.step()
     _wait(batches[0][0])
     return time.perf_counter() - began
