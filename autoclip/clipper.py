@@ -152,8 +152,8 @@ class Clipper:
             The total norm before clipping, 0-d.
 
         Raises:
-            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before. Or the
-                step is captured in a CUDA graph, but has to wait.
+            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; the policy is as before, and so are the
+                gradients, unless a `clip_fn` has scaled them. Or the step is captured in a CUDA graph, but has to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
             ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
@@ -178,7 +178,8 @@ class Clipper:
                 inputs.copy_(batch)
                 clipper.replay(graph)
 
-        With several graphs replay each once before the next is captured. A loss is reported within the captured step.
+        With several graphs replay each once before the next is captured; use a new graph for another capture. A loss is
+        reported within the captured step.
 
         Args:
             graph: a `torch.cuda.CUDAGraph`.

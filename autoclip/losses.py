@@ -28,10 +28,10 @@ class ReportedLosses:
             ValueError: it is not one number.
         """
         value = checked_loss(loss)
-        if self.count == 0:
-            self._sum = value.clone() if isinstance(value, Tensor) else value
-        else:
-            self._sum = self._sum + value
+        if isinstance(value, Tensor):
+            # In half precision the sum of many losses would stand still, or overflow.
+            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
+        self._sum = value if self.count == 0 else self._sum + value
         self.count += 1
 
     def mean(self) -> float | Tensor | None:

@@ -201,7 +201,8 @@ class _ClipBeforeStep:
 
 
 def _is_zero(rate: Any) -> bool:
-    return isinstance(rate, int | float | Tensor) and bool(torch.as_tensor(rate).eq(0).all())
+    """Whether a learning rate is zero; one on a device is not looked at: the zero that torch sets lies on the host."""
+    return rate.device.type == "cpu" and not rate.any() if isinstance(rate, Tensor) else bool(rate == 0)
 
 
 def _is_nested(optimizer: Optimizer) -> bool:

@@ -30,6 +30,8 @@ from autoclip.step_log import StepLog
 from autoclip.watch import Watch
 
 NO_LOSS = StepLoss(None, None, {})
+FOREIGN = 0.01
+"""How far, relative, somebody else's clipping may be from leaving the norm that it was asked for."""
 
 
 class Steps:
@@ -237,17 +239,19 @@ class Steps:
         live = list(live_gradients(self.groups.parameters).values())
         # What a rank sees of its shards does not tell what the others see, and all of them have to clip together.
         alone = process_group("world") is None
-        if alone and live and self._left is not None and self._left.is_still(live, None):
-            return self._repeated(self._left)
+        left = self._left
+        if alone and left is not None and left.are_same(live) and left.is_still(live, self.norm_now(), FOREIGN):
+            return self._repeated(left)
         loss: list[float | None] = []
 
         def read_loss() -> float | None:
             loss.append(pending.read())
             return loss[0]
 
-        clipped = clip_with(clip_fn, self.groups, live, read_loss, skip=self.on_nonfinite == "skip")
-        if not isfinite(clipped.value):
+        def meet_nonfinite() -> None:
             self.log.meet_nonfinite("the norm that clip_fn returned", self.on_nonfinite)
+
+        clipped = clip_with(clip_fn, self.groups, live, read_loss, meet_nonfinite, skip=self.on_nonfinite == "skip")
         self.measured = None
         if clipped.coefficient < 1 and clipped.kept:
             self._watch.check(clipped.value * clipped.coefficient, self.norm_now, self.log.notices.say)

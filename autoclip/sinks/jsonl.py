@@ -1,5 +1,6 @@
 """The steps of a training loop as a file of JSON lines."""
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
+from autoclip.notices import Notices
 from autoclip.records import ClipRecord
 from autoclip.run_directory import METRICS, LineLog
 
@@ -22,7 +24,8 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
 
     The file is opened at the first record and keeps the lines of earlier steps only: a loop that was resumed with
     `clipper.load_state_dict()` continues it without a gap or a repeat, and one that starts over starts it anew. The
-    same holds for a clipper that is set back in the middle. A kill loses at most the line being written.
+    same holds for a clipper that is set back in the middle. A kill loses at most the line being written. A copy
+    that `copy.deepcopy` makes writes nothing, and says so: the file is the original's.
 
     Args:
         path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing
@@ -46,6 +49,8 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self._next = 0
         self._announced: tuple[int, Any] = (-1, None)
         self._clipper: Callable[[], Any] | None = None  # a weak reference
+        self._is_copy = False
+        self._notices = Notices()
 
     def watch(self, clipper: Any) -> None:
         """Take what this clipper still has to tell before the file is closed."""
@@ -66,6 +71,13 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         Raises:
             OSError: the file cannot be written.
         """
+        if self._is_copy:
+            self._notices.say(
+                "copy",
+                f"a copy of a JSONLSink writes nothing, as {self.path} is its original's: give the copied clipper "
+                f"sinks of its own, `clipper.sinks = [...]`",
+            )
+            return
         if self._log is None or record.step < self._next:
             self.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +103,14 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open file cannot be pickled; the copy opens it again at its first record.
+        # An open file cannot be pickled; whoever unpickles it, in another process, opens it again.
         return {**vars(self), "_log": None, "_clipper": None, "_announced": (-1, None)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "JSONLSink":
+        copied = copy.copy(self)
+        copied.optimizer = copy.deepcopy(self.optimizer, memo)
+        copied._is_copy = True
+        return copied
 
     def __repr__(self) -> str:
         return f"JSONLSink({str(self.path)!r})"
