@@ -37,7 +37,7 @@ class Watch:
         return self._looks > 0 or self.is_waiting
 
     def expect(self, parameter: Tensor, left: float, threshold: float, measure: Callable[[], float], say: Say) -> None:
-        """Look when the optimizer that holds a parameter takes its next step.
+        """Look when the optimizer that holds a parameter takes its next step, unless its gradient is a new one by then.
 
         Args:
             parameter: one of those whose gradients were clipped.
@@ -48,13 +48,16 @@ class Watch:
         """
         self._compare = None
         _WAITING[:] = [one for one in _WAITING if one() not in (None, self)]
-        if self._looks == 0 or not isfinite(left) or left == 0:
+        if self._looks == 0 or not isfinite(left) or left == 0 or parameter.grad is None:
             return
         self._looks -= 1
+        gradient = weakref.ref(parameter.grad)
 
         def compare(optimizer: Optimizer) -> None:
-            if any(parameter is other for group in optimizer.param_groups for other in group["params"]):
-                self._compare = None
+            if not any(parameter is other for group in optimizer.param_groups for other in group["params"]):
+                return
+            self._compare = None
+            if parameter.grad is gradient():
                 _compare(left, threshold, measure(), getattr(optimizer, "grad_scale", None), say)
 
         self._compare = compare
