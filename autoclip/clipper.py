@@ -208,7 +208,8 @@ class Clipper:
         """Tell the loss of a batch before the step, where the step itself is not called by hand.
 
         Under accumulation call it for every micro-batch, with the loss as it is (not divided by their number): the
-        step's loss is the mean. Tensors are kept on their device until the step.
+        step's loss is the mean. Tensors are kept on their device until the step. A `GradScaler` does not tell of a step
+        that it leaves out, unless the optimizer is fused: the losses of that one are part of the next one's mean.
 
         Args:
             loss: one number, without the factor of a `GradScaler`.

@@ -97,16 +97,48 @@ class Steps:
             if total is not None:
                 return total
         gradients = dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(self.groups.parameters)
-        tensors = list(gradients.values())
-        if late and tensors and not (self._left and self._left.are_same(tensors)):
-            total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
+        if late:
+            total = self._take_late(gradients, loss_scale, pending, capturing=capturing)
             if total is not None:
-                self._left = LeftGradients(tensors, total, None, skipped=False)
-                if not capturing:
-                    self.log.announce()
                 return total
+        return self._take_waiting(gradients, loss_scale, pending, late=late, may_be_late=may_be_late)
+
+    def _take_late(
+        self, gradients: Mapping[str, Tensor], loss_scale: float | Tensor | None, pending: StepLoss, *, capturing: bool
+    ) -> Tensor | None:
+        """The step whose norm is read at the next; None: nothing was done, and it has to wait."""
+        tensors = list(gradients.values())
+        if not tensors or (self._left and self._left.are_same(tensors)):
+            return None
+        total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
+        if total is None:
             if capturing:
                 raise self.late.not_capturable()
+            return None
+        self._left = LeftGradients(tensors, total, None, skipped=False)
+        if not capturing:
+            self.log.announce()
+        return total
+
+    def _take_waiting(
+        self,
+        gradients: Mapping[str, Tensor],
+        loss_scale: float | Tensor | None,
+        pending: StepLoss,
+        *,
+        late: bool,
+        may_be_late: bool,
+    ) -> Tensor:
+        """The step of any kind, whose norm the host waits for.
+
+        Args:
+            gradients: by parameter name.
+            loss_scale: that they still carry; None: they carry none.
+            pending: the loss.
+            late: the step was to do without a wait.
+            may_be_late: later ones may.
+        """
+        tensors = list(gradients.values())
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
         if self._left is not None and self._left.is_still(tensors, norms.value):
             if late and not isfinite(norms.value) and self.on_nonfinite == "skip":
