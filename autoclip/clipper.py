@@ -19,7 +19,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import StepLog
+from autoclip.step_log import StepLog, checked_sinks
 from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
@@ -261,7 +261,7 @@ class Clipper:
     @sinks.setter
     def sinks(self, sinks: Iterable[Sink]) -> None:
         self.settle()
-        self._log.sinks = tuple(sinks)
+        self._log.sinks = checked_sinks(sinks)
         self._log.watch(self)
 
     @property
@@ -324,10 +324,17 @@ class Clipper:
         """Continue exactly from a `state_dict()` made with the same policy and the same groups.
 
         Raises:
-            ValueError: keys are missing, or the state is that of another policy or of other groups; nothing is changed.
+            TypeError: it is no dict.
+            ValueError: keys are missing or unknown, or the state is that of another policy or of other groups; nothing
+                is changed.
         """
-        if missing := [name for name in ("steps", "skipped_steps", "groups") if name not in state]:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")
+        keys = ("steps", "skipped_steps", "groups")
+        if missing := [name for name in keys if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
+        if unknown := [str(name) for name in state if name not in keys]:
+            raise ValueError(f"the state of a Clipper has {', '.join(keys)}; this one also has {', '.join(unknown)}")
         self.settle()
         StepLog(()).load_state_dict(state)  # raises before anything is changed
         self._groups.load_state_dict(state["groups"])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import autoclip
-from autoclip import AdaGC, Clipper, Fixed, LossAwareQuantile, RunningQuantile, ZClip, attach
+from autoclip import AdaGC, Clipper, Fixed, LossAwareQuantile, NoClip, RunningQuantile, ZClip, attach
 from autoclip.optimizer_hook import innermost
 from tests.small_network import Records, batch, equal, network, one_weight, weights_of
 
@@ -158,6 +158,13 @@ def test_a_closure_may_return_anything():
     assert clipper.state_dict()["steps"] == 3
 
 
+def test_lbfgs_is_warned_of_unless_nothing_is_clipped():
+    with pytest.warns(UserWarning, match="LBFGS measures curvature .* line_search_fn='strong_wolfe'"):
+        attach(torch.optim.LBFGS([one_weight()]))
+    attach(torch.optim.LBFGS([one_weight()]), NoClip())
+
+
+@pytest.mark.filterwarnings("ignore:LBFGS measures curvature")
 def test_a_line_search_is_clipped_at_one_threshold_and_observed_once():
     net, records, norms = network(), Records(), []
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
@@ -558,6 +565,7 @@ def test_somebody_elses_function_clips_at_the_threshold(norm):
     assert clipper.last.total_norm == norm
 
 
+@pytest.mark.filterwarnings("ignore:LBFGS measures curvature")
 def test_somebody_elses_function_under_a_line_search():
     net, records = network(), Records()
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=4)
@@ -794,6 +802,7 @@ def test_a_closure_that_is_never_called_is_told():
         optimizer.step(lambda: None)
 
 
+@pytest.mark.filterwarnings("ignore:LBFGS measures curvature")
 def test_losses_that_a_line_search_reports_are_those_of_its_first_evaluation():
     net, records = network(), Records()
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
