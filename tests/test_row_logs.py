@@ -121,7 +121,7 @@ class TestTrainerState:
         assert trace.steps.tolist() == [10, 20, 30]
         assert (trace.stride, trace.notes, trace.source) == (10, (), f"{path} [grad_norm]")
 
-    def test_of_a_runs_checkpoints_the_last_is_read(self, tmp_path):
+    def test_of_a_runs_states_the_one_of_the_largest_global_step_is_read(self, tmp_path):
         for run, furthest in (("a", 30), ("b", 110)):
             for step in range(10, furthest + 1, 10):
                 place = tmp_path / run / f"checkpoint-{step}"
@@ -132,8 +132,25 @@ class TestTrainerState:
         assert f"a{'/'}checkpoint-30" in first.source
         assert "checkpoint-110" in second.source
         assert (len(first), len(second)) == (31, 111)
-        write(tmp_path / "b" / "trainer_state.json", self.state(range(120)))
-        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 120]
+        write(tmp_path / "b" / "trainer_state.json", self.state(range(300)))
+        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
+        write(tmp_path / "a" / "trainer_state.json", self.state(range(50)))  # of a first training, which was continued
+        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
+        write(tmp_path / "a" / "trainer_state.json", self.state(range(97, 97 + 31)))  # as far as the last checkpoint
+        assert read_traces(tmp_path)[0].source == f"{tmp_path / 'a' / 'trainer_state.json'} [grad_norm]"
+
+    def test_a_torn_state_is_passed_over(self, tmp_path):
+        for step in (500, 900):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            write(tmp_path / f"checkpoint-{step}" / "trainer_state.json", self.state(range(10, step + 1, 10)))
+        torn = tmp_path / "checkpoint-900" / "trainer_state.json"
+        write(torn, torn.read_text()[:-50])
+        (trace,) = read_traces(tmp_path)
+        assert trace.steps[-1] == 500
+        (note,) = trace.notes
+        assert note.startswith(f"passed over: {torn} is no whole JSON file")
+        with pytest.raises(UsageError, match=r"checkpoint-900.trainer_state.json is no whole JSON file"):
+            read_traces([tmp_path, torn])
 
     def test_what_is_no_state_is_refused(self, tmp_path):
         path = tmp_path / "trainer_state.json"
