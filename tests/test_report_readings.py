@@ -99,6 +99,12 @@ def test_drift_is_told_with_its_factor_and_direction():
     assert any(one.text.startswith("a: ") and "fell by" in one.text for one in falling)
 
 
+@pytest.mark.parametrize(("last", "word"), [(-300, "fell"), (300, "rose")])
+def test_drift_beyond_every_float_is_told(last, word):
+    found = norm_readings([series(norms=np.logspace(-last, last, COUNT))])
+    assert any(f"{word} by a factor of 1.0e+304" in one.text for one in found)
+
+
 @pytest.mark.parametrize(("broken", "level"), [(1, "note"), (50, "bad")])
 def test_norms_that_are_not_finite(broken, level):
     norms = np.ones(COUNT)

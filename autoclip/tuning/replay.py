@@ -196,7 +196,8 @@ def spikes(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
     windows = np.lib.stride_tricks.sliding_window_view(finite, SPIKE_STEPS)[:-1]
     for start in range(0, len(windows), 8192):  # 8 MiB at a time
         part = windows[start : start + 8192]
-        limit = part.mean(axis=1) + SPIKE_SIGMAS * part.std(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # the limit is inf where squares are beyond every float
+            limit = part.mean(axis=1) + SPIKE_SIGMAS * part.std(axis=1)
         first = start + SPIKE_STEPS
         found[at[first : first + len(part)]] = finite[first : first + len(part)] > limit
     return found
