@@ -36,6 +36,8 @@ def series(
         ({"status": "finished", "validation_loss": 0.2, "trivial_loss": 2.3}, "good", "the run finished"),
         ({"status": "finished", "validation_loss": 2.29, "trivial_loss": 2.3}, "bad", "learned nothing"),
         ({"status": "finished", "validation_loss": 5, "trivial_loss": 2}, "bad", "learned nothing"),
+        ({"status": "finished", "validation_loss": -0.96, "trivial_loss": -1.0}, "bad", "learned nothing"),
+        ({"status": "finished", "validation_loss": -1.5, "trivial_loss": -1.0}, "good", "the run finished"),
         ({"status": "finished", "validation_loss": 0.2, "trivial_loss": None}, "good", "the run finished"),
         ({"status": "diverged", "validation_loss": None}, "bad", "diverged"),
         ({"status": "interrupted"}, "note", "no end yet"),

@@ -10,7 +10,7 @@ from autoclip.flow import GradientFlow
 from autoclip.report.page import Level, Reading
 from autoclip.report.series import FEWEST_STEPS, Series, pooled_norms
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
-from autoclip.tuning.scoring import DEAD
+from autoclip.tuning.scoring import learned_nothing
 from autoclip.tuning.suggest import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift
 
 PROMISE_KEPT = 0.1
@@ -37,7 +37,7 @@ def status_readings(summaries: Mapping[str, Mapping[str, Any]], failed: Mapping[
             found.append(Reading("bad", f"{label} diverged: loss, norm or parameters were no longer finite"))
         elif status in ("interrupted", None):
             found.append(Reading("note", f"{label} has no end yet: the figures show the steps taken so far"))
-        elif isinstance(loss, int | float) and isinstance(trivial, int | float) and loss > DEAD * trivial:
+        elif isinstance(loss, int | float) and isinstance(trivial, int | float) and learned_nothing(loss, trivial):
             found.append(
                 Reading(
                     "bad",
