@@ -124,7 +124,7 @@ def _logs(
 
 def _files(directory: Path, passed_over: list[UsageError]) -> Iterator[Path]:
     def note(error: OSError) -> None:
-        passed_over.append(_unreadable(Path(error.filename), error))
+        passed_over.append(_unreadable(Path(error.filename or directory), error))
 
     for place, directories, names in os.walk(directory, onerror=note):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
