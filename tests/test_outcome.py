@@ -314,3 +314,15 @@ def test_the_csv_reads_back() -> None:
     assert [row["steps_to_target"] for row in rows] == ["7", "", ""]
     assert [row["spikes"] for row in rows] == ["1", "4", "2"]
     assert [row["pareto"] for row in rows] == ["True", "True", "False"]
+
+
+def test_differences_of_rounding_decide_nothing() -> None:
+    slow, quick = (
+        result(candidate, [scored(0, aulc=area, bounded_loss=0.5 + noise)], reference=0.5)
+        for candidate, area, noise in ((fixed(1.0), 1.02, -1e-14), (fixed(5.0), 1.0, 1e-14))
+    )
+    assert str(slow.instability) == str(quick.instability) == "0.0"
+    recommendation = recommend([slow, quick])
+    assert recommendation is not None
+    assert recommendation.chosen is quick
+    assert pareto_front([slow, quick]) == [quick]

@@ -104,7 +104,7 @@ def result(candidate: Candidate, scores: Sequence[Score], reference: float) -> R
         scores=tuple(scores),
         convergence=fmean(areas),
         convergence_spread=stdev(areas) if len(areas) > 1 else 0.0,
-        instability=fmean(by_seed),
+        instability=round(fmean(by_seed), 9) or 0.0,  # differences beyond are those of rounding; no -0.0
         instability_spread=stdev(by_seed) if len(by_seed) > 1 else 0.0,
         steps_to_target=steps if isfinite(steps) else None,
     )
@@ -125,7 +125,9 @@ def pareto_front(results: Sequence[Result]) -> list[Result]:
 
 
 def recommend(results: Sequence[Result]) -> Recommendation | None:
-    """The most stable candidate among those within 5 % of the best convergence; None where every candidate failed.
+    """The most stable candidate among those within 5 % of the best convergence, of equals the fastest.
+
+    None where every candidate failed.
 
     After a race the choice is among those that were trained with the most seeds: the others fell behind, and a single
     lucky seed does not bring them back.
@@ -137,7 +139,9 @@ def recommend(results: Sequence[Result]) -> Recommendation | None:
     feasible = [one for one in able if one.seeds == seeds]
     best = min(one.convergence for one in feasible)
     limit = best + NEAR_BEST * abs(best)
-    near = sorted((one for one in feasible if one.convergence <= limit), key=lambda one: one.instability)
+    near = sorted(
+        (one for one in feasible if one.convergence <= limit), key=lambda one: (one.instability, one.convergence)
+    )
     chosen = near[0]
     others = near[1:] or sorted((one for one in feasible if one is not chosen), key=lambda one: one.convergence)
     finalists = "" if len(feasible) == len(able) else f" (of the {len(feasible)} that the race gave {seeds} seeds)"
