@@ -53,7 +53,7 @@ sweep:                          # autoclip sweep FILE compares what stands here,
 
 EPILOG = """\
 Environment: the classes that a configuration names are imported from the working directory and the installed packages
-only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run whose code or versions changed is resumed only with
+only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run or sweep whose code or versions changed is continued only with
 AUTOCLIP_ALLOW_CHANGED_CODE=1.
 """
 

@@ -18,6 +18,7 @@ import torch
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.claimed_directory import claimed, for_seconds
+from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
@@ -109,11 +110,11 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         RunError: the disk refused.
     """
     task = make_task(config)
-    build_policy(config.clip.policy)  # with the device, found wanting before anything is written
+    policy = build_policy(config.clip.policy)  # with the device, found wanting before anything is written
     choose_device(config.device)
     make_sinks(config, 0, output_dir, None, print)
     try:
-        _prepare(config, output_dir, resume=resume)
+        _prepare(config, output_dir, code_version(type(task), type(policy)), resume=resume)
         summaries = []
         for seed in config.seeds:
             if interrupt.asked:
@@ -150,7 +151,7 @@ def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path
         RunError: the task raised, or the disk refused.
     """
     try:
-        _begin(config, directory)
+        _begin(config, directory, code_version(type(task), type(build_policy(config.clip.policy))))
         with (
             claimed(directory, lambda: not interrupt.asked) as mine,
             TrainingProgress("", config.steps, bar=False) as progress,
@@ -184,7 +185,7 @@ def make_task(config: ExperimentConfig) -> Task:
     return task
 
 
-def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> None:
+def _prepare(config: ExperimentConfig, output_dir: Path, code: dict[str, str], *, resume: bool) -> None:
     """Create the directories; refuse to mix two runs in one."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"{output_dir} is a file; --output-dir needs a directory")
@@ -196,11 +197,12 @@ def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> Non
         if (directory / CONFIG).exists():
             _refuse_changes(directory, config)
     for seed in config.seeds:
-        _begin(config, output_dir / f"seed-{seed}")
+        _begin(config, output_dir / f"seed-{seed}", code)
 
 
-def _begin(config: ExperimentConfig, directory: Path) -> None:
+def _begin(config: ExperimentConfig, directory: Path, code: dict[str, str]) -> None:
     """Create a run directory with its configuration, or make sure that it holds this very run."""
+    refuse_other_code(read_summary(directory).get("code", {}), code, directory)
     text = to_yaml(config)
     if not (directory / CONFIG).exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -258,7 +260,7 @@ def _run_seed(
             versions = {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()}
             flow = gradient_flow(directory)
             found = {"gradient_flow": flow and flow.verdict}
-            summary = summarise(status, training) | found | {"versions": versions}
+            summary = summarise(status, training) | found | {"versions": versions, "code": training.code}
             write_json(directory / SUMMARY, summary)
         except UsageError:
             raise

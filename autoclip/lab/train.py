@@ -97,7 +97,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches: Iterator[Any] = iter(task.batches(seed))
         self.tally = Tally()
-        self.code = code_version(task, self.clipper.policy)
+        self.code = code_version(type(task), type(self.clipper.policy))
         self._order: list[str] = []  # of the parameters' use, known after a step
 
     def step(self) -> Step:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
@@ -36,6 +36,9 @@ CLAIMANT = "claimant"
 WORKER = "worker"
 BEGUN = "begun"
 LIVE = (TrialState.RUNNING, TrialState.COMPLETE)
+
+Frozen = TypeVar("Frozen")
+"""Anything that JSON holds."""
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -240,11 +243,11 @@ class SharedStudy:
                 with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
                     self.optuna.tell(trial.number, state=TrialState.FAIL)
 
-    def frozen(self, name: str, value: float) -> float:
-        """A number that the study keeps as it was written first (processes that write at one moment write the same)."""
+    def frozen(self, name: str, value: Frozen) -> Frozen:
+        """A value that the study keeps as it was written first (processes that write at one moment write the same)."""
         if name not in self.optuna.user_attrs:
             self.optuna.set_user_attr(name, value)
-        kept: float = self.optuna.user_attrs[name]
+        kept: Frozen = self.optuna.user_attrs[name]
         return kept
 
 
