@@ -1,9 +1,10 @@
 """The command line. Whatever takes long to import is imported inside the command that needs it."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from io import TextIOWrapper
 from math import isfinite
@@ -88,7 +89,19 @@ OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="How result
 
 def main() -> None:
     """Entry point of the `autoclip` command."""
-    app(prog_name="autoclip")
+    try:
+        try:
+            app(prog_name="autoclip")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # not when Python exits, which would print a traceback
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # nobody reads
+            place = error.filename or "the standard output"
+            print(visible(f"{place} cannot be read or written: {error.strerror}"), file=sys.stderr)  # noqa: T201
+        with suppress(AttributeError, OSError):  # an output that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write
+        sys.exit(1)
 
 
 def _print_version(asked: bool) -> None:
