@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autoclip.errors import UsageError
 from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
 from autoclip.lab.code_version import code_version, refuse_other_code
-from autoclip.lab.config import ExperimentConfig, SweepConfig, differences, to_yaml, trained_task
+from autoclip.lab.config import ConfigError, ExperimentConfig, SweepConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.loading import load_object
 from autoclip.lab.script import run_script
 from autoclip.lab.task import Task
+from autoclip.lab.yaml_source import read_text
 from autoclip.tuning import outcome
 from autoclip.tuning.candidates import Candidate, fixed, refined
 from autoclip.tuning.racing import Plan, Run, full_grid, race
@@ -69,9 +69,14 @@ class Sweep:
         self.url, self._database = storage, database
 
         def changes(before: str) -> list[str]:
-            return differences(
-                _comparable(ExperimentConfig.model_validate(yaml.safe_load(before))), _comparable(config)
-            )
+            try:
+                begun = checked(read_text(before, "its configuration"), ExperimentConfig)
+            except ConfigError as error:
+                raise UsageError(
+                    f"the sweep {config.name!r} was begun by another version of autoclip, whose configuration this one "
+                    f"does not read ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
+                ) from None
+            return differences(_comparable(begun), _comparable(config))
 
         def study(name: str, metric_names: Sequence[str]) -> SharedStudy:
             return SharedStudy(database, name, metric_names, to_yaml(config), changes)
@@ -188,7 +193,7 @@ class Sweep:
 
     def directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
         """Where a run is."""
-        return self.output_dir / "runs" / candidate.folder / f"lr-x{multiplier:g}" / f"seed-{seed}"
+        return self.output_dir / candidate.run_directory(multiplier, seed)
 
     def _code(self) -> dict[str, str]:
         """Versions, and files of the user's policies and task; those of a training script are not known."""
