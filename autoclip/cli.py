@@ -192,7 +192,8 @@ def replay(
 
         policies = [policy_of(text) for text in policy or USUAL_POLICIES]
         traces = read_traces(paths, column=column, step_column=step_column)
-        results = [(trace, replay_all(trace.norms, policies, trace.losses)) for trace in traces]
+        processes = os.cpu_count() or 1
+        results = [(one, replay_all(one.norms, policies, one.losses, processes=processes)) for one in traces]
         if output_format == Format.json:
             _print_json([replays_as_json(trace, replays) for trace, replays in results])
             return

@@ -19,7 +19,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import StepLog
+from autoclip.step_log import StepLog, checked_sinks
 from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
@@ -152,8 +152,8 @@ class Clipper:
             The total norm before clipping, 0-d.
 
         Raises:
-            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; gradients and policy are as before. Or the
-                step is captured in a CUDA graph, but has to wait.
+            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; the policy is as before, and so are the
+                gradients, unless a `clip_fn` has scaled them. Or the step is captured in a CUDA graph, but has to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
             ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
@@ -178,7 +178,8 @@ class Clipper:
                 inputs.copy_(batch)
                 clipper.replay(graph)
 
-        With several graphs replay each once before the next is captured. A loss is reported within the captured step.
+        With several graphs replay each once before the next is captured; use a new graph for another capture. A loss is
+        reported within the captured step.
 
         Args:
             graph: a `torch.cuda.CUDAGraph`.
@@ -207,7 +208,8 @@ class Clipper:
         """Tell the loss of a batch before the step, where the step itself is not called by hand.
 
         Under accumulation call it for every micro-batch, with the loss as it is (not divided by their number): the
-        step's loss is the mean. Tensors are kept on their device until the step.
+        step's loss is the mean. Tensors are kept on their device until the step. A `GradScaler` does not tell of a step
+        that it leaves out, unless the optimizer is fused: the losses of that one are part of the next one's mean.
 
         Args:
             loss: one number, without the factor of a `GradScaler`.
@@ -259,7 +261,7 @@ class Clipper:
     @sinks.setter
     def sinks(self, sinks: Iterable[Sink]) -> None:
         self.settle()
-        self._log.sinks = tuple(sinks)
+        self._log.sinks = checked_sinks(sinks)
         self._log.watch(self)
 
     @property
@@ -322,10 +324,17 @@ class Clipper:
         """Continue exactly from a `state_dict()` made with the same policy and the same groups.
 
         Raises:
-            ValueError: keys are missing, or the state is that of another policy or of other groups; nothing is changed.
+            TypeError: it is no dict.
+            ValueError: keys are missing or unknown, or the state is that of another policy or of other groups; nothing
+                is changed.
         """
-        if missing := [name for name in ("steps", "skipped_steps", "groups") if name not in state]:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")
+        keys = ("steps", "skipped_steps", "groups")
+        if missing := [name for name in keys if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
+        if unknown := [str(name) for name in state if name not in keys]:
+            raise ValueError(f"the state of a Clipper has {', '.join(keys)}; this one also has {', '.join(unknown)}")
         self.settle()
         StepLog(()).load_state_dict(state)  # raises before anything is changed
         self._groups.load_state_dict(state["groups"])

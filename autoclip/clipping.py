@@ -29,7 +29,7 @@ class Clipped:
         threshold: bound on the norm of all together; inf: none.
         coefficient: share of the norm that was left.
         kept: the gradients that are left.
-        left: their norm; None: unknown.
+        left: their norm.
         skipped: there were gradients, and all were removed.
     """
 
@@ -39,7 +39,7 @@ class Clipped:
     threshold: float
     coefficient: float
     kept: list[Tensor]
-    left: float | None
+    left: float
     skipped: bool
 
     @property
@@ -132,7 +132,13 @@ def clip(
 
 
 def clip_with(
-    clip_fn: ClipFn, groups: Groups, gradients: list[Tensor], loss: Callable[[], float | None], *, skip: bool
+    clip_fn: ClipFn,
+    groups: Groups,
+    gradients: list[Tensor],
+    loss: Callable[[], float | None],
+    meet_nonfinite: Callable[[], None],
+    *,
+    skip: bool,
 ) -> Clipped:
     """Let somebody else clip, once, at the policy's threshold.
 
@@ -144,6 +150,7 @@ def clip_with(
         groups: of scope "global".
         gradients: that this rank holds.
         loss: reads the loss of the step.
+        meet_nonfinite: called where the norm is not finite, before anything is learned; may raise.
         skip: remove all gradients where the norm is not finite.
 
     Raises:
@@ -153,6 +160,8 @@ def clip_with(
     limit = inf if gate.policy.inclusive else gate.policy.threshold()
     total = _norm(clip_fn(limit))
     value = float(total)  # host read
+    if not isfinite(value):
+        meet_nonfinite()
     decision = gate.decide(value, loss())
     if decision.clipped and 0 < decision.left < limit:
         # Not by the function: some unscale the gradients as well, which can be done but once a step.
@@ -172,7 +181,7 @@ def clip_with(
         threshold=decision.threshold,
         coefficient=coefficient,
         kept=[] if skipped else gradients,
-        left=None,
+        left=value * coefficient,
         skipped=skipped,
     )
 
@@ -181,7 +190,7 @@ def _norm(returned: Any) -> Tensor:
     if isinstance(returned, Tensor) and returned.numel() == 1:
         return whole_number(returned)
     if isinstance(returned, int | float) and not isinstance(returned, bool):
-        return torch.tensor(float(returned))
+        return torch.tensor(float(returned), dtype=torch.float64, device="cpu")
     raise TypeError(
         f"clip_fn(max_norm) must return the total norm before clipping, got {returned!r}; where the engine clips by "
         f"itself (DeepSpeed), give the engine the threshold, and watch the norm that it reports under NoClip()"

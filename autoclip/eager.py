@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -21,7 +21,9 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.set_grad_enabled(False):
             if "torch._dynamo" in sys.modules:
-                return cast(R, _disabled(function)(*args, **kwargs))
+                if function not in _DISABLED:
+                    _DISABLED[function] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+                return cast(R, _DISABLED[function](*args, **kwargs))
             return function(*args, **kwargs)
 
     # What the compiler looks for before it follows a call.
@@ -30,7 +32,5 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-@cache
-def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
-    disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return disabled
+_DISABLED: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""Function -> the same, not followed by the compiler, which warns of `functools.cache` here."""

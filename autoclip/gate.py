@@ -1,5 +1,7 @@
 """A policy and its response: what becomes of a norm. Plain Python, the same in a training loop and in a replay."""
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Final, Literal
@@ -31,6 +33,17 @@ class Decision:
     relearned: int = 0
 
 
+def look_together(norm: float, coefficient: float, bound: float) -> Decision:
+    """Decide on the norm of one group in a warm-up that bounds the norm of all together.
+
+    Args:
+        norm: of this group.
+        coefficient: that brings the norm of all groups within the bound.
+        bound: on the norm of all groups together.
+    """
+    return Decision(bound, "warmup", coefficient < 1, norm * coefficient)
+
+
 class Gate:
     """Asks a policy for its threshold, decides on the norm by the response, and lets the policy learn.
 
@@ -57,7 +70,7 @@ class Gate:
         self.active_steps = 0
         self.clipped_steps = 0
         self._streak = 0
-        self._recent: list[float] = []
+        self._recent: deque[float] = deque(maxlen=policy.remembered_norms)
 
     def decide(self, norm: float, loss: float | None) -> Decision:
         """Decide on the norm of one step, which the policy then learns from (before, where it is inclusive)."""
@@ -69,19 +82,18 @@ class Gate:
         policy.observe(norm, loss)
         return self._counted(norm, decision)
 
-    def look(self, norm: float, before: Decision | None = None) -> Decision:
-        """Decide without learning or counting, as for a step that other gradients have spoiled.
+    def look(self, norm: float) -> Decision:
+        """Decide without learning or counting, as for a step that other gradients have spoiled."""
+        policy = self.policy
+        return self._decided(norm, policy.threshold(), policy.phase, policy.reciprocal)
 
-        Args:
-            norm: to decide on.
-            before: a decision whose threshold is to hold again; None: the threshold of now.
+    def look_again(self, norm: float, before: Decision) -> Decision:
+        """Decide on another norm of the same step, at the threshold of then.
+
+        The response "reciprocal" leaves c * c / n here: a policy's own formula is that of what it knows by now.
         """
-        if before is None:
-            threshold, phase = self.policy.threshold(), self.policy.phase
-        else:
-            threshold, phase = before.threshold, before.phase
-        clipped = threshold < norm < inf
-        return Decision(threshold, phase, clipped, self._left(norm, threshold, phase) if clipped else norm)
+        threshold = before.threshold
+        return self._decided(norm, threshold, before.phase, lambda above: threshold * (threshold / above))
 
     def decide_alone(self, norm: float, loss: float | None) -> Decision:
         """Decide on the norm of all gradients where this gate's is the only group."""
@@ -99,9 +111,9 @@ class Gate:
             coefficient: that brings the norm of all groups within the bound.
             bound: on the norm of all groups together.
         """
-        left = norm * coefficient
-        self.policy.observe(left, loss)
-        return Decision(bound, "warmup", coefficient < 1, left)
+        decision = look_together(norm, coefficient, bound)
+        self.policy.observe(decision.left, loss)
+        return decision
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain values."""
@@ -130,12 +142,14 @@ class Gate:
             raise ValueError(f"the recent norms in a state must be finite and > 0, got {recent}")
         self.policy.load_state_dict(state["policy"])
         self.active_steps, self.clipped_steps, self._streak = counts
-        self._recent = recent
+        self._recent = deque(recent, self.policy.remembered_norms)
 
-    def _left(self, norm: float, threshold: float, phase: Phase) -> float:
+    def _decided(self, norm: float, threshold: float, phase: Phase, reciprocal: Callable[[float], float]) -> Decision:
+        if not threshold < norm < inf:
+            return Decision(threshold, phase, False, norm)
         if self.response == "scale" or phase == "warmup":
-            return threshold
-        return 0.0 if self.response == "skip" else self.policy.reciprocal(norm)
+            return Decision(threshold, phase, True, threshold)
+        return Decision(threshold, phase, True, 0.0 if self.response == "skip" else reciprocal(norm))
 
     def _counted(self, norm: float, decision: Decision) -> Decision:
         if decision.phase != "active" or not 0 < norm < inf:
@@ -146,15 +160,16 @@ class Gate:
         if self.limit is None or decision.threshold >= self.policy.max_threshold:
             return decision
         if not decision.clipped:
-            self._streak, self._recent = 0, []
+            self._streak = 0
+            self._recent.clear()
             return decision
         self._streak += 1
-        self._recent = [*self._recent, norm][-self.policy.remembered_norms :]
+        self._recent.append(norm)
         if self._streak < self.limit:
             return decision
-        relearned, norms = self._streak, self._recent
-        self._streak, self._recent = 0, []
-        self.policy.relearn(norms)
+        relearned, self._streak = self._streak, 0
+        self.policy.relearn(list(self._recent))
+        self._recent.clear()
         return replace(decision, relearned=relearned)
 
     def _limit(self, relearn_after: RelearnAfter) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip.gate import Decision, Gate, RelearnAfter
+from autoclip.gate import Decision, Gate, RelearnAfter, look_together
 from autoclip.gradients import ALL, Norms, Source, group_by_parameter, kept_source, named_parameters
 from autoclip.policies import Policy
 from autoclip.policies.policy import Phase, Response, Scope
@@ -89,7 +89,7 @@ class Groups:
         """
         finite = isfinite(norms.total)
         bound = self.policy.warmup_total
-        together = min(1.0, bound / norms.total) if bound is not None and norms.total > 0 else 1.0
+        together = _coefficient(bound, norms.total)
 
         def decision(group: str, value: float) -> Decision:
             gate = self.gates[group]
@@ -102,8 +102,19 @@ class Groups:
         return norms.shares(decision)
 
     def decide_as(self, before: Mapping[str, Decision], norms: GroupNorms) -> list[Share]:
-        """Decide on gradients computed anew within the same step, at its thresholds; nothing is learned."""
-        return norms.shares(lambda group, value: self.gates[group].look(value, before.get(group)))
+        """Decide on finite gradients computed anew within the same step, at its thresholds; nothing is learned."""
+        bound = self.policy.warmup_total
+        together = _coefficient(bound, norms.total)
+
+        def decision(group: str, value: float) -> Decision:
+            gate, then = self.gates[group], before.get(group)
+            if then is None:
+                return gate.look(value)
+            if bound is not None and value > 0 and then.phase == "warmup":
+                return look_together(value, together, bound)
+            return gate.look_again(value, then)
+
+        return norms.shares(decision)
 
     def remove_gradients(self, groups: Collection[str] | None = None) -> None:
         """Take the gradients away from the parameters of some groups, or of all."""
@@ -166,20 +177,30 @@ class Groups:
                 gate.load_state_dict(state[name])
 
     def _read(self, source: Source) -> None:
+        known = {id(parameter): self.gates.get(name) for name, parameter in self.parameters.items()}
         self.parameters = named_parameters(source)
         if not self.parameters:
             raise ValueError("the source holds no parameters: nothing can be clipped")
         self._given = _identities(self._optimizer) if self._optimizer else []
         self._named = []
         self._group_of = group_by_parameter(source, self.parameters, self.scope, self._patterns)
-        for name in self._group_of.values():
-            if name not in self.gates:
-                self.gates[name] = self._new_gate(self.policy if self.scope == "global" else self.policy.clone())
-        for name in self.gates.keys() - set(self._group_of.values()):
-            del self.gates[name]
+        kept: dict[str, Gate] = {}
+        if self.scope == "parameter":  # a further group can give the others new names
+            kept = {name: gate for name, one in self.parameters.items() if (gate := known.get(id(one)))}
+        renamed = {*map(id, kept.values())}
+        kept = {name: gate for name, gate in self.gates.items() if id(gate) not in renamed} | kept
+        self.gates = {
+            name: kept.get(name) or self._new_gate(self.policy if self.scope == "global" else self.policy.clone())
+            for name in dict.fromkeys(self._group_of.values())
+        }
 
     def _new_gate(self, policy: Policy) -> Gate:
         return Gate(policy, self._response, self._relearn_after)
+
+
+def _coefficient(bound: float | None, total: float) -> float:
+    """Factor that brings the norm of all groups within a bound; None: there is none."""
+    return min(1.0, bound / total) if bound is not None and total > 0 else 1.0
 
 
 def _identities(optimizer: Optimizer) -> list[int]:

@@ -90,7 +90,7 @@ class Limits:
             self._values, self._compared = numbers.chunk(2)
 
     def factors(self, norms: Tensor) -> Tensor:
-        """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one.
+        """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one, 1 without a limit.
 
         `torch.where` would do, but copies a number of the host to the device, and waits.
         """
@@ -99,10 +99,12 @@ class Limits:
         if isinstance(values, Tensor):
             added = (1e-3 * values).clamp(max=1e-6).to(norms.dtype)
             values, compared = values.to(norms.dtype), compared.to(norms.dtype)
+            kept = (norms <= compared).logical_or_(values == inf)
         else:
             added = min(1e-6, 1e-3 * values)
+            kept = norms <= compared
         factors: Tensor = ((norms + added).reciprocal() * values).clamp(max=1.0)  # the reciprocal may be infinite
-        return factors.masked_fill_(norms <= compared, 1.0)
+        return factors.masked_fill_(kept, 1.0)
 
 
 class HeldLimits(Limits):

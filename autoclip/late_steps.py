@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ class LateSteps:
     second clipper) are told at once.
 
     Args:
-        wait: True: no step is late; False: all but the first; "auto": those of parameters on a CUDA device, where no
-            choice of the clipper needs the norm in its own step.
+        wait: True: no step is late; False: all but the first three; "auto": those of parameters on a CUDA device, where
+            no choice of the clipper needs the norm in its own step.
         obstacle: why a step has to wait, see `why_wait`; None: it does not.
         skips: steps whose norm is not finite are to have no effect.
 
@@ -32,14 +33,14 @@ class LateSteps:
     """
 
     def __init__(self, wait: bool | Literal["auto"], obstacle: str | None, *, skips: bool) -> None:
-        if wait not in (True, False, "auto"):
+        if not isinstance(wait, bool) and wait != "auto":
             raise ValueError(f"host_wait must be True, False or 'auto', got {wait!r}")
         if wait is False and obstacle is not None:
             raise ValueError(f"host_wait=False: {obstacle}")
         self.fused: FusedOptimizer | None = None
         self.pending: LateStep | None = None
         self._unreplayed: CapturedStep | None = None
-        self._captured: list[tuple[Any, CapturedStep]] = []
+        self._captured: WeakKeyDictionary[Any, CapturedStep] | None = None  # by graph; it cannot be pickled
         self.first = WATCHED_STEPS
         self._wait = True if obstacle is not None else wait
         self._skips = skips
@@ -58,7 +59,7 @@ class LateSteps:
             captured: it goes into a CUDA graph.
 
         Raises:
-            ValueError: no step was to wait, but this one has to.
+            ValueError: as of `check`.
             RuntimeError: this one has to wait, which a graph that is being captured cannot.
         """
         late = self._wait is not True and self._may_be_late(groups)
@@ -88,7 +89,9 @@ class LateSteps:
         Raises:
             RuntimeError: no step was captured.
         """
-        step = next((step for known, step in self._captured if known is graph), None)
+        if self._captured is None:
+            self._captured = WeakKeyDictionary()
+        step = self._captured.get(graph)
         if step is None:
             step, self._unreplayed = self._unreplayed, None
             if step is None:
@@ -96,7 +99,7 @@ class LateSteps:
                     "no step was captured in this graph: call step() within torch.cuda.graph(graph), and use a new "
                     "graph for another capture"
                 )
-            self._captured.append((graph, step))
+            self._captured[graph] = step
         thresholds = [groups.gates[group].policy.threshold() for group in step.done.members]
         self.pending = step.replay(graph, thresholds)
 

@@ -28,10 +28,10 @@ class ReportedLosses:
             ValueError: it is not one number.
         """
         value = checked_loss(loss)
-        if self.count == 0:
-            self._sum = value.clone() if isinstance(value, Tensor) else value
-        else:
-            self._sum = self._sum + value
+        if isinstance(value, Tensor):
+            # In half precision the sum of many losses would stand still, or overflow.
+            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
+        self._sum = value if self.count == 0 else self._sum + value
         self.count += 1
 
     def mean(self) -> float | Tensor | None:
@@ -115,10 +115,14 @@ def checked_loss(loss: float | Tensor) -> float | Tensor:
     """The loss as a float or a 0-d tensor without a graph.
 
     Raises:
+        TypeError: it is no number.
         ValueError: it is not one number.
     """
     if not isinstance(loss, Tensor):
-        return float(loss)
+        try:
+            return float(loss)
+        except (TypeError, ValueError):
+            raise TypeError(f"loss must be a number or a tensor of one, got {loss!r:.100}") from None
     if loss.numel() != 1:
         raise ValueError(f"loss must be one number, such as the mean over the batch, got shape {tuple(loss.shape)}")
     return whole_number(loss)

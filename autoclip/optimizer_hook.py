@@ -15,7 +15,7 @@ from autoclip.eager import eager
 from autoclip.fused_optimizer import FusedOptimizer
 from autoclip.losses import process_group
 from autoclip.notices import Notices
-from autoclip.policies import Policy
+from autoclip.policies import NoClip, Policy
 from autoclip.watch import WATCHED_STEPS
 
 STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
@@ -31,6 +31,8 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
     computes anew are clipped at the same threshold), under a `GradScaler` with and without `unscale_`, with fused
     optimizers, under accumulation, and where `step` is compiled. A step that a scaler leaves out because of an overflow
     is none. The loss is what the closure returns, or what `clipper.report_loss(loss)` was told.
+
+    `LBFGS` builds on the differences of gradients, which clipping falsifies: it is warned of.
 
     A step of gradients that are all zero at a learning rate of zero is none either: so `torch.distributed.checkpoint`
     makes the state of an optimizer. A copy of the optimizer (`copy.deepcopy`) has no clipper; neither is the clipper
@@ -70,6 +72,12 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
         raise ValueError(
             f"clip_fn scales all gradients by their one norm: it needs mode='norm' and scope='global', got "
             f"mode={clipper.mode!r}, scope={clipper.scope!r}"
+        )
+    if isinstance(inner, torch.optim.LBFGS) and not isinstance(clipper.policy, NoClip):
+        clipper._log.notices.say(
+            "curvature",
+            "LBFGS measures curvature by the differences of gradients, which clipping falsifies: training may diverge; "
+            "give it line_search_fn='strong_wolfe', and clip rarely (a high percentile), or not at all",
         )
     hook = _ClipBeforeStep(clipper, inner, clip_fn)
     clipper._steps.late.check()
@@ -201,7 +209,8 @@ class _ClipBeforeStep:
 
 
 def _is_zero(rate: Any) -> bool:
-    return isinstance(rate, int | float | Tensor) and bool(torch.as_tensor(rate).eq(0).all())
+    """Whether a learning rate is zero; one on a device is not looked at: the zero that torch sets lies on the host."""
+    return rate.device.type == "cpu" and not rate.any() if isinstance(rate, Tensor) else bool(rate == 0)
 
 
 def _is_nested(optimizer: Optimizer) -> bool:

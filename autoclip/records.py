@@ -14,14 +14,14 @@ class ClipRecord:
     Attributes:
         step: 0 for the first.
         phase: "warmup" or "active": whose threshold it was.
-        total_norm: norm before clipping (mode "value": the largest absolute element).
+        total_norm: norm before clipping (mode "value": the largest absolute element; mode "agc": the largest ratio).
         threshold: > 0; inf: nothing was to be clipped.
-        coefficient: factor on the gradients, in [0, 1]; 1 left them untouched (mode "value": threshold over the largest
-            element).
+        coefficient: factor on the gradients, in [0, 1]; 1 left them untouched (other modes: threshold over the largest
+            element or ratio). NaN where `on_nonfinite="propagate"` passed on a NaN, as torch does.
         clipped: the norm lay above the threshold.
         skipped: the step was made to have no effect on the parameters.
         finite: the norm was finite.
-        loss: as the loop gave it to `step()`; None where it gave none.
+        loss: of the step, the mean over its micro-batches and over the ranks; None where none was given.
     """
 
     step: int

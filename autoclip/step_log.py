@@ -11,6 +11,18 @@ from autoclip.policies.policy import Phase
 from autoclip.records import ClipRecord, Sink
 
 
+def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
+    """The sinks as a tuple.
+
+    Raises:
+        TypeError: they are no sequence of objects with `log` and `close`.
+    """
+    found = tuple(sinks) if isinstance(sinks, Iterable) else ()
+    if not isinstance(sinks, Iterable) or not all(hasattr(one, "log") and hasattr(one, "close") for one in found):
+        raise TypeError(f"sinks must be a list of objects with log(record) and close(), got {sinks!r:.200}")
+    return found
+
+
 class StepLog:
     """Counts the steps, and tells sinks and user of them.
 
@@ -19,7 +31,7 @@ class StepLog:
     """
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
-        self.sinks = tuple(sinks)
+        self.sinks = checked_sinks(sinks)
         self.steps = 0
         self.skipped_steps = 0
         self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted

@@ -30,6 +30,8 @@ from autoclip.step_log import StepLog
 from autoclip.watch import Watch
 
 NO_LOSS = StepLoss(None, None, {})
+FOREIGN = 0.01
+"""How far, relative, somebody else's clipping may be from leaving the norm that it was asked for."""
 
 
 class Steps:
@@ -95,16 +97,48 @@ class Steps:
             if total is not None:
                 return total
         gradients = dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(self.groups.parameters)
-        tensors = list(gradients.values())
-        if late and tensors and not (self._left and self._left.are_same(tensors)):
-            total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
+        if late:
+            total = self._take_late(gradients, loss_scale, pending, capturing=capturing)
             if total is not None:
-                self._left = LeftGradients(tensors, total, None, skipped=False)
-                if not capturing:
-                    self.log.announce()
                 return total
+        return self._take_waiting(gradients, loss_scale, pending, late=late, may_be_late=may_be_late)
+
+    def _take_late(
+        self, gradients: Mapping[str, Tensor], loss_scale: float | Tensor | None, pending: StepLoss, *, capturing: bool
+    ) -> Tensor | None:
+        """The step whose norm is read at the next; None: nothing was done, and it has to wait."""
+        tensors = list(gradients.values())
+        if not tensors or (self._left and self._left.are_same(tensors)):
+            return None
+        total = self.late.clip(self.groups, gradients, self.norm_type, loss_scale, pending)
+        if total is None:
             if capturing:
                 raise self.late.not_capturable()
+            return None
+        self._left = LeftGradients(tensors, total, None, skipped=False)
+        if not capturing:
+            self.log.announce()
+        return total
+
+    def _take_waiting(
+        self,
+        gradients: Mapping[str, Tensor],
+        loss_scale: float | Tensor | None,
+        pending: StepLoss,
+        *,
+        late: bool,
+        may_be_late: bool,
+    ) -> Tensor:
+        """The step of any kind, whose norm the host waits for.
+
+        Args:
+            gradients: by parameter name.
+            loss_scale: that they still carry; None: they carry none.
+            pending: the loss.
+            late: the step was to do without a wait.
+            may_be_late: later ones may.
+        """
+        tensors = list(gradients.values())
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
         if self._left is not None and self._left.is_still(tensors, norms.value):
             if late and not isfinite(norms.value) and self.on_nonfinite == "skip":
@@ -237,17 +271,19 @@ class Steps:
         live = list(live_gradients(self.groups.parameters).values())
         # What a rank sees of its shards does not tell what the others see, and all of them have to clip together.
         alone = process_group("world") is None
-        if alone and live and self._left is not None and self._left.is_still(live, None):
-            return self._repeated(self._left)
+        left = self._left
+        if alone and left is not None and left.are_same(live) and left.is_still(live, self.norm_now(), FOREIGN):
+            return self._repeated(left)
         loss: list[float | None] = []
 
         def read_loss() -> float | None:
             loss.append(pending.read())
             return loss[0]
 
-        clipped = clip_with(clip_fn, self.groups, live, read_loss, skip=self.on_nonfinite == "skip")
-        if not isfinite(clipped.value):
+        def meet_nonfinite() -> None:
             self.log.meet_nonfinite("the norm that clip_fn returned", self.on_nonfinite)
+
+        clipped = clip_with(clip_fn, self.groups, live, read_loss, meet_nonfinite, skip=self.on_nonfinite == "skip")
         self.measured = None
         if clipped.coefficient < 1 and clipped.kept:
             self._watch.check(clipped.value * clipped.coefficient, self.norm_now, self.log.notices.say)

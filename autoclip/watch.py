@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from functools import cache
 from math import frexp, isfinite
 from typing import Any
 
@@ -18,25 +19,25 @@ Say = Callable[[str, str], None]
 """say(topic, message): warns."""
 
 
-_WAITING: list[tuple[Any, Any]] = []
-"""Weak reference to a watch, and the handle of its hook, which is removed when another watch begins to wait."""
+_WAITING: list["weakref.ref[Watch]"] = []
+"""Watches that wait for an optimizer's step; neither they nor their clippers are kept alive."""
 
 
 class Watch:
     """Looks at the gradients of the first steps after they were clipped."""
 
     def __init__(self) -> None:
-        self._left = WATCHED_STEPS
-        self._handle: Any = None
+        self._looks = WATCHED_STEPS
         self._compare: Callable[[Optimizer], None] | None = None
+        _hook_once()
 
     @property
     def is_open(self) -> bool:
         """Whether there is still something to look at, or to be ended."""
-        return self._left > 0 or self._handle is not None
+        return self._looks > 0 or self.is_waiting
 
     def expect(self, parameter: Tensor, left: float, threshold: float, measure: Callable[[], float], say: Say) -> None:
-        """Look when the optimizer that holds a parameter takes its next step.
+        """Look when the optimizer that holds a parameter takes its next step, unless its gradient is a new one by then.
 
         Args:
             parameter: one of those whose gradients were clipped.
@@ -45,34 +46,32 @@ class Watch:
             measure: their norm now.
             say: warns.
         """
-        self._stop()
-        if self._left == 0 or not isfinite(left) or left == 0:
+        self._compare = None
+        _WAITING[:] = [one for one in _WAITING if one() not in (None, self)]
+        if self._looks == 0 or not isfinite(left) or left == 0 or parameter.grad is None:
             return
-        self._left -= 1
+        self._looks -= 1
+        gradient = weakref.ref(parameter.grad)
 
         def compare(optimizer: Optimizer) -> None:
-            if any(parameter is other for group in optimizer.param_groups for other in group["params"]):
-                self._compare = None
+            if not any(parameter is other for group in optimizer.param_groups for other in group["params"]):
+                return
+            self._compare = None
+            if parameter.grad is gradient():
                 _compare(left, threshold, measure(), getattr(optimizer, "grad_scale", None), say)
 
         self._compare = compare
-        for waiting in [one for one in _WAITING if one[0]() is None]:
-            waiting[1].remove()
-            _WAITING.remove(waiting)
-        self._handle = register_optimizer_step_pre_hook(_Look(self))
-        _WAITING.append((weakref.ref(self), self._handle))
+        _WAITING.append(weakref.ref(self))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the step to look at has not come yet."""
+        return self._compare is not None
 
     def compare(self, optimizer: Optimizer) -> None:
         """Look at the gradients of this optimizer, if its step is the one that is waited for."""
         if self._compare is not None:
             self._compare(optimizer)
-
-    def _stop(self) -> None:
-        # Not as soon as a look is done: hooks cannot be removed while they are called.
-        if self._handle is not None:
-            self._handle.remove()
-            _WAITING[:] = [one for one in _WAITING if one[1] is not self._handle]
-        self._handle = self._compare = None
 
     def check(self, limit: float, measure: Callable[[], float], say: Say) -> None:
         """Look now, at gradients that somebody else's function was to clip, all or a part of them.
@@ -82,9 +81,9 @@ class Watch:
             measure: norm of those at hand.
             say: warns.
         """
-        if self._left == 0:
+        if self._looks == 0:
             return
-        self._left -= 1
+        self._looks -= 1
         norm = measure()
         if norm > 1.01 * limit:
             say(
@@ -94,17 +93,27 @@ class Watch:
             )
 
 
-class _Look:
-    """A hook of all optimizers, which keeps neither the clipper nor its parameters alive."""
+@cache
+def _hook_once() -> None:
+    """Have every optimizer of the process call `_before_step`, from the first clipper on.
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = weakref.ref(watch)
+    For good: torch goes through these hooks while they are called, and other threads may be in a step.
+    """
+    register_optimizer_step_pre_hook(_before_step)
 
-    @eager
-    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
-        watch = self._watch()
+
+def _before_step(optimizer: Optimizer, _: Any, __: Any) -> None:
+    if _WAITING:  # otherwise a compiled step stays in one piece
+        _look(optimizer)
+
+
+@eager
+def _look(optimizer: Optimizer) -> None:
+    for waiting in tuple(_WAITING):
+        watch = waiting()
         if watch is not None:
             watch.compare(optimizer)
+    _WAITING[:] = [one for one in _WAITING if (watch := one()) is not None and watch.is_waiting]
 
 
 def _compare(left: float, threshold: float, norm: float, scale: Tensor | None, say: Say) -> None:

@@ -93,7 +93,8 @@ def loss_aware_thresholds(
     slow average before it. With a loss, the threshold is cut where the fast average lies above the slow one by more
     than `margin` deviations; else it is lifted where the norm lay above it and the fast average below the slow one by
     more than `margin` deviations, corrected for the start at zero. The floor is a share of a second tracker, which
-    starts at the first norm and is neither lifted nor cut.
+    starts at the first norm and is neither lifted nor cut. Both begin anew after ten norms of which all but two are
+    more than ten times the first.
     """
     threshold, steady = start * norms[0], norms[0]
     thresholds = [threshold, threshold]
@@ -118,6 +119,10 @@ def loss_aware_thresholds(
             elif clipped and -rise > margin * (variance / (1 - slow**seen)) ** 0.5:
                 threshold *= lift
         threshold = max(threshold, floor * steady)
+        if len(thresholds) == 10:
+            usual = sorted(norms[:10])[2]
+            if usual > 10 * norms[0]:
+                threshold, steady = start * usual, usual
         thresholds.append(threshold)
     return thresholds
 

@@ -112,3 +112,17 @@ def test_a_share_below_one_shrinks_the_threshold_but_never_to_zero():
 @pytest.mark.parametrize("norm", [5e-324, 1.7e308])
 def test_the_smallest_and_the_largest_norms_there_are_give_a_threshold(norm):
     assert all(threshold > 0 for threshold in follow(AdaGC(warmup_steps=2, warmup_threshold=inf), [norm] * 20))
+
+
+@pytest.mark.parametrize("bounds", [{"max_threshold": 0.5}, {"absolute": 0.1, "min_threshold": 0.5}])
+@pytest.mark.parametrize("by_function", [False, True])
+def test_the_bounds_hold_in_the_warmup_too(bounds, by_function):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    clipper = Clipper([weight], AdaGC(warmup_steps=5, **bounds), scope="global")
+    clip_fn = (lambda limit: torch.nn.utils.clip_grad_norm_([weight], limit)) if by_function else None
+    for norm in (0.6, 0.7, 0.9, 5.0):
+        weight.grad = torch.tensor([norm])
+        assert clipper.threshold == 0.5
+        clipper.step(clip_fn=clip_fn)
+        assert clipper.last.threshold == 0.5
+        assert weight.grad.item() == pytest.approx(0.5, rel=1e-5)

@@ -319,3 +319,24 @@ def test_clip_rate_is_the_share_of_active_finite_steps_that_were_clipped():
 def test_a_wrong_argument_is_refused_with_name_and_value(arguments, error, message):
     with pytest.raises(error, match=message):
         Clipper(**{"source": [one_weight()], **arguments})
+
+
+class Printer:
+    log = print
+
+
+@pytest.mark.parametrize("sinks", [Printer(), [Printer()], [print], None])
+def test_what_is_no_sink_is_refused(sinks):
+    with pytest.raises(TypeError, match=r"sinks must be a list of objects with log\(record\) and close\(\), got"):
+        Clipper([one_weight()], sinks=sinks)
+    clipper = Clipper([one_weight()])
+    with pytest.raises(TypeError, match="sinks must be a list"):
+        clipper.sinks = sinks
+
+
+@pytest.mark.parametrize("loss", ["much", [1.0, 2.0], None])
+def test_what_is_no_loss_is_refused(loss):
+    clipper = Clipper([one_weight()])
+    with pytest.raises(TypeError, match="loss must be a number or a tensor of one, got"):
+        clipper.report_loss(loss)
+    assert not clipper.has_reported_loss

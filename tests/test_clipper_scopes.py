@@ -311,3 +311,17 @@ def test_a_copy_and_a_pickle_of_a_clipper_go_on_alike():
         train(other_net, torch.optim.SGD(other_net.parameters(), lr=0.1), other, range(4, 6))
         assert other.state_dict()["steps"] == 6
     assert clipper.state_dict()["steps"] == 4
+
+
+def test_a_group_that_renames_the_parameters_takes_nothing_from_what_was_learned():
+    net, head = network(), nn.Linear(8, 1)
+    optimizer = torch.optim.SGD([{"params": list(net.named_parameters())}], lr=0.1)
+    clipper = Clipper(optimizer, RunningQuantile(warmup_steps=2), scope="parameter")
+    train(net, optimizer, clipper, range(5))
+    learned = {name: gate["policy"] for name, gate in clipper.state_dict()["groups"].items()}
+    optimizer.add_param_group({"params": [("0.weight", head.weight), ("other", head.bias)]})  # one name is taken
+    after = {name: gate["policy"] for name, gate in clipper.state_dict()["groups"].items()}
+    assert list(after) == ["group0.0.weight", "0.bias", "2.weight", "2.bias", "group1.0.weight", "other"]
+    assert after["group0.0.weight"] == learned["0.weight"]
+    assert after["2.bias"] == learned["2.bias"]
+    assert after["group1.0.weight"]["learned_norms"] == after["other"]["learned_norms"] == 0

@@ -88,6 +88,7 @@ def test_training_resumed_with_its_clipper_ends_in_the_same_weights():
             "state of a AutoClip .*cannot be loaded",
         ),
         (lambda state: state["groups"]["all"]["policy"].pop("quantile"), "quantile"),
+        (lambda state: state.update(foo=1), "this one also has foo"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, message):
@@ -100,3 +101,9 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, messag
     with pytest.raises(ValueError, match=message):
         clipper.load_state_dict(broken)
     assert clipper.state_dict() == before
+
+
+@pytest.mark.parametrize("state", [None, 3, "steps"])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(TypeError, match="is the dict that state_dict\\(\\) returned, got"):
+        Clipper([one_weight()]).load_state_dict(state)

@@ -98,11 +98,37 @@ def test_a_step_that_is_not_finite_may_be_passed_on_or_raise(on_nonfinite):
     if on_nonfinite == "raise":
         with pytest.raises(RuntimeError, match="the norm that clip_fn returned"):
             clipper.step(clip_fn=TorchClip([weight]))
+        assert (clipper.policy.nonfinite_norms, clipper.last) == (0, None)
     else:
         with pytest.warns(UserWarning, match="passed on as it is"):
             clipper.step(clip_fn=TorchClip([weight]))
         assert weight.grad.isnan()
         assert clipper.skipped_steps == 0
+
+
+def test_gradients_that_are_rewritten_without_a_trace_are_clipped_each_time():
+    weight = one_weight()
+    clip_fn = TorchClip([weight])
+    clipper = Clipper([weight], Fixed(1.0))
+    weight.grad = torch.tensor([0.0])
+    for norm in (5.0, 50.0, 500.0):
+        weight.grad.data.copy_(torch.tensor([norm]))
+        assert clipper.step(clip_fn=clip_fn) == norm
+        assert weight.grad.item() == pytest.approx(1.0)
+    assert clipper.last.step == 2
+
+
+def test_a_norm_that_is_a_number_keeps_its_digits_whatever_the_default_dtype():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1000.0))
+    weight.grad = torch.tensor([545.84])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        clipper.step(clip_fn=lambda max_norm: 545.84)
+    finally:
+        torch.set_default_dtype(before)
+    assert clipper.last.total_norm == 545.84
 
 
 def test_a_second_call_of_the_same_step_asks_nobody():

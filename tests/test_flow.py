@@ -374,3 +374,25 @@ def test_everything_is_plain_json() -> None:
     values = diagnose(killed(profile(4.0), 20, [2])).as_json()
     assert json.loads(json.dumps(values, allow_nan=False))["slope"]["layers"] == DEPTH - 1
     assert {type(item) for item in walk(values)} <= {str, float, int, type(None)}
+
+
+class Exchanges(nn.Module):
+    """Puts another tensor in the place of a buffer, and holds one that cannot be written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("expanded", torch.ones(1).expand(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return self.layer(x * self.expanded)
+
+
+def test_buffers_that_a_pass_exchanges_are_put_back() -> None:
+    model = Exchanges()
+    count = model.count
+    assert forward_order(model, torch.ones(1, 2)) == ["layer.weight", "layer.bias"]
+    assert model.count is count
+    assert model.count.item() == 0

@@ -1,8 +1,10 @@
 import copy
+import dataclasses
 import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -150,15 +152,35 @@ def test_a_closed_sink_is_opened_again_where_it_was_and_close_can_be_repeated(tm
     assert steps(sink.path) == [0, 1]
 
 
-def test_a_clipper_with_a_sink_can_be_copied_and_pickled(tmp_path: Path) -> None:
+def test_a_pickled_sink_continues_the_file(tmp_path: Path) -> None:
     sink = JSONLSink(tmp_path)
     sink.log(record(0))
-    for copied in (copy.deepcopy(sink), pickle.loads(pickle.dumps(sink))):  # noqa: S301 - its own
-        assert copied.path == sink.path
-        copied.log(record(1))
-        copied.close()
-        assert steps(sink.path) == [0, 1]
     sink.close()
+    loaded = pickle.loads(pickle.dumps(sink))  # noqa: S301 - its own
+    loaded.log(record(1))
+    loaded.close()
+    assert steps(sink.path) == [0, 1]
+
+
+def test_a_copied_clipper_writes_nothing_into_the_file_of_its_original(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    clipper = train(JSONLSink(tmp_path, torch.optim.SGD([weight], lr=0.25)), weight, [1.0, 2.0])
+    (sink,) = clipper.sinks
+    other_weight, other = copy.deepcopy((weight, clipper))
+    for norm in (3.0, 4.0):
+        other_weight.grad = torch.tensor([norm])
+        with pytest.warns(UserWarning, match="is its original's") if norm == 3 else nullcontext():
+            other.step()
+        weight.grad = torch.tensor([norm])
+        clipper.step()
+    assert other.last == dataclasses.replace(clipper.last, loss=None)
+    assert steps(sink.path) == [0, 1, 2, 3]
+    other.sinks = [JSONLSink(tmp_path / "other")]
+    other_weight.grad = torch.tensor([5.0])
+    other.step()
+    assert steps(tmp_path / "other" / "metrics.jsonl") == [4]
+    for one in (clipper, other):
+        one.close()
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """Steps without a host wait: the same thresholds, records and weights as with one, and no read of a tensor."""
 
 import copy
+import gc
 import json
+import warnings
+import weakref
+from contextlib import nullcontext
 from math import inf, nan
 
 import pytest
@@ -339,6 +343,11 @@ def test_a_step_cannot_be_left_out_of_an_optimizer_that_is_not_fused():
         Clipper([weight], host_wait=False).step()
 
 
+def test_whether_to_wait_is_no_number():
+    with pytest.raises(ValueError, match="host_wait must be True, False or 'auto', got 0"):
+        Clipper([one_weight()], host_wait=0)
+
+
 def test_parameters_on_the_host_wait_of_themselves():
     net = network()
     optimizer = OPTIMIZERS["adamw"](net.parameters())
@@ -597,3 +606,37 @@ def test_sinks_can_be_exchanged_and_the_old_ones_get_their_last_record():
         clipper.step()
     clipper.settle()
     assert [[one.step for one in records] for records in (old, new)] == [[0, 1, 2, 3, 4], [5]]
+
+
+@pytest.mark.parametrize("host_wait", [True, False])
+def test_a_group_without_a_limit_is_left_alone_beside_one_that_is_not_finite(host_wait):
+    """In the first step of a warm-up a policy has no limit."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    clipper = Clipper(
+        weights, RunningQuantile(warmup_steps=9), scope="parameter", on_nonfinite="propagate", host_wait=host_wait
+    )
+    for _ in range(4):
+        weights[1].grad = torch.ones(2)
+        clipper.step()
+    weights[0].grad, weights[1].grad = torch.tensor([nan, 1.0]), torch.ones(2)
+    with warnings.catch_warnings(action="ignore"):
+        clipper.step()
+    with pytest.warns(UserWarning, match="passed on as it is") if not host_wait else nullcontext():
+        clipper.settle()
+    assert weights[0].grad[0].isnan()
+    assert weights[0].grad[1] == 1.0
+
+
+def test_a_dropped_graph_is_forgotten_and_its_memory_with_it(monkeypatch):
+    captured = Captured(monkeypatch)
+    for _ in range(4):
+        captured.step()
+    graph = captured.capture()
+    captured.clipper.replay(graph)
+    captured.clipper.settle()
+    kept = weakref.ref(graph)
+    del graph
+    gc.collect()
+    assert kept() is None
+    captured.clipper.replay(captured.capture())
+    assert captured.clipper.last.finite

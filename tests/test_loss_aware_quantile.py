@@ -9,7 +9,7 @@ from tests.references import loss_aware_thresholds, running_quantile_thresholds
 from tests.streams import follow, loss_stream, norm_streams
 
 STEPS = 5000
-STREAMS = ["lognormal", "drift up", "drift down", "spikes"]
+STREAMS = ["lognormal", "drift up", "drift down", "spikes", "small at first"]
 MEDIAN = {"percentile": 50, "rate": 0.1, "cut": 0.9, "lift": 1, "margin": 0, "without_loss": 50}
 
 
@@ -27,7 +27,9 @@ MEDIAN = {"percentile": 50, "rate": 0.1, "cut": 0.9, "lift": 1, "margin": 0, "wi
 )
 @pytest.mark.parametrize("stream", STREAMS)
 def test_thresholds_equal_the_oracle(stream, parameters):
-    norms, losses = norm_streams(STEPS, seed=5)[stream], loss_stream(STEPS)
+    streams = norm_streams(STEPS, seed=5)
+    streams["small at first"] = [1e-3, *streams["lognormal"][1:]]
+    norms, losses = streams[stream], loss_stream(STEPS)
     thresholds = follow(LossAwareQuantile(**parameters), norms, losses)
     assert thresholds == pytest.approx(loss_aware_thresholds(norms, losses, **parameters), rel=1e-9, abs=0)
 
@@ -65,6 +67,26 @@ def test_the_first_step_is_clipped_to_the_start_share_of_its_own_norm():
     assert not policy.inclusive
 
 
+@pytest.mark.parametrize("first", [1e-300, 1e-6, 1e-2, 0.09])
+def test_a_first_norm_that_is_far_too_small_costs_ten_steps(first):
+    """As of a batch of which nearly all was masked; the loss tells nothing."""
+    thresholds = follow(LossAwareQuantile(), [first, *[1.0, 2.0] * 20], [1.0] * 41)
+    assert max(thresholds[:10]) < 0.4 * first
+    assert thresholds[10] == pytest.approx(0.3)
+    assert thresholds[40] == pytest.approx(0.3 * exp(0.02 * 30), rel=1e-9)
+
+
+@pytest.mark.parametrize("norms", [[1.0] * 2 + [1e6] * 7 + [1.0], [1.0] * 3 + [1e3**step for step in range(1, 8)]])
+def test_an_explosion_after_the_first_norms_is_no_first_norm_that_was_too_small(norms):
+    thresholds = follow(LossAwareQuantile(), [*norms, 1e6, 1e6], [1.0] * 12)
+    assert max(thresholds) < 1
+
+
+def test_a_first_norm_that_is_a_little_small_is_left_alone():
+    lower = follow(LossAwareQuantile(), [0.11, *[1.0] * 30], [1.0] * 31)
+    assert lower[20] == pytest.approx(0.033 * exp(0.02 * 19), rel=1e-9)
+
+
 def test_a_useless_first_norm_leaves_the_slow_start_to_the_next():
     policy = LossAwareQuantile()
     policy.observe(nan)
@@ -74,7 +96,7 @@ def test_a_useless_first_norm_leaves_the_slow_start_to_the_next():
 
 
 def test_a_falling_loss_lifts_every_clipped_step_and_a_rising_one_cuts_every_step():
-    norms = [1.0] + [1e9] * 20
+    norms = [1.0] + [9.0] * 20  # never below a threshold
     falling = follow(LossAwareQuantile(margin=0), norms, [10.0 - 0.1 * step for step in range(21)])
     rising = follow(LossAwareQuantile(margin=0, floor=1e-9), norms, [10.0 + 0.1 * step for step in range(21)])
     lifted = 1.1 * exp(0.2 * 0.1)
@@ -83,7 +105,7 @@ def test_a_falling_loss_lifts_every_clipped_step_and_a_rising_one_cuts_every_ste
 
 
 def test_in_the_first_steps_a_rise_counts_at_once_and_a_fall_only_when_it_is_clear():
-    norms = [1.0] + [1e9] * 20
+    norms = [1.0] + [9.0] * 20  # never below a threshold
     falling = np.diff(np.log(follow(LossAwareQuantile(), norms, [10.0 - 0.1 * step for step in range(21)])))
     rising = np.diff(np.log(follow(LossAwareQuantile(floor=1e-9), norms, [10.0 + 0.1 * step for step in range(21)])))
     first_lift, first_cut = int(np.argmax(falling > 0.05)), int(np.argmax(rising < -0.05))
@@ -162,9 +184,10 @@ def test_losses_at_the_end_of_the_floats_leave_a_finite_state():
 
 def test_a_new_level_is_taken_without_the_slow_start():
     policy = LossAwareQuantile()
-    follow(policy, [1.0] * 10)
+    follow(policy, [1.0] * 3)
     policy.relearn([50.0] * 20)
     assert policy.threshold() == 50.0
+    assert max(follow(policy, [1e9] * 20)) < 200
 
 
 @pytest.mark.parametrize("taken", [0, 150])

@@ -87,3 +87,9 @@ def test_a_given_group_averages(world_of_one, loss):
     assert StepLoss(loss, group, PARAMETERS).read() == 2.5
     assert float(given) == 2.5
     assert StepLoss(None, group, PARAMETERS).read() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("loss", "count"), [(2.3, 512), (2000.0, 40)])
+def test_many_losses_in_half_precision_keep_their_mean(dtype, loss, count):
+    assert mean_of([torch.tensor(loss, dtype=dtype)] * count) == torch.tensor(loss, dtype=dtype).item()

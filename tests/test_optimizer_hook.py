@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import autoclip
-from autoclip import Clipper, Fixed, LossAwareQuantile, RunningQuantile, attach
+from autoclip import AdaGC, Clipper, Fixed, LossAwareQuantile, NoClip, RunningQuantile, ZClip, attach
 from autoclip.optimizer_hook import innermost
 from tests.small_network import Records, batch, equal, network, one_weight, weights_of
 
@@ -158,6 +158,13 @@ def test_a_closure_may_return_anything():
     assert clipper.state_dict()["steps"] == 3
 
 
+def test_lbfgs_is_warned_of_unless_nothing_is_clipped():
+    with pytest.warns(UserWarning, match="LBFGS measures curvature .* line_search_fn='strong_wolfe'"):
+        attach(torch.optim.LBFGS([one_weight()]))
+    attach(torch.optim.LBFGS([one_weight()]), NoClip())
+
+
+@pytest.mark.filterwarnings("ignore:LBFGS measures curvature")
 def test_a_line_search_is_clipped_at_one_threshold_and_observed_once():
     net, records, norms = network(), Records(), []
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)
@@ -230,6 +237,42 @@ def test_other_modes_look_through_the_scale_too(mode):
     (gradients, record), (scaled, scaled_record) = left
     assert record == scaled_record
     assert equal(gradients, scaled)
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        (lambda: RunningQuantile(90, rate=1.0, warmup_steps=2), {"response": "reciprocal"}),
+        (lambda: RunningQuantile(50, warmup_steps=2), {"response": "skip"}),
+        (lambda: ZClip(warmup_steps=2), {}),
+        (lambda: AdaGC(warmup_steps=3), {}),
+        (lambda: AdaGC(warmup_steps=3, max_threshold=0.2), {}),
+        (LossAwareQuantile, {"scope": "parameter"}),
+    ],
+)
+def test_gradients_computed_anew_keep_to_the_thresholds_of_the_step(policy, options):
+    """A step by hand, and further gradients in the same step: none is left with more than the record allows."""
+    net = network()
+    clipper = Clipper(net, policy(), relearn_after=None, **options)
+    random = torch.Generator().manual_seed(0)
+
+    def fill(factor):
+        for parameter in net.parameters():
+            parameter.grad = factor * torch.randn(parameter.shape, generator=random)
+
+    reclipped = 0
+    for step in range(30):
+        fill(2.0 if step % 7 else 0.1)
+        clipper.step()
+        for factor in (0.01, 1.0, 5.0):
+            fill(factor)
+            norm = clipper.reclip().item()
+            left = [p.grad for p in net.parameters() if p.grad is not None]
+            total = torch.stack([one.norm() for one in left]).norm().item() if left else 0.0
+            assert total <= min(norm, clipper.last.threshold) * (1 + 1e-5)
+            reclipped += total < norm * (1 - 1e-5)
+    assert reclipped > 20
+    assert clipper.last.step == 29
 
 
 @every_optimizer
@@ -522,6 +565,7 @@ def test_somebody_elses_function_clips_at_the_threshold(norm):
     assert clipper.last.total_norm == norm
 
 
+@pytest.mark.filterwarnings("ignore:LBFGS measures curvature")
 def test_somebody_elses_function_under_a_line_search():
     net, records = network(), Records()
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=4)
@@ -658,6 +702,22 @@ def test_steps_that_only_make_the_state_of_an_optimizer_are_none():
     assert clipper.last.step == 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_optimizer_without_state_may_have_any_rate_and_default_device(device):
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    clipper = attach(optimizer, Fixed(1.0))
+    with torch.device(device):
+        for norm in (0.0, 5.0):
+            weight.grad = torch.tensor([norm], device="cpu")
+            optimizer.step()
+    assert clipper.last.step == 1
+    optimizer.param_groups[0]["lr"] = 0.0
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    assert clipper.last.step == 1
+
+
 def test_two_optimizers_that_take_turns_on_the_same_parameters_are_no_conflict():
     net = network()
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.01) for _ in range(2)]
@@ -742,6 +802,7 @@ def test_a_closure_that_is_never_called_is_told():
         optimizer.step(lambda: None)
 
 
+@pytest.mark.filterwarnings("ignore:LBFGS measures curvature")
 def test_losses_that_a_line_search_reports_are_those_of_its_first_evaluation():
     net, records = network(), Records()
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=6)

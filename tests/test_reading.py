@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -142,10 +143,60 @@ def test_a_pipe_is_never_waited_for(logs):
         read_traces(logs / "a" / "pipe.csv")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(tmp_path):
-    path = tmp_path / "log.csv"
-    path.write_text(table([1]))
-    path.chmod(0)
-    with pytest.raises(UsageError, match=r"log.csv cannot be read: Permission denied"):
-        read_traces(path)
+@pytest.fixture
+def as_nobody(tmp_path, monkeypatch):
+    """Root may read everything: the test runs in a directory of its own as a user who may not."""
+    if os.name != "posix":
+        pytest.skip("the platform has other permissions")
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    tmp_path.chmod(0o755)
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """A log, and beside it files and directories without permission."""
+    for name in ("closed", "listed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text(table([1]))
+    (tmp_path / "good.csv").write_text(table([1, 2]))
+    for name in ("a.csv", "b.jsonl"):
+        (tmp_path / name).write_text(table([1]))
+        (tmp_path / name).chmod(0)
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "listed").chmod(0o444)
+    yield
+    for name in ("closed", "listed"):
+        (tmp_path / name).chmod(0o755)
+
+
+@pytest.mark.usefixtures("locked", "as_nobody")
+def test_what_must_not_be_read_is_named():
+    for path in ("a.csv", "closed/log.csv"):
+        with pytest.raises(UsageError, match=rf"{path} cannot be read: Permission denied"):
+            read_traces(path)
+    (trace,) = read_traces(".")
+    assert trace.norms.tolist() == [1, 2]
+    assert sorted(trace.notes) == [
+        f"passed over: {path} cannot be read: Permission denied"
+        for path in ("a.csv", "b.jsonl", "closed", "listed/log.csv")
+    ]
+    with pytest.raises(UsageError, match=r"no gradient norms in closed:\n  closed cannot be read: Permission denied"):
+        read_traces("closed")
+    with pytest.raises(UsageError, match=r"no gradient norms in listed:\n  listed/log.csv cannot be read"):
+        read_traces("listed")
+
+
+def test_the_event_files_of_many_directories_are_found_in_no_time(tmp_path):
+    """Each was compared with all: 4000 directories took 45 s."""
+    content = events((step, {"grad_norm": step + 1.0}) for step in range(2))
+    for number in range(4000):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / EVENTS).write_bytes(content)
+    began = time.monotonic()
+    assert len(read_traces(tmp_path)) == 4000
+    assert time.monotonic() - began < 20

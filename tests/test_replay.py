@@ -1,6 +1,8 @@
 """Replay: policies folded over recorded norms."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from autoclip import (
     RunningQuantile,
     replay,
 )
-from autoclip.tuning.replay import SPIKE_STEPS, spikes
+from autoclip.tuning.replay import SPIKE_STEPS, replay_all, spikes
 from tests.small_network import Records
 from tests.streams import loss_stream, norm_streams, with_useless_norms
 
@@ -103,6 +105,40 @@ def test_spikes_are_those_above_six_standard_deviations_of_the_norms_before():
     assert replay(norms, Fixed(2.0)).caught_spikes == (2, 2)
     assert replay(norms, NoClip()).caught_spikes == (0, 2)
     assert not spikes(norms[:SPIKE_STEPS]).any()
+
+
+@pytest.mark.parametrize("count", [129, 130, 8319, 8320, 8321, 16512, 16513, 20_000])
+def test_spikes_are_the_same_however_many_are_looked_at_at_once(count):
+    """Where all values are finite the limits are those of one call over all windows, bit for bit."""
+    values = np.random.default_rng(count).standard_cauchy(count)
+    before = np.lib.stride_tricks.sliding_window_view(values[:-1], SPIKE_STEPS)
+    expected = values[SPIKE_STEPS:] > before.mean(axis=1) + 6.0 * before.std(axis=1)
+    assert spikes(values)[SPIKE_STEPS:].tolist() == expected.tolist()
+    assert expected.any() or count < 1000
+
+
+SCRIPT = """
+import numpy as np
+from autoclip import Fixed
+from autoclip.tuning.replay import MANY_NORMS, replay_all
+
+norms = np.ones(MANY_NORMS // 2)
+print([one.clip_rate for one in replay_all(norms, [Fixed(0.5), Fixed(2.0)])])
+"""
+
+
+def test_a_plain_script_may_replay_many_norms(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "[1.0, 0.0]\n"), done.stderr
+
+
+def test_many_norms_are_shared_among_processes(monkeypatch):
+    monkeypatch.setattr("autoclip.tuning.replay.MANY_NORMS", 1)
+    norms, policies = norm_streams(STEPS)["lognormal"], [RunningQuantile(), Fixed(1.0), NoClip()]
+    losses = np.linspace(2, 1, STEPS)
+    shared = replay_all(norms, policies, losses, processes=2)
+    assert [one.summary() for one in shared] == [one.summary() for one in replay_all(norms, policies, losses)]
 
 
 def test_losses_reach_the_policies_that_look_at_them():

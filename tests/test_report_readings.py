@@ -36,6 +36,8 @@ def series(
         ({"status": "finished", "validation_loss": 0.2, "trivial_loss": 2.3}, "good", "the run finished"),
         ({"status": "finished", "validation_loss": 2.29, "trivial_loss": 2.3}, "bad", "learned nothing"),
         ({"status": "finished", "validation_loss": 5, "trivial_loss": 2}, "bad", "learned nothing"),
+        ({"status": "finished", "validation_loss": -0.96, "trivial_loss": -1.0}, "bad", "learned nothing"),
+        ({"status": "finished", "validation_loss": -1.5, "trivial_loss": -1.0}, "good", "the run finished"),
         ({"status": "finished", "validation_loss": 0.2, "trivial_loss": None}, "good", "the run finished"),
         ({"status": "diverged", "validation_loss": None}, "bad", "diverged"),
         ({"status": "interrupted"}, "note", "no end yet"),
@@ -97,6 +99,12 @@ def test_drift_is_told_with_its_factor_and_direction():
     assert "rose by a factor of 253" in found.text
     falling = norm_readings([series("a", norms=norms[::-1]), series("b", norms=np.ones(COUNT))])
     assert any(one.text.startswith("a: ") and "fell by" in one.text for one in falling)
+
+
+@pytest.mark.parametrize(("last", "word"), [(-300, "fell"), (300, "rose")])
+def test_drift_beyond_every_float_is_told(last, word):
+    found = norm_readings([series(norms=np.logspace(-last, last, COUNT))])
+    assert any(f"{word} by a factor of 1.0e+304" in one.text for one in found)
 
 
 @pytest.mark.parametrize(("broken", "level"), [(1, "note"), (50, "bad")])

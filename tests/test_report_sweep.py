@@ -105,9 +105,20 @@ def test_runs_that_were_removed_are_told(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize("table", ["a,b\n1,2\n", "candidate,runs\nfixed 1,x\n", "candidate\n", ""])
-def test_other_tables_are_not_taken_for_a_sweep(tmp_path: Path, table: str) -> None:
-    (tmp_path / "trials.csv").write_text(table)
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"a,b\n1,2\n",
+        b"candidate,runs\nfixed 1,x\n",
+        b"candidate\n",
+        b"",
+        b"candidate,runs\n" + b"x" * 200_000,
+        b"candidate,runs\n\xff,1\n",
+    ],
+    ids=["other columns", "no number", "no rows", "empty", "200 kB in a field", "no text"],
+)
+def test_other_tables_are_not_taken_for_a_sweep(tmp_path: Path, table: bytes) -> None:
+    (tmp_path / "trials.csv").write_bytes(table)
     with pytest.raises(UsageError, match=r"trials\.csv"):
         write_report(tmp_path)
 

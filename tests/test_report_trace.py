@@ -44,6 +44,13 @@ def test_a_threshold_in_the_log_has_a_picture_of_its_own():
     assert f"{share:.1%} of the steps were clipped" in pictures[1].caption
 
 
+def test_an_interval_without_a_known_end_is_drawn_to_the_edge_and_said():
+    text, pictures = trace_page([suggest(trace(norms=trace().norms[:200], steps=np.arange(200)))], "t")
+    assert "to unknown" in Page(text).text
+    assert "one that reaches the edge has no end that is known" in pictures[1].caption
+    assert pictures[1].png
+
+
 def test_several_logs_share_a_page():
     text, pictures = trace_page([suggest(trace()), suggest(trace(source="<b>other</b>"))], "t")
     assert [one.name for one in pictures] == [

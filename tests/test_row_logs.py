@@ -91,6 +91,45 @@ class TestJSONLines:
         with pytest.raises(UsageError, match=r"no column 'time' for the steps; it has 'batch', 'gnorm', 'step'"):
             read_traces(path, step_column="time")
 
+    @pytest.mark.parametrize(("first", "stride"), [(0, 1), (0, 10), (10, 10), (5, 5)])
+    def test_steps_that_begin_anew_in_each_epoch_are_counted_on(self, tmp_path, first, stride):
+        def row(epoch, step):
+            return {"epoch": epoch, "step": step, "grad_norm": 1 + epoch + step / 1000, "loss": 9 - epoch}
+
+        steps = range(first, first + 100, stride)
+        rows = [row(epoch, step) for epoch in range(3, 13) for step in steps]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert trace.steps.tolist() == list(range(first, first + 1000, stride))
+        assert trace.norms.tolist() == [row["grad_norm"] for row in rows]
+        assert trace.losses.tolist() == [row["loss"] for row in rows]
+        assert trace.notes == ("the steps begin anew in each epoch: they are counted on, 100 to an epoch",)
+        (tmp_path / "log.jsonl").unlink()
+        text = "epoch,step,grad_norm,loss\n" + "".join(",".join(map(str, row.values())) + "\n" for row in rows)
+        (table,) = read_traces(write(tmp_path / "log.csv", text))
+        assert (table.steps.tolist(), table.notes) == (trace.steps.tolist(), trace.notes)
+
+    def test_a_restart_within_an_epoch_voids_what_came_after(self, tmp_path):
+        written = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+        rows = [{"epoch": epoch, "step": step, "gnorm": n} for n, (epoch, step) in enumerate(written)]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert trace.norms.tolist() == [0, 1, 2, 6, 7, 8, 9]
+        assert "counted on, 3 to an epoch" in trace.notes[0]
+        assert trace.notes[1].startswith("the steps go back 1 time, as after a restart: 3 values")
+
+    @pytest.mark.parametrize(
+        "epochs", [(0, 0, 0, 0, 0), (3, 3, 3, 2, 3), (0.5, 0.6, 0.7, 0.8, 0.9), (0, None, 0, 1, 1)]
+    )
+    def test_without_whole_epochs_that_rise_steps_that_go_back_are_a_restart(self, tmp_path, epochs):
+        rows = [{"epoch": epoch, "step": step, "gnorm": 1} for epoch, step in zip(epochs, (0, 1, 2, 1, 2), strict=True)]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert trace.steps.tolist() == [0, 1, 2]
+        assert trace.notes[0].startswith("the steps go back 1 time, as after a restart")
+
+    def test_epochs_beyond_every_step_are_none(self, tmp_path):
+        rows = [{"epoch": epoch, "step": step, "gnorm": 1} for epoch in (-(2**53), 2**53) for step in (0, 2**52)]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert trace.steps.tolist() == [0, 2**52]
+
     def test_no_json_at_all(self, tmp_path):
         with pytest.raises(UsageError, match=r"log.jsonl has no line that is a JSON object"):
             read_traces(write(tmp_path / "log.jsonl", "step 1\nstep 2\n"))
@@ -121,7 +160,7 @@ class TestTrainerState:
         assert trace.steps.tolist() == [10, 20, 30]
         assert (trace.stride, trace.notes, trace.source) == (10, (), f"{path} [grad_norm]")
 
-    def test_of_a_runs_checkpoints_the_last_is_read(self, tmp_path):
+    def test_of_a_runs_states_the_one_of_the_largest_global_step_is_read(self, tmp_path):
         for run, furthest in (("a", 30), ("b", 110)):
             for step in range(10, furthest + 1, 10):
                 place = tmp_path / run / f"checkpoint-{step}"
@@ -132,8 +171,25 @@ class TestTrainerState:
         assert f"a{'/'}checkpoint-30" in first.source
         assert "checkpoint-110" in second.source
         assert (len(first), len(second)) == (31, 111)
-        write(tmp_path / "b" / "trainer_state.json", self.state(range(120)))
-        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 120]
+        write(tmp_path / "b" / "trainer_state.json", self.state(range(300)))
+        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
+        write(tmp_path / "a" / "trainer_state.json", self.state(range(50)))  # of a first training, which was continued
+        assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
+        write(tmp_path / "a" / "trainer_state.json", self.state(range(97, 97 + 31)))  # as far as the last checkpoint
+        assert read_traces(tmp_path)[0].source == f"{tmp_path / 'a' / 'trainer_state.json'} [grad_norm]"
+
+    def test_a_torn_state_is_passed_over(self, tmp_path):
+        for step in (500, 900):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            write(tmp_path / f"checkpoint-{step}" / "trainer_state.json", self.state(range(10, step + 1, 10)))
+        torn = tmp_path / "checkpoint-900" / "trainer_state.json"
+        write(torn, torn.read_text()[:-50])
+        (trace,) = read_traces(tmp_path)
+        assert trace.steps[-1] == 500
+        (note,) = trace.notes
+        assert note.startswith(f"passed over: {torn} is no whole JSON file")
+        with pytest.raises(UsageError, match=r"checkpoint-900.trainer_state.json is no whole JSON file"):
+            read_traces([tmp_path, torn])
 
     def test_what_is_no_state_is_refused(self, tmp_path):
         path = tmp_path / "trainer_state.json"

@@ -1,8 +1,10 @@
 import json
+import tracemalloc
 from dataclasses import asdict, replace
 from math import inf, nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +18,11 @@ from autoclip.tuning.scoring import (
     clip_rate,
     instability,
     instability_of,
+    learned_nothing,
     read_run,
     reference_loss,
     score,
     score_from,
-    spikes,
     steps_to_target,
 )
 from tests.references import steps_until
@@ -75,6 +77,29 @@ def test_a_run_fails_when_it_is_non_finite_or_no_better_than_a_constant(
     loss: float, diverged: bool, failed: bool
 ) -> None:
     assert replace(GOOD, validation_loss=loss, diverged=diverged).failed is failed
+
+
+@pytest.mark.parametrize(
+    ("loss", "trivial", "nothing"),
+    [
+        (-0.96, -1.0, True),
+        (-1.0, -1.0, True),
+        (-1.04, -1.0, True),
+        (-1.06, -1.0, False),
+        (0.0, 0.0, False),
+        (0.01, 0.0, True),
+        (-0.1, 0.0, False),
+        (0.94, 1.0, False),
+        (0.96, 1.0, True),
+        (nan, -1.0, True),
+        (1e9, inf, False),
+    ],
+)
+def test_a_loss_near_that_of_a_constant_is_no_better_whatever_its_sign(
+    loss: float, trivial: float, nothing: bool
+) -> None:
+    assert learned_nothing(loss, trivial) is nothing
+    assert replace(GOOD, validation_loss=loss, trivial_loss=trivial).failed is nothing
 
 
 def test_a_task_without_a_trivial_loss_fails_only_by_diverging() -> None:
@@ -148,10 +173,26 @@ def test_the_base_is_every_run_at_the_configured_rate_or_at_the_one_nearest_to_i
 
 def test_a_spike_stands_six_deviations_above_the_128_losses_before() -> None:
     calm = tuple(1.0 + 0.01 * (-1) ** step for step in range(200))
-    assert spikes(replace(GOOD, losses=calm)) == 0
-    assert spikes(replace(GOOD, losses=(*calm, 1.05))) == 0
-    assert spikes(replace(GOOD, losses=(*calm, 1.07))) == 1
-    assert spikes(replace(GOOD, losses=(*calm[:127], 50.0))) == 0
+    assert scored(losses=calm).spikes == 0
+    assert scored(losses=(*calm, 1.05)).spikes == 0
+    assert scored(losses=(*calm, 1.07)).spikes == 1
+    assert scored(losses=(*calm[:127], 50.0)).spikes == 0
+
+
+def test_a_loss_that_is_not_finite_hides_no_spike() -> None:
+    calm = tuple(1.0 + 0.01 * (-1) ** step for step in range(200))
+    for broken in (nan, inf):
+        assert scored(losses=(*calm, broken, 1.07, 1.0)).spikes == 1
+        assert scored(losses=(*calm, broken)).spikes == 0
+
+
+def test_spikes_of_a_long_run_take_little_memory() -> None:
+    run = replace(GOOD, losses=tuple(np.random.default_rng(0).normal(1.0, 0.1, 300_000).tolist()))
+    tracemalloc.start()
+    score(run, multiplier=1.0, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6  # 128 values beside each loss are 300 MB
 
 
 def test_the_clip_rate_is_the_share_of_clipped_steps() -> None:

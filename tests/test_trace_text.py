@@ -53,6 +53,26 @@ def test_a_suggestion_as_json(log):
     assert found["recommended"]["policy"] == {"kind": "loss_aware_quantile"}
 
 
+@pytest.mark.parametrize("last", [-300, 300])
+def test_norms_over_the_whole_range_of_floats(tmp_path, last):
+    norms = np.logspace(-last, last, STEPS).tolist()
+    rows = "".join(json.dumps({"step": step, "gnorm": norm}) + "\n" for step, norm in enumerate(norms))
+    (tmp_path / "log.jsonl").write_text(rows)
+    for words in (["suggest"], ["suggest", "-f", "json"], ["suggest", "--html", tmp_path / "page.html"], ["replay"]):
+        code, text = run(*words, tmp_path / "log.jsonl")
+        assert code == 0, text
+    code, text = run("report", tmp_path)
+    assert (code, text.strip()) == (0, str(tmp_path / "report.html"))
+
+
+def test_an_end_of_an_interval_that_is_not_known_is_said(log):
+    _, text = run("suggest", log)
+    (line,) = [line for line in text.splitlines() if line.split()[1:2] == ["99"]]
+    assert ", unknown]" in line
+    (found,) = json.loads(run("suggest", log, "-f", "json")[1])
+    assert found["percentiles"]["99"]["high"] is None
+
+
 def test_a_replay_shows_a_line_for_each_policy_and_what_it_cannot_tell(log):
     code, text = run("replay", log, "--policy", "kind=fixed,threshold=5", "--policy", "kind=running_quantile")
     assert code == 0

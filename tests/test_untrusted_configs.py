@@ -1,6 +1,7 @@
 """Configurations by somebody else: nothing of them runs in `validate`, and none of them ends in a traceback."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from autoclip.cli import app
 from autoclip.errors import UsageError
-from autoclip.lab.config import load_config
+from autoclip.lab.config import ConfigError, load_config
 from autoclip.lab.experiment import make_task
 from autoclip.lab.loading import load_object
 from autoclip.lab.sweep_workers import _configured_database, run_sweep
@@ -74,6 +75,24 @@ def test_a_hostile_file_is_refused_in_lines_of_text(tmp_path: Path, text: str | 
     path.write_bytes(text if isinstance(text, bytes) else text.replace("CANARY", str(canary)).encode())
     assert str(path) in is_refused("validate", str(path))
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("".join(f"k{n}: !x 1\n" for n in range(16_000)), 32_004),
+        (CONFIG + f"seeds: [{', '.join(map(str, range(1, 90_000)))}, 1]\n", 1),
+    ],
+    ids=["many tags", "many seeds"],
+)
+def test_a_long_file_is_checked_in_one_pass(tmp_path: Path, text: str, faults: int) -> None:
+    """Both once took more than half a minute, four times as long for twice the lines."""
+    (tmp_path / "x.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as found:
+        load_config(tmp_path / "x.yaml")
+    assert time.monotonic() - began < 20
+    assert len(found.value.faults) == faults
 
 
 @pytest.mark.parametrize("kind", ["pipe", "directory", "missing", "device"])

@@ -134,3 +134,12 @@ def test_a_malformed_record_is_told(tmp_path):
 def test_other_files_are_refused(tmp_path, content, complaint):
     with pytest.raises(UsageError, match=f"run-abc.wandb .*{complaint}"):
         read_traces(write(tmp_path, content))
+
+
+def test_steps_that_begin_anew_in_each_epoch_are_counted_on(tmp_path):
+    rows = [
+        {"gnorm": str(1 + epoch), "step": str(step), "epoch": str(epoch)} for epoch in range(3) for step in range(4)
+    ]
+    (trace,) = read_traces(write(tmp_path, wandb(map(history, rows))))
+    assert trace.steps.tolist() == list(range(12))
+    assert trace.norms.tolist() == [1] * 4 + [2] * 4 + [3] * 4

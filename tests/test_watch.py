@@ -1,14 +1,16 @@
 """Gradients that are not as the clipper left them are noticed in the first steps."""
 
 import gc
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
-from autoclip import Clipper, Fixed, NoClip, attach
+from autoclip import Clipper, Fixed, NoClip, attach, watch
 from autoclip.watch import WATCHED_STEPS
 from tests.small_network import one_weight
 
@@ -95,10 +97,10 @@ def test_other_optimizers_are_not_looked_at():
 
 def test_only_the_first_steps_are_looked_at():
     weight, optimizer, clipper, _ = setting()
-    hooks = len(_global_optimizer_pre_hooks)
     train(weight, optimizer, clipper, [5.0] * WATCHED_STEPS)
+    assert not watch._WAITING
     train(weight, optimizer, clipper, [5.0], between=lambda: weight.grad.mul_(3))
-    assert len(_global_optimizer_pre_hooks) <= hooks
+    assert not watch._WAITING
 
 
 def test_a_monitor_is_told_too():
@@ -144,17 +146,51 @@ def test_an_attached_clipper_needs_no_look():
     weight = one_weight()
     optimizer = torch.optim.SGD([weight], lr=0.1)
     attach(optimizer, Fixed(1.0))
-    hooks = len(_global_optimizer_pre_hooks)
     weight.grad = torch.tensor([5.0])
     optimizer.step()
-    assert len(_global_optimizer_pre_hooks) == hooks
+    assert not watch._WAITING
 
 
-def test_hooks_of_dropped_clippers_are_removed():
-    hooks = len(_global_optimizer_pre_hooks)
+def test_all_clippers_share_one_hook_and_dropped_ones_are_forgotten():
+    Clipper([one_weight()])
+    hooks = list(_global_optimizer_pre_hooks)
     for _ in range(4):
         weight = one_weight()
         weight.grad = torch.tensor([5.0])
         Clipper([weight], Fixed(1.0)).step()
         gc.collect()
-    assert len(_global_optimizer_pre_hooks) <= hooks + 1
+    assert list(_global_optimizer_pre_hooks) == hooks
+    assert len(watch._WAITING) == 1
+    torch.optim.SGD([weight], lr=0.1).step()
+    assert not watch._WAITING
+
+
+def test_a_hook_of_all_optimizers_may_call_step():
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    clipper = Clipper([weight], Fixed(1.0))
+    handle = register_optimizer_step_pre_hook(lambda *_: clipper.step() and None)
+    try:
+        for _ in range(WATCHED_STEPS + 2):
+            weight.grad = torch.tensor([5.0])
+            optimizer.step()
+    finally:
+        handle.remove()
+    assert clipper.last.step == WATCHED_STEPS + 1
+    assert weight.grad.item() == pytest.approx(1.0)
+
+
+def test_threads_train_beside_each_other():
+    def fresh_clippers(_):
+        for _ in range(60):
+            weight, optimizer, clipper, _ = setting()
+            train(weight, optimizer, clipper, [5.0] * (WATCHED_STEPS + 1))
+        return clipper.last.step
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(fresh_clippers, range(4))) == [WATCHED_STEPS] * 4
+    finally:
+        sys.setswitchinterval(interval)

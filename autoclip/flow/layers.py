@@ -7,6 +7,8 @@ from math import hypot, isfinite, nan
 from pathlib import Path
 from typing import NamedTuple
 
+from autoclip.run_directory import LAYERS
+
 RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_(l\d+)(?:_reverse)?")
 """Parameters of torch's recurrent modules, which hold several layers each."""
 
@@ -88,7 +90,7 @@ def read_samples(path: Path) -> list[Sample]:
     Raises:
         OSError: the file cannot be read.
     """
-    file = path / "layers.jsonl" if path.is_dir() else path
+    file = path / LAYERS if path.is_dir() else path
     samples = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

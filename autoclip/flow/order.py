@@ -82,11 +82,16 @@ def forward_order(model: nn.Module, batch: Any, forward: Callable[[nn.Module, An
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
     """Leave buffers and random generators as they were before the block."""
+    holders = [(module, dict(module._buffers)) for module in model.modules()]  # a pass may exchange buffers
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {parameter.device.index or 0 for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(sorted(devices)):
         try:
             yield
         finally:
+            for module, held in holders:
+                module._buffers.clear()
+                module._buffers.update(held)
             for buffer, before in buffers:
-                buffer.copy_(before)
+                if not torch.equal(buffer, before):  # what is expanded cannot be written to, here or in the pass
+                    buffer.copy_(before)

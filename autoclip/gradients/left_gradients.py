@@ -15,7 +15,7 @@ class LeftGradients:
     Args:
         gradients: that are left.
         total_norm: of the step, before clipping.
-        left: norm that they were left with; None: unknown, as somebody else clipped them, or not known yet.
+        left: norm that they were left with; None: not known yet.
         skipped: they were removed.
     """
 
@@ -26,21 +26,22 @@ class LeftGradients:
         self._version = local_part(gradients[0])._version if gradients else 0
         self.norm = left
 
-    def is_still(self, gradients: list[Tensor], norm: float | None) -> bool:
+    def is_still(self, gradients: list[Tensor], norm: float, tolerance: float = 1e-6) -> bool:
         """Whether these are the same gradients, not written to since, with the norm they were left with.
 
         Args:
             gradients: that there are now.
-            norm: of all of them; None: unknown.
+            norm: of all of them.
+            tolerance: of the norms, relative.
         """
         if not gradients or self._first is None:
             return self._skipped and not gradients
         if not self.are_same(gradients):
             return False
-        if self.norm is None or norm is None:
+        if self.norm is None:
             return True
         # Scaled gradients are rounded in their own precision.
-        tolerance = max([1e-6, *(torch.finfo(dtype).eps for dtype in {gradient.dtype for gradient in gradients})])
+        tolerance = max([tolerance, *(torch.finfo(dtype).eps for dtype in {gradient.dtype for gradient in gradients})])
         return isclose(self.norm, norm, rel_tol=tolerance) or (isnan(self.norm) and isnan(norm))
 
     def are_same(self, gradients: list[Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -66,7 +66,8 @@ def checked(document: Document, model: type[_Model]) -> _Model:
             values = model.model_validate(document.values)
         except ValidationError as error:
             found = [_fault(document, model, dict(entry)) for entry in error.errors(include_url=False)]
-            faults += [fault for fault in found if not _follows(fault, document.faults)]
+            known = {(fault.place, fault.path) for fault in document.faults}
+            faults += [fault for fault in found if not _follows(fault, known)]
     if faults:
         faults.sort(key=lambda fault: fault.place)
         raise ConfigError("\n".join(map(str, faults)), faults)
@@ -231,9 +232,9 @@ def place_of(document: Document, path: KeyPath) -> Place:
     return document.places[path]
 
 
-def _follows(fault: Fault, known: Sequence[Fault]) -> bool:
+def _follows(fault: Fault, known: Set[tuple[Place, KeyPath]]) -> bool:
     """Whether the fault only follows from a value that could not be read."""
-    return any(fault.place == other.place and fault.path[: len(other.path)] == other.path for other in known)
+    return any((fault.place, fault.path[:length]) in known for length in range(len(fault.path) + 1))
 
 
 class ConfigError(UsageError):

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from autoclip.errors import UsageError
 from autoclip.lab.config import build_policy
 from autoclip.lab.policy_section import AnyPolicySection, PolicySection
+from autoclip.lab.yaml_source import read_value, shown
 from autoclip.policies import POLICIES, Policy
 
 USUAL_POLICIES = (
@@ -28,7 +28,7 @@ _SECTION: TypeAdapter[PolicySection] = TypeAdapter(AnyPolicySection)
 
 
 def policy_of(text: str) -> Policy:
-    """The policy that KEY=VALUE pairs, with commas between them, describe.
+    """The policy that KEY=VALUE pairs, with commas between them, describe; values are read as in a configuration.
 
     Raises:
         UsageError: a pair is none, a key is unknown or a value not allowed.
@@ -41,13 +41,14 @@ def policy_of(text: str) -> Policy:
                 f"--policy {text}: expected KEY=VALUE, got {pair!r}, as in kind=running_quantile,percentile=50"
             )
         try:
-            section[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--policy {text}: {value!r} is no value") from None
+            section[name.strip()] = read_value(value)
+        except ValueError as error:
+            raise UsageError(f"--policy {text}: {name.strip()}: {error}") from None
     kind = section.get("kind")
-    if kind not in POLICIES and ":" not in str(kind):
+    if not isinstance(kind, str) or (kind not in POLICIES and ":" not in kind):
         raise UsageError(
-            f"--policy {text}: kind must be one of {', '.join(POLICIES)}, or module:Class of one's own, got {kind!r}"
+            f"--policy {text}: kind must be one of {', '.join(POLICIES)}, or module:Class of one's own, got "
+            f"{shown(kind) if 'kind' in section else 'nothing'}"
         )
     try:
         return build_policy(_SECTION.validate_python(section))

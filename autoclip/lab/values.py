@@ -129,7 +129,10 @@ class Checked:
 
 @dataclass(frozen=True)
 class Items:
-    """In an annotation of a list: how many items it must hold, and whether they must differ; valid items come first."""
+    """In an annotation of a list: how many items it must hold, and whether they must differ; valid items come first.
+
+    Items that must differ are hashable.
+    """
 
     least: int = 0
     distinct: bool = False
@@ -138,9 +141,11 @@ class Items:
         """Return the values or raise ValueError."""
         if len(values) < self.least:
             raise ValueError(f"must hold at least {self.least} item, got an empty list")
-        repeated = [value for index, value in enumerate(values) if value in values[:index]]
-        if self.distinct and repeated:
-            raise ValueError(f"must hold distinct values, got {shown(repeated[0])} more than once")
+        seen = set()
+        for value in values if self.distinct else ():
+            if value in seen:
+                raise ValueError(f"must hold distinct values, got {shown(value)} more than once")
+            seen.add(value)
         return values
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -72,6 +72,23 @@ def read_text(text: str, name: str) -> "Document":
     return document
 
 
+def read_value(text: str) -> Any:
+    """The value of a text that is no mapping's line but stands alone, as on the command line.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    document = Document()
+    try:
+        node = _compose(text)
+    except _UnreadableError as error:
+        raise ValueError(str(error)) from None
+    value = None if node is None else _Reading(document, lambda _: Place(0, 0, 0, text)).value(node, ())
+    if document.faults:
+        raise ValueError(document.faults[0].message)
+    return value
+
+
 def dump(values: dict[str, Any]) -> str:
     """Write plain values as YAML that `read_document` reads back unchanged."""
     text: str = yaml.dump(

@@ -18,8 +18,9 @@ class AdaGC(Policy):
 
     Args:
         relative: > 0, the published 1.05.
-        absolute: > 0, in the units of the norms: bound on the total norm in the warm-up. It holds where
-            `warmup_threshold` is "auto"; a number or inf there bounds each parameter's norm instead.
+        absolute: > 0, in the units of the norms: bound on the total norm in the warm-up, within `min_threshold` and
+            `max_threshold`. It holds where `warmup_threshold` is "auto"; a number or inf there bounds each parameter's
+            norm instead.
         decay: in [0, 1), weight of the past.
         warmup_steps: norms to collect first.
         **bounds: see `Policy`.
@@ -51,9 +52,7 @@ class AdaGC(Policy):
         self.decay = self._checked("decay", decay)
         self.gamma = 0.0
 
-    @property
-    def warmup_total(self) -> float | None:
-        """Bound on the norm of all groups together, in the warm-up."""
+    def _warmup_total(self) -> float | None:
         return self.absolute if self.warmup_threshold == "auto" else None
 
     def _start(self, warmup_norms: list[float]) -> None:

@@ -5,8 +5,11 @@ from sys import float_info
 from typing import Unpack
 
 from autoclip.policies.parameters import AtLeastOne, Bounds, Decay, Floor, Percentile, Rate, Share, Steps
-from autoclip.policies.policy import Policy
+from autoclip.policies.policy import LARGEST_START, Policy
 from autoclip.statistics import GeometricQuantile, percentile_of
+
+FIRST_NORMS = 10
+"""So many norms tell whether the first one was of their kind."""
 
 
 class LossAwareQuantile(Policy):
@@ -17,6 +20,7 @@ class LossAwareQuantile(Policy):
                      C <- lift * C   where above = 1 and the loss falls:  slow - fast > margin * sd / sqrt(w)
                      C <- cut * C    where the loss rises:                fast - slow > margin * sd
                      C <- max(C, floor * D),  D = the same tracker without lifts and cuts, from the first norm on
+        after ten:   C <- start * m, D <- m  where m > 10 * first norm,  m = the third smallest of the first ten norms
 
     `fast` and `slow` are exponential averages of the loss up to this step, from the first loss on; sd is the root of
     the average, from zero on and decayed as the slow one, of the squared distances of each loss from the slow average
@@ -26,9 +30,12 @@ class LossAwareQuantile(Policy):
     While the loss falls steadily the share x of clipped steps is that with x (rate q + ln lift) = (1 - x) rate (1 - q):
     61 % by default. While it stands still it is 90 %, that is steps of almost equal length, which survive a learning
     rate that is too high; a rise shortens them. In a step the threshold rises by at most lift * exp(rate * q), 12 % by
-    default. Scale-free in the norms; neither the scale of the loss nor a constant added to it matters. In a step
-    without a loss q is `without_loss` / 100, and there is neither lift nor cut: without any, it is `RunningQuantile`
-    at that percentile with a slow start.
+    default, but for the last line: where the first norm was less than a tenth of what is usual (of a batch of which
+    nearly all was masked, of layers that begin at zero), it would take hundreds of steps to rise from there.
+
+    Scale-free in the norms; neither the scale of the loss nor a constant added to it matters. In a step without a loss
+    q is `without_loss` / 100, and there is neither lift nor cut: without any, it is `RunningQuantile` at that
+    percentile with a slow start.
 
     Args:
         percentile: in [0, 100], of the norms, while the loss neither falls nor rises.
@@ -78,17 +85,20 @@ class LossAwareQuantile(Policy):
         self.quantile = GeometricQuantile(self.percentile, self.rate)
         self.steady = GeometricQuantile(self.percentile, self.rate)
         self.losses: list[float] = []  # fast and slow average, sd and its weight; empty before the first loss
+        self.first_norms: list[float] = []  # until there are ten
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
     def _start(self, warmup_norms: list[float]) -> None:
         norm = percentile_of(sorted(warmup_norms), self.percentile)
         self.steady.start(self._contained(norm))
         self.quantile.start(self.steady.get() if self.warmup_steps else self.start * norm)
+        self.first_norms = [] if self.warmup_steps else [norm]
         self.inclusive = False
 
     def _restart(self, norms: list[float]) -> None:
         self._start(norms)
         self.quantile.start(self.steady.get())  # the slow start is for untrained weights
+        self.first_norms = []
 
     def _threshold(self) -> float:
         return self.quantile.get()
@@ -106,6 +116,19 @@ class LossAwareQuantile(Policy):
         least = self.floor * self.steady.get()
         if self.quantile.get() < least:
             self.quantile.start(least)
+        if self.first_norms:
+            self._look_at_the_first([*self.first_norms, norm])
+
+    def _look_at_the_first(self, norms: list[float]) -> None:
+        """Begin anew where the first norm turns out to be far below those after it."""
+        self.first_norms = norms
+        if len(norms) < FIRST_NORMS:
+            return
+        self.first_norms = []
+        usual = sorted(norms)[2]
+        if usual > LARGEST_START * norms[0]:
+            self.steady.start(usual)
+            self.quantile.start(self.start * usual)
 
     def _factor(self, above: bool) -> float:
         """What the loss makes of the threshold; `above`: whether the step was clipped."""

@@ -92,7 +92,7 @@ class Policy(ABC):
             raise ValueError(f"{name}._threshold() returned {returned!r}; a threshold is > 0 (inf: no clipping)")
         if self.min_threshold <= value <= self.max_threshold:
             return value
-        return self.min_threshold if value < self.min_threshold else self.max_threshold
+        return self._bounded(value)
 
     @final
     def observe(self, norm: float, loss: float | None = None) -> None:
@@ -153,7 +153,8 @@ class Policy(ABC):
     @property
     def warmup_total(self) -> float | None:
         """In the warm-up, bound on the norm of all groups together; None: each group has its own."""
-        return None
+        total = self._warmup_total()
+        return None if total is None else self._bounded(total)
 
     @property
     def starves_after(self) -> int | None:
@@ -188,6 +189,10 @@ class Policy(ABC):
     def _restart(self, norms: list[float]) -> None:
         """Begin anew from recent norms in the middle of training; as after the warm-up, unless overridden."""
         self._start(norms)
+
+    def _warmup_total(self) -> float | None:
+        """`warmup_total` without `min_threshold` and `max_threshold`."""
+        return None
 
     def _reciprocal(self, norm: float) -> float:
         """Norm that the response "reciprocal" leaves of a norm above the threshold, once active."""
@@ -245,7 +250,11 @@ class Policy(ABC):
                     getattr(loaded, attribute).load_state_dict(value)
                 except (KeyError, TypeError, AttributeError, ValueError) as error:
                     raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r}") from error
-            elif attribute in loaded._state_names() or loaded._may_appear_later(attribute, value):
+            elif attribute in loaded._state_names():
+                if not _alike(getattr(loaded, attribute), value):
+                    raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r:.100}")
+                setattr(loaded, attribute, _plain(attribute, value))
+            elif loaded._may_appear_later(attribute, value):
                 setattr(loaded, attribute, _plain(attribute, value))
             else:
                 raise ValueError(
@@ -276,6 +285,9 @@ class Policy(ABC):
     def _checked(self, name: str, value: Any) -> Any:
         return check(type(self), name, value)
 
+    def _bounded(self, threshold: float) -> float:
+        return min(max(threshold, self.min_threshold), self.max_threshold)
+
     @property
     def _warmup_length(self) -> int:
         return self.warmup_steps or int(self.needs_norms)
@@ -295,6 +307,14 @@ class Policy(ABC):
     def _state_names(self) -> list[str]:
         parameters = {self._attribute(name) for name in declared_parameters(type(self))}
         return [name for name in vars(self) if name not in parameters]
+
+
+def _alike(fresh: Any, value: Any) -> bool:
+    """Whether a value may take the place of the one that a policy begins with: None may be, or become, anything."""
+    if fresh is None or value is None:
+        return True
+    kinds = (bool, Real, str, list | tuple, dict)
+    return next((isinstance(value, kind) for kind in kinds if isinstance(fresh, kind)), True)
 
 
 def _plain(name: str, value: Any) -> Any:

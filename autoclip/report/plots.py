@@ -109,7 +109,8 @@ def histogram_picture(
     Args:
         runs: whose norms are counted together.
         quantity: label of the horizontal axis.
-        intervals: percentile -> value, lower and upper end of its interval; None: computed here, without intervals.
+        intervals: percentile -> value, lower and upper end of its interval, 0 and inf where it is open; None: computed
+            here, without intervals.
 
     Returns:
         None where no norm is finite and above zero.
@@ -119,11 +120,13 @@ def histogram_picture(
         return None
     figure, axes = new_figure()
     low, high = norms.min(), norms.max()
-    if high / low < 1.01:
+    if high < 1.01 * low:
         low, high = low / 1.1, high * 1.1
     bins = int(np.clip(np.sqrt(len(norms)), 10, 60))
     axes.hist(norms, bins=np.geomspace(low, high, bins + 1).tolist(), color=NORM, alpha=0.75)
     axes.set_xscale("log")
+    edges = axes.get_xlim()
+    axes.set_xlim(edges)
     entries: list[tuple[Artist, str]] = []
     styles = ("dotted", "solid", "dashed", "dashdot")
     for percentile, style, colour in zip(PERCENTILES, styles, colours(4), strict=True):
@@ -132,14 +135,17 @@ def histogram_picture(
         else:
             value, least, most = intervals[percentile]
             height = 0.96 - 0.05 * len(entries)
-            axes.plot(
-                [least, most], [height] * 2, "|-", color=colour, markersize=7, transform=axes.get_xaxis_transform()
-            )
+            ends = np.clip([least, most], *edges)
+            axes.plot(ends, [height] * 2, "|-", color=colour, markersize=7, transform=axes.get_xaxis_transform())
         line = axes.axvline(value, color=colour, linestyle=style, linewidth=1.4)
         entries.append((line, f"p{percentile}: {value:.3g}"))
     label_axes(axes, quantity, "steps")
     put_legend(figure, entries)
-    bands = " The bars at the top are 95 % confidence intervals." if intervals else ""
+    bands = (
+        " The bars at the top are 95 % confidence intervals; one that reaches the edge has no end that is known."
+        if intervals
+        else ""
+    )
     return Picture(
         name="norm_histogram",
         title="Distribution of the norms",

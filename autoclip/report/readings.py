@@ -1,6 +1,7 @@
 """From figures to sentences: what is normal, and what is not."""
 
 from collections.abc import Mapping, Sequence
+from math import exp, log
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from autoclip.flow import GradientFlow
 from autoclip.report.page import Level, Reading
 from autoclip.report.series import FEWEST_STEPS, Series, pooled_norms
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
-from autoclip.tuning.scoring import DEAD
-from autoclip.tuning.suggest import CALM_RATIO, DRIFT_RATIO
+from autoclip.tuning.scoring import learned_nothing
+from autoclip.tuning.suggest import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift
 
 PROMISE_KEPT = 0.1
 """A clip rate this close to the promised one is as it should be: short runs have not settled closer."""
@@ -36,7 +37,7 @@ def status_readings(summaries: Mapping[str, Mapping[str, Any]], failed: Mapping[
             found.append(Reading("bad", f"{label} diverged: loss, norm or parameters were no longer finite"))
         elif status in ("interrupted", None):
             found.append(Reading("note", f"{label} has no end yet: the figures show the steps taken so far"))
-        elif isinstance(loss, int | float) and isinstance(trivial, int | float) and loss > DEAD * trivial:
+        elif isinstance(loss, int | float) and isinstance(trivial, int | float) and learned_nothing(loss, trivial):
             found.append(
                 Reading(
                     "bad",
@@ -82,13 +83,13 @@ def norm_readings(runs: Sequence[Series]) -> list[Reading]:
     norms = pooled_norms(runs)
     if len(norms) < FEWEST_STEPS:
         return found
-    median, tail = np.percentile(norms, [50, 99])
+    median, tail, largest = (float(norm) for norm in np.percentile(norms, [50, 99, 100]))
     if tail > CALM_RATIO * median:
         found.append(
             Reading(
                 "note",
                 f"large steps occur: percentile 99 of the norms is {_times(tail / median)} times the median, the "
-                f"largest norm {_times(norms.max() / median)} times; a threshold near the median bounds them",
+                f"largest norm {_times(largest / median)} times; a threshold near the median bounds them",
             )
         )
     else:
@@ -136,12 +137,11 @@ def _drifts(runs: Sequence[Series]) -> list[Reading]:
     moved: dict[str, list[tuple[Series, float]]] = {}
     for run in runs:
         norms = run.norms[run.usable]
-        fifth = len(norms) // 5
-        if fifth < FEWEST_STEPS:
+        if len(norms) // 5 < FEWEST_STEPS:
             continue
-        ratio = float(np.median(norms[-fifth:]) / np.median(norms[:fifth]))
-        if max(ratio, 1 / ratio) > DRIFT_RATIO:
-            moved.setdefault("rose" if ratio > 1 else "fell", []).append((run, max(ratio, 1 / ratio)))
+        drift = log_drift(norms)
+        if abs(drift) > log(DRIFT_RATIO):
+            moved.setdefault("rose" if drift > 0 else "fell", []).append((run, exp(min(abs(drift), LARGEST_LOG_RATIO))))
     found = []
     for direction, own in moved.items():
         factors = " to ".join(_ends([_times(ratio) for ratio in sorted(ratio for _, ratio in own)]))

@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoclip.run_directory import METRICS
+from autoclip.traces.jsonl import OWN_KEYS
+from autoclip.tuning.replay import ROLLING_STEPS
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
-"""In every line of a `metrics.jsonl` of ours, and hardly in another's."""
-
-ROLLING_STEPS = 200
 DRAWN = 1000
 """Points of a smoothed line."""
 FEWEST_STEPS = 20

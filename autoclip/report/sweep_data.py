@@ -63,11 +63,11 @@ def read_sweep(directory: Path) -> SweepResult:
             f"{directory} holds a sweep that has not finished: there is no {TRIALS} yet; the same `autoclip sweep` "
             f"command continues it"
         )
-    with (directory / TRIALS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with (directory / TRIALS).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
         results = [_result(directory, row) for row in rows]
-    except (KeyError, ValueError, TypeError) as error:
+    except (csv.Error, KeyError, ValueError, TypeError) as error:
         raise UsageError(f"{directory / TRIALS} is not the table of a sweep: {error}") from None
     if not results:
         raise UsageError(f"{directory / TRIALS} has no candidates")

@@ -153,7 +153,7 @@ def _readings(one: Suggestion) -> list[Reading]:
 
 def _percentile_rows(one: Suggestion) -> list[list[str]]:
     return [
-        [f"{name:g} %", f"{value.value:.4g}", f"{value.low:.4g} to {value.high:.4g}"]
+        [f"{name:g} %", f"{value.value:.4g}", f"{value.low:.4g} to {value.highest('.4g')}"]
         for name, value in one.percentiles.items()
     ]
 

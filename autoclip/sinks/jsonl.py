@@ -1,5 +1,6 @@
 """The steps of a training loop as a file of JSON lines."""
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,7 +25,8 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
     The file is opened at the first record and keeps the lines of earlier steps only: a loop that was resumed with
     `clipper.load_state_dict()` continues it without a gap or a repeat, and one that starts over starts it anew. The
     same holds for a clipper that is set back in the middle. A kill loses at most the line being written; where lines of
-    earlier steps were damaged or removed otherwise, a warning tells of the gap.
+    earlier steps were damaged or removed otherwise, a warning tells of the gap. A copy that `copy.deepcopy` makes
+    writes nothing, and says so: the file is the original's.
 
     Args:
         path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing
@@ -48,6 +50,8 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self._next = 0
         self._announced: tuple[int, Any] = (-1, None)
         self._clipper: Callable[[], Any] | None = None  # a weak reference
+        self._is_copy = False
+        self._notices = Notices()
 
     def watch(self, clipper: Any) -> None:
         """Take what this clipper still has to tell before the file is closed."""
@@ -68,6 +72,13 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         Raises:
             OSError: the file cannot be written.
         """
+        if self._is_copy:
+            self._notices.say(
+                "copy",
+                f"a copy of a JSONLSink writes nothing, as {self.path} is its original's: give the copied clipper "
+                f"sinks of its own, `clipper.sinks = [...]`",
+            )
+            return
         if self._log is None or record.step < self._next:
             self.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,8 +107,14 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open file cannot be pickled; the copy opens it again at its first record.
+        # An open file cannot be pickled; whoever unpickles it, in another process, opens it again.
         return {**vars(self), "_log": None, "_clipper": None, "_announced": (-1, None)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "JSONLSink":
+        copied = copy.copy(self)
+        copied.optimizer = copy.deepcopy(self.optimizer, memo)
+        copied._is_copy = True
+        return copied
 
     def __repr__(self) -> str:
         return f"JSONLSink({str(self.path)!r})"

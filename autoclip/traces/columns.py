@@ -71,6 +71,11 @@ def may_be_step(name: str) -> bool:
     return _plain(name).rsplit("/", 1)[-1] in _STEP_NAMES
 
 
+def is_epoch(name: str) -> bool:
+    """Whether this is a name under which people log the epoch."""
+    return _plain(name).rsplit("/", 1)[-1] == "epoch"
+
+
 def step_column(names: Iterable[str], column: str) -> str | None:
     """The best of these names for the optimizer step of a column, None where none is known.
 

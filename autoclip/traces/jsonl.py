@@ -12,8 +12,10 @@ from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
+OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
+"""In every line of a `metrics.jsonl` of ours, and hardly in another's."""
+
 # JSON has no NaN: our own file has null for a norm that was not finite, and for the threshold of a step without one.
-_OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
 _OWN_NULLS = {"total_norm": nan, "threshold": inf}
 
 
@@ -45,7 +47,7 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
         OSError: the file cannot be read.
         UsageError: no line is a JSON object, or the column of the steps is missing.
     """
-    rows = RowLog(selection, str(path), _OWN_NULLS if first_keys(path) >= _OWN_KEYS else None)
+    rows = RowLog(selection, str(path), _OWN_NULLS if first_keys(path) >= OWN_KEYS else None)
     number = objects = strange = first_strange = 0
     torn = False
     for number, (line, whole) in enumerate(lines(path), start=1):

@@ -13,7 +13,7 @@ import numpy as np
 from autoclip.errors import UsageError
 from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
 from autoclip.traces.csv_file import header, read_csv
-from autoclip.traces.json_file import TRAINER_STATE, latest_states, read_json_rows
+from autoclip.traces.json_file import TRAINER_STATE, reached, read_json_rows, states_by_run
 from autoclip.traces.jsonl import first_keys, parsed, read_jsonl
 from autoclip.traces.tensorboard import read_events
 from autoclip.traces.text import lines
@@ -52,11 +52,11 @@ def read_traces(
 ) -> list[NormTrace]:
     """Read the gradient norms in logs: one trace for each run found.
 
-    Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one that goes furthest),
-    TensorBoard event files (those of a directory are one run), Lightning's `metrics.csv`, W&B's `run-<id>.wandb`, and
-    any CSV or JSON lines. Directories are searched through; symbolic links and hidden directories in them are not
-    followed, and tables without norms are passed over; what cannot be read in them is told in the notes of the first
-    trace. A trace that repeats another one, as where a run was logged twice, is left out.
+    Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one of the largest
+    `global_step`), TensorBoard event files (those of a directory are one run), Lightning's `metrics.csv`, W&B's
+    `run-<id>.wandb`, and any CSV or JSON lines. Directories are searched through; symbolic links and hidden directories
+    in them are not followed, and tables without norms are passed over; what cannot be read in them is told in the notes
+    of the first trace. A trace that repeats another one, as where a run was logged twice, is left out.
 
     Args:
         paths: a file or directory, or several.
@@ -71,11 +71,10 @@ def read_traces(
     given = [Path(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
     if not given:
         raise UsageError("no log was given: name a file or a directory")
-    found, named = _logs(given, selection)
+    passed_over: list[UsageError] = []
+    found, named = _logs(given, selection, passed_over)
     traces: list[tuple[Format, NormTrace]] = []
-    passed_over: list[str] = []
-    unreadable: list[str] = []
-    for kind, files in _runs(found):
+    for kind, files in _runs(found, named, passed_over):
         try:
             traces.append((kind, _read(kind, files, selection)))
         except SeveralNormsError:
@@ -83,31 +82,38 @@ def read_traces(
         except UsageError as error:
             if named.intersection(files):
                 raise
-            passed_over.append(str(error))
-            if not isinstance(error, NoNormError):
-                unreadable.append(f"passed over: {error}")
+            passed_over.append(error)
     if not traces:
-        shown = "\n  ".join(passed_over[:_SHOWN])
+        shown = "\n  ".join(map(str, passed_over[:_SHOWN]))
         more = f"\n  and {len(passed_over) - _SHOWN} more" if len(passed_over) > _SHOWN else ""
         raise UsageError(f"no gradient norms in {', '.join(map(str, given))}:\n  {shown}{more}")
     kept = _without_copies(traces)
+    unreadable = (f"passed over: {error}" for error in passed_over if not isinstance(error, NoNormError))
     kept[0] = replace(kept[0], notes=(*kept[0].notes, *unreadable))
     return kept
 
 
-def _logs(given: Iterable[Path], selection: Selection) -> tuple[dict[Path, Format], set[Path]]:
+def _logs(
+    given: Iterable[Path], selection: Selection, passed_over: list[UsageError]
+) -> tuple[dict[Path, Format], set[Path]]:
     # All files to read, in order, and those of them that were named by the user.
     found: dict[Path, Format] = {}
     named: set[Path] = set()
     for path in given:
-        if path.is_dir():
-            logs = {file: kind for file in _files(path) if (kind := _probed(file, selection)) is not None}
-            if not logs:
+        try:
+            is_directory, is_file = path.is_dir(), path.is_file()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if is_directory:
+            before = len(passed_over)
+            probed = ((file, _probed(file, selection, passed_over)) for file in _files(path, passed_over))
+            logs = {file: kind for file, kind in probed if kind is not None}
+            if not logs and len(passed_over) == before:
                 raise UsageError(
                     f"{path} holds no log with gradient norms that is known (metrics.jsonl, {TRAINER_STATE}, "
                     "event files, .wandb, or a CSV or JSON-lines file with a column known to hold them)"
                 )
-        elif path.is_file():
+        elif is_file:
             logs = {path: _format_of(path)}
             named.add(path)
         else:
@@ -116,14 +122,21 @@ def _logs(given: Iterable[Path], selection: Selection) -> tuple[dict[Path, Forma
     return found, named
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    for place, directories, names in os.walk(directory):
+def _files(directory: Path, passed_over: list[UsageError]) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        passed_over.append(_unreadable(Path(error.filename or directory), error))
+
+    for place, directories, names in os.walk(directory, onerror=note):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
-        files = (Path(place, name) for name in sorted(names))
-        yield from (file for file in files if file.is_file() and not file.is_symlink())
+        for file in (Path(place, name) for name in sorted(names)):
+            try:
+                if file.is_file() and not file.is_symlink():
+                    yield file
+            except OSError as error:
+                note(error)
 
 
-def _probed(path: Path, selection: Selection) -> Format | None:
+def _probed(path: Path, selection: Selection, passed_over: list[UsageError]) -> Format | None:
     # A directory holds more than logs: a table counts only where it has norms, which its first lines show.
     kind = _by_name(path)
     try:
@@ -133,7 +146,10 @@ def _probed(path: Path, selection: Selection) -> Format | None:
             rows = (parsed(line) for line, _ in islice(lines(path), _PROBED_LINES))
             has_norms = any(isinstance(row, dict) and any(map(selection.is_norm, row)) for row in rows)
             return Format.JSONL if has_norms else None
-    except (OSError, UsageError):
+    except OSError as error:
+        passed_over.append(_unreadable(path, error))
+        return None
+    except UsageError:
         return None
     return kind
 
@@ -169,17 +185,38 @@ def _format_of(path: Path) -> Format:
     raise UsageError(f"{path} is no log of a known format: no JSON, no table, no event file, no .wandb file")
 
 
-def _runs(found: dict[Path, Format]) -> Iterator[tuple[Format, list[Path]]]:
-    # Files that make up one trace: the event files of a directory; otherwise each its own.
-    states = set(latest_states(path for path in found if path.name == TRAINER_STATE))
-    done: set[Path] = set()
+def _runs(
+    found: dict[Path, Format], named: set[Path], passed_over: list[UsageError]
+) -> Iterator[tuple[Format, list[Path]]]:
+    # Files that make up one trace: the event files of a directory; of a run's states the one that goes furthest;
+    # otherwise each its own.
+    states = {run[0]: run for run in states_by_run(path for path in found if path.name == TRAINER_STATE)}
+    events: dict[Path, list[Path]] = {}
     for path, kind in found.items():
         if kind is Format.EVENTS:
-            if path.parent not in done:
-                done.add(path.parent)
-                yield kind, [other for other in found if found[other] is kind and other.parent == path.parent]
-        elif path.name != TRAINER_STATE or path in states:
+            events.setdefault(path.parent, []).append(path)
+    for path, kind in found.items():
+        if kind is Format.EVENTS:
+            if path == events[path.parent][0]:
+                yield kind, events[path.parent]
+        elif path.name != TRAINER_STATE:
             yield kind, [path]
+        elif path in states:
+            yield from ((kind, [furthest]) for furthest in _furthest(states[path], named, passed_over))
+
+
+def _furthest(states: list[Path], named: set[Path], passed_over: list[UsageError]) -> list[Path]:
+    # The state that goes furthest; none where none can be read.
+    ranked = []
+    for path in states:
+        try:
+            ranked.append((reached(path), path))
+        except (OSError, UsageError) as error:
+            refusal = _unreadable(path, error) if isinstance(error, OSError) else error
+            if path in named:
+                raise refusal from None
+            passed_over.append(refusal)
+    return [max(ranked)[1]] if ranked else []
 
 
 def _read(kind: Format, files: list[Path], selection: Selection) -> NormTrace:

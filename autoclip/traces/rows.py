@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import Selection, listed, may_be_step, step_column
+from autoclip.traces.columns import Selection, is_epoch, listed, may_be_step, step_column
 from autoclip.traces.notes import counted
 from autoclip.traces.scalars import ScalarLog, number, whole_number
 
@@ -14,7 +14,7 @@ class RowLog:
 
     Which column is the step of another one is decided by the first row that has the latter, unless `selection` does;
     where no known one is in it, rows are numbered. Values without that step later on are left out, as a second way of
-    counting steps would mix up their order.
+    counting steps would mix up their order. Steps that begin anew in each epoch are counted on (see `ScalarLog.trace`).
 
     Args:
         selection: what is wanted.
@@ -28,6 +28,7 @@ class RowLog:
         self._nulls = nulls or {}
         self._wanted: dict[str, bool] = {}
         self._needed: dict[str, bool] = {}
+        self._epoch: str | None = None
         self._rows = 0
         self._without_step = 0
         self._no_numbers = 0
@@ -38,6 +39,8 @@ class RowLog:
         if known is None:
             known = self._wanted[name] = self._selection.wants(name)
             self._log.seen(name)
+            if self._epoch is None and is_epoch(name):
+                self._epoch = name
         return known
 
     def needs(self, name: str) -> bool:
@@ -46,7 +49,7 @@ class RowLog:
         if known is None:
             step = self._selection.step_column
             is_step = name == step if step is not None else may_be_step(name)
-            known = self._needed[name] = self.wants(name) or is_step
+            known = self._needed[name] = self.wants(name) or is_step or name == self._epoch
         return known
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -64,13 +67,14 @@ class RowLog:
                 self._no_numbers += 1
             else:
                 values[name] = found
+        epoch = whole_number(row.get(self._epoch)) if self._epoch is not None else None
         for name, found in values.items():
             axis = self._axis(name, row)
             step = self._rows if axis is None else whole_number(row.get(axis))
             if step is None:
                 self._without_step += 1
             else:
-                self._log.add(name, step, found)
+                self._log.add(name, step, found, epoch)
         self._rows += bool(values)
 
     def _axis(self, name: str, row: Mapping[str, Any]) -> str | None:

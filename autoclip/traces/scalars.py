@@ -15,17 +15,20 @@ MAX_STEP = 2**53  # beyond it a float is no exact step, and no optimizer gets th
 
 
 class Series:
-    """Values with their steps, in the order in which they were written: 16 bytes each."""
+    """Values with their steps and, where known, epochs, in the order in which they were written: 24 bytes each."""
 
     def __init__(self) -> None:
         self.steps = array("q")
         self.values = array("d")
+        self.epochs = array("q")
         self._voids: list[tuple[int, int]] = []
 
-    def append(self, step: int, value: float) -> None:
+    def append(self, step: int, value: float, epoch: int | None = None) -> None:
         """Add one value."""
         self.steps.append(step)
         self.values.append(value)
+        if epoch is not None:
+            self.epochs.append(epoch)
 
     def restart(self, step: int) -> None:
         """Declare void what has been written for this step and later ones."""
@@ -36,6 +39,28 @@ class Series:
         """Whether all values carry one step, so that their order is all there is."""
         steps = np.array(self.steps, dtype=np.int64)
         return len(steps) > 1 and not self._voids and bool((steps == steps[0]).all())
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether every value has its epoch."""
+        return len(self.epochs) == len(self.steps) > 0
+
+    @property
+    def begins_anew_in_epochs(self) -> bool:
+        """Whether the steps go back where the epoch rises, which no restart makes it do."""
+        return self.has_epochs and bool(((np.diff(self.steps) < 0) & (np.diff(self.epochs) > 0)).any())
+
+    @property
+    def stride(self) -> int:
+        """From a step to the next higher one, the median."""
+        rises = np.diff(self.steps)
+        rises = rises[rises > 0]
+        return int(np.median(rises)) if len(rises) else 1
+
+    def count_on(self, first: int, length: int) -> None:
+        """Count the steps through all epochs, of which each has `length`, from the epoch `first` on."""
+        counted_on = (np.array(self.epochs) - first) * length + np.array(self.steps)
+        self.steps = array("q", counted_on.tobytes())
 
     def latest(self) -> tuple[Ints, Floats, str | None]:
         """The values that count, with strictly ascending steps, and a note where others do not.
@@ -89,8 +114,8 @@ class ScalarLog:
         self._names: set[str] = set()
         self._unwanted: set[str] = set()
 
-    def add(self, name: str, step: int, value: float) -> None:
-        """Take one value of one column; steps lie within +-`MAX_STEP`."""
+    def add(self, name: str, step: int, value: float, epoch: int | None = None) -> None:
+        """Take one value of one column; steps and epochs lie within +-`MAX_STEP`."""
         series = self._series.get(name)
         if series is None:
             if name in self._unwanted:
@@ -100,7 +125,7 @@ class ScalarLog:
                 self._unwanted.add(name)
                 return
             series = self._series[name] = Series()
-        series.append(step, value)
+        series.append(step, value, epoch)
 
     def seen(self, name: str) -> None:
         """Note that there is such a column, whatever is in it."""
@@ -114,12 +139,15 @@ class ScalarLog:
     def trace(self) -> NormTrace:
         """The trace of the norms.
 
+        Steps that begin anew in each epoch are counted on: epoch times the steps of an epoch, plus the step.
+
         Raises:
             NoNormError: no column holds norms.
             UsageError: several may, or what is there cannot be norms.
         """
         column = self.selection.choose(self._series, self._names, self.source)
         source = f"{self.source} [{column}]"
+        self._count_on(column)
         steps, norms, note = self._series.get(column, Series()).latest()
         notes = [*self.notes, *([note] if note else [])]
         if not len(steps):
@@ -137,6 +165,25 @@ class ScalarLog:
         if thresholds is not None and (thresholds <= 0).any():
             thresholds = None
         return NormTrace(steps, norms, source, losses[0] if losses else None, thresholds, tuple(notes))
+
+    def _count_on(self, column: str) -> None:
+        # Counts steps on through the epochs where they begin anew in each, in all columns with the steps of this one.
+        if column not in self._series or not self._series[column].begins_anew_in_epochs:
+            return
+        axis = self.axes.get(column)
+        names = [name for name, one in self._series.items() if self.axes.get(name) == axis and one.has_epochs]
+        own = [self._series[name] for name in names]
+        first, last = min(min(one.epochs) for one in own), max(max(one.epochs) for one in own)
+        # An epoch ends one stride behind its last step.
+        length = (
+            max(max(one.steps) for one in own) - min(min(one.steps) for one in own) + min(one.stride for one in own)
+        )
+        if (last - first + 1) * length > MAX_STEP:
+            return
+        for name in names:
+            self._series[name].count_on(first, length)
+            self.axes[name] = f"{axis}, counted on"
+        self.notes.append(f"the steps begin anew in each epoch: they are counted on, {length} to an epoch")
 
     def _beside(self, name: str | None, column: str, steps: Ints) -> Floats | None:
         # Another column's values at the steps of the norms, NaN where it has none; None where it has none at all.

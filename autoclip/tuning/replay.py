@@ -1,6 +1,5 @@
 """Replay: what a policy would have done to norms that were recorded."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -167,36 +166,43 @@ def replay_all(
     norms: Sequence[float] | NDArray[Any],
     policies: Sequence[Policy],
     losses: Sequence[float] | NDArray[Any] | None = None,
+    *,
+    processes: int = 1,
 ) -> list[Replay]:
-    """Replay several policies over the same norms; many norms on all processors.
+    """Replay several policies over the same norms.
 
     Args:
         norms: as of `replay`.
         policies: any number.
         losses: as of `replay`.
+        processes: that share the policies where norms are many. Each imports the main module anew: a script that asks
+            for more than one needs `if __name__ == "__main__":` around what it runs.
     """
-    workers = min(len(policies), os.cpu_count() or 1)
+    workers = min(len(policies), processes)
     if workers < 2 or len(norms) * len(policies) < MANY_NORMS:
         return [replay(norms, policy, losses=losses) for policy in policies]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(partial(replay, norms, losses=losses), policies))
 
 
-def spikes(norms: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which norms lie above mean + 6 standard deviations of the 128 finite ones before them; the first 128 never do.
+def spikes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which norms or losses lie above mean + 6 standard deviations of the 128 finite ones before them.
+
+    The first 128 never do, nor does what is not finite.
 
     Args:
-        norms: (n,).
+        values: (n,).
     """
-    found = np.zeros(len(norms), dtype=np.bool_)
-    at = np.flatnonzero(np.isfinite(norms))
-    finite = norms[at]
+    found = np.zeros(len(values), dtype=np.bool_)
+    at = np.flatnonzero(np.isfinite(values))
+    finite = values[at]
     if len(finite) <= SPIKE_STEPS:
         return found
     windows = np.lib.stride_tricks.sliding_window_view(finite, SPIKE_STEPS)[:-1]
     for start in range(0, len(windows), 8192):  # 8 MiB at a time
         part = windows[start : start + 8192]
-        limit = part.mean(axis=1) + SPIKE_SIGMAS * part.std(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # the limit is inf where squares are beyond every float
+            limit = part.mean(axis=1) + SPIKE_SIGMAS * part.std(axis=1)
         first = start + SPIKE_STEPS
         found[at[first : first + len(part)]] = finite[first : first + len(part)] > limit
     return found

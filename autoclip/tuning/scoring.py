@@ -12,11 +12,10 @@ import numpy as np
 
 from autoclip.errors import RunError
 from autoclip.run_directory import METRICS, SUMMARY, read_json
+from autoclip.tuning.replay import spikes
 
-DEAD = 0.95
-"""A validation loss above this share of the best constant predictor's means that nothing was learned."""
-SPIKE_WINDOW = 128
-SPIKE_SIGMAS = 6.0
+LEAST_GAIN = 0.05
+"""Share of the best constant predictor's loss by which a validation loss lies below it, unless nothing was learned."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,18 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Non-finite, or no better than a constant: V > 0.95 Ltriv."""
-        return self.diverged or not self.validation_loss <= DEAD * self.trivial_loss
+        """Non-finite, or no better than a constant (see `learned_nothing`)."""
+        return self.diverged or learned_nothing(self.validation_loss, self.trivial_loss)
 
     @property
     def bounded_loss(self) -> float:
         """Vc = min(V, L0); L0 where V is not finite."""
         return min(self.validation_loss, self.initial_loss) if isfinite(self.validation_loss) else self.initial_loss
+
+
+def learned_nothing(validation_loss: float, trivial_loss: float) -> bool:
+    """Whether a loss is no better than that of the best constant predictor: V > Ltriv - .05 |Ltriv|, or NaN."""
+    return not validation_loss <= trivial_loss * (1 - LEAST_GAIN if trivial_loss > 0 else 1 + LEAST_GAIN)
 
 
 def read_run(directory: Path) -> Run:
@@ -119,7 +123,8 @@ class Score:
         initial_loss: L0.
         failed: non-finite, or no better than a constant.
         clip_rate: share of the active steps clipped.
-        spikes: number of spikes of the loss.
+        spikes: number of spikes of the loss (see `replay.spikes`); only descriptive: a dead network has none, and a
+            well trained one may have many.
         steps: steps taken.
         seconds: of training.
         trivial_loss: Ltriv; None where the task names none.
@@ -153,7 +158,7 @@ def score(run: Run, multiplier: float, seed: int) -> Score:
         initial_loss=run.initial_loss,
         failed=run.failed,
         clip_rate=clip_rate(run),
-        spikes=spikes(run),
+        spikes=int(spikes(np.asarray(run.losses)).sum()),
         steps=len(run.losses),
         seconds=run.seconds,
         trivial_loss=run.trivial_loss if isfinite(run.trivial_loss) else None,
@@ -215,18 +220,6 @@ def steps_to_target(one: Score, reference: float) -> int | None:
         return None
     target = reference + 0.1 * (one.trivial_loss - reference)
     return next((step for step, loss in one.lows if loss <= target), None)
-
-
-def spikes(run: Run) -> int:
-    """Number of steps whose loss lies above mean + 6 standard deviations of the 128 before. Only descriptive.
-
-    A dead network has none, and a well trained one may have many.
-    """
-    losses = np.asarray(run.losses)
-    if len(losses) <= SPIKE_WINDOW:
-        return 0
-    before = np.lib.stride_tricks.sliding_window_view(losses[:-1], SPIKE_WINDOW)
-    return int((losses[SPIKE_WINDOW:] > before.mean(axis=1) + SPIKE_SIGMAS * before.std(axis=1)).sum())
 
 
 def clip_rate(run: Run) -> float:

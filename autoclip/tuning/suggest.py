@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, log, sqrt
+from math import ceil, exp, inf, isfinite, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ BLOCKS = 10
 DRIFT_RATIO = 1.5
 """Change of the median from the first to the last fifth that counts as drift, where the trend is significant."""
 DRIFT_P_VALUE = 0.01
+LARGEST_LOG_RATIO = 700.0
+"""About the log of the largest float, whose inverse is a float too."""
 CALM_RATIO = 3.0
 """99th percentile over the median, up to which nothing stands out."""
 LEAST_FALL = 0.05
@@ -33,14 +35,24 @@ SCALED_MEDIAN = 1e4
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % confidence interval."""
+    """An estimate with its 95 % confidence interval.
+
+    Attributes:
+        value: the estimate.
+        low: at least 0, which is all that is known of some percentiles of positive norms.
+        high: inf: unknown.
+    """
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.highest('.3g')}]"
+
+    def highest(self, form: str) -> str:
+        """The upper end in a format, or that it is unknown."""
+        return format(self.high, form) if isfinite(self.high) else "unknown"
 
 
 @dataclass(frozen=True)
@@ -48,19 +60,24 @@ class Drift:
     """How the norms change over the trace.
 
     Attributes:
-        ratio: median of the last fifth over that of the first.
+        log_ratio: log of the median of the last fifth over that of the first.
         tau: Kendall's rank correlation of the medians of ten blocks with time.
         p_value: of no trend.
     """
 
-    ratio: float
+    log_ratio: float
     tau: float
     p_value: float
 
     @property
+    def ratio(self) -> float:
+        """Median of the last fifth over that of the first, to the nearest of 1e-304 to 1e304."""
+        return exp(min(max(self.log_ratio, -LARGEST_LOG_RATIO), LARGEST_LOG_RATIO))
+
+    @property
     def is_there(self) -> bool:
         """Whether there is a trend, and it is large enough to matter."""
-        return self.p_value < DRIFT_P_VALUE and abs(log(self.ratio)) > log(DRIFT_RATIO)
+        return self.p_value < DRIFT_P_VALUE and abs(self.log_ratio) > log(DRIFT_RATIO)
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,10 @@ class Suggestion:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; the end of an interval is None where it is unknown."""
 
-        def interval(one: Interval) -> dict[str, float]:
-            return {"value": one.value, "low": one.low, "high": one.high}
+        def interval(one: Interval) -> dict[str, float | None]:
+            return {"value": one.value, "low": one.low, "high": one.high if isfinite(one.high) else None}
 
         return {
             "source": self.trace.source,
@@ -122,8 +139,8 @@ class Suggestion:
 def suggest(trace: NormTrace) -> Suggestion:
     """Look at the norms of a training and recommend a setting.
 
-    A percentile's interval is that of order statistics (Wilson's interval of the share of norms below it), for the
-    number of independent norms that the trace is worth (see `effective_count`, of the log norms).
+    A percentile's interval goes from one norm to another (see `interval_ranks`), for the number of independent norms
+    that the trace is worth (see `effective_count`, of the log norms).
 
     Raises:
         UsageError: there are fewer than 20 finite norms above zero.
@@ -185,10 +202,35 @@ def effective_count(values: NDArray[np.float64]) -> float:
     return float(min(max(count / time, 1.0), count))
 
 
+def interval_ranks(share: float, count: int, effective: float) -> tuple[int, int]:
+    """Ranks, from 1, of the sorted values between which the quantile of `share` lies with at least 95 % confidence.
+
+    For independent values the number of those below the quantile is binomial, whatever their distribution: it is less
+    than the lower rank with a probability of at most 2.5 %, and as many as the upper rank or more with as small a one.
+    Where they are worth fewer, the ranks are those of as many independent values, spread over all.
+
+    Args:
+        share: in (0, 1).
+        count: number of values.
+        effective: number of independent ones that they are worth, in [1, count].
+
+    Returns:
+        The lower rank, 0: the interval is open there; the upper rank, count + 1: open there.
+
+    Reference: David and Nagaraja, "Order Statistics", 2003, section 7.1.
+    """
+    worth = int(effective)
+    low, high = (int(rank) for rank in stats.binom.ppf([0.025, 0.975], worth, share))
+    return (
+        (low - 1) * count // worth + 1 if low > 0 else 0,
+        ceil((high + 1) * count / worth) if high < worth else count + 1,
+    )
+
+
 def _percentile(norms: NDArray[np.float64], percentile: float, effective: float) -> Interval:
-    share = _share(percentile / 100, effective)
-    low, value, high = np.percentile(norms, [100 * share.low, percentile, 100 * share.high])
-    return Interval(float(value), float(low), float(high))
+    low, high = interval_ranks(percentile / 100, len(norms), effective)
+    known = [0.0, *np.sort(norms).tolist(), inf]
+    return Interval(float(np.percentile(norms, percentile)), known[low], known[high])
 
 
 def _share(share: float, count: float) -> Interval:
@@ -199,13 +241,17 @@ def _share(share: float, count: float) -> Interval:
     return Interval(float(share), max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _drift(norms: NDArray[np.float64]) -> Drift:
+def log_drift(norms: NDArray[np.float64]) -> float:
+    """Log of the median of the last fifth of the norms, which are above zero, over that of the first."""
     fifth = max(len(norms) // 5, 1)
+    return log(np.median(norms[-fifth:])) - log(np.median(norms[:fifth]))
+
+
+def _drift(norms: NDArray[np.float64]) -> Drift:
     blocks = [float(np.median(block)) for block in np.array_split(norms, BLOCKS)]
     tau, p_value = stats.kendalltau(np.arange(BLOCKS), blocks)
     known = isfinite(tau)  # it is not where all blocks are equal
-    ratio = float(np.median(norms[-fifth:]) / np.median(norms[:fifth]))
-    return Drift(ratio, float(tau) if known else 0.0, float(p_value) if known else 1.0)
+    return Drift(log_drift(norms), float(tau) if known else 0.0, float(p_value) if known else 1.0)
 
 
 def _stuck(trace: NormTrace) -> list[str]:

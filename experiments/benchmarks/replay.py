@@ -7,6 +7,7 @@ processes included.
 """
 
 import argparse
+import os
 import time
 
 import numpy as np
@@ -23,7 +24,7 @@ def main() -> None:
     norms = np.random.default_rng(0).lognormal(0.0, 0.5, count)
     policies = [policy_of(text) for text in USUAL_POLICIES]
     began = time.monotonic()
-    results = replay_all(norms, policies)
+    results = replay_all(norms, policies, processes=os.cpu_count() or 1)
     seconds = time.monotonic() - began
     for one in results:
         print(f"{one.policy}: {one.clip_rate:.1%} clipped")

@@ -33,7 +33,7 @@ class RunRow:
         aulc: mean over the planned steps of min(L_t, L0), L_t the training loss.
         steps: steps taken.
         clip_rate: share of the steps after the warm-up that were clipped.
-        spikes: steps whose loss lies above mean + 6 standard deviations of the 128 before.
+        spikes: steps whose loss lies above mean + 6 standard deviations of the 128 finite ones before.
         recovery: median over the spikes of the steps until the mean of the next ten losses lies within one standard
             deviation of the mean before; one that never does counts the steps that were left. None without a spike.
         seconds: of training.

@@ -247,7 +247,8 @@ def test_lbfgs_is_clipped_at_every_evaluation_and_observed_once_a_step():
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
     records, module = Records(), Newton()
-    fit(module, AutoClipCallback(autoclip.Fixed(0.5), sinks=[records]))
+    with pytest.warns(UserWarning, match="LBFGS measures curvature"):
+        fit(module, AutoClipCallback(autoclip.Fixed(0.5), sinks=[records]))
     assert len(module.losses) > 2 * STEPS
     assert len(records.all) == STEPS
     assert [record.loss for record in records.all] == list(first.values())
