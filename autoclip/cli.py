@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from io import TextIOWrapper
 from math import isfinite
@@ -19,42 +19,9 @@ from autoclip.version import __version__
 if TYPE_CHECKING:
     from autoclip.lab.config import ExperimentConfig
 
-STARTER = """\
-# An experiment. It runs as it is:  autoclip run FILE
-# Any key can be changed there:     autoclip run FILE optimizer.lr=0.05 clip.policy.percentile=90
-# All keys and their allowed values: autoclip schema
-
-name: spirals                   # names the output directory, runs/spirals
-task:
-  target: "TARGET"
-  args: {hidden: 64, corrupted_share: 0.02}     # keyword arguments of the class
-optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}  # or adam, adamw, adagrad, rmsprop
-steps: 1000
-seeds: [0, 1, 2]                # one run each
-precision: float32              # or bfloat16, float16
-accumulate: 1                   # batches per step
-clip:
-  mode: norm                    # or value
-  on_nonfinite: skip            # or propagate, raise
-  policy:                       # what sets the threshold: POLICIES
-    kind: loss_aware_quantile   # the default; or a class of your own, my_module:MyPolicy
-    percentile: 10              # of the norms; a falling loss lifts the threshold from there, a rising one cuts it
-evaluate_every: 250             # steps between validations; null: only at the end
-checkpoint_every: 250           # autoclip run FILE --resume continues from there
-device: auto                    # or cpu, cuda, cuda:0
-log: {layers_every: 50}         # steps between norms by layer
-sweep:                          # autoclip sweep FILE compares what stands here, and nothing else reads it
-  none: true                    # no clipping
-  thresholds: [1.0, 5.0, 10.0]  # fixed
-  percentiles: [10, 50, 90]     # each in both forms: frozen after a warm-up, and running
-  policies: [{kind: loss_aware_quantile}]
-  seeds: [0, 1, 2]
-  lr_multipliers: [1, 3, 10]    # instability is judged over these learning rates
-"""
-
 EPILOG = """\
 Environment: the classes that a configuration names are imported from the working directory and the installed packages
-only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run whose code or versions changed is resumed only with
+only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run or sweep whose code or versions changed is continued only with
 AUTOCLIP_ALLOW_CHANGED_CODE=1.
 """
 
@@ -89,7 +56,19 @@ OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="How result
 
 def main() -> None:
     """Entry point of the `autoclip` command."""
-    app(prog_name="autoclip")
+    try:
+        try:
+            app(prog_name="autoclip")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # not when Python exits, which would print a traceback
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # nobody reads
+            place = error.filename or "the standard output"
+            print(visible(f"{place} cannot be read or written: {error.strerror}"), file=sys.stderr)  # noqa: T201
+        with suppress(AttributeError, OSError):  # an output that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write
+        sys.exit(1)
 
 
 def _print_version(asked: bool) -> None:
@@ -278,6 +257,7 @@ def init(
     with _exit_codes():
         from importlib.resources import files
 
+        from autoclip.lab.starter import STARTER
         from autoclip.policies import POLICIES
 
         target = "autoclip.lab.example:Spirals" if task is None else f"{_module_name(task)}:Spirals"

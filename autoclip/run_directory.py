@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,26 +19,56 @@ ASIDE = ".tmp"
 """Suffix of a file that is being written, and is to take another's place."""
 
 
+@dataclass(frozen=True)
+class EarlierLines:
+    """What a JSONL file holds of earlier steps.
+
+    Attributes:
+        steps: ascending.
+        lines: one for each step.
+        damaged: number of lines between them that cannot be read or do not ascend.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    damaged: int = 0
+
+
+def earlier_lines(path: Path, before: int) -> EarlierLines:
+    """The lines of steps before this one; a torn last line is left out, as is whatever is damaged."""
+    if not before or not path.exists():
+        return EarlierLines()
+    steps: list[int] = []
+    lines: list[str] = []
+    last = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")):
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+        if (steps[-1] if steps else -1) < step < before:
+            steps.append(step)
+            lines.append(line)
+            last = number
+    return EarlierLines(steps, lines, damaged=last + 1 - len(lines) if lines else 0)
+
+
 class LineLog(AbstractContextManager["LineLog"]):
     """A JSONL file with a `step` in every line, ascending; a kill loses at most the line being written.
 
     Args:
         path: the file; created where it is missing.
-        keep: lines of this step and later ones are removed first, as is whatever follows a line that is torn or does
-            not ascend; 0 starts empty.
+        earlier: the lines that it keeps.
     """
 
-    def __init__(self, path: Path, keep: int) -> None:
-        kept = [line for step, line in _whole_lines(path) if step < keep] if keep and path.exists() else []
-        write_atomically(path, "".join(line + "\n" for line in kept))
-        self.lines = len(kept)
+    def __init__(self, path: Path, earlier: EarlierLines) -> None:
+        write_atomically(path, "".join(line + "\n" for line in earlier.lines))
         self._file: TextIOWrapper = path.open("a", encoding="utf-8")
 
     def append(self, values: dict[str, Any]) -> None:
         """Write one line and hand it to the operating system at once."""
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
-        self.lines += 1
 
     def sync(self) -> None:
         """Wait until every line is on the disk."""
@@ -49,19 +80,6 @@ class LineLog(AbstractContextManager["LineLog"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _whole_lines(path: Path) -> list[tuple[int, str]]:
-    found: list[tuple[int, str]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            break  # torn by a kill, or the end of the file
-        if step <= (found[-1][0] if found else -1):
-            break
-        found.append((step, line))
-    return found
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -91,9 +109,13 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_asides(directory: Path) -> None:
-    """Delete what processes that were killed had begun to write; for a directory that nobody else writes to now."""
+    """Delete what processes that were killed had begun to write, `<name>.<pid>.tmp`, and no other file.
+
+    For a directory that nobody else writes to now.
+    """
     for path in directory.glob(f"*{ASIDE}"):
-        path.unlink(missing_ok=True)
+        if path.stem.rpartition(".")[2].isdecimal():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

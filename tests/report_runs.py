@@ -92,7 +92,7 @@ def write_sweep(
         found = []
         for multiplier in multipliers:
             for seed in (0, 1):
-                place = directory / "runs" / candidate.folder / f"lr-x{multiplier:g}" / f"seed-{seed}"
+                place = directory / candidate.run_directory(multiplier, seed)
                 lines = metrics_of(STEPS, seed=seed, loss=loss * (1 + 0.1 * seed))
                 final: dict[str, Any] = {"validation_loss": loss * (0.1 + 0.02 * seed + 0.1 * multiplier)}
                 if diverged:

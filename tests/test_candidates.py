@@ -39,6 +39,8 @@ def candidates(tmp_path: Path) -> Callable[..., list[Candidate]]:
         (fixed(5.0), "fixed 5", "fixed-5"),
         (fixed(0.25), "fixed 0.25", "fixed-0.25"),
         (fixed(1e-7), "fixed 1e-07", "fixed-1e-07"),
+        (fixed(1.0000001), "fixed 1.0000001", "fixed-1.0000001"),
+        (fixed(1234567.0), "fixed 1234567.0", "fixed-1234567.0"),
         (of_percentile("running_quantile", 90), "running_quantile p90", "running_quantile-p90"),
         (of_percentile("fixed_percentile", 99.5, warmup_steps=3), "fixed_percentile p99.5", "fixed_percentile-p99.5"),
         (refined(3, "fixed", 2.34567), "fixed 2.346 (refined 3)", "fixed-2.346--refined-3-"),
@@ -76,6 +78,17 @@ def test_refined_candidates_never_share_a_name_or_a_folder_with_the_grid_or_each
     same = [fixed(5.0), refined(1, "fixed", 5.0), refined(2, "fixed", 5.0), refined(11, "fixed", 5.0)]
     assert len({one.name for one in same}) == len({one.folder for one in same}) == 4
     assert {one.threshold for one in same} == {5.0}
+
+
+def test_values_that_differ_beyond_six_digits_are_kept_apart() -> None:
+    close = [1.0, 1.0000001, 1.0000002, 1e6, 1e6 + 1]
+    found = grid(none=False, thresholds=close, percentiles=[50.0, 50.00001], kinds=["autoclip"])
+    assert len({one.folder for one in found}) == len(found) == 7
+    assert len({fixed(5).run_directory(multiplier, 0) for multiplier in close}) == len(close)
+    assert fixed(5).run_directory(3.0, 7) == Path("runs/fixed-5/lr-x3/seed-7")
+    for multiplier in close:
+        rate = fixed(5).run_directory(multiplier, 0).parent.name
+        assert float(rate.removeprefix("lr-x")) == multiplier
 
 
 def test_only_a_fixed_candidate_has_a_threshold() -> None:

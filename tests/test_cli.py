@@ -280,6 +280,29 @@ def test_a_closed_pipe_is_no_traceback(arguments):
         assert running.stderr.read() == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("validate", "experiment.yaml"),
+        ("schema",),
+        ("--help",),
+        ("--version",),
+        ("init", "-"),
+        ("run", "experiment.yaml", "steps=3", "seeds=[0]"),
+        ("run", "experiment.yaml", "steps=3", "seeds=[0]", "-f", "json"),
+        ("run", "experiment.yaml", "--dry-run"),
+    ],
+)
+def test_a_standard_output_that_cannot_be_written_is_one_line(experiment, arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "the standard output cannot be read or written: No space left on device"
+
+
 def test_doctor(monkeypatch):
     rows = [Row("python", "3.12"), Row("import name", "is taken", ok=False, advice="uninstall it")]
     monkeypatch.setattr("autoclip.doctor.examine", lambda: rows)

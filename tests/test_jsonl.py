@@ -92,6 +92,36 @@ def test_a_resumed_loop_continues_the_file_without_a_gap_or_a_repeat(tmp_path: P
     assert parts == whole
 
 
+def written(path: Path, count: int) -> list[str]:
+    with JSONLSink(path) as sink:
+        for step in range(count):
+            sink.log(record(step))
+    return sink.path.read_text().splitlines()
+
+
+@pytest.mark.parametrize("damaged", ["", "xx", '{"step": 99}'])
+@pytest.mark.parametrize("at", [0, 10, 49])
+def test_a_gap_in_a_file_that_is_continued_is_told_and_what_is_whole_is_kept(
+    tmp_path: Path, damaged: str, at: int
+) -> None:
+    text = written(tmp_path, 50)
+    text[at] = damaged
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*text, "{}"]))
+    with JSONLSink(tmp_path) as sink:
+        with pytest.warns(UserWarning, match=r"metrics\.jsonl has a gap: lines of earlier"):
+            sink.log(record(50))
+        sink.log(record(51))
+    assert steps(sink.path) == [step for step in range(52) if step != at]
+
+
+def test_a_file_that_begins_later_or_is_set_back_has_no_gap(tmp_path: Path) -> None:
+    for begin, end in ((7, 12), (9, 11), (11, 14), (10, 12)):  # warnings are errors
+        with JSONLSink(tmp_path) as sink:
+            for step in range(begin, end):
+                sink.log(record(step))
+    assert steps(sink.path) == [7, 8, 9, 10, 11]
+
+
 def test_a_loop_that_starts_over_starts_the_file_anew(tmp_path: Path) -> None:
     for count in (5, 3):
         with JSONLSink(tmp_path) as sink:

@@ -23,8 +23,8 @@ def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys: pytest.CaptureFixt
 
 def test_a_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainingProgress("tiny seed 0", 10) as progress:
-        progress.say("checkpoint [bold]x[/bold] is damaged")
-    assert "checkpoint [bold]x[/bold] is damaged" in capsys.readouterr().err
+        progress.say("checkpoint [bold]x[/bold] of :smile: is damaged")
+    assert "checkpoint [bold]x[/bold] of :smile: is damaged" in capsys.readouterr().err
 
 
 def test_a_terminal_sees_loss_norm_threshold_and_clip_rate(

@@ -17,7 +17,7 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 from autoclip.errors import RunError, UsageError
-from autoclip.lab.checkpoint import load_checkpoint, save_checkpoint
+from autoclip.lab.checkpoint import LATEST, load_checkpoint, save_checkpoint
 from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
@@ -99,8 +99,70 @@ def test_a_repeat_in_the_metrics_is_no_substitute_for_a_gap(config: ExperimentCo
     path = tmp_path / "run" / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:4], lines[3], *lines[5:]]) + "\n")
-    with pytest.raises(RunError, match="holds 4 steps, the checkpoint 9"):
+    with pytest.raises(RunError, match="holds 8 steps, the checkpoint 9"):
         stopped(config, tmp_path / "run", TinyTask(), 99, resume=True)
+
+
+def test_metrics_that_are_damaged_are_refused_and_stay_with_the_checkpoints(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run_experiment(config, out, resume=False) == 0
+    path = out / "seed-0" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], "xx", *lines[5:]]) + "\n")
+    before = {one.name: one.read_bytes() for one in (out / "seed-0").iterdir() if one.name != "config.yaml"}
+    assert run_experiment(config.model_copy(update={"steps": 60}), out, resume=True) == 1
+    assert "holds 39 steps, the checkpoint 40" in json.loads((out / "summary.json").read_text())["seeds"][0]["error"]
+    after = {one.name: one.read_bytes() for one in (out / "seed-0").iterdir() if one.name != "config.yaml"}
+    assert after == before
+
+
+def test_a_damaged_line_of_the_layers_is_left_out_and_told_and_the_others_are_kept(
+    config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run_experiment(config, out, resume=False) == 0
+    path = out / "seed-0" / "layers.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "xx", *lines[3:]]) + "\n")
+    capsys.readouterr()
+    assert run_experiment(config.model_copy(update={"steps": 60}), out, resume=True) == 0
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [step for step in range(0, 60, 5) if step != 10]
+    assert "layers.jsonl has a gap: 1 damaged lines are left out" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
+    (tmp_path / "run" / LATEST).write_bytes(b"broken")
+    stopped(config, tmp_path / "run", TinyTask(), 1, resume=True)
+    (tmp_path / "run" / LATEST).write_bytes(b"broken")
+    state, damaged = load_checkpoint(tmp_path / "run")
+    assert state is not None
+    assert (state["tally"]["steps"], len(damaged)) == (7, 1)
+
+
+def test_a_seed_that_fails_when_it_is_resumed_is_not_told_to_be_finished(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, loss = tmp_path / "out", TinyTask.loss
+    assert run_experiment(config, out, resume=False) == 0
+
+    def breaks(self: TinyTask, model: Any, batch: Any) -> Any:
+        return loss(self, model, batch) if int(batch["index"]) < 45 else 1 / 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TinyTask, "loss", breaks)
+        assert run_experiment(config.model_copy(update={"steps": 60}), out, resume=True) == 1
+    names = {path.name for path in (out / "seed-0").iterdir()}
+    assert "error.txt" in names
+    assert "summary.json" not in names
+    assert run_experiment(config.model_copy(update={"steps": 60}), out, resume=True) == 0
+    assert json.loads((out / "seed-0" / "summary.json").read_text())["steps"] == 60
+    assert not (out / "seed-0" / "error.txt").exists()
 
 
 def test_a_damaged_summary_is_one_error_and_an_empty_one_is_none(

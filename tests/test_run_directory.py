@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from autoclip.errors import RunError
-from autoclip.run_directory import LineLog, read_json, remove_asides, write_atomically, write_json, written_aside
+from autoclip.run_directory import (
+    EarlierLines,
+    LineLog,
+    earlier_lines,
+    read_json,
+    remove_asides,
+    write_atomically,
+    write_json,
+    written_aside,
+)
 
 
 def steps(path: Path) -> list[int]:
@@ -13,7 +22,7 @@ def steps(path: Path) -> list[int]:
 
 
 def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    with LineLog(tmp_path / "log.jsonl", keep=0) as log:
+    with LineLog(tmp_path / "log.jsonl", EarlierLines()) as log:
         for step in range(3):
             log.append({"step": step})
             assert steps(tmp_path / "log.jsonl") == list(range(step + 1))
@@ -22,7 +31,7 @@ def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> No
 def test_a_new_log_starts_empty(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n')
-    with LineLog(path, keep=0):
+    with LineLog(path, EarlierLines()):
         assert path.read_text() == ""
 
 
@@ -30,21 +39,23 @@ def test_a_new_log_starts_empty(tmp_path: Path) -> None:
 def test_a_resumed_log_drops_later_lines_and_a_torn_tail(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)) + tail)
-    with LineLog(path, keep=3) as log:
-        assert log.lines == 3
+    earlier = earlier_lines(path, 3)
+    assert (earlier.steps, earlier.damaged) == ([0, 1, 2], 0)
+    with LineLog(path, earlier) as log:
         log.append({"step": 3})
     assert steps(path) == [0, 1, 2, 3]
 
 
-def test_a_resumed_log_tells_how_many_lines_were_there(tmp_path: Path) -> None:
+def test_lines_before_the_first_step_and_of_no_file_are_none(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
+    assert earlier_lines(path, 9) == EarlierLines([], [], 0)
     path.write_text('{"step": 0}\n{"step": 1}\n')
-    with LineLog(path, keep=9) as log:
-        assert log.lines == 2
+    assert earlier_lines(path, 0) == EarlierLines([], [], 0)
+    assert earlier_lines(path, 9) == EarlierLines([0, 1], ['{"step": 0}', '{"step": 1}'], 0)
 
 
 def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
-    log = LineLog(tmp_path / "log.jsonl", keep=0)
+    log = LineLog(tmp_path / "log.jsonl", EarlierLines())
     log.append({"step": 0})
     log.close()
     with pytest.raises(ValueError, match="closed file"):
@@ -52,7 +63,7 @@ def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
 
 
 def test_a_number_that_json_lacks_is_refused(tmp_path: Path) -> None:
-    with LineLog(tmp_path / "log.jsonl", keep=0) as log, pytest.raises(ValueError, match="not JSON compliant"):
+    with LineLog(tmp_path / "log.jsonl", EarlierLines()) as log, pytest.raises(ValueError, match="not JSON compliant"):
         log.append({"step": 0, "loss": float("nan")})
     assert (tmp_path / "log.jsonl").read_text() == ""
 
@@ -79,14 +90,20 @@ def test_a_broken_json_file_is_named(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tail", ['{"step": 2}\n{"step": 4}\n', '{"step": 1}\n{"step": 3}\n', '{"step": 1e999}\n', "[" * 9999]
+    "damaged",
+    ['{"step": 2}', '{"step": 1}', '{"step": -1}', '{"step": 1e999}', '{"step": 5000}', "[" * 9999, "xx", "\x00" * 40],
 )
-def test_what_follows_a_line_that_does_not_ascend_is_dropped(tmp_path: Path, tail: str) -> None:
+def test_a_damaged_line_in_the_middle_is_left_out_and_counted_and_what_follows_is_kept(
+    tmp_path: Path, damaged: str
+) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(3)) + tail)
-    with LineLog(path, keep=9) as log:
-        assert log.lines == 3
-    assert steps(path) == [0, 1, 2]
+    path.write_text("".join(f'{{"step": {step}}}\n' if step != 3 else damaged + "\n" for step in range(7)))
+    before = path.read_bytes()
+    earlier = earlier_lines(path, 6)
+    assert (earlier.steps, earlier.damaged) == ([0, 1, 2, 4, 5], 1)
+    assert path.read_bytes() == before
+    with LineLog(path, earlier):
+        assert steps(path) == [0, 1, 2, 4, 5]
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
@@ -113,10 +130,11 @@ def test_a_link_in_the_place_of_the_file_aside_is_not_followed(tmp_path: Path) -
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    for name in ("metrics.jsonl", "metrics.jsonl.123.tmp", "checkpoint.pt.9.tmp"):
+    others = ["cache.tmp", "metrics.jsonl", "mine.x1.tmp"]
+    for name in ("metrics.jsonl.123.tmp", "checkpoint.pt.9.tmp", *others):
         (tmp_path / name).touch()
     remove_asides(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
 
 
 def test_text_that_is_in_no_encoding_is_written_as_escapes(tmp_path: Path) -> None:

@@ -221,6 +221,11 @@ def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -
     assert run.losses[1] != run.losses[1]
     assert (run.clipped, run.planned_steps, run.trivial_loss, run.diverged) == ((True,), 5, inf, True)
     assert aulc(run) == (2.0 + 4 * 2.5) / 5
+    for initial in (None, float("nan"), float("inf")):
+        (tmp_path / "summary.json").write_text(json.dumps(summary | {"initial_validation_loss": initial}))
+        with pytest.raises(RunError, match="no finite validation loss from before the first step"):
+            read_run(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "metrics.jsonl").write_text(json.dumps(first) + "\n")
     with pytest.raises(RunError, match=r"has 1 lines, its summary tells of 2 steps"):
         read_run(tmp_path)

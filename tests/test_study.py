@@ -531,12 +531,29 @@ def test_names_with_quotes_and_umlauts_survive(tmp_path: Path) -> None:
         "not a url",
         "",
         "postgresql+psycopg2://nobody@127.0.0.1:1/none",
+        "postgresql://nobody@127.0.0.1:port/none",
     ],
 )
 def test_a_storage_that_cannot_be_opened_is_a_usage_error(bad: str) -> None:
     with pytest.raises(UsageError, match="cannot open the storage") as error:
         open_storage(bad)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite+pysqlite:///:memory:",
+        "sqlite:///file::memory:?cache=shared&uri=true",
+        "sqlite:///file:study?mode=memory&uri=true",
+    ],
+)
+def test_a_database_in_memory_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError, match="lives in one process only: name a file"):
+        open_storage(url)
 
 
 def test_a_file_that_is_no_database_is_a_usage_error(tmp_path: Path) -> None:

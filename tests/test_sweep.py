@@ -96,6 +96,42 @@ def test_the_reference_stays_frozen(configure: Callable[..., ExperimentConfig], 
     assert again.reference({}) == 0.125 != before
 
 
+def test_a_task_without_a_finite_loss_at_the_beginning_is_one_error(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tiny_task import TinyTask
+
+    out, calls, evaluate = tmp_path / "out", [], TinyTask.evaluate
+
+    def late(self: TinyTask, model: Any) -> float:
+        calls.append(model)
+        return evaluate(self, model) if model in calls[:-1] else float("inf")
+
+    monkeypatch.setattr(TinyTask, "evaluate", late)
+    with pytest.raises(RunError, match=r"seed-0 has no finite validation loss from before the first step"):
+        swept(configure(), out)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: tiny\nlater: 1\n", r"unknown key.*"),
+        ("name: [tiny\n", r"must be valid YAML.*"),
+    ],
+)
+def test_a_sweep_begun_by_another_version_is_refused(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, text: str, told: str
+) -> None:
+    swept(configure("sweep.thresholds=[1.0]", "sweep.none=false", "sweep.seeds=[0]"), tmp_path / "out")
+    study = optuna.load_study(study_name="tiny: runs", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
+    study.set_user_attr("configuration", text)
+    with pytest.raises(
+        UsageError, match=rf"begun by another version of autoclip.*{told}choose another --output-dir"
+    ) as met:
+        swept(configure(), tmp_path / "out")
+    assert "\n" not in str(met.value)
+
+
 def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(
     configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,29 @@ def test_the_snippet_is_the_clip_section_as_python(finished, capsys):
     assert yaml.safe_load((sweep.output_dir / "recommended.yaml").read_text())["clip"]["mode"] == "value"
 
 
+def test_names_from_outside_are_shown_as_they_are(finished, capsys):
+    name = "tests.test_sweep:TwiceTheLast(tag=[/x] [red]:smile:)"
+    odd = scored(Candidate(name, {"kind": "running_quantile"}), area=0.2, loss=0.3)
+    sweep = finished([odd])
+    sweep.output_dir /= "so[/x]"
+    sweep.output_dir.mkdir(parents=True)
+    assert report(sweep, "text") == 0
+    printed = capsys.readouterr().out
+    assert f"recommended: {name}: " in printed
+    (row,) = [line for line in printed.splitlines() if line.startswith("│ ")]
+    assert name in row
+    assert f"{sweep.output_dir}/trials.csv" in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["1e3", "0o7", "no", "null", "1:30", "~", "é"])
+def test_the_recommended_section_is_read_back_as_it_was(finished, capsys, name):
+    import autoclip
+
+    sweep = finished([FAST], "clip.scope=group", f"clip.groups={{'{name}': '.*'}}")
+    assert report(sweep, "text") == 0
+    assert autoclip.from_config(sweep.output_dir / "recommended.yaml")["groups"] == {name: ".*"}
+
+
 def test_a_race_tells_its_steps_and_gives_no_spread_for_one_seed(finished, capsys):
     alone = scored(fixed(1), area=0.9, loss=0.9, seeds=1)
     assert report(finished([FAST, alone], "sweep.race=true"), "text") == 0

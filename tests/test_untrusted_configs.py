@@ -12,7 +12,7 @@ from autoclip.errors import UsageError
 from autoclip.lab.config import ConfigError, load_config
 from autoclip.lab.experiment import make_task
 from autoclip.lab.loading import load_object
-from autoclip.lab.sweep_workers import run_sweep
+from autoclip.lab.sweep_workers import _configured_database, run_sweep
 from tests.test_train import CONFIG
 
 CANARY = "import pathlib\npathlib.Path({path!r}).touch()\n"
@@ -202,16 +202,39 @@ def test_a_name_cannot_lead_out_of_the_output_directory(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize(
-    "place", ["sqlite:///{outside}/x.db", "sqlite:///x.db", "sqlite:///file:{outside}/x.db?uri=true"]
+    ("place", "told"),
+    [
+        ("sqlite:///{outside}/x.db", "lies outside the output directory"),
+        ("sqlite:///x.db", "lies outside the output directory"),
+        ("sqlite:///{out}/../outside/x.db", "lies outside the output directory"),
+        ("sqlite:///{out}/link/x.db", "lies outside the output directory"),
+        ("sqlite:///{link}/../x.db", "lies outside the output directory"),
+        ("sqlite:///file:{outside}/x.db?uri=true", "must be a plain path"),
+        ("sqlite:///file:{out}/%252e%252e/outside/x.db?uri=true", "must be a plain path"),
+        ("sqlite:///file:{outside}/x.db%23/../out/x.db?uri=true", "must be a plain path"),
+        ("sqlite:///{out}/x.db?timeout=5", "must be a plain path"),
+    ],
 )
 def test_a_configured_database_lies_in_the_output_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
 ) -> None:
-    (tmp_path / "outside").mkdir()
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    out.mkdir()
+    (out / "link").symlink_to(outside)
+    (out / "deeper").mkdir()
+    (tmp_path / "link").symlink_to(out / "deeper")
     path = tmp_path / "x.yaml"
     path.write_text(CONFIG)
-    url = place.format(outside=tmp_path / "outside")
+    url = place.format(outside=outside, out=out, link=tmp_path / "link")
     config = load_config(path, [f"sweep={{storage: '{url}'}}"])
-    with pytest.raises(UsageError, match=r"sweep\.storage: .* lies outside the output directory .* --storage"):
-        run_sweep(config, tmp_path / "out", workers=1, storage=None)
-    assert list((tmp_path / "outside").iterdir()) == []
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=rf"sweep\.storage: .*{told}.* --storage"):
+        run_sweep(config, out, workers=1, storage=None)
+    assert sorted(tmp_path.rglob("*")) == before
+    for inside in (
+        f"sqlite:///{out}/x.db",
+        f"sqlite:///{out}/deeper/../x#y%.db",
+        "postgresql://host/study?sslmode=require",
+    ):
+        assert _configured_database(inside, out) == inside

@@ -3,7 +3,7 @@
 import os
 
 CHANGED_CODE = "AUTOCLIP_ALLOW_CHANGED_CODE"
-"""Resume a run although autoclip, torch or the task's file changed."""
+"""Continue a run or a sweep although autoclip, torch or the task's file changed."""
 ANY_TARGET = "AUTOCLIP_ALLOW_ANY_TARGET"
 """Import tasks and policies from anywhere on the path."""
 

@@ -1,4 +1,4 @@
-"""Which code a run was trained with, so that a resumed run does not mix two."""
+"""Which code a run was trained with, so that a resumed run, or a continued sweep, does not mix two."""
 
 import hashlib
 import inspect
@@ -11,13 +11,13 @@ from autoclip.lab.allowances import CHANGED_CODE, is_allowed
 from autoclip.version import __version__
 
 
-def code_version(*users: object) -> dict[str, str]:
-    """Versions of autoclip and torch, and the sha256 of the files that hold the classes of the user's objects.
+def code_version(*classes: type) -> dict[str, str]:
+    """Versions of autoclip and torch, and the sha256 of the files that hold the user's classes.
 
     What those files import is not looked at.
     """
     found = {"autoclip": __version__, "torch": str(torch.__version__)}
-    for cls in map(type, users):
+    for cls in classes:
         if cls.__module__.partition(".")[0] == "autoclip":
             continue
         try:
@@ -29,7 +29,7 @@ def code_version(*users: object) -> dict[str, str]:
 
 
 def refuse_other_code(before: dict[str, str], now: dict[str, str], directory: Path) -> None:
-    """Raise where a run was begun with other code, unless the user has allowed that.
+    """Raise where a run or a sweep was begun with other code, unless the user has allowed that.
 
     Raises:
         UsageError: with a list of what changed.

@@ -10,23 +10,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from statistics import median
 from types import FrameType
 from typing import Any, Literal
 
 import torch
 
 from autoclip.errors import RunError, UsageError
-from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.claimed_directory import claimed, for_seconds
+from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.progress import TrainingProgress
+from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, table
 from autoclip.lab.task import Task
 from autoclip.lab.train import choose_device, summarise, train
-from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json, remove_asides, write_atomically, write_json
+from autoclip.run_directory import CONFIG, METRICS, SUMMARY, remove_asides, write_atomically, write_json
 from autoclip.version import __version__
 
 MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
@@ -40,21 +40,6 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 PATIENCE_SECONDS = 10.0
 """How long a run waits for another process to leave its directory: children of one that was killed hold it a while."""
-
-SHOWN = (
-    "seed",
-    "status",
-    "steps",
-    "validation_loss",
-    "train_loss",
-    "clip_rate",
-    "threshold",
-    "skipped_steps",
-    "gradient_flow",
-    "seconds",
-    "error",
-)
-"""What the summary over the seeds repeats of each seed's own."""
 
 
 class Interrupt:
@@ -102,7 +87,7 @@ def run_experiment(
     # What the task prints must not mix with the result.
     with interrupt.listening(), redirect_stdout(sys.stderr):
         total = run_seeds(config, output_dir, resume=resume, interrupt=interrupt)
-    print(json.dumps(total, indent=2) if output_format == "json" else _table(total, output_dir))  # noqa: T201
+    print(json.dumps(total, indent=2) if output_format == "json" else table(total, output_dir))  # noqa: T201
     if interrupt.asked:
         print(f"interrupted; --resume continues in {output_dir}", file=sys.stderr)  # noqa: T201
         return 130
@@ -125,11 +110,11 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         RunError: the disk refused.
     """
     task = make_task(config)
-    build_policy(config.clip.policy)  # with the device, found wanting before anything is written
+    policy = build_policy(config.clip.policy)  # with the device, found wanting before anything is written
     choose_device(config.device)
     make_sinks(config, 0, output_dir, None, print)
     try:
-        _prepare(config, output_dir, resume=resume)
+        _prepare(config, output_dir, code_version(type(task), type(policy)), resume=resume)
         summaries = []
         for seed in config.seeds:
             if interrupt.asked:
@@ -147,7 +132,7 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
                 except RunError as error:
                     progress.say(str(error))
                     summaries.append({"seed": seed, "status": "failed", "error": str(error)})
-        total = _over_seeds(config, summaries)
+        total = over_seeds(config, summaries)
         write_json(output_dir / SUMMARY, total)
     except OSError as error:
         raise RunError(f"cannot write the run: {error}; what is there is whole, and --resume continues it") from None
@@ -166,7 +151,7 @@ def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path
         RunError: the task raised, or the disk refused.
     """
     try:
-        _begin(config, directory)
+        _begin(config, directory, code_version(type(task), type(build_policy(config.clip.policy))))
         with (
             claimed(directory, lambda: not interrupt.asked) as mine,
             TrainingProgress("", config.steps, bar=False) as progress,
@@ -200,22 +185,24 @@ def make_task(config: ExperimentConfig) -> Task:
     return task
 
 
-def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> None:
+def _prepare(config: ExperimentConfig, output_dir: Path, code: dict[str, str], *, resume: bool) -> None:
     """Create the directories; refuse to mix two runs in one."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"{output_dir} is a file; --output-dir needs a directory")
-    for directory in sorted(path.parent for path in output_dir.glob(f"seed-*/{CONFIG}")):
+    for directory in sorted({path.parent for name in (CONFIG, METRICS) for path in output_dir.glob(f"seed-*/{name}")}):
         if not resume:
             raise UsageError(
                 f"{directory} already holds a run: continue it with --resume, or choose another --output-dir"
             )
-        _refuse_changes(directory, config)
+        if (directory / CONFIG).exists():
+            _refuse_changes(directory, config)
     for seed in config.seeds:
-        _begin(config, output_dir / f"seed-{seed}")
+        _begin(config, output_dir / f"seed-{seed}", code)
 
 
-def _begin(config: ExperimentConfig, directory: Path) -> None:
+def _begin(config: ExperimentConfig, directory: Path, code: dict[str, str]) -> None:
     """Create a run directory with its configuration, or make sure that it holds this very run."""
+    refuse_other_code(read_summary(directory).get("code", {}), code, directory)
     text = to_yaml(config)
     if not (directory / CONFIG).exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -235,7 +222,7 @@ def _refuse_changes(directory: Path, config: ExperimentConfig) -> None:
             f"{directory} was begun with another configuration: {'; '.join(changed)}. Resume with the same one, or "
             f"choose another --output-dir"
         )
-    done = (read_json(directory / SUMMARY) or {}).get("steps", 0)
+    done = read_summary(directory).get("steps", 0)
     if done > config.steps:
         raise UsageError(f"{directory} has {done} steps already, more than the configured steps={config.steps}")
 
@@ -250,8 +237,10 @@ def _run_seed(
     progress: TrainingProgress,
     last_checkpoint: bool = True,
 ) -> dict[str, Any]:
-    before = read_json(directory / SUMMARY) if resume else None
-    if before and (before.get("status") == "diverged" or before.get("steps") == config.steps):
+    before = read_summary(directory) if resume else {}
+    if before and (
+        before["status"] == "diverged" or (before["status"] == "finished" and before["steps"] == config.steps)
+    ):
         return before
     remove_asides(directory)
     with warnings.catch_warnings():
@@ -269,9 +258,9 @@ def _run_seed(
                 last_checkpoint=last_checkpoint,
             )
             versions = {"autoclip": __version__, "torch": torch.__version__, "python": platform.python_version()}
-            flow = _gradient_flow(directory)
+            flow = gradient_flow(directory)
             found = {"gradient_flow": flow and flow.verdict}
-            summary = summarise(status, training) | found | {"versions": versions}
+            summary = summarise(status, training) | found | {"versions": versions, "code": training.code}
             write_json(directory / SUMMARY, summary)
         except UsageError:
             raise
@@ -288,63 +277,9 @@ def _run_seed(
     return summary
 
 
-def _gradient_flow(directory: Path) -> GradientFlow | None:
-    """How the gradient flowed in a run; None: no layers were logged."""
-    samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
-    return diagnose(samples) if any(sample.norms for sample in samples) else None
-
-
 def _keep_traceback(path: Path) -> str:
     try:
         write_atomically(path, traceback.format_exc())
     except OSError:
         return ""  # the disk is what failed
     return f"; traceback in {path}"
-
-
-def _over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
-    rates = [summary["clip_rate"] for summary in summaries if summary["status"] != "failed"]
-    return {
-        "name": config.name,
-        "policy": repr(build_policy(config.clip.policy)),
-        "seeds": [{name: summary.get(name) for name in SHOWN} for summary in summaries],
-        "failed": sum(summary["status"] == "failed" for summary in summaries),
-        "diverged": sum(summary["status"] == "diverged" for summary in summaries),
-        "median_validation_loss": median(losses) if losses else None,
-        "median_clip_rate": median(rates) if rates else None,
-    }
-
-
-def _table(total: dict[str, Any], output_dir: Path) -> str:
-    row = "{:>6}  {:<11}  {:>7}  {:>10}  {:>7}  {:>7}  {:>9}  {}".format
-    lines = [f"{total['name']}: {total['policy']}"]
-    lines.append(row("seed", "status", "steps", "validation", "clipped", "skipped", "threshold", "directory"))
-    for seed in total["seeds"]:
-        loss, threshold = seed["validation_loss"], seed["threshold"]
-        directory = output_dir / f"seed-{seed['seed']}"
-        if seed["status"] == "failed":
-            lines.append(row(seed["seed"], "failed", "-", "-", "-", "-", "-", directory))
-            continue
-        lines.append(
-            row(
-                seed["seed"],
-                seed["status"],
-                seed["steps"],
-                "-" if loss is None else f"{loss:.4f}",
-                f"{seed['clip_rate']:.1%}",
-                seed["skipped_steps"],
-                "off" if threshold is None else f"{threshold:.4g}",
-                directory,
-            )
-        )
-    return "\n".join([*lines, *_flow_lines(total, output_dir)])
-
-
-def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
-    flows = {seed["seed"]: _gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
-    lines = [f"gradient flow, seed {seed}: {flow.verdict}: {flow.evidence}" for seed, flow in flows.items() if flow]
-    unwell = dict.fromkeys(
-        (flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict in ("vanishing", "exploding")
-    )
-    return lines + [f"what helps where it is {verdict}: {advice}" for verdict, advice in unwell]

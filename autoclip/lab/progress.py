@@ -23,7 +23,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def __init__(self, label: str, total: int, bar: bool = True) -> None:
         self._silent = not bar
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -59,4 +59,4 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if not self._silent:
-            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(message, highlight=False, soft_wrap=True)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autoclip.errors import UsageError
 from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
-from autoclip.lab.config import ExperimentConfig, SweepConfig, differences, to_yaml
+from autoclip.lab.code_version import code_version, refuse_other_code
+from autoclip.lab.config import ConfigError, ExperimentConfig, SweepConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
+from autoclip.lab.loading import load_object
 from autoclip.lab.script import run_script
 from autoclip.lab.task import Task
+from autoclip.lab.yaml_source import read_text
 from autoclip.tuning import outcome
 from autoclip.tuning.candidates import Candidate, fixed, refined
 from autoclip.tuning.racing import Plan, Run, full_grid, race
@@ -35,6 +37,7 @@ AULC, S = "convergence (AULC)", "instability (S)"
 REFERENCE = "reference"
 POLICY = "policy"
 SCORES = "scores"
+CODE = "code"
 POLL_SECONDS = 0.5
 MOST_NAMED = 100
 """Candidates up to which a trial has its candidate as a parameter; its attribute `name` it always has."""
@@ -52,7 +55,8 @@ class Sweep:
         storage: URL of the database.
 
     Raises:
-        UsageError: the database holds a sweep of this name with another configuration, or cannot be opened.
+        UsageError: the database holds a sweep of this name with another configuration or other code, or cannot be
+            opened.
     """
 
     def __init__(self, config: ExperimentConfig, output_dir: Path, storage: str) -> None:
@@ -65,15 +69,22 @@ class Sweep:
         self.url, self._database = storage, database
 
         def changes(before: str) -> list[str]:
-            return differences(
-                _comparable(ExperimentConfig.model_validate(yaml.safe_load(before))), _comparable(config)
-            )
+            try:
+                begun = checked(read_text(before, "its configuration"), ExperimentConfig)
+            except ConfigError as error:
+                raise UsageError(
+                    f"the sweep {config.name!r} was begun by another version of autoclip, whose configuration this one "
+                    f"does not read ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
+                ) from None
+            return differences(_comparable(begun), _comparable(config))
 
         def study(name: str, metric_names: Sequence[str]) -> SharedStudy:
             return SharedStudy(database, name, metric_names, to_yaml(config), changes)
 
         self.runs = study(f"{config.name}: runs", [AULC])
         self.trials = study(config.name, [AULC, S])
+        code = self._code()
+        refuse_other_code(self.trials.frozen(CODE, code), code, output_dir)
         self._task: Task | None = None
         self._reference: float | None = None
         self._known: dict[str, tuple[Run, list[Score]]] = {}
@@ -182,7 +193,15 @@ class Sweep:
 
     def directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
         """Where a run is."""
-        return self.output_dir / "runs" / candidate.folder / f"lr-x{multiplier:g}" / f"seed-{seed}"
+        return self.output_dir / candidate.run_directory(multiplier, seed)
+
+    def _code(self) -> dict[str, str]:
+        """Versions, and files of the user's policies and task; those of a training script are not known."""
+        kinds = {str(one.policy["kind"]) for one in self.candidates.values()}
+        targets = sorted(kind for kind in kinds if ":" in kind)
+        if not self.settings.command:
+            targets.append(trained_task(self.config).target)
+        return code_version(*(load_object(target, Path.cwd()) for target in targets))
 
     def _train_next(self, plan: Plan, scores: Mapping[Run, Sequence[Score]], interrupt: Interrupt) -> bool:
         """Train the first run that nobody has taken; whether there was one."""

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from autoclip.lab.candidate_config import section_of
 from autoclip.lab.config import build_policy
 from autoclip.lab.sweep import REFERENCE, Sweep
+from autoclip.lab.yaml_source import dump
 from autoclip.run_directory import write_atomically, written_aside
 from autoclip.tuning import outcome
 from autoclip.tuning.pareto_plot import pareto_picture
@@ -29,7 +29,7 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     with written_aside(directory / "pareto.png") as file:
         file.write(pareto_picture(results, recommendation).png)
     if recommendation:
-        write_atomically(directory / "recommended.yaml", yaml.safe_dump(_clip(sweep, recommendation), sort_keys=False))
+        write_atomically(directory / "recommended.yaml", dump(_clip(sweep, recommendation)))
     if output_format == "json":
         print(json.dumps(_as_json(sweep, results, recommendation), indent=2, allow_nan=False))  # noqa: T201
     else:
@@ -44,8 +44,8 @@ def _clip(sweep: Sweep, recommendation: outcome.Recommendation) -> dict[str, Any
 
 def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outcome.Recommendation | None) -> None:
     table = _table(sweep, results)
-    needed = Console(width=1000).measure(table).maximum  # a pipe has no width, and nothing is to be cut off
-    console = Console(width=max(110, needed, Console().width), highlight=False)
+    needed = _console(1000).measure(table).maximum  # a pipe has no width, and nothing is to be cut off
+    console = _console(max(110, needed, Console().width))
     console.print(table)
     for line in outcome.degenerate(results):
         console.print(f"note: {line}")
@@ -79,9 +79,14 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
         console.print(f"note: {elsewhere}")
     console.print(f"files: {sweep.output_dir}/trials.csv, pareto.png, recommended.yaml, runs/")
     console.print("in a training loop:")
-    console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", markup=False, soft_wrap=True)
+    console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", soft_wrap=True)
     console.print("    loss.backward(); clipper.step(loss=loss)")
     console.print("    optimizer.step()")
+
+
+def _console(width: int) -> Console:
+    """Shows texts as they are: names of candidates and directories come from outside."""
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def _python(sweep: Sweep, chosen: outcome.Result) -> str:

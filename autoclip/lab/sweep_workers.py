@@ -1,6 +1,7 @@
 """`autoclip sweep`: worker processes that share a sweep, and the one that watches them."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from autoclip.lab.outage import DATABASE_ERRORS, STORAGE_ERRORS, Outage, look_fo
 from autoclip.lab.sweep import Sweep
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
-from autoclip.tuning.study import GRACE_SECONDS, sqlite_file, without_password
+from autoclip.tuning.study import GRACE_SECONDS, is_plain_path, sqlite_file, without_password
 
 POLL_SECONDS = 0.5
 MOST_KILLED = 20
@@ -96,7 +97,15 @@ def run_sweep(
 def _configured_database(url: str | None, output_dir: Path) -> str | None:
     """The URL that a configuration names, which may not write a file elsewhere."""
     path = sqlite_file(url) if url else None
-    if path is not None and not path.resolve().is_relative_to(output_dir.resolve()):
+    if url is None or path is None:
+        return url
+    if not is_plain_path(url):
+        raise UsageError(
+            f"sweep.storage: must be a plain path, as in sqlite:///{output_dir}/study.db, got {url}: options of SQLite "
+            f"are for the command line, --storage {url}"
+        )
+    opened = Path(os.path.abspath(path))  # noqa: PTH100 - as SQLAlchemy has it, a .. goes before links are followed
+    if not opened.resolve().is_relative_to(output_dir.resolve()):
         raise UsageError(
             f"sweep.storage: {path} lies outside the output directory {output_dir}, where a configuration may "
             f"not write: name it on the command line, --storage {url}"
@@ -172,7 +181,7 @@ class SweepProgress:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

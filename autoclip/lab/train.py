@@ -17,14 +17,14 @@ import torch
 from autoclip.clipper import Clipper
 from autoclip.errors import RunError, UsageError
 from autoclip.flow import UseOrder
-from autoclip.lab.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task
 from autoclip.records import ClipRecord, Sink, finite_or_none
-from autoclip.run_directory import LAYERS, METRICS, LineLog
+from autoclip.run_directory import LAYERS, METRICS, SUMMARY, LineLog, earlier_lines
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -97,7 +97,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches: Iterator[Any] = iter(task.batches(seed))
         self.tally = Tally()
-        self.code = code_version(task, self.clipper.policy)
+        self.code = code_version(type(task), type(self.clipper.policy))
         self._order: list[str] = []  # of the parameters' use, known after a step
 
     def step(self) -> Step:
@@ -228,6 +228,7 @@ def train(
         last_checkpoint: whether a run that is done leaves one, from which it could be prolonged.
     """
     training = Training(config, task, seed)
+    damaged: list[str] = []
     if resume:
         state, damaged = load_checkpoint(directory)
         for line in damaged:
@@ -239,12 +240,19 @@ def train(
             taken = training.tally.steps
             raise UsageError(f"{directory} has {taken} steps already, more than the configured steps={config.steps}")
     keep = training.tally.steps
-    with LineLog(directory / METRICS, keep) as metrics, LineLog(directory / LAYERS, keep) as layers:
-        if metrics.lines != keep:
-            raise RunError(
-                f"{directory / METRICS} holds {metrics.lines} steps, the checkpoint {keep}: lines were removed or "
-                f"damaged, and the run cannot be continued without a gap; choose another --output-dir"
-            )
+    earlier, earlier_layers = (earlier_lines(directory / name, keep) for name in (METRICS, LAYERS))
+    if len(earlier.steps) != keep:
+        raise RunError(
+            f"{directory / METRICS} holds {len(earlier.steps)} steps, the checkpoint {keep}: lines were removed or "
+            f"damaged, and the run cannot be continued without a gap; choose another --output-dir"
+        )
+    if earlier_layers.damaged:
+        say(f"{directory / LAYERS} has a gap: {earlier_layers.damaged} damaged lines are left out")
+    # From here on the directory changes.
+    if damaged:  # the next checkpoint must not put it in the place of the one before
+        (directory / LATEST).unlink()
+    (directory / SUMMARY).unlink(missing_ok=True)
+    with LineLog(directory / METRICS, earlier) as metrics, LineLog(directory / LAYERS, earlier_layers) as layers:
         sinks = make_sinks(config, seed, directory, training.clipper, say)
         try:
             status = _until_done(training, directory, metrics, layers, sinks, on_step, should_stop, last_checkpoint)

@@ -40,24 +40,35 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> "Document":
     document = Document()
     try:
         text = _text(path)
+    except _UnreadableError as error:
+        document.faults.append(_unreadable(error, str(path)))
+        return document
+    document = read_text(text, str(path))
+    if document.values is not None:
+        for number, override in enumerate(overrides, start=1):
+            _apply(document, number, override)
+    return document
+
+
+def read_text(text: str, name: str) -> "Document":
+    """Read one YAML mapping from a text, which faults call by this name; nothing is raised for what it holds."""
+    document = Document()
+    try:
         node = _compose(text)
     except _UnreadableError as error:
-        written_at = f"{path}:{error.line}:{error.column}" if error.line else str(path)
-        document.faults.append(Fault(Place(0, error.line, error.column, written_at), (), str(error)))
+        document.faults.append(_unreadable(error, name))
         return document
 
     def place_of(mark: yaml.Mark) -> Place:
         line, column = mark.line + 1, mark.column + 1
-        return Place(0, line, column, f"{path}:{line}:{column}")
+        return Place(0, line, column, f"{name}:{line}:{column}")
 
     if not isinstance(node, yaml.MappingNode):
         got = "an empty file" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        place = Place(0, 0, 0, str(path)) if node is None else place_of(node.start_mark)
+        place = Place(0, 0, 0, name) if node is None else place_of(node.start_mark)
         document.faults.append(Fault(place, (), f"must be a mapping of keys to values, got {got}"))
         return document
     document.values = _Reading(document, place_of).value(node, ())
-    for number, override in enumerate(overrides, start=1):
-        _apply(document, number, override)
     return document
 
 
@@ -124,6 +135,11 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8-sig")
         raise _UnreadableError(f"must be UTF-8 text, got the byte 0x{data[error.start]:02x}", *_end(before)) from None
+
+
+def _unreadable(error: "_UnreadableError", name: str) -> "Fault":
+    written_at = f"{name}:{error.line}:{error.column}" if error.line else name
+    return Fault(Place(0, error.line, error.column, written_at), (), str(error))
 
 
 def _compose(text: str) -> yaml.Node | None:

@@ -10,13 +10,12 @@ from autoclip.errors import UsageError
 from autoclip.report.configuration import read_configuration
 from autoclip.report.series import Series, read_series
 from autoclip.run_directory import CONFIG, SUMMARY, read_json
-from autoclip.tuning.candidates import Candidate
+from autoclip.tuning.candidates import RUNS, Candidate
 from autoclip.tuning.outcome import Result, recommend
 from autoclip.tuning.scoring import read_run, score
 
 TRIALS = "trials.csv"
 SWEEP = "sweep.yaml"
-RUNS = "runs"
 RECOMMENDED = "recommended.yaml"
 SCRIPTS_CLIP = "clip.yaml"
 """Where the runs of a training script have their clip section."""
@@ -49,7 +48,7 @@ class SweepResult:
 
     def run_directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
         """Where a run is."""
-        return self.directory / RUNS / candidate.folder / f"lr-x{multiplier:g}" / f"seed-{seed}"
+        return self.directory / candidate.run_directory(multiplier, seed)
 
 
 def read_sweep(directory: Path) -> SweepResult:

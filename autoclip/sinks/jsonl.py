@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from autoclip.notices import Notices
 from autoclip.records import ClipRecord
-from autoclip.run_directory import METRICS, LineLog
+from autoclip.run_directory import METRICS, LineLog, earlier_lines
 
 
 class HasLearningRate(Protocol):
@@ -24,8 +24,9 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
 
     The file is opened at the first record and keeps the lines of earlier steps only: a loop that was resumed with
     `clipper.load_state_dict()` continues it without a gap or a repeat, and one that starts over starts it anew. The
-    same holds for a clipper that is set back in the middle. A kill loses at most the line being written. A copy
-    that `copy.deepcopy` makes writes nothing, and says so: the file is the original's.
+    same holds for a clipper that is set back in the middle. A kill loses at most the line being written; where lines of
+    earlier steps were damaged or removed otherwise, a warning tells of the gap. A copy that `copy.deepcopy` makes
+    writes nothing, and says so: the file is the original's.
 
     Args:
         path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing
@@ -81,7 +82,10 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         if self._log is None or record.step < self._next:
             self.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._log = LineLog(self.path, keep=record.step)
+            earlier = earlier_lines(self.path, record.step)
+            if earlier.damaged or (earlier.steps and record.step - earlier.steps[0] > len(earlier.steps)):
+                Notices().say("gap", f"{self.path} has a gap: lines of earlier steps are damaged or missing")
+            self._log = LineLog(self.path, earlier)
         announced, lr = self._announced
         if announced != record.step:
             lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]

@@ -4,10 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+RUNS = "runs"
+"""Folder of a sweep's runs in its output directory."""
 LONGEST_FOLDER = 100
 """Characters in the name of a folder: file systems allow 255 bytes."""
+
+
+def numeral(number: float) -> str:
+    """A number in six digits, or as many as tell it from every other one: `5`, `0.25`, `1e-07`, `1.0000001`."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,10 @@ class Candidate:
         name = "".join(character if character.isalnum() or character in "._-" else "-" for character in self.name)
         return name if len(name) <= LONGEST_FOLDER else f"{name[:90]}-{sha256(self.name.encode()).hexdigest()[:8]}"
 
+    def run_directory(self, multiplier: float, seed: int) -> Path:
+        """Where a run is in the output directory of a sweep."""
+        return Path(RUNS, self.folder, f"lr-x{numeral(multiplier)}", f"seed-{seed}")
+
     @property
     def threshold(self) -> float | None:
         """The constant of a fixed candidate, None for all others."""
@@ -36,12 +49,12 @@ class Candidate:
 
 def fixed(threshold: float) -> Candidate:
     """A constant threshold."""
-    return Candidate(f"fixed {threshold:g}", {"kind": "fixed", "threshold": threshold})
+    return Candidate(f"fixed {numeral(threshold)}", {"kind": "fixed", "threshold": threshold})
 
 
 def of_percentile(kind: str, percentile: float, **parameters: Any) -> Candidate:
     """A percentile in one of its forms; parameters are those of the policy."""
-    return Candidate(f"{kind} p{percentile:g}", {"kind": kind, "percentile": percentile, **parameters})
+    return Candidate(f"{kind} p{numeral(percentile)}", {"kind": kind, "percentile": percentile, **parameters})
 
 
 def refined(number: int, form: str, value: float, **parameters: Any) -> Candidate:

@@ -62,7 +62,8 @@ def read_run(directory: Path) -> Run:
     """Read a finished run directory.
 
     Raises:
-        RunError: it holds no finished run, or its files are damaged or do not belong together.
+        RunError: it holds no finished run, its initial validation loss is not finite, or its files are damaged or do
+            not belong together.
     """
     try:
         return _read_run(directory)
@@ -81,12 +82,18 @@ def _read_run(directory: Path) -> Run:
     lines = json.loads(f"[{','.join(text.splitlines())}]")  # much faster than line by line
     if len(lines) != summary["steps"]:
         raise RunError(f"{directory / METRICS} has {len(lines)} lines, its summary tells of {summary['steps']} steps")
+    initial = _number(summary["initial_validation_loss"])
+    if not isfinite(initial):
+        raise RunError(
+            f"{directory} has no finite validation loss from before the first step, by which the run is judged: the "
+            f"task's evaluate() must give a finite one for the model as model() makes it"
+        )
     return Run(
         losses=tuple(_number(line["loss"]) for line in lines),
         clipped=tuple(line["clipped"] for line in lines if line["phase"] == "active" and line["total_norm"]),
         planned_steps=summary["planned_steps"],
         validation_loss=_number(summary["validation_loss"]),
-        initial_loss=_number(summary["initial_validation_loss"]),
+        initial_loss=initial,
         trivial_loss=inf if summary["trivial_loss"] is None else summary["trivial_loss"],
         diverged=summary["status"] == "diverged",
         seconds=summary["seconds"],

@@ -13,14 +13,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from autoclip.errors import UsageError
@@ -37,15 +37,18 @@ WORKER = "worker"
 BEGUN = "begun"
 LIVE = (TrialState.RUNNING, TrialState.COMPLETE)
 
+Frozen = TypeVar("Frozen")
+"""Anything that JSON holds."""
+
 
 def open_storage(url: str) -> RDBStorage:
     """Open a database.
 
     Raises:
-        UsageError: it lives in memory.
+        UsageError: it is SQLite's and lives in memory.
         UnopenedStorageError: it cannot be opened.
     """
-    if url in ("sqlite://", "sqlite:///:memory:"):
+    if _lives_in_memory(url):
         raise UsageError(f"{url} lives in one process only: name a file, as in sqlite:///study.db")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats and metric names are, in Optuna 5
@@ -65,21 +68,38 @@ def open_storage(url: str) -> RDBStorage:
 
 def sqlite_file(url: str) -> Path | None:
     """File of a SQLite database; None for another database, or a URL that is none."""
-    try:
-        parts = make_url(url)
-    except ArgumentError:
-        return None
-    if parts.get_backend_name() != "sqlite" or not parts.database:
+    parts = _parsed(url)
+    if parts is None or parts.get_backend_name() != "sqlite" or not parts.database:
         return None
     return Path(parts.database.removeprefix("file:"))
 
 
+def is_plain_path(url: str) -> bool:
+    """Whether the URL of a SQLite database is a path and no more: `file:` and `?` begin what SQLite reads itself."""
+    parts = _parsed(url)
+    return parts is not None and not parts.query and not (parts.database or "").startswith("file:")
+
+
 def without_password(url: str) -> str:
     """The URL as it may be shown."""
+    parts = _parsed(url)
+    return parts.render_as_string(hide_password=True) if parts else url
+
+
+def _lives_in_memory(url: str) -> bool:
+    parts = _parsed(url)
+    if parts is None or parts.get_backend_name() != "sqlite":
+        return False
+    file = (parts.database or "").removeprefix("file:")
+    return file in ("", ":memory:") or parts.query.get("mode") == "memory"
+
+
+def _parsed(url: str) -> URL | None:
+    """Parts of a URL; None where it is none."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+        return make_url(url)
+    except (ArgumentError, ValueError):  # such as a port that is no number
+        return None
 
 
 class UnopenedStorageError(UsageError):
@@ -223,11 +243,11 @@ class SharedStudy:
                 with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
                     self.optuna.tell(trial.number, state=TrialState.FAIL)
 
-    def frozen(self, name: str, value: float) -> float:
-        """A number that the study keeps as it was written first (processes that write at one moment write the same)."""
+    def frozen(self, name: str, value: Frozen) -> Frozen:
+        """A value that the study keeps as it was written first (processes that write at one moment write the same)."""
         if name not in self.optuna.user_attrs:
             self.optuna.set_user_attr(name, value)
-        kept: float = self.optuna.user_attrs[name]
+        kept: Frozen = self.optuna.user_attrs[name]
         return kept
 
 

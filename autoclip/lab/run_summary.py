@@ -1,0 +1,124 @@
+"""What is told of finished runs: the `summary.json` of a seed, that over the seeds, and the table of `autoclip run`."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+
+from autoclip.errors import RunError
+from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.run_directory import LAYERS, SUMMARY, read_json
+
+SHOWN = (
+    "seed",
+    "status",
+    "steps",
+    "validation_loss",
+    "train_loss",
+    "clip_rate",
+    "threshold",
+    "skipped_steps",
+    "gradient_flow",
+    "seconds",
+    "error",
+)
+"""What the summary over the seeds repeats of each seed's own."""
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The `summary.json` of a run; empty where there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    summary = read_json(directory / SUMMARY) or {}
+    try:
+        if summary:
+            _Summary.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise RunError(
+            f"{directory / SUMMARY} is damaged ({reason}); move it away, and --resume does without"
+        ) from None
+    return summary
+
+
+def gradient_flow(directory: Path) -> GradientFlow | None:
+    """How the gradient flowed in a run; None: no layers were logged."""
+    samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
+    return diagnose(samples) if any(sample.norms for sample in samples) else None
+
+
+def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The summary over the seeds."""
+    losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
+    rates = [summary["clip_rate"] for summary in summaries if summary["status"] != "failed"]
+    return {
+        "name": config.name,
+        "policy": repr(build_policy(config.clip.policy)),
+        "seeds": [{name: summary.get(name) for name in SHOWN} for summary in summaries],
+        "failed": sum(summary["status"] == "failed" for summary in summaries),
+        "diverged": sum(summary["status"] == "diverged" for summary in summaries),
+        "median_validation_loss": median(losses) if losses else None,
+        "median_clip_rate": median(rates) if rates else None,
+    }
+
+
+def table(total: dict[str, Any], output_dir: Path) -> str:
+    """The summary over the seeds as text, a line for each, and what is known of the gradient flow."""
+    thresholds = [_threshold(seed["threshold"]) for seed in total["seeds"]]
+    width = max(map(len, ("threshold", *thresholds)))
+    row = f"{{:>6}}  {{:<11}}  {{:>7}}  {{:>10}}  {{:>7}}  {{:>7}}  {{:>{width}}}  {{}}".format
+    lines = [f"{total['name']}: {total['policy']}"]
+    lines.append(row("seed", "status", "steps", "validation", "clipped", "skipped", "threshold", "directory"))
+    for seed, threshold in zip(total["seeds"], thresholds, strict=True):
+        loss = seed["validation_loss"]
+        directory = output_dir / f"seed-{seed['seed']}"
+        if seed["status"] == "failed":
+            lines.append(row(seed["seed"], "failed", "-", "-", "-", "-", "-", directory))
+            continue
+        lines.append(
+            row(
+                seed["seed"],
+                seed["status"],
+                seed["steps"],
+                "-" if loss is None else f"{loss:.4f}",
+                f"{seed['clip_rate']:.1%}",
+                seed["skipped_steps"],
+                threshold,
+                directory,
+            )
+        )
+    return "\n".join([*lines, *_flow_lines(total, output_dir)])
+
+
+def _threshold(threshold: float | dict[str, float | None] | None) -> str:
+    """A threshold, or the range of those by group."""
+    values = list(threshold.values()) if isinstance(threshold, dict) else [threshold]
+    numbers = sorted(value for value in values if value is not None)
+    texts = [f"{value:.4g}" for value in numbers] + ["off"] * (len(values) > len(numbers))
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
+
+
+def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
+    flows = {seed["seed"]: gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
+    lines = [f"gradient flow, seed {seed}: {flow.verdict}: {flow.evidence}" for seed, flow in flows.items() if flow]
+    unwell = dict.fromkeys(
+        (flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict in ("vanishing", "exploding")
+    )
+    return lines + [f"what helps where it is {verdict}: {advice}" for verdict, advice in unwell]
+
+
+class _Summary(BaseModel, strict=True):
+    """What `autoclip run` reads of a `summary.json`."""
+
+    status: Literal["finished", "diverged", "interrupted"]
+    steps: NonNegativeInt
+    validation_loss: float | None
+    clip_rate: float
+    skipped_steps: NonNegativeInt
+    threshold: float | dict[str, float | None] | None
+    code: dict[str, str] = {}

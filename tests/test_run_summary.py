@@ -1,0 +1,126 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoclip.errors import RunError, UsageError
+from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.experiment import Interrupt, run_experiment, run_seeds
+from autoclip.lab.run_summary import read_summary, table
+from autoclip.policies import POLICIES
+from tests.test_experiment import CONFIG, ROOT
+from tests.tiny_task import TinyTask
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentConfig]:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    return lambda *overrides: load_config(tmp_path / "tiny.yaml", ["seeds=[0]", *overrides])
+
+
+def row(printed: str) -> str:
+    (line,) = [line for line in printed.splitlines() if " finished " in line]
+    return line
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        ("clip.scope=global",),
+        ("clip.scope=parameter",),
+        ("clip.scope=group", "clip.groups={early: '^[01]', late: '^4'}"),
+    ],
+    ids=lambda scope: scope[0],
+)
+def test_the_table_shows_the_threshold_of_every_scope(configure, tmp_path, capsys, scope) -> None:
+    assert run_experiment(configure(*scope), tmp_path / "out", resume=False) == 0
+    shown = row(capsys.readouterr().out)
+    threshold = read_summary(tmp_path / "out" / "seed-0")["threshold"]
+    if isinstance(threshold, dict):
+        assert f"  {min(threshold.values()):.4g} to {max(threshold.values()):.4g}  " in shown
+    else:
+        assert f"  {threshold:.4g}  " in shown
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, capsys, kind) -> None:
+    needed = ", threshold: 1.0" if kind == "fixed" else ", multiple: 2" if kind == "center_multiple" else ""
+    config = configure(f"clip.policy={{kind: {kind}{needed}, warmup_steps: 5}}")
+    assert run_experiment(config, tmp_path / "out", resume=False) == 0
+    assert re.search(r"  (off|[\d.e+-]+( to [\d.e+-]+)?)  \S+/seed-0$", row(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "shown"),
+    [
+        (None, "off"),
+        (0.123456, "0.1235"),
+        ({"a": 2.0, "b": 0.5}, "0.5 to 2"),
+        ({"a": None, "b": 0.5}, "0.5 to off"),
+        ({"a": None, "b": None}, "off"),
+        ({"a": 1.0, "b": 1.0}, "1"),
+    ],
+)
+def test_thresholds_by_group_are_shown_as_a_range(tmp_path, threshold, shown) -> None:
+    seed = {"seed": 7, "status": "finished", "steps": 3, "validation_loss": 0.5, "clip_rate": 0.25, "skipped_steps": 0}
+    failed = {**seed, "seed": 8, "status": "failed", "threshold": None}
+    total = {"name": "x", "policy": "P()", "seeds": [{**seed, "threshold": threshold}, failed]}
+    lines = table(total, tmp_path).splitlines()
+    assert lines[2].endswith(f"  {shown}  {tmp_path}/seed-7")
+    assert len({line.index(str(tmp_path)) for line in lines[2:]} | {lines[1].index("directory")}) == 1
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"status": "diverged"}',
+        '{"steps": "x"}',
+        '{"steps": 20}',
+        '{"status": "finished", "steps": 20, "validation_loss": "low", "clip_rate": 0.5, "skipped_steps": 0, '
+        '"threshold": null}',
+        '{"status": "finished", "steps": 20, "validation_loss": 1, "clip_rate": 0.5, "skipped_steps": 0, '
+        '"threshold": {"a": []}}',
+    ],
+)
+def test_a_summary_that_lacks_what_is_read_of_it_is_one_error(configure, tmp_path, damaged) -> None:
+    out = tmp_path / "out"
+    assert run_experiment(configure(), out, resume=False) == 0
+    (out / "seed-0" / "summary.json").write_text(damaged)
+    with pytest.raises(RunError, match=r"seed-0/summary\.json is damaged \(.*\); move it away"):
+        run_experiment(configure(), out, resume=True)
+    (out / "seed-0" / "summary.json").unlink()
+    assert run_experiment(configure(), out, resume=True) == 0
+
+
+def test_there_is_no_summary_before_the_first_end(tmp_path) -> None:
+    assert read_summary(tmp_path) == {}
+
+
+def test_steps_reduced_to_where_a_run_was_interrupted_finish_it(configure, tmp_path, capsys, monkeypatch) -> None:
+    out, interrupt, loss = tmp_path / "out", Interrupt(), TinyTask.loss
+
+    def interrupted(self, model, batch):
+        interrupt.asked = int(batch["index"]) == 11
+        return loss(self, model, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TinyTask, "loss", interrupted)
+        run_seeds(configure(), out, resume=False, interrupt=interrupt)
+    before = read_summary(out / "seed-0")
+    assert (before["status"], before["steps"], before["validation_loss"]) == ("interrupted", 12, None)
+    assert run_experiment(configure("steps=12"), out, resume=True) == 0
+    assert " finished " in capsys.readouterr().out
+    found = read_summary(out / "seed-0")
+    assert (found["status"], found["steps"]) == ("finished", 12)
+    assert found["validation_loss"] is not None
+
+
+def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path) -> None:
+    metrics = tmp_path / "out" / "seed-0" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"step": 0}\n')
+    with pytest.raises(UsageError, match="seed-0 already holds a run"):
+        run_experiment(configure(), tmp_path / "out", resume=False)
+    assert metrics.read_text() == '{"step": 0}\n'
