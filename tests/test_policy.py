@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoclip import Clipper
 from autoclip.policies import (
     AdaGC,
     AutoClip,
@@ -444,3 +445,17 @@ def test_only_adagc_bounds_all_groups_together_in_its_warmup():
     assert AdaGC(absolute=0.7).warmup_total == 0.7
     assert AdaGC(warmup_threshold=3.0).warmup_total is None
     assert Running().warmup_total is None
+
+
+def test_an_argument_that_a_policy_does_not_have_is_named_with_those_it_has():
+    with pytest.raises(TypeError, match="RunningQuantile has no parameter 'percentil'; it has .*percentile, rate"):
+        Running(percentil=3)
+
+
+def test_a_policy_whose_constructor_does_not_call_ours_is_refused():
+    class Bare(LatestNorm):
+        def __init__(self):
+            self.latest = 1.0
+
+    with pytest.raises(TypeError, match=r"Bare must call super\(\).__init__\(\)"):
+        Clipper([torch.nn.Parameter(torch.zeros(1))], Bare())

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from math import inf, isfinite, nan
 from numbers import Integral, Real
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Never, Self, final
 
 from autoclip.policies.parameters import (
     Floor,
@@ -66,7 +66,10 @@ class Policy(ABC):
         warmup_threshold: WarmupThreshold = "auto",
         min_threshold: Floor = 0.0,
         max_threshold: Threshold = inf,
+        **unknown: Never,
     ) -> None:
+        for name in unknown:
+            self._checked(name, None)  # raises, with the names that there are
         self.warmup_steps: int = self._checked("warmup_steps", warmup_steps)
         self.warmup_threshold: float | Literal["auto"] = self._checked("warmup_threshold", warmup_threshold)
         self.min_threshold: float = self._checked("min_threshold", min_threshold)
@@ -206,11 +209,11 @@ class Policy(ABC):
     def parameters(self) -> dict[str, Any]:
         """Constructor arguments by name: `type(policy)(**policy.parameters())` is the same policy before any norm."""
         names = constructor_parameters(type(self))
-        unkept = [name for name in names if self._attribute(name) not in vars(self)]
+        unkept = [name for name in ("warmup_steps", *names) if self._attribute(name) not in vars(self)]
         if unkept:
             raise TypeError(
                 f"{type(self).__name__} must call super().__init__() and keep its constructor's arguments under their "
-                f"own names, or it can be neither copied nor resumed; missing: {', '.join(unkept)}"
+                f"own names, or it can be neither copied nor resumed; missing: {', '.join(dict.fromkeys(unkept))}"
             )
         return {name: vars(self)[self._attribute(name)] for name in names}
 

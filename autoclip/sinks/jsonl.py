@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +24,11 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
     """Writes the lines of `metrics.jsonl` in a loop of one's own, as `autoclip run` does in its own.
 
     The file is opened at the first record and keeps the lines of earlier steps only: a loop that was resumed with
-    `clipper.load_state_dict()` continues it without a gap or a repeat, and one that starts over starts it anew. The
-    same holds for a clipper that is set back in the middle. A kill loses at most the line being written; where lines of
-    earlier steps were damaged or removed otherwise, a warning tells of the gap. A copy that `copy.deepcopy` makes
-    writes nothing, and says so: the file is the original's.
+    `clipper.load_state_dict()` continues it without a gap or a repeat. So it is with a clipper that is set back in the
+    middle. One that begins at step 0 begins a new file: what was there is kept beside it, as `metrics.jsonl.1`, and a
+    warning says so. A kill loses at most the line being written; where lines of earlier steps were damaged or removed
+    otherwise, a warning tells of the gap. A copy that `copy.deepcopy` makes writes nothing, and says so: the file is the
+    original's.
 
     Args:
         path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing
@@ -82,9 +84,11 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         if self._log is None or record.step < self._next:
             self.close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if record.step == 0:
+                self._keep_what_is_there()
             earlier = earlier_lines(self.path, record.step)
             if earlier.damaged or (earlier.steps and record.step - earlier.steps[0] > len(earlier.steps)):
-                Notices().say("gap", f"{self.path} has a gap: lines of earlier steps are damaged or missing")
+                self._notices.say("gap", f"{self.path} has a gap: lines of earlier steps are damaged or missing")
             self._log = LineLog(self.path, earlier)
         announced, lr = self._announced
         if announced != record.step:
@@ -93,6 +97,13 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
             (lr,) = lr.read()
         self._log.append(record.as_json(None if lr is None else float(lr)))
         self._next = record.step + 1
+
+    def _keep_what_is_there(self) -> None:
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        number = next(n for n in count(1) if not self.path.with_name(f"{self.path.name}.{n}").exists())
+        aside = self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
+        self._notices.say("aside", f"this training begins at step 0: what {self.path} held is kept as {aside.name}")
 
     def close(self) -> None:
         """Close the file; a further record opens it again."""
