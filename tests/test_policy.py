@@ -448,7 +448,7 @@ def test_only_adagc_bounds_all_groups_together_in_its_warmup():
 
 
 def test_an_argument_that_a_policy_does_not_have_is_named_with_those_it_has():
-    with pytest.raises(TypeError, match="RunningQuantile has no parameter 'percentil'; it has .*percentile, rate"):
+    with pytest.raises(TypeError, match=r"RunningQuantile has no parameter 'percentil'; it has .*percentile, rate"):
         Running(percentil=3)
 
 

@@ -27,7 +27,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
     `clipper.load_state_dict()` continues it without a gap or a repeat. So it is with a clipper that is set back in the
     middle. One that begins at step 0 begins a new file: what was there is kept beside it, as `metrics.jsonl.1`, and a
     warning says so. A kill loses at most the line being written; where lines of earlier steps were damaged or removed
-    otherwise, a warning tells of the gap. A copy that `copy.deepcopy` makes writes nothing, and says so: the file is the
+    otherwise, a warning tells of the gap. A copy by `copy.deepcopy` writes nothing, and says so: the file is the
     original's.
 
     Args:
