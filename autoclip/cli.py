@@ -1,7 +1,6 @@
 """The command line. Whatever takes long to import is imported inside the command that needs it."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -206,15 +205,13 @@ def replay(
 ) -> None:
     """Show what policies would have done to gradient norms that were logged."""
     with _exit_codes():
-        from autoclip.lab.policy_option import USUAL_POLICIES, policy_of
+        from autoclip.lab.policy_option import USUAL_POLICIES, policy_of, replay_policies
         from autoclip.report.trace_text import print_replays, replays_as_json
         from autoclip.traces import read_traces
-        from autoclip.tuning.replay import replay_all
 
         policies = [policy_of(text) for text in policy or USUAL_POLICIES]
         traces = read_traces(paths, column=column, step_column=step_column)
-        processes = os.cpu_count() or 1
-        results = [(one, replay_all(one.norms, policies, one.losses, processes=processes)) for one in traces]
+        results = [(trace, replay_policies(trace, policies)) for trace in traces]
         if output_format == Format.json:
             _print_json([replays_as_json(trace, replays) for trace, replays in results])
             return
