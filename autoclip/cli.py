@@ -177,13 +177,15 @@ def suggest(
     with _exit_codes():
         from autoclip.report.trace_text import print_suggestion
         from autoclip.traces import read_traces
-        from autoclip.tuning.suggest import suggest as suggestion_of
+        from autoclip.tuning.suggest import suggest_each
 
-        suggestions = [suggestion_of(trace) for trace in read_traces(paths, column=column, step_column=step_column)]
+        suggestions, refused = suggest_each(read_traces(paths, column=column, step_column=step_column))
+        for reason in refused:
+            typer.echo(f"note: {reason}", err=True)
         if html:
             from autoclip.report.writing import write_suggestions
 
-            write_suggestions(suggestions, html)
+            write_suggestions(suggestions, html, refused)
             typer.echo(f"wrote {html}", err=True)
         if output_format == Format.json:
             _print_json([one.as_json() for one in suggestions])
@@ -222,17 +224,21 @@ def replay(
 @app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Of a run, its seeds, a sweep, or logs.")],
+    column: TraceColumn = None,
+    step_column: StepColumn = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Write DIR/report.html: the figures of a run, a sweep or a trace on one page, with what they mean."""
     with _exit_codes():
-        from autoclip.report.writing import as_json, write_report
+        from autoclip.report.writing import write_report
 
-        kind, page, pictures = write_report(directory)
+        written = write_report(directory, column, step_column)
+        for note in written.notes:
+            typer.echo(f"note: {note}", err=True)
         if output_format == Format.json:
-            _print_json(as_json(kind, page, pictures))
+            _print_json(written.as_json())
         else:
-            typer.echo(page)
+            typer.echo(written.page)
 
 
 @app.command()
