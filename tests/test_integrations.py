@@ -21,5 +21,6 @@ except ModuleNotFoundError as error:
 def test_an_integration_without_its_framework_names_the_extra(integration):
     code = IMPORT.format(integration=integration)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    message = rf"autoclip.integrations.{integration} needs {integration}[.a-z]*: pip install 'autoclip-tuner\[{integration}\]'"
+    hint = re.escape(f"pip install 'autoclip-tuner[{integration}]'")
+    message = rf"autoclip.integrations.{integration} needs {integration}[.a-z]*: {hint}"
     assert re.fullmatch(message, result.stdout.strip()), result.stderr
