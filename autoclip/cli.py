@@ -157,13 +157,15 @@ def suggest(
     with _exit_codes():
         from autoclip.report.trace_text import print_suggestion
         from autoclip.traces import read_traces
-        from autoclip.tuning.suggest import suggest as suggestion_of
+        from autoclip.tuning.suggest import suggest_each
 
-        suggestions = [suggestion_of(trace) for trace in read_traces(paths, column=column, step_column=step_column)]
+        suggestions, refused = suggest_each(read_traces(paths, column=column, step_column=step_column))
+        for reason in refused:
+            typer.echo(f"note: {reason}", err=True)
         if html:
             from autoclip.report.writing import write_suggestions
 
-            write_suggestions(suggestions, html)
+            write_suggestions(suggestions, html, refused)
             typer.echo(f"wrote {html}", err=True)
         if output_format == Format.json:
             _print_json([one.as_json() for one in suggestions])
@@ -185,15 +187,13 @@ def replay(
 ) -> None:
     """Show what policies would have done to gradient norms that were logged."""
     with _exit_codes():
-        from autoclip.lab.policy_option import USUAL_POLICIES, policy_of
+        from autoclip.lab.policy_option import USUAL_POLICIES, policy_of, replay_policies
         from autoclip.report.trace_text import print_replays, replays_as_json
         from autoclip.traces import read_traces
-        from autoclip.tuning.replay import replay_all
 
         policies = [policy_of(text) for text in policy or USUAL_POLICIES]
         traces = read_traces(paths, column=column, step_column=step_column)
-        processes = os.cpu_count() or 1
-        results = [(one, replay_all(one.norms, policies, one.losses, processes=processes)) for one in traces]
+        results = [(trace, replay_policies(trace, policies)) for trace in traces]
         if output_format == Format.json:
             _print_json([replays_as_json(trace, replays) for trace, replays in results])
             return
@@ -204,17 +204,21 @@ def replay(
 @app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Of a run, its seeds, a sweep, or logs.")],
+    column: TraceColumn = None,
+    step_column: StepColumn = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Write DIR/report.html: the figures of a run, a sweep or a trace on one page, with what they mean."""
     with _exit_codes():
-        from autoclip.report.writing import as_json, write_report
+        from autoclip.report.writing import write_report
 
-        kind, page, pictures = write_report(directory)
+        written = write_report(directory, column, step_column)
+        for note in written.notes:
+            typer.echo(f"note: {note}", err=True)
         if output_format == Format.json:
-            _print_json(as_json(kind, page, pictures))
+            _print_json(written.as_json())
         else:
-            typer.echo(page)
+            typer.echo(written.page)
 
 
 @app.command()

@@ -112,6 +112,14 @@ def test_a_missing_file_is_named():
         from_config("no.yaml")
 
 
+@pytest.mark.parametrize("given", [{"clip": {"policy": {"kind": "zclip"}}}, None, 3])
+def test_what_is_no_path_is_refused(given):
+    with pytest.raises(
+        TypeError, match=f"takes the path of a YAML file with a clip section, got a {type(given).__name__}"
+    ):
+        from_config(given)
+
+
 def test_a_policy_of_ones_own_is_imported_from_the_working_directory():
     Path("clip_policies.py").write_text(
         "import autoclip\n\nclass Mine(autoclip.RunningQuantile):\n    def __init__(self, share=3):\n"

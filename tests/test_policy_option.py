@@ -1,11 +1,65 @@
 """Policies as they are written on the command line."""
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from autoclip import Fixed, RunningQuantile
+from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.lab.policy_option import USUAL_POLICIES, policy_of
 from autoclip.lab.yaml_source import read_document
+from autoclip.tuning.replay import MANY_NORMS
+
+POLICIES_OF_ONES_OWN = """
+from autoclip import Policy
+
+class Level(Policy):
+    def _start(self, norms): pass
+    def _threshold(self): return 1.0
+    def _observe(self, norm, loss): pass
+
+class Negative(Level):
+    def _threshold(self): return -1
+
+class Forgetful(Level):
+    def _observe(self, norm, loss): return {}["norms"]
+
+class WithoutSuper(Level):
+    def __init__(self): pass
+
+class Unkept(Level):
+    def __init__(self, level=1.0):
+        super().__init__()
+
+class Leaving(Level):
+    def _observe(self, norm, loss): raise SystemExit(0)
+
+class Unpicklable(Level):
+    def __init__(self):
+        super().__init__()
+        self.function = lambda: 1
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A working directory with a log and policies of one's own, in a module of its own name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"own_{tmp_path.name}.py").write_text(POLICIES_OF_ONES_OWN)
+    write_log(tmp_path / "log.csv", 200)
+    return f"own_{tmp_path.name}"
+
+
+def write_log(path, count):
+    norms = np.random.default_rng(0).lognormal(0, 0.5, count)
+    path.write_text("step,grad_norm\n" + "".join(f"{step},{norm}\n" for step, norm in enumerate(norms)))
+
+
+def replayed(*policies):
+    options = [word for policy in policies for word in ("--policy", f"kind={policy}")]
+    return CliRunner().invoke(app, ["replay", "log.csv", *options])
 
 
 def test_pairs_make_a_policy():
@@ -32,10 +86,20 @@ def test_the_usual_ones_are_ten():
     [
         ("running_quantile", r"expected KEY=VALUE, got 'running_quantile'"),
         ("kind=running_quantile,percentile", "expected KEY=VALUE, got 'percentile'"),
-        ("kind=running_quantil", "kind must be one of none, fixed, .*got 'running_quantil'"),
-        ("percentile=50", "kind must be one of none, .*got nothing"),
+        (
+            "kind=running_quantil",
+            r"kind: must be one of none, fixed, .*got 'running_quantil' \(did you mean running_quantile\?\)",
+        ),
+        ("percentile=50", "kind: must be one of none, .*got nothing"),
         ("kind=running_quantile,percentile=200", r"percentile: .*\[0, 100\]"),
-        ("kind=running_quantile,percentil=50", "percentil"),
+        (
+            "kind=running_quantile,percentil=50",
+            r"percentil: unknown key of kind running_quantile \(did you mean percentile\?\); known: kind, percentile",
+        ),
+        ("kind=zclip,foo=1", "^--policy kind=zclip,foo=1: foo: unknown key of kind zclip; known: kind, z_threshold"),
+        ("kind=fixed,max_norm=1", "threshold: must be given, got nothing; max_norm: unknown key of kind fixed; known"),
+        ("kind=zclp", r"got 'zclp' \(did you mean zclip\?\)"),
+        ("kind=autoclip,percentile=10, percentile=20", "percentile: must be given once, got it again"),
         ("kind=fixed", "threshold"),
         ("kind=fixed,threshold=[", "threshold: must be valid YAML"),
         ("kind=fixed,threshold=2020-13-45", "threshold: .*got '2020-13-45'"),
@@ -45,13 +109,45 @@ def test_the_usual_ones_are_ten():
         ("kind=fixed,threshold=*a", "aliases"),
         ("kind=fixed,threshold=" + "9" * 100, "threshold: must be a whole number of at most 64 bits"),
         ("kind=fixed,threshold=\x07", r"threshold: must be printable text, got the character U\+0007"),
-        ("kind=[a]", "kind must be one of none, .*got a list"),
-        ("kind={a: 1}", "kind must be one of none, .*got a mapping"),
-        ("kind=1", "kind must be one of none, .*got 1"),
-        ("kind=", "kind must be one of none, .*got null"),
+        ("kind=[a]", "kind: must be one of none, .*got a list"),
+        ("kind={a: 1}", "kind: must be one of none, .*got a mapping"),
+        ("kind=1", "kind: must be one of none, .*got 1"),
+        ("kind=", "kind: must be one of none, .*got null"),
         ("kind=nowhere_at_all:Policy", "nowhere_at_all"),
     ],
 )
 def test_faults_are_named(text, message):
     with pytest.raises(UsageError, match=message):
         policy_of(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("Negative", 1, "ValueError: Negative._threshold() returned -1; a threshold is > 0"),
+        ("Forgetful", 1, "KeyError: 'norms'"),
+        ("WithoutSuper", 1, "has no attribute 'learned_norms'"),
+        ("Leaving", 1, "SystemExit"),
+        ("Unkept", 2, "Unkept must call super().__init__() and keep its constructor's arguments"),
+    ],
+)
+def test_an_error_in_a_policy_of_ones_own_is_one_line_that_names_it(own, name, code, message):
+    result = replayed("zclip", f"{own}:{name}")
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (code, "", 1)
+    assert f"{own}:{name}" in result.stderr
+    assert message in result.stderr
+
+
+def test_a_policy_of_ones_own_is_replayed(own):
+    result = replayed(f"{own}:Level")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Level()" in result.stdout
+
+
+def test_a_policy_that_no_other_process_can_be_given_is_one_line(own, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    write_log(tmp_path / "log.csv", MANY_NORMS // 2)
+    result = replayed(f"{own}:Unpicklable", f"{own}:Unpicklable")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "cannot be replayed in processes of their own" in result.stderr

@@ -176,3 +176,9 @@ def test_the_bound_of_a_warm_up_is_on_the_norm_before_it_is_learned():
 def test_what_cannot_be_replayed_is_refused(norms, losses, message):
     with pytest.raises(ValueError, match=message):
         replay(norms, Fixed(1.0), losses=losses)
+
+
+@pytest.mark.parametrize("policy", ["zclip", None, Fixed])
+def test_what_is_no_policy_is_refused(policy):
+    with pytest.raises(TypeError, match=r"policy must be a Policy such as RunningQuantile\(percentile=50\), got "):
+        replay([1.0, 2.0], policy)

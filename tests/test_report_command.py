@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autoclip.cli import app
+from autoclip.report.page import GENERATOR
 from tests.report_runs import loaded, metrics_of, write_run, write_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,7 @@ def test_suggest_writes_a_page_beside_what_it_prints(log: Path) -> None:
         (lambda place: (place.rmdir(), place.touch()), "is a file; a report needs a directory"),
         (lambda place: (place / "a.csv").write_text("step,grad_norm\n1,2\n"), "too few to tell anything"),
         (lambda place: write_run(place, metrics_of()) and (place / "report").touch(), "report is a file"),
+        (lambda place: (place / "report.html").mkdir(), "report.html is no file, and the page needs this name: move"),
     ],
 )
 def test_what_cannot_be_reported_on_is_exit_code_2(tmp_path: Path, prepare, words: str) -> None:
@@ -85,16 +87,109 @@ def test_what_cannot_be_reported_on_is_exit_code_2(tmp_path: Path, prepare, word
     result = call("report", place)
     assert result.exit_code == 2
     assert words in result.stderr
-    assert not list(tmp_path.rglob("*.html"))
+    assert len(result.stderr.splitlines()) == 1
+    assert not [path for path in tmp_path.rglob("*.html") if path.is_file()]
 
 
-@pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
+@pytest.mark.parametrize("name", ["seed-0/summary.json", "seed-0/config.yaml", "summary.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
-    run = write_run(tmp_path / "seed-0", metrics_of())
-    (run / name).write_text("{[")
-    result = call("report", run)
-    assert result.exit_code == 1
-    assert str(run / name) in result.stderr
+    write_run(tmp_path / "seed-0", metrics_of())
+    (tmp_path / name).write_text("{[")
+    result = call("report", tmp_path)
+    assert result.exit_code == 2
+    assert str(tmp_path / name) in result.stderr
+    assert "start over" not in result.stderr
+
+
+def test_a_page_takes_no_place_but_a_pages(log: Path) -> None:
+    norms = (log / "metrics.csv").read_bytes()
+    result = call("suggest", log / "metrics.csv", "--html", log / "metrics.csv")
+    assert (result.exit_code, (log / "metrics.csv").read_bytes()) == (2, norms)
+    assert "metrics.csv exists already, is no page that autoclip wrote" in result.stderr
+    assert "choose another name" in result.stderr
+    assert not (log / "metrics").exists()
+
+    (log / "report.html").write_text("<!DOCTYPE html>\n<html><head><title>mine</title></head></html>")
+    result = call("report", log)
+    assert (result.exit_code, "mine" in (log / "report.html").read_text()) == (2, True)
+    assert "move it away" in result.stderr
+    assert not (log / "report").exists()
+
+
+def test_a_page_takes_the_place_of_an_older_one(log: Path) -> None:
+    page = log / "report.html"
+    assert call("report", log).exit_code == 0
+    text = page.read_text()
+    assert text.count(GENERATOR) == 1
+    page.write_text(text.replace(f"{GENERATOR}\n", "").replace("<h1>", "<h1>old "))
+    assert GENERATOR not in page.read_text()
+    assert call("report", log).exit_code == 0
+    assert page.read_text() == text
+
+
+def test_a_directory_that_cannot_be_written_to_is_one_line_without_a_temporary_name(log: Path) -> None:
+    (log / "report").mkdir()
+    for name in ("norms.png", "histogram.png", "clip_rate.png", "losses.png", "loss.png"):
+        (log / "report" / name).mkdir()
+    result = call("report", log)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert f"{log / 'report.html'} and its pictures in {log / 'report'} could not be written" in result.stderr
+    assert ".tmp" not in result.stderr
+
+
+def test_a_seed_without_steps_is_named(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"seed-{seed}", metrics_of(seed=seed), seed=seed)
+    (tmp_path / "seed-1" / "metrics.jsonl").unlink()
+    seeds = [{"seed": seed, "status": "failed" if seed == 4 else "finished"} for seed in range(5)]
+    (tmp_path / "summary.json").write_text(json.dumps({"seeds": seeds}))
+    told = "seed 1, seed 3: left out, without a metrics.jsonl that a run wrote"
+    result = call("report", tmp_path)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'report.html'}\n")
+    assert result.stderr.startswith(f"note: {told}")
+    page = loaded(tmp_path / "report.html").text
+    assert told in page
+    assert "every run finished" not in page
+    assert "seed 1 no steps" in page
+    (note,) = json.loads(call("report", tmp_path, "-f", "json").stdout)["notes"]
+    assert note.startswith(told)
+
+
+@pytest.mark.parametrize("poor", ["step,grad_norm\n1,2\n2,3\n", "step,grad_norm\n" + "1,nan\n2,nan\n" * 30])
+def test_a_log_that_tells_too_little_does_not_hide_the_others(log: Path, poor: str) -> None:
+    (log / "poor.csv").write_text(poor)
+    told = "poor.csv [grad_norm]: "
+    for words in ([log], [log / "poor.csv", log / "metrics.csv"]):
+        result = call("suggest", *words, "--html", log.parent / "page.html")
+        assert result.exit_code == 0
+        assert f"note: {log}/{told}" in result.stderr
+        assert "recommended: autoclip." in result.stdout
+        assert told in loaded(log.parent / "page.html").text
+        (found,) = json.loads(call("suggest", *words, "-f", "json").stdout)
+        assert found["source"] == f"{log / 'metrics.csv'} [grad_norm]"
+    result = call("report", log, "-f", "json")
+    (note,) = json.loads(result.stdout)["notes"]
+    assert result.exit_code == 0
+    assert told in note
+    assert f"note: {note}" in result.stderr
+    assert told in loaded(log / "report.html").text
+    (log / "metrics.csv").write_text(poor.replace("2", "4"))
+    for command in ("suggest", "report"):
+        result = call(command, log)
+        assert result.exit_code == 2
+        assert result.stderr.count("are too few to tell anything") == 2
+
+
+def test_report_is_told_the_columns_of_a_log(log: Path, tmp_path: Path) -> None:
+    text = (log / "metrics.csv").read_text()
+    (log / "metrics.csv").write_text(text.replace("step,loss,grad_norm", "at,loss,size"))
+    assert call("report", log).exit_code == 2
+    assert call("report", log, "--column", "size", "--step-column", "at").exit_code == 0
+    assert "[size]" in loaded(log / "report.html").text
+    run = write_run(tmp_path / "run", metrics_of())
+    result = call("report", run, "--column", "loss")
+    assert result.exit_code == 2
+    assert "--column and --step-column are for logs" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["page", "no/such/folder/page.html", "."])

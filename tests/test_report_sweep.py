@@ -40,7 +40,7 @@ def test_a_sweep_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path, CANDIDATES)
-    kind, path, pictures = write_report(tmp_path)
+    kind, path, pictures, _ = write_report(tmp_path)
     assert (kind, [one.stem for one in pictures]) == ("sweep", ["pareto", "losses", "learning_rates"])
     page = loaded(path)
     assert len(page.images) == 3
@@ -60,14 +60,14 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
 
 def test_a_module_of_the_user_is_named_and_not_imported(tmp_path: Path) -> None:
     write_sweep(tmp_path, {NASTY: ({"kind": "no_such_module:P"}, 1.0, False), "fixed 1": (FIXED, 2.0, False)})
-    page = loaded(write_report(tmp_path)[1])
+    page = loaded(write_report(tmp_path).page)
     assert "kind: no_such_module:P" in page.text
     assert "# autoclip." not in page.text
 
 
 def test_where_every_candidate_failed_nothing_is_recommended(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"none": ({"kind": "none"}, 3.0, True), "fixed 1": (FIXED, 2.0, True)})
-    page = loaded(write_report(tmp_path)[1])
+    page = loaded(write_report(tmp_path).page)
     assert "problem every candidate failed" in page.text
     assert "How to use it" not in page.text
     assert len(page.images) == 3
@@ -75,12 +75,12 @@ def test_where_every_candidate_failed_nothing_is_recommended(tmp_path: Path) -> 
 
 def test_one_learning_rate_has_no_picture_of_learning_rates(tmp_path: Path) -> None:
     write_sweep(tmp_path, CANDIDATES, multipliers=[1])
-    assert [path.stem for path in write_report(tmp_path)[2]] == ["pareto", "losses"]
+    assert [path.stem for path in write_report(tmp_path).pictures] == ["pareto", "losses"]
 
 
 def test_a_single_candidate_is_a_sweep_too(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"fixed 1": (FIXED, 1.0, False)})
-    assert len(loaded(write_report(tmp_path)[1]).images) == 3
+    assert len(loaded(write_report(tmp_path).page).images) == 3
 
 
 def test_what_is_compared_is_few_and_telling(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_race_that_left_runs_behind(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(row | ({"runs": "2", "seeds": "1"} if row["candidate"] == "fixed 5" else {}) for row in rows)
-    page = loaded(write_report(tmp_path)[1])
+    page = loaded(write_report(tmp_path).page)
     assert "Hollow: fewer than 2 seeds" in page.text
 
 

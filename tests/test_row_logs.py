@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -64,9 +65,49 @@ class TestJSONLines:
         assert (trace.steps.tolist(), trace.norms.tolist()) == ([1], [1.5])
         assert trace.notes == (
             "2 values left out: without a step",
-            "1 value left out: no number",
+            "1 value left out: no number, as 'high' in 'gnorm'",
             "3 lines left out: no JSON object (the first is line 1)",
         )
+
+    def test_values_of_nested_objects_have_dotted_names(self, tmp_path):
+        rows = [
+            {"global": {"step": 10 * step}, "opt": {"stats": {"size": step + 1.0}}, "train": {"loss": 0.5}}
+            for step in range(5)
+        ]
+        path = write(tmp_path / "log.jsonl", lines(rows))
+        (trace,) = read_traces(path, column="opt.stats.size", step_column="global.step")
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 10, 20, 30, 40], [1, 2, 3, 4, 5])
+        assert trace.losses.tolist() == [0.5] * 5
+        assert len(read_traces(tmp_path, column="opt.stats.size")) == 1
+        with pytest.raises(UsageError, match=r"it has 'global.step', 'opt.stats.size', 'train.loss': choose one with"):
+            read_traces(path)
+        with pytest.raises(UsageError, match=r"no column 'opt'; it has 'global.step', 'opt.stats.size'"):
+            read_traces(path, column="opt")
+
+    @pytest.mark.parametrize("name", ["log.jsonl", "log.json", "log"])
+    def test_an_object_for_the_training_holds_norms_steps_and_losses(self, tmp_path, name):
+        rows = [
+            {"train": {"grad_norm": step + 1.5, "step": 2 * step, "loss": 3}, "eval": {"grad_norm": 9}}
+            for step in range(4)
+        ]
+        text = json.dumps(rows) if name == "log.json" else lines(rows)
+        (trace,) = read_traces(write(tmp_path / name, text))
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 2, 4, 6], [1.5, 2.5, 3.5, 4.5])
+        assert trace.losses.tolist() == [3] * 4
+        assert trace.source.endswith("[train.grad_norm]")
+
+    def test_nesting_and_names_are_read_to_a_limit(self, tmp_path):
+        def nested(levels, value):
+            return {"a": nested(levels - 1, value)} if levels else value
+
+        row = {"step": 0, "gnorm": 1, "x" * 101: {"b": 1}, **nested(8, 2), "c": nested(400, 3)}
+        path = write(tmp_path / "log.jsonl", lines([row]))
+        assert read_traces(path)[0].norms.tolist() == [1]
+        assert read_traces(path, column="a" + ".a" * 7)[0].norms.tolist() == [2]
+        with pytest.raises(UsageError, match=r"no number in it .*an object in 'c.a.a.a.a.a.a.a.a'"):
+            read_traces(path, column="c" + ".a" * 8)
+        with pytest.raises(UsageError, match=r"no column 'x+\.b'"):
+            read_traces(path, column="x" * 101 + ".b")
 
     def test_nan_and_infinity_as_python_writes_them(self, tmp_path):
         rows = [{"step": step, "gnorm": x} for step, x in enumerate([1.0, math.nan, math.inf])]
@@ -247,6 +288,15 @@ class TestTables:
     def test_a_column_without_numbers_is_an_error(self, tmp_path):
         with pytest.raises(UsageError, match=r"log.csv \[gnorm\]: no number in it"):
             read_traces(write(tmp_path / "log.csv", "step,gnorm\n0,\n1,\n"))
+
+    @pytest.mark.parametrize(
+        ("value", "shown"), [("n/a", "'n/a'"), ("x" * 10**5, "'" + "x" * 39), ([1], "a list"), (True, "True")]
+    )
+    def test_a_value_that_is_no_number_is_shown(self, tmp_path, value, shown):
+        text = lines({"step": step, "loss": "none", "gnorm": value} for step in range(3))
+        note = f"6 values left out: no number, as 'none' in 'loss', {shown} in 'gnorm'"
+        with pytest.raises(UsageError, match=f"no number in it {re.escape(f'({note})')}"):
+            read_traces(write(tmp_path / "log.jsonl", text))
 
     def test_a_filled_step_goes_before_a_blank_one(self, tmp_path):
         text = "trainer/global_step,step,gnorm\n,3,1.0\n,4,1.5\n"

@@ -108,6 +108,16 @@ def test_drift_is_told_from_noise(factor, drifts):
     assert drift.ratio == pytest.approx(factor**0.8, rel=0.15)
 
 
+def test_a_large_change_that_may_be_chance_is_not_called_little():
+    levels = np.array([10, 10, 1, 4, 6, 4, 6, 1, 2, 2.0])
+    found = suggest(trace(np.repeat(levels, 30) * lognormal(300, deviation=0.05)))
+    assert found.drift.ratio == pytest.approx(0.2, rel=0.05)
+    assert 0.01 < found.drift.p_value < 0.1
+    assert "not drift much" not in found.reason
+    assert "(down), though not steadily enough to tell a trend from chance" in found.reason
+    assert "the norms do not drift much" in suggest(trace(lognormal(2000))).reason
+
+
 @pytest.mark.parametrize("last", [-300, 300])
 def test_a_drift_beyond_every_float_is_one(last):
     found = suggest(trace(np.logspace(-last, last, 400)))

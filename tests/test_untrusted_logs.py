@@ -146,7 +146,7 @@ def test_a_configuration_that_explodes_is_not_unfolded_by_a_report(tmp_path: Pat
     run = nasty_run(tmp_path / "a")
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
     (run / "config.yaml").write_text(f"{bomb}name: *a59\n")
-    with pytest.raises(RunError, match="aliases"):
+    with pytest.raises(UsageError, match="aliases"):
         write_report(run)
 
 

@@ -12,14 +12,18 @@ from torch.optim import Optimizer
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
+from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import attach, innermost
 from autoclip.policies import Policy
 from autoclip.records import ClipRecord
 
 # The older package is a copy of the newer one, and calls a callback of either by the names of its methods.
-_PACKAGE = "lightning.pytorch" if find_spec("lightning") else "pytorch_lightning"
-Callback: Any = import_module(_PACKAGE).Callback
+_OLDER = find_spec("pytorch_lightning") and not find_spec("lightning")
+try:
+    Callback: Any = import_module("pytorch_lightning" if _OLDER else "lightning.pytorch").Callback
+except ModuleNotFoundError as error:
+    raise missing("lightning", error) from error
 
 
 class AutoClipCallback(Callback):

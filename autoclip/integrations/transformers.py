@@ -11,14 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
+from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import innermost
 from autoclip.policies import POLICIES, NoClip, Policy, default_policy
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_callback import ExportableState
+except ModuleNotFoundError as error:
+    raise missing("transformers", error) from error
 
 HALF = (torch.float16, torch.bfloat16)
 

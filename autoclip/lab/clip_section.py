@@ -25,9 +25,15 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
         `policy` (a new one at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite` and `relearn_after`.
 
     Raises:
+        TypeError: it is no path.
         ConfigError: the file cannot be read or has no clip section, the section holds faults (all of them are listed),
             or a policy of one's own cannot be constructed.
     """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(
+            f"from_config() takes the path of a YAML file with a clip section, got a {type(path).__name__}: for values "
+            f"at hand, give Clipper its arguments"
+        )
     document = _read(Path(path))
     section = checked(document, ClipFile).clip
     try:

@@ -1,14 +1,18 @@
 """A policy as it is written on the command line: `kind=running_quantile,percentile=50`."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from autoclip.errors import UsageError
-from autoclip.lab.config import build_policy
-from autoclip.lab.policy_section import AnyPolicySection, PolicySection
-from autoclip.lab.yaml_source import read_value, shown
-from autoclip.policies import POLICIES, Policy
+from autoclip.errors import RunError, UsageError
+from autoclip.lab.config import ConfigError, build_policy, checked
+from autoclip.lab.loading import described
+from autoclip.lab.policy_section import AnyPolicySection
+from autoclip.lab.values import Section
+from autoclip.lab.yaml_source import Document, KeyPath, Place, read_value
+from autoclip.policies import Policy
+from autoclip.traces import NormTrace
+from autoclip.tuning.replay import Replay, replay, replay_all
 
 USUAL_POLICIES = (
     "kind=fixed,threshold=1.0",
@@ -24,36 +28,66 @@ USUAL_POLICIES = (
 )
 """What a replay shows where no policy is asked for."""
 
-_SECTION: TypeAdapter[PolicySection] = TypeAdapter(AnyPolicySection)
-
 
 def policy_of(text: str) -> Policy:
     """The policy that KEY=VALUE pairs, with commas between them, describe; values are read as in a configuration.
 
     Raises:
-        UsageError: a pair is none, a key is unknown or a value not allowed.
+        UsageError: a pair is none, a key is unknown or given twice, a value is not allowed, or a class of the user's
+            own does not work as a policy.
     """
     section: dict[str, Any] = {}
     for pair in text.split(","):
         name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
+        name = name.strip()
+        if not equals or not name:
             raise UsageError(
                 f"--policy {text}: expected KEY=VALUE, got {pair!r}, as in kind=running_quantile,percentile=50"
             )
+        if name in section:
+            raise UsageError(f"--policy {text}: {name}: must be given once, got it again")
         try:
-            section[name.strip()] = read_value(value)
+            section[name] = read_value(value)
         except ValueError as error:
-            raise UsageError(f"--policy {text}: {name.strip()}: {error}") from None
-    kind = section.get("kind")
-    if not isinstance(kind, str) or (kind not in POLICIES and ":" not in kind):
-        raise UsageError(
-            f"--policy {text}: kind must be one of {', '.join(POLICIES)}, or module:Class of one's own, got "
-            f"{shown(kind) if 'kind' in section else 'nothing'}"
-        )
+            raise UsageError(f"--policy {text}: {name}: {error}") from None
+    place = Place(1, 0, 0, f"--policy {text}")
+    places: dict[KeyPath, Place] = dict.fromkeys(((), ("policy",), *(("policy", name) for name in section)), place)
     try:
-        return build_policy(_SECTION.validate_python(section))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'][1:]) or 'kind'}: {fault['msg']}" for fault in error.errors()
-        )
-        raise UsageError(f"--policy {text}: {faults}") from None
+        policy = build_policy(checked(Document({"policy": section}, places, places), PolicyOption).policy)
+    except ConfigError as error:
+        faults = [f"{'.'.join(map(str, fault.path[1:])) or 'kind'}: {fault.message}" for fault in error.faults]
+        raise UsageError(f"--policy {text}: {'; '.join(faults) or error}") from None
+    try:
+        policy.clone()  # a replay starts from a clone, which not every class of one's own can make
+    except Exception as error:
+        raise UsageError(f"--policy {text}: {described(error)}") from error
+    return policy
+
+
+def replay_policies(trace: NormTrace, policies: Sequence[Policy]) -> list[Replay]:
+    """Replay policies over a trace, in several processes where there is much to do.
+
+    Raises:
+        RunError: a policy raises an error, or cannot be given to another process.
+    """
+    try:
+        return replay_all(trace.norms, policies, trace.losses, processes=os.cpu_count() or 1, fold=_replayed)
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"the policies cannot be replayed in processes of their own: {described(error)}") from error
+
+
+def _replayed(norms: Any, policy: Policy, losses: Any) -> Replay:
+    """`replay`, in whichever process, with errors that name the policy."""
+    try:
+        return replay(norms, policy, losses=losses)
+    except (Exception, SystemExit) as error:  # a policy of the user's own can raise anything
+        cls = type(policy)
+        raise RunError(f"{cls.__module__}:{cls.__qualname__} cannot be replayed: {described(error)}") from error
+
+
+class PolicyOption(Section):
+    """The pairs of one `--policy`."""
+
+    policy: AnyPolicySection

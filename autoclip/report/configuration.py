@@ -1,21 +1,36 @@
-"""A configuration as it stands in a directory that is reported on: shown, never acted on."""
+"""Configurations and summaries as they stand in a directory that is reported on: shown, never acted on."""
 
 from pathlib import Path
 from typing import Any
 
-from autoclip.errors import RunError
+from autoclip.errors import RunError, UsageError
 from autoclip.lab.yaml_source import read_document
+from autoclip.run_directory import SUMMARY, read_json
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
     """Its values, empty where there is no file; one of another version, or with faults in its values, does no harm.
 
     Raises:
-        RunError: the file is no YAML, or holds what the reader of configurations refuses, such as aliases.
+        UsageError: the file is no YAML, or holds what the reader of configurations refuses, such as aliases.
     """
     if not path.exists():
         return {}
     document = read_document(path)
     if document.values is None:
-        raise RunError(str(document.faults[0]))
+        raise UsageError(str(document.faults[0]))
     return document.values
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The `summary.json` of a directory, empty where there is none.
+
+    Raises:
+        UsageError: it is no JSON object.
+    """
+    try:
+        return read_json(directory / SUMMARY) or {}
+    except RunError:
+        raise UsageError(
+            f"{directory / SUMMARY} is not the JSON object that a run writes: put the right one back, or move it away"
+        ) from None

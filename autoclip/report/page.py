@@ -59,6 +59,16 @@ summary { cursor: pointer; }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing from anywhere."""
 
+OPENING = f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">"""
+GENERATOR = '<meta name="generator" content="autoclip">'
+LONGEST_OPENING = 1000
+"""Characters of a page within which its generator is named."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -83,11 +93,8 @@ def page(title: str, lead: str, blocks: Iterable[str]) -> str:
     """
     return "\n".join(
         [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            OPENING,
+            GENERATOR,
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{_safe(title)}</title>",
             '<link rel="icon" href="data:,">',
@@ -102,6 +109,15 @@ def page(title: str, lead: str, blocks: Iterable[str]) -> str:
             "",
         ]
     )
+
+
+def is_page(beginning: str) -> bool:
+    """Whether a file that begins with this text (`LONGEST_OPENING` characters, or all of it) was made by `page`.
+
+    Pages of earlier versions name no generator; they are known by their first lines.
+    """
+    head = beginning[:LONGEST_OPENING].partition("<title>")[0]
+    return GENERATOR in head or head.startswith(OPENING)
 
 
 def heading(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from autoclip.flow import GradientFlow
 from autoclip.report.page import Level, Reading
 from autoclip.report.series import FEWEST_STEPS, Series, pooled_norms
+from autoclip.run_directory import METRICS
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
 from autoclip.tuning.scoring import learned_nothing
 from autoclip.tuning.suggest import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift
@@ -20,14 +21,18 @@ MANY_NONFINITE = 0.01
 FLOW_LEVELS: dict[str, Level] = {"healthy": "good", "undetermined": "note"}
 
 
-def status_readings(summaries: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]) -> list[Reading]:
+def status_readings(
+    summaries: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str], stepless: Sequence[str] = ()
+) -> list[Reading]:
     """How the runs ended.
 
     Args:
         summaries: run's label -> its `summary.json`, empty where there is none.
         failed: label -> error of the runs whose task raised.
+        stepless: labels of the runs that left no steps.
     """
     found = [Reading("bad", f"{name} failed: {error}") for name, error in failed.items()]
+    found += [Reading("note", told_of(stepless))] if stepless else []
     for label, summary in summaries.items():
         if label in failed:
             continue
@@ -48,6 +53,11 @@ def status_readings(summaries: Mapping[str, Mapping[str, Any]], failed: Mapping[
     if not found:
         found.append(Reading("good", "every run finished" if len(summaries) > 1 else "the run finished"))
     return found
+
+
+def told_of(stepless: Sequence[str]) -> str:
+    """The sentence on runs that left no steps."""
+    return f"{', '.join(stepless)}: left out, without a {METRICS} that a run wrote: not begun yet, removed or damaged"
 
 
 def rate_readings(runs: Sequence[Series], promised: float | None) -> list[Reading]:

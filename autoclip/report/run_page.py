@@ -11,11 +11,11 @@ from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.yaml_source import shortened
 from autoclip.pictures.picture import Picture
 from autoclip.report import plots
-from autoclip.report.configuration import read_configuration
+from autoclip.report.configuration import read_configuration, read_summary
 from autoclip.report.page import LEVELS, code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
 from autoclip.report.series import Series, read_series
-from autoclip.run_directory import CONFIG, LAYERS, SUMMARY, read_json
+from autoclip.run_directory import CONFIG, LAYERS
 
 QUANTITIES = {
     "norm": "gradient norm before clipping",
@@ -56,22 +56,36 @@ def read_seed_run(directory: Path) -> SeedRun:
 
     Raises:
         OSError: the metrics cannot be read.
-        RunError: the summary is no JSON object.
+        UsageError: the summary is no JSON object, or the configuration no YAML.
     """
-    summary = read_json(directory / SUMMARY) or {}
+    summary = read_summary(directory)
     place = directory.resolve().name
-    name = (
-        f"seed {shortened(str(summary['seed']), LONGEST_SEED)}"
-        if "seed" in summary
-        else place.replace("seed-", "seed ")
-    )
+    name = f"seed {shortened(str(summary['seed']), LONGEST_SEED)}" if "seed" in summary else _label(place)
     samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
     flow = diagnose(samples) if any(sample.norms for sample in samples) else None
     return SeedRun(directory, read_series(directory, name), summary, read_configuration(directory / CONFIG), flow)
 
 
+def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str, Any]) -> list[str]:
+    """Labels of the seeds that have a directory, or are in the summary over the seeds, but left no steps.
+
+    Those that failed are told by their errors.
+
+    Args:
+        directory: of all seeds.
+        runs: what was read there.
+        total: the summary over the seeds.
+    """
+    begun = sorted(
+        (path.name for path in directory.glob("seed-*") if path.is_dir()), key=lambda name: (len(name), name)
+    )
+    labels = [*map(_label, begun), *(f"seed {one.get('seed')}" for one in _entries(total))]
+    known = {_label(run.directory.name) for run in runs} | _failed(total).keys()
+    return [shortened(label, LONGEST_SEED) for label in dict.fromkeys(labels) if label not in known]
+
+
 def run_page(
-    runs: Sequence[SeedRun], total: Mapping[str, Any], flow_picture: Picture | None
+    runs: Sequence[SeedRun], total: Mapping[str, Any], flow_picture: Picture | None, stepless: Sequence[str] = ()
 ) -> tuple[str, list[Picture]]:
     """The page of an experiment and its pictures.
 
@@ -79,6 +93,7 @@ def run_page(
         runs: of its seeds, at least one.
         total: the summary over the seeds; empty for a single run directory.
         flow_picture: norms of the layers; None: none were logged.
+        stepless: labels of the seeds that left no steps.
     """
     config = runs[0].config
     clip = config["clip"] if isinstance(config.get("clip"), dict) else {}
@@ -90,7 +105,7 @@ def run_page(
     if flow_picture:
         pictures.append(flow_picture)
     told = [
-        *status_readings({run.series.label: run.summary for run in runs}, failed),
+        *status_readings({run.series.label: run.summary for run in runs}, failed, stepless),
         *rate_readings([run.series for run in runs], promised),
         *norm_readings([run.series for run in runs]),
         *flow_readings({run.series.label: run.flow for run in runs if run.flow}),
@@ -101,7 +116,7 @@ def run_page(
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else runs[0].series.label
     blocks = [
         heading("Outcome"),
-        _table(runs, failed),
+        _table(runs, failed, stepless),
         heading("What the figures say"),
         readings(sorted(told, key=lambda one: LEVELS.index(one.level))),
         heading("Figures"),
@@ -147,7 +162,7 @@ def _pictures(runs: Sequence[SeedRun], quantity: str, promised: float | None, cl
     return [picture for picture in found if picture]
 
 
-def _table(runs: Sequence[SeedRun], failed: Mapping[str, str]) -> str:
+def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequence[str]) -> str:
     headings = ["run", "status", "steps", "validation loss", "before training", "training loss", "clipped", "skipped"]
     headings += ["not finite", "last threshold", "gradient flow", "time"]
     rows = []
@@ -173,7 +188,8 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str]) -> str:
             ]
         )
     known = {run.series.label for run in runs}
-    rows += [[name, "failed", *["-"] * (len(headings) - 2)] for name in failed if name not in known]
+    others = {**dict.fromkeys(failed, "failed"), **dict.fromkeys(stepless, "no steps")}
+    rows += [[name, status, *["-"] * (len(headings) - 2)] for name, status in others.items() if name not in known]
     return table(
         headings,
         rows,
@@ -184,9 +200,19 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str]) -> str:
 
 def _failed(total: Mapping[str, Any]) -> dict[str, str]:
     """Label and error of the seeds whose task raised."""
+    failed = [one for one in _entries(total) if one.get("status") == "failed"]
+    return {f"seed {one.get('seed')}": str(one.get("error")) for one in failed}
+
+
+def _entries(total: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the summary over the seeds has of each."""
     seeds = total.get("seeds")
-    entries = [one for one in seeds if isinstance(one, dict)] if isinstance(seeds, list) else []
-    return {f"seed {one.get('seed')}": str(one.get("error")) for one in entries if one.get("status") == "failed"}
+    return [one for one in seeds if isinstance(one, dict)] if isinstance(seeds, list) else []
+
+
+def _label(directory: str) -> str:
+    """What the run of a directory of this name is called."""
+    return directory.replace("seed-", "seed ")
 
 
 def _promised(clip: Mapping[str, Any]) -> float | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.report.configuration import read_configuration
+from autoclip.report.configuration import read_configuration, read_summary
 from autoclip.report.series import Series, read_series
-from autoclip.run_directory import CONFIG, SUMMARY, read_json
+from autoclip.run_directory import CONFIG
 from autoclip.tuning.candidates import RUNS, Candidate
 from autoclip.tuning.outcome import Result, recommend
 from autoclip.tuning.scoring import read_run, score
@@ -56,7 +56,7 @@ def read_sweep(directory: Path) -> SweepResult:
 
     Raises:
         UsageError: the sweep has not finished, or its runs were removed.
-        RunError: a run's files are damaged.
+        UsageError, RunError: a run's files are damaged.
     """
     if not (directory / TRIALS).exists():
         raise UsageError(
@@ -88,7 +88,7 @@ def _result(directory: Path, row: Mapping[str, str]) -> Result:
     unnamed = Candidate(row["candidate"], {})
     scores, policy = [], None
     for path in sorted((directory / RUNS / unnamed.folder).glob("lr-x*/seed-*")):
-        if (read_json(path / SUMMARY) or {}).get("status") not in ("finished", "diverged"):
+        if read_summary(path).get("status") not in ("finished", "diverged"):
             continue  # begun and not needed, as in a race
         multiplier, seed = float(path.parent.name.removeprefix("lr-x")), int(path.name.removeprefix("seed-"))
         scores.append(score(read_run(path), multiplier, seed))

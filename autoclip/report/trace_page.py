@@ -21,14 +21,15 @@ from autoclip.tuning.suggest import Interval, Suggestion
 QUANTITY = "gradient norm, as logged"
 
 
-def trace_page(suggestions: Sequence[Suggestion], title: str) -> tuple[str, list[Picture]]:
+def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[str] = ()) -> tuple[str, list[Picture]]:
     """The page of one log or several, and its pictures.
 
     Args:
         suggestions: of the logs, at least one.
         title: heading of the page.
+        refused: why other logs have none.
     """
-    blocks: list[str] = []
+    blocks = [readings(Reading("note", reason) for reason in refused)] if refused else []
     pictures: list[Picture] = []
     for number, one in enumerate(suggestions, 1):
         own = _pictures(one)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoclip.errors import RunError, UsageError
+from autoclip.errors import RunError, UsageError, visible
 from autoclip.lab.yaml_source import shortened
-from autoclip.run_directory import CONFIG, METRICS, SUMMARY, read_json, write_atomically, written_aside
+from autoclip.report.configuration import read_summary
+from autoclip.run_directory import CONFIG, METRICS, write_atomically, written_aside
 
 if TYPE_CHECKING:
     from autoclip.pictures.picture import Picture
@@ -21,42 +22,74 @@ LOOKED_FOR = (
 )
 
 
-def write_report(directory: Path) -> tuple[str, Path, list[Path]]:
+class Written(NamedTuple):
+    """What a report came to.
+
+    Attributes:
+        kind: what the directory holds: "run", "sweep" or "trace".
+        page: the HTML file.
+        pictures: the files beside it.
+        notes: sentences on what was left out, which are on the page too.
+    """
+
+    kind: str
+    page: Path
+    pictures: list[Path]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        pictures = [str(path) for path in self.pictures]
+        return {"kind": self.kind, "report": str(self.page), "pictures": pictures, "notes": self.notes}
+
+
+def write_report(directory: Path, column: str | None = None, step_column: str | None = None) -> Written:
     """Write `report.html` into a directory, and its pictures into `report/` there.
 
-    Returns:
-        What the directory holds ("run", "sweep" or "trace"), the page, and the pictures.
+    Args:
+        directory: of a run, its seeds, a sweep, or logs.
+        column: of the norms in logs, as of `read_traces`.
+        step_column: of the steps in logs.
 
     Raises:
-        UsageError: the directory holds nothing to report on, or matplotlib is missing.
-        RunError: a file is damaged, or the disk refused.
+        UsageError: the directory holds nothing to report on, or a file that is damaged; a page would take the place of
+            what is none; or matplotlib is missing.
+        RunError: the disk refused.
     """
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         more = f"; for a log, `autoclip suggest {directory} --html report.html`" if directory.is_file() else ""
         raise UsageError(f"{directory} {what}; a report needs a directory that holds {LOOKED_FOR}{more}")
     need_matplotlib()
+    page = directory / REPORT
+    _refuse_to_replace(page, "move it away")
     try:
-        kind, text, pictures = _page(directory)
-        page, files = _write(directory / REPORT, text, pictures)
+        kind, text, pictures, notes = _page(directory, column, step_column)
     except OSError as error:
         raise RunError(f"no report of {directory} could be made: {error}") from None
+    except RunError as error:  # a file there is damaged: no run has failed
+        raise UsageError(str(error)) from None
     except FOREIGN_VALUES as error:
         reason = f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 200)}"
-        raise RunError(
+        raise UsageError(
             f"no report of {directory} could be made: a file in it holds what no run writes ({reason})"
         ) from error
-    return kind, page, files
+    return Written(kind, page, _write(page, text, pictures), [visible(note) for note in notes])
 
 
-def write_suggestions(suggestions: Sequence["Suggestion"], page: Path) -> list[Path]:
+def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: Sequence[str] = ()) -> list[Path]:
     """Write what was suggested as a page, and its pictures into a folder of its name beside it.
+
+    Args:
+        suggestions: at least one.
+        page: the file; only a page of ours may be there already.
+        refused: why other logs have none.
 
     Returns:
         The pictures.
 
     Raises:
-        UsageError: matplotlib is missing, or there is no such folder.
+        UsageError: matplotlib is missing, there is no such folder, or the page would take the place of what is none.
         RunError: the disk refused.
     """
     if not page.suffix:
@@ -64,13 +97,10 @@ def write_suggestions(suggestions: Sequence["Suggestion"], page: Path) -> list[P
     if not page.parent.is_dir() or page.is_dir():
         raise UsageError(f"--html {page} must name a file in a folder that exists")
     need_matplotlib()
+    _refuse_to_replace(page, "choose another name")
     from autoclip.report.trace_page import trace_page
 
-    text, pictures = trace_page(suggestions, "Gradient norms")
-    try:
-        return _write(page, text, pictures)[1]
-    except OSError as error:
-        raise RunError(f"{page} could not be written: {error}") from None
+    return _write(page, *trace_page(suggestions, "Gradient norms", refused))
 
 
 def need_matplotlib() -> None:
@@ -81,14 +111,17 @@ def need_matplotlib() -> None:
         raise UsageError("a report needs matplotlib: pip install 'autoclip-tuner[plot]'") from None
 
 
-def _page(directory: Path) -> tuple[str, str, list["Picture"]]:
+def _page(
+    directory: Path, column: str | None, step_column: str | None
+) -> tuple[str, str, list["Picture"], Sequence[str]]:
     from autoclip.report.series import is_metrics
 
     if (directory / "trials.csv").exists() or (directory / "sweep.yaml").exists():
         from autoclip.report.sweep_data import read_sweep
         from autoclip.report.sweep_page import sweep_page
 
-        return "sweep", *sweep_page(read_sweep(directory))
+        _refuse_columns(directory, "a sweep", column, step_column)
+        return "sweep", *sweep_page(read_sweep(directory)), ()
     seeds = sorted(
         (path.parent for path in directory.glob(f"seed-*/{METRICS}") if is_metrics(path)),
         key=lambda path: (len(path.name), path.name),
@@ -97,43 +130,68 @@ def _page(directory: Path) -> tuple[str, str, list["Picture"]]:
         seeds = [directory]
     if seeds:
         from autoclip.report.flow_picture import flow_picture
-        from autoclip.report.run_page import read_seed_run, run_page
+        from autoclip.report.readings import told_of
+        from autoclip.report.run_page import read_seed_run, run_page, stepless_seeds
 
+        _refuse_columns(directory, "a run", column, step_column)
         runs = [read_seed_run(path) for path in seeds]
-        total = (read_json(directory / SUMMARY) or {}) if seeds != [directory] else {}
-        return "run", *run_page(runs, total, flow_picture({run.series.label: run.flow for run in runs if run.flow}))
+        several = seeds != [directory]
+        total = read_summary(directory) if several else {}
+        stepless = stepless_seeds(directory, runs, total) if several else []
+        flow = flow_picture({run.series.label: run.flow for run in runs if run.flow})
+        return "run", *run_page(runs, total, flow, stepless), [told_of(stepless)] if stepless else []
     from autoclip.report.trace_page import trace_page
     from autoclip.traces import read_traces
-    from autoclip.tuning.suggest import suggest
+    from autoclip.tuning.suggest import suggest_each
 
     if (directory / CONFIG).exists():
         raise UsageError(f"{directory} holds a run without {METRICS}: it has not taken a step yet")
     try:
-        traces = read_traces([directory])
+        traces = read_traces([directory], column, step_column)
     except UsageError as error:
         raise UsageError(f"{directory} holds nothing to report on; looked for {LOOKED_FOR}: {error}") from None
-    return "trace", *trace_page([suggest(trace) for trace in traces], directory.resolve().name)
+    suggestions, refused = suggest_each(traces)
+    return "trace", *trace_page(suggestions, directory.resolve().name, refused), refused
 
 
-def _write(page: Path, text: str, pictures: Sequence["Picture"]) -> tuple[Path, list[Path]]:
+def _refuse_columns(directory: Path, what: str, column: str | None, step_column: str | None) -> None:
+    if column is not None or step_column is not None:
+        raise UsageError(f"--column and --step-column are for logs, and {directory} holds {what}: leave them out")
+
+
+def _refuse_to_replace(page: Path, instead: str) -> None:
+    """Raise a UsageError where a page would take the place of anything but a page of ours, or a link."""
+    from autoclip.report.page import LONGEST_OPENING, is_page
+
+    if page.is_symlink() or not page.exists():
+        return  # where a link leads to, nothing is changed
+    if not page.is_file():
+        raise UsageError(f"{page} is no file, and the page needs this name: {instead}")
+    try:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            ours = is_page(file.read(LONGEST_OPENING))
+    except OSError as error:
+        raise UsageError(f"{page} cannot be read, to see whether it may be replaced: {error.strerror}") from None
+    if not ours:
+        raise UsageError(f"{page} exists already, is no page that autoclip wrote, and is left as it is: {instead}")
+
+
+def _write(page: Path, text: str, pictures: Sequence["Picture"]) -> list[Path]:
     folder = page.with_suffix("")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         what = "link" if folder.is_symlink() else "file"  # a link in a directory of somebody's leads anywhere
         raise UsageError(f"{folder} is a {what}; the pictures of {page.name} need a folder of this name")
-    folder.mkdir(exist_ok=True)
-    files = []
-    for picture in pictures:
-        files.append(folder / f"{picture.name}.png")
-        _write_bytes(files[-1], picture.png)
-    write_atomically(page, text)
-    return page, files
+    files = [folder / f"{picture.name}.png" for picture in pictures]
+    try:
+        folder.mkdir(exist_ok=True)
+        for file, picture in zip(files, pictures, strict=True):
+            _write_bytes(file, picture.png)
+        write_atomically(page, text)
+    except OSError as error:
+        raise RunError(f"{page} and its pictures in {folder} could not be written: {error.strerror or error}") from None
+    return files
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
     with written_aside(path) as file:
         file.write(data)
-
-
-def as_json(kind: str, page: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """What was written, as plain values."""
-    return {"kind": kind, "report": str(page), "pictures": [str(path) for path in files]}

@@ -43,8 +43,9 @@ _SHOWN = 30
 
 
 def _plain(name: str) -> str:
-    # W&B's table export calls a column `<run> - <key>`.
-    return re.sub(r"[\s-]+", "_", name.rsplit(" - ", 1)[-1].strip().lower())
+    # W&B's table export calls a column `<run> - <key>`; in an object `train` of a row, keys are `train.<key>`.
+    plain = re.sub(r"[\s-]+", "_", name.rsplit(" - ", 1)[-1].strip().lower())
+    return f"train/{plain[6:]}" if plain.startswith("train.") else plain
 
 
 def is_norm(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.rows import RowLog
+from autoclip.traces.rows import RowLog, flattened
 from autoclip.traces.scalars import ScalarLog, number
 
 TRAINER_STATE = "trainer_state.json"
@@ -72,7 +72,7 @@ def read_json_rows(path: Path, selection: Selection) -> ScalarLog:
     strange = 0
     for row in history:
         if isinstance(row, dict):
-            rows.add(row)
+            rows.add(flattened(row))
         else:
             strange += 1
     log = rows.finished()

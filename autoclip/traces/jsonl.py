@@ -1,6 +1,7 @@
 """JSON lines: our own `metrics.jsonl`, and anybody's log with one object in each line."""
 
 import json
+from collections.abc import Mapping
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.rows import RowLog
+from autoclip.traces.rows import RowLog, flattened
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
@@ -27,6 +28,12 @@ def parsed(text: str) -> Any:
         return None
 
 
+def row_of(text: str) -> Mapping[str, Any] | None:
+    """The row in a line; None where it holds no object."""
+    row = parsed(text)
+    return flattened(row) if isinstance(row, dict) else None
+
+
 def first_keys(path: Path) -> set[str]:
     """The keys of the first line's object; empty where it holds none.
 
@@ -34,14 +41,13 @@ def first_keys(path: Path) -> set[str]:
         OSError: the file cannot be read.
     """
     try:
-        row = parsed(next(lines(path), ("", False))[0])
+        return set(row_of(next(lines(path), ("", False))[0]) or ())
     except UsageError:
         return set()
-    return set(row) if isinstance(row, dict) else set()
 
 
 def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
-    """Read a file of JSON lines; in our own, null is read back as what it stands for.
+    """Read a file of JSON lines; keys of nested objects are joined by dots; null in our own is what it stands for.
 
     Raises:
         OSError: the file cannot be read.
@@ -51,8 +57,8 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
     number = objects = strange = first_strange = 0
     torn = False
     for number, (line, whole) in enumerate(lines(path), start=1):
-        row = parsed(line)
-        if isinstance(row, dict):
+        row = row_of(line)
+        if row is not None:
             rows.add(row)
             objects += 1
         elif not whole:

@@ -14,7 +14,7 @@ from autoclip.errors import UsageError
 from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
 from autoclip.traces.csv_file import header, read_csv
 from autoclip.traces.json_file import TRAINER_STATE, reached, read_json_rows, states_by_run
-from autoclip.traces.jsonl import first_keys, parsed, read_jsonl
+from autoclip.traces.jsonl import first_keys, read_jsonl, row_of
 from autoclip.traces.tensorboard import read_events
 from autoclip.traces.text import lines
 from autoclip.traces.tfrecord import starts_record
@@ -54,9 +54,10 @@ def read_traces(
 
     Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one of the largest
     `global_step`), TensorBoard event files (those of a directory are one run), Lightning's `metrics.csv`, W&B's
-    `run-<id>.wandb`, and any CSV or JSON lines. Directories are searched through; symbolic links and hidden directories
-    in them are not followed, and tables without norms are passed over; what cannot be read in them is told in the notes
-    of the first trace. A trace that repeats another one, as where a run was logged twice, is left out.
+    `run-<id>.wandb`, and any CSV or JSON lines, whose nested objects have dotted names. Directories are searched
+    through; symbolic links and hidden directories in them are not followed, and tables without norms are passed over;
+    what cannot be read in them is told in the notes of the first trace. A trace that repeats another one, as where a
+    run was logged twice, is left out.
 
     Args:
         paths: a file or directory, or several.
@@ -143,8 +144,8 @@ def _probed(path: Path, selection: Selection, passed_over: list[UsageError]) -> 
         if kind is Format.CSV:
             return kind if any(map(selection.is_norm, header(path))) else None
         if kind is Format.JSONL or (kind is None and path.suffix == ".json"):
-            rows = (parsed(line) for line, _ in islice(lines(path), _PROBED_LINES))
-            has_norms = any(isinstance(row, dict) and any(map(selection.is_norm, row)) for row in rows)
+            rows = (row_of(line) for line, _ in islice(lines(path), _PROBED_LINES))
+            has_norms = any(any(map(selection.is_norm, row)) for row in rows if row)
             return Format.JSONL if has_norms else None
     except OSError as error:
         passed_over.append(_unreadable(path, error))

@@ -1,12 +1,39 @@
 """Logs of rows: what CSV, JSON lines, Hugging Face's `log_history` and W&B's history have in common."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection, is_epoch, listed, may_be_step, step_column
 from autoclip.traces.notes import counted
 from autoclip.traces.scalars import ScalarLog, number, whole_number
+
+DEEPEST = 8
+"""Levels of nested objects that are read."""
+EXAMPLES = 3
+"""Columns of which a note shows a value that is no number."""
+LONGEST_GROUP = 100
+"""Characters in the name of a nested object that is read: the names of all its values begin with it."""
+
+
+def flattened(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the values of nested objects under dotted names.
+
+    >>> flattened({"step": 1, "train": {"loss": 2.0, "norms": {"total": 3.0}}})
+    {'step': 1, 'train.loss': 2.0, 'train.norms.total': 3.0}
+    """
+    for _ in range(DEEPEST):
+        if dict not in map(type, row.values()):
+            break
+        level: dict[str, Any] = {}
+        for name, value in row.items():
+            if isinstance(value, dict) and len(name) <= LONGEST_GROUP:
+                level.update((f"{name}.{inner}", one) for inner, one in value.items())
+            else:
+                level[name] = value
+        row = level
+    return row
 
 
 class RowLog:
@@ -32,6 +59,7 @@ class RowLog:
         self._rows = 0
         self._without_step = 0
         self._no_numbers = 0
+        self._no_number: dict[str, str] = {}  # the first value of a column that is none
 
     def wants(self, name: str) -> bool:
         """Whether this column may hold norms, or what belongs to them."""
@@ -65,6 +93,7 @@ class RowLog:
             found = number(value)
             if found is None:
                 self._no_numbers += 1
+                self._no_number.setdefault(name, _shown(value))
             else:
                 values[name] = found
         epoch = whole_number(row.get(self._epoch)) if self._epoch is not None else None
@@ -99,5 +128,12 @@ class RowLog:
         if self._without_step:
             log.notes.append(f"{counted(self._without_step, 'value')} left out: without a step")
         if self._no_numbers:
-            log.notes.append(f"{counted(self._no_numbers, 'value')} left out: no number")
+            examples = [f"{value} in {name!r}" for name, value in islice(self._no_number.items(), EXAMPLES)]
+            log.notes.append(f"{counted(self._no_numbers, 'value')} left out: no number, as {', '.join(examples)}")
         return log
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return f"{value!r:.40}"

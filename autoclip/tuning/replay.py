@@ -1,6 +1,6 @@
 """Replay: what a policy would have done to norms that were recorded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +129,7 @@ def replay(
         relearn_after: as of `Clipper`.
 
     Raises:
+        TypeError: the policy is none.
         ValueError: a negative norm, or arrays that do not fit each other.
 
     >>> from autoclip import Fixed
@@ -136,6 +137,8 @@ def replay(
     >>> result.left.tolist(), result.clip_rate
     ([1.0, 2.0, 4.0, 2.0], 0.25)
     """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r:.100}")
     values = _vector("norms", norms)
     if (values < 0).any():
         raise ValueError(f"norms cannot be negative, got {values[values < 0][0]} at {int((values < 0).argmax())}")
@@ -168,6 +171,7 @@ def replay_all(
     losses: Sequence[float] | NDArray[Any] | None = None,
     *,
     processes: int = 1,
+    fold: Callable[..., Replay] = replay,
 ) -> list[Replay]:
     """Replay several policies over the same norms.
 
@@ -177,12 +181,13 @@ def replay_all(
         losses: as of `replay`.
         processes: that share the policies where norms are many. Each imports the main module anew: a script that asks
             for more than one needs `if __name__ == "__main__":` around what it runs.
+        fold: what replays one policy, called as `replay` is; a function of a module where processes are several.
     """
     workers = min(len(policies), processes)
     if workers < 2 or len(norms) * len(policies) < MANY_NORMS:
-        return [replay(norms, policy, losses=losses) for policy in policies]
+        return [fold(norms, policy, losses=losses) for policy in policies]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(partial(replay, norms, losses=losses), policies))
+        return list(pool.map(partial(fold, norms, losses=losses), policies))
 
 
 def spikes(values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """From norms that were logged to a setting, with what speaks for it and how certain it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, inf, isfinite, log, sqrt
 from typing import Any
@@ -75,9 +75,25 @@ class Drift:
         return exp(min(max(self.log_ratio, -LARGEST_LOG_RATIO), LARGEST_LOG_RATIO))
 
     @property
+    def is_large(self) -> bool:
+        """Whether the median changes enough to matter, by a trend or by chance."""
+        return abs(self.log_ratio) > log(DRIFT_RATIO)
+
+    @property
     def is_there(self) -> bool:
         """Whether there is a trend, and it is large enough to matter."""
-        return self.p_value < DRIFT_P_VALUE and abs(self.log_ratio) > log(DRIFT_RATIO)
+        return self.p_value < DRIFT_P_VALUE and self.is_large
+
+    def __str__(self) -> str:
+        change = f"by a factor of {max(self.ratio, 1 / self.ratio):.2g} ({'up' if self.ratio > 1 else 'down'})"
+        if self.is_there:
+            return f"the median norm changes {change}, so that no constant stays right"
+        if self.is_large:
+            return (
+                f"the median norm changes {change}, though not steadily enough to tell a trend from chance "
+                f"(p = {self.p_value:.2g}), and those of other learning rates will differ"
+            )
+        return "the norms do not drift much, but those of other learning rates will"
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,26 @@ def suggest(trace: NormTrace) -> Suggestion:
         policy=policy,
         reason=reason,
     )
+
+
+def suggest_each(traces: Iterable[NormTrace]) -> tuple[list[Suggestion], list[str]]:
+    """Look at several logs; one that tells too little does not keep the others from being told.
+
+    Returns:
+        The suggestions, at least one, and why the other logs have none.
+
+    Raises:
+        UsageError: none of the logs tells enough.
+    """
+    suggestions, refused = [], []
+    for trace in traces:
+        try:
+            suggestions.append(suggest(trace))
+        except UsageError as error:
+            refused.append(str(error))
+    if not suggestions:
+        raise UsageError("\n".join(refused))
+    return suggestions, refused
 
 
 def effective_count(values: NDArray[np.float64]) -> float:
@@ -310,16 +346,10 @@ def _setting(
     """The policy section, and why; `experiments/studies/suggest` has how both cases did."""
     median = percentiles[50].value
     tail = percentiles[99].value / median
-    moves = (
-        f"the median norm changes by a factor of {max(drift.ratio, 1 / drift.ratio):.2g} "
-        f"({'up' if drift.ratio > 1 else 'down'}), so that no constant stays right"
-        if drift.is_there
-        else "the norms do not drift much, but those of other learning rates will"
-    )
     if spike_count == 0 and nonfinite == 0 and tail <= CALM_RATIO and not stuck:
         return {"kind": "running_quantile", "percentile": 90}, (
             f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): clip the "
-            f"top tenth only, which costs little and is there when a step does explode; {moves}"
+            f"top tenth only, which costs little and is there when a step does explode; {drift}"
         )
     evidence = [f"percentile 99 is {tail:.2g} times the median"]
     if stuck:
@@ -331,5 +361,5 @@ def _setting(
     what = "training may be stuck" if stuck else "large steps occur"
     return {"kind": "loss_aware_quantile"}, (
         f"{what} ({', '.join(evidence)}): take the default, a low running percentile that bounds all steps, follows "
-        f"the norms, and is lifted while the loss falls, cut while it rises; {moves}"
+        f"the norms, and is lifted while the loss falls, cut while it rises; {drift}"
     )

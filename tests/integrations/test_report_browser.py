@@ -41,14 +41,14 @@ def a_run(place: Path) -> Path:
             policy={"kind": "running_quantile", "percentile": 50},
         )
         write_layers(run)
-    return write_report(place)[1]
+    return write_report(place).page
 
 
 def a_sweep(place: Path) -> Path:
     kinds = {f"running_quantile p{p}": ({"kind": "running_quantile", "percentile": p}, 1 + p / 99, p == 90) for p in
              (10, 25, 50, 75, 90)}  # fmt: skip
     write_sweep(place, {**kinds, LONG: ({"kind": "m:Policy"}, 1.2, False), NASTY: ({"kind": "none"}, 2.0, True)})
-    return write_report(place)[1]
+    return write_report(place).page
 
 
 def a_trace(place: Path) -> Path:

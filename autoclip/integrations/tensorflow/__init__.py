@@ -7,6 +7,11 @@
 It needs no torch.
 """
 
-from autoclip.integrations.tensorflow.clipper import GradientClipper
+from autoclip.integrations.missing import missing
+
+try:
+    from autoclip.integrations.tensorflow.clipper import GradientClipper
+except ModuleNotFoundError as error:
+    raise missing("tensorflow", error) from error
 
 __all__ = ["GradientClipper"]
