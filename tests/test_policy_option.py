@@ -126,7 +126,7 @@ def test_faults_are_named(text, message):
     [
         ("Negative", 1, "ValueError: Negative._threshold() returned -1; a threshold is > 0"),
         ("Forgetful", 1, "KeyError: 'norms'"),
-        ("WithoutSuper", 1, "has no attribute 'learned_norms'"),
+        ("WithoutSuper", 2, "WithoutSuper must call super().__init__()"),
         ("Leaving", 1, "SystemExit"),
         ("Unkept", 2, "Unkept must call super().__init__() and keep its constructor's arguments"),
     ],
