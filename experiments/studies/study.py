@@ -26,6 +26,13 @@ class StudyTask(Section):
     lrs: tuple[float, ...] = Field(min_length=1, description="Learning rates, ascending.")
 
 
+class Fresh(Section):
+    """Runs that the default was not designed on."""
+
+    first_seed: WholeNumber = Field(description="These seeds are this one and those after it.")
+    tasks: tuple[str, ...] = Field(min_length=1, description="At all of their learning rates.")
+
+
 class Quick(Section):
     """What is left of the study with `--quick`; null: everything."""
 
@@ -50,6 +57,7 @@ class Study(Section):
     untouched: tuple[str, ...] = Field(
         default=(), description="Cells `task@lr` (or whole tasks) that the default was not chosen on."
     )
+    fresh: Fresh | None = None
     headline: tuple[str, ...] = Field(default=(), description="Arms of the short table in the project's README.")
     reuse: tuple[str, ...] = Field(default=(), description="Studies whose finished runs count here too.")
     quick: Quick = Quick()
@@ -62,6 +70,7 @@ class Study(Section):
             ("default", (self.default,) if self.default else (), self.arms),
             ("headline", self.headline, self.arms),
             ("untouched", self.untouched, [*self.tasks, *cells]),
+            ("fresh.tasks", self.fresh.tasks if self.fresh else (), self.tasks),
             ("quick.tasks", self.quick.tasks or (), self.tasks),
             ("quick.arms", self.quick.arms or (), self.arms),
         ):

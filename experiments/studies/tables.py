@@ -129,6 +129,22 @@ def headline_table(study: Study, cells: Sequence[Cell]) -> str:
     return markdown_table(["rule", *names, "median of all cells", "worst of all", "failed runs"], lines)
 
 
+def fresh_table(study: Study, cells: Sequence[Cell]) -> str:
+    """Row for each arm, least worst case first: regret in percent in the median and the worst cell, and failed runs."""
+    failures = {str(row["arm"]): row for row in failure_rows(cells, list(study.arms)) if row["task"] == "all"}
+    over = {arm: pooled(cells, arm) for arm in failures}
+    lines = [
+        [
+            f"**{arm}** (default)" if arm == study.default else arm,
+            percent(over[arm].median),
+            f"{percent(over[arm].worst)} ({over[arm].worst_cell})",
+            f"{row['failed']} of {row['runs']}",
+        ]
+        for arm, row in sorted(failures.items(), key=lambda item: over[item[0]].worst)
+    ]
+    return markdown_table(["rule", "median cell", "worst cell", "failed runs"], lines)
+
+
 def failure_table(cells: Sequence[Cell], arms: Sequence[str]) -> str:
     """Row for each arm, column for each task: failed of all runs, with Wilson's 95 % interval in percent."""
     rows = failure_rows(cells, arms)

@@ -8,12 +8,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.studies.documents import percent, write_csv, write_section
-from experiments.studies.results import RunTable, chosen
+from experiments.studies.results import RunRow, RunTable, chosen
 from experiments.studies.statistics import Cell, cells_of
 from experiments.studies.study import Job, Study
 from experiments.studies.tables import (
     failure_rows,
     failure_table,
+    fresh_table,
     headline_table,
     is_untouched,
     pair_rows,
@@ -44,7 +45,8 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> 
         draw_headline(study, cells, folder / "headline.png")
         if folder.resolve() == Path(__file__).parent:
             write_section(PROJECT_README, "studies", headline_table(study, cells))
-    write_section(folder / "README.md", "results", "\n\n".join(_sections(study, jobs, len(rows), cells)))
+    sections = [*_sections(study, jobs, len(rows), cells), *_fresh_sections(study, rows)]
+    write_section(folder / "README.md", "results", "\n\n".join(sections))
     print(f"{len(rows)} of {len(jobs)} runs; written: {folder / 'README.md'}, {folder / 'regret.png'}, {results}")
 
 
@@ -72,6 +74,24 @@ def _sections(study: Study, jobs: Sequence[Job], done: int, cells: Sequence[Cell
             pair_table(cells, arms, reference),
         ]
     return parts
+
+
+def _fresh_sections(study: Study, rows: Sequence[RunRow]) -> list[str]:
+    """What the runs say that the default was not designed on; nothing where there are none."""
+    fresh = study.fresh
+    if fresh is None:
+        return []
+    cells = cells_of(
+        [row for row in rows if row.seed >= fresh.first_seed and row.task in fresh.tasks], list(study.arms)
+    )
+    if not cells:
+        return []
+    seeds = sorted({seed for cell in cells for seed in cell.seeds})
+    return [
+        f"Those runs alone in which the design of the default had no part: seeds {seeds[0]} to {seeds[-1]} of "
+        f"{', '.join(fresh.tasks)}, {len(cells)} cells. Regret in percent, to the best of all rules on these seeds.",
+        fresh_table(study, cells),
+    ]
 
 
 def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
