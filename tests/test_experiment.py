@@ -14,6 +14,7 @@ import torch
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
+from autoclip.policies import Policy
 from tests.tiny_task import TinyTask
 
 ROOT = Path(__file__).parent.parent
@@ -186,6 +187,29 @@ def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
     assert total["failed"] == 2
     assert "the task broke" in total["seeds"][1]["error"]
     assert not (out / "seed-0" / "summary.json").exists()
+
+
+def test_an_error_in_a_policy_is_not_blamed_on_the_task(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = "clip.policy={kind: 'tests.test_experiment:Negative', warmup_steps: 3}"
+    assert run_experiment(configure(policy, "seeds=[0]"), tmp_path / "out", resume=False) == 1
+    told = capsys.readouterr().err
+    assert "seed 0 stopped: clip.policy tests.test_experiment:Negative in threshold(): ValueError: Negative." in told
+    assert "TinyTask" not in told
+
+
+class Negative(Policy):
+    """A policy whose threshold is none."""
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        pass
+
+    def _threshold(self) -> float:
+        return -1.0
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        pass
 
 
 def test_a_task_whose_batches_end_is_told_so(

@@ -26,6 +26,7 @@ from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, table
 from autoclip.lab.task import Task
 from autoclip.lab.train import choose_device, summarise, train
+from autoclip.policies import Policy
 from autoclip.run_directory import CONFIG, METRICS, SUMMARY, remove_asides, write_atomically, write_json
 from autoclip.version import __version__
 
@@ -270,11 +271,17 @@ def _run_seed(
             if isinstance(error, OSError) and error.errno in DISK:
                 raise
             kept = _keep_traceback(directory / ERROR)
-            method = method_of(task, error)
-            where = f"{trained_task(config).target}{f' in {method}()' if method else ''}"
-            raise RunError(f"seed {seed} stopped: {where}: {described(error)}{kept}") from error
+            raise RunError(f"seed {seed} stopped: {_origin(config, task, error)}: {described(error)}{kept}") from error
     (directory / ERROR).unlink(missing_ok=True)
     return summary
+
+
+def _origin(config: ExperimentConfig, task: Task, error: BaseException) -> str:
+    """Of the user's classes, the one that an error came out of, with its method; the task's where it cannot be told."""
+    if method := method_of(lambda one: isinstance(one, Policy), error):
+        return f"clip.policy {config.clip.policy.kind} in {method}()"
+    method = method_of(lambda one: one is task, error)
+    return f"{trained_task(config).target}{f' in {method}()' if method else ''}"
 
 
 def _keep_traceback(path: Path) -> str:

@@ -268,7 +268,7 @@ def _continue_from(state: dict[str, Any], training: Training, directory: Path) -
     except UsageError:
         raise
     except Exception as error:  # a state of another layout can raise anything
-        if method_of(training.task, error):
+        if method_of(lambda one: one is training.task, error):
             raise
         raise RunError(
             f"the checkpoint in {directory} does not fit this task or this version of autoclip ({described(error)}); "
