@@ -24,7 +24,7 @@ from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, table
-from autoclip.lab.task import Task
+from autoclip.lab.task import Task, check_attributes
 from autoclip.lab.train import choose_device, summarise, train
 from autoclip.policies import Policy
 from autoclip.run_directory import CONFIG, METRICS, SUMMARY, remove_asides, write_atomically, write_json
@@ -171,7 +171,8 @@ def make_task(config: ExperimentConfig) -> Task:
     """Import and construct the configured task.
 
     Raises:
-        UsageError: it cannot be imported, is no class, lacks a method of the protocol, or refuses its arguments.
+        UsageError: it cannot be imported, is no class, lacks a method of the protocol, refuses its arguments, or has
+            attributes of other types than the protocol's.
     """
     section = trained_task(config)
     target = section.target
@@ -183,6 +184,7 @@ def make_task(config: ExperimentConfig) -> Task:
     if missing:
         raise UsageError(f"{target} has no {', '.join(missing)}; a task has model, batches, loss and evaluate")
     task: Task = construct(target, section.args, Path.cwd())
+    check_attributes(task)
     return task
 
 
