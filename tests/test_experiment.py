@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoclip.errors import RunError, UsageError
+from autoclip.errors import UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
 from autoclip.policies import Policy
@@ -265,8 +265,9 @@ def test_an_output_directory_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         run_experiment(configure(), tmp_path / "file", resume=False)
-    with pytest.raises(RunError, match="cannot write"):
-        run_experiment(configure(), tmp_path / "file" / "below", resume=False)
+    for place in (tmp_path / "file" / "below", Path("/dev/null/x"), Path("/proc/foo")):
+        with pytest.raises(UsageError, match=f"^cannot write into {place}: .*; choose another --output-dir$"):
+            run_experiment(configure(), place, resume=False)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from autoclip.lab.candidate_config import section_of
 from autoclip.lab.config import build_policy
+from autoclip.lab.output_directory import PARETO, RECOMMENDED, TRIALS
 from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.yaml_source import dump
 from autoclip.run_directory import write_atomically, written_aside
@@ -25,11 +26,11 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     results = sweep.results()
     recommendation = outcome.recommend(results)
     directory = sweep.output_dir
-    write_atomically(directory / "trials.csv", outcome.as_csv(results))
-    with written_aside(directory / "pareto.png") as file:
+    write_atomically(directory / TRIALS, outcome.as_csv(results))
+    with written_aside(directory / PARETO) as file:
         file.write(pareto_picture(results, recommendation).png)
     if recommendation:
-        write_atomically(directory / "recommended.yaml", dump(_clip(sweep, recommendation)))
+        write_atomically(directory / RECOMMENDED, dump(_clip(sweep, recommendation)))
     if output_format == "json":
         print(json.dumps(_as_json(sweep, results, recommendation), indent=2, allow_nan=False))  # noqa: T201
     else:
@@ -77,7 +78,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
         )
     if elsewhere := outcome.failures_elsewhere(chosen):
         console.print(f"note: {elsewhere}")
-    console.print(f"files: {sweep.output_dir}/trials.csv, pareto.png, recommended.yaml, runs/")
+    console.print(f"files: {sweep.output_dir}/{TRIALS}, {PARETO}, {RECOMMENDED}, runs/")
     console.print("in a training loop:")
     console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", soft_wrap=True)
     console.print("    loss.backward(); clipper.step(loss=loss)")
