@@ -69,20 +69,25 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
         )
         return
     chosen = recommendation.chosen
-    runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
-    console.print(f"recommended: {chosen.candidate.name}: {recommendation.reason}{runner_up}")
+    runner_up = f"; runner-up: {_named(recommendation.runner_up)}" if recommendation.runner_up else ""
+    console.print(f"recommended: {_named(chosen)}: {recommendation.reason}{runner_up}")
     for one in outcome.steadier(results, chosen):
         console.print(
             f"steadier, but slower: {one.candidate.name}: instability {one.instability:.3f}, "
             f"mean training loss {one.convergence:.3f}"
         )
-    if elsewhere := outcome.failures_elsewhere(chosen):
-        console.print(f"note: {elsewhere}")
+    for note in filter(None, (outcome.failures_elsewhere(chosen), outcome.needless(chosen))):
+        console.print(f"note: {note}")
     console.print(f"files: {sweep.output_dir}/{TRIALS}, {PARETO}, {RECOMMENDED}, runs/")
     console.print("in a training loop:")
     console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", soft_wrap=True)
     console.print("    loss.backward(); clipper.step(loss=loss)")
     console.print("    optimizer.step()")
+
+
+def _named(one: outcome.Result) -> str:
+    """Name of a candidate in a sentence, in which `none` would read as if there were no candidate."""
+    return "no clipping" if one.candidate.policy["kind"] == "none" else one.candidate.name
 
 
 def _console(width: int) -> Console:
