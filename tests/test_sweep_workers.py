@@ -384,7 +384,7 @@ def test_the_values_are_those_of_the_formulas(quiet: Swept) -> None:
             for seeds in runs.values()
             for run in seeds
         ]
-        assert instability == pytest.approx(fmean(shares), rel=1e-12), name
+        assert instability == pytest.approx(fmean(shares), abs=1e-9), name  # to which it is rounded
         assert len(shares) == 4
     assert 0 < reference < 0.5
 
