@@ -56,7 +56,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig"
     Raises:
         ConfigError: the file cannot be read, or it holds faults; all of them are listed.
     """
-    return checked(read_document(path, overrides), ExperimentConfig)
+    document = read_document(path, overrides)
+    try:
+        return checked(document, ExperimentConfig)
+    except ConfigError as error:
+        if not isinstance(document.values, dict) or document.values.keys() != {"clip"}:
+            raise
+        raise ConfigError(f"{error}\n{_clip_only(path)}", error.faults) from None
+
+
+def _clip_only(path: Path) -> str:
+    return (
+        f"{path} holds a clip section only, as a sweep recommends it: put it into the configuration of an experiment, "
+        f"or use it in a training loop, autoclip.Clipper(model, **autoclip.from_config({str(path)!r}))"
+    )
 
 
 def checked(document: Document, model: type[_Model]) -> _Model:
