@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from autoclip.cli import app
+from autoclip.errors import UsageError
+from autoclip.lab.config import load_config, to_yaml
 from autoclip.lab.output_directory import refuse_for_run, refuse_for_sweep
 
 CONFIG = """
@@ -88,10 +90,22 @@ def test_what_a_command_that_was_killed_at_its_start_leaves_is_no_hindrance() ->
     refuse_for_run(Path("out"), [0], resume=False)
     Path("swept").mkdir()
     Path("swept/study.db").write_bytes(b"")
-    refuse_for_sweep(Path("swept"), CONFIG)
+    refuse_for_sweep(Path("swept"))
     Path("swept/sweep.yaml").write_text(CONFIG)
     Path("swept/trials.csv").write_text("of the sweep")
-    refuse_for_sweep(Path("swept"), "another, which the study in the database decides on")
+    refuse_for_sweep(Path("swept"))
+
+
+def test_a_sweep_whose_database_and_runs_are_elsewhere_is_told_by_its_configuration() -> None:
+    Path("joined").mkdir()
+    Path("joined/trials.csv").write_text("of the sweep")
+    Path("joined/sweep.yaml").write_text(to_yaml(load_config(Path("tiny.yaml"))))
+    refuse_for_sweep(Path("joined"))
+    with pytest.raises(UsageError, match="joined holds a sweep"):
+        refuse_for_run(Path("joined"), [0], resume=False)
+    Path("joined/sweep.yaml").write_text(CONFIG)  # by hand
+    with pytest.raises(UsageError, match=r"joined/sweep\.yaml, joined/trials\.csv would be replaced"):
+        refuse_for_sweep(Path("joined"))
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])

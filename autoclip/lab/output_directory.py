@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import LATEST, PREVIOUS
+from autoclip.lab.config import ConfigError, load_config, to_yaml
 from autoclip.run_directory import CONFIG, LAYERS, METRICS, SUMMARY
 
 SWEEP = "sweep.yaml"
@@ -38,12 +39,8 @@ def refuse_for_run(output_dir: Path, seeds: Iterable[int], *, resume: bool) -> N
     _refuse_present(written, "run")
 
 
-def refuse_for_sweep(output_dir: Path, configuration: str) -> None:
+def refuse_for_sweep(output_dir: Path) -> None:
     """Raise where a sweep must not write: beside a run, or over files of others; a database is continued, not replaced.
-
-    Args:
-        output_dir: of the sweep.
-        configuration: that the sweep begins with, as text.
 
     Raises:
         UsageError: with what is there; nothing was changed.
@@ -53,11 +50,7 @@ def refuse_for_sweep(output_dir: Path, configuration: str) -> None:
         return
     if _runs(output_dir) or (output_dir / METRICS).exists():
         raise UsageError(f"{output_dir} holds a run: choose another --output-dir for a sweep")
-    written = [output_dir / name for name in (TRIALS, PARETO, RECOMMENDED)]
-    own = output_dir / SWEEP
-    if own.exists() and own.read_text(encoding="utf-8", errors="replace") != configuration:
-        written.append(own)
-    _refuse_present(written, "sweep")
+    _refuse_present([output_dir / name for name in (SWEEP, TRIALS, PARETO, RECOMMENDED)], "sweep")
 
 
 def cannot_begin(output_dir: Path, error: OSError) -> UsageError | RunError:
@@ -87,7 +80,13 @@ def _runs(output_dir: Path) -> list[Path]:
 
 
 def _holds_sweep(output_dir: Path) -> bool:
-    """Whether a sweep was begun here; a configuration alone may be the user's own."""
-    return (output_dir / SWEEP).exists() and (
-        (output_dir / DATABASE).exists() or any(output_dir.glob("runs/*/lr-x*/seed-*"))
-    )
+    """Whether a sweep was begun here; a configuration alone may be the user's own, written by hand."""
+    path = output_dir / SWEEP
+    if not path.exists():
+        return False
+    if (output_dir / DATABASE).exists() or any(output_dir.glob("runs/*/lr-x*/seed-*")):
+        return True
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") == to_yaml(load_config(path))
+    except ConfigError:
+        return False

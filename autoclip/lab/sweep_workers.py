@@ -64,7 +64,7 @@ def run_sweep(
         make_task(config)
         choose_device(config.device)
     try:
-        refuse_for_sweep(output_dir, to_yaml(config))
+        refuse_for_sweep(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         url = storage or _configured_database(config.sweep.storage, output_dir) or _own_database(output_dir)
         with claimed(output_dir, for_seconds(SETUP_SECONDS)):  # another may be making the same database
