@@ -1,5 +1,29 @@
-"""`python -m autoclip`: the command line."""
+"""The `autoclip` command, also as `python -m autoclip`; here Ctrl-C is taken over before anything long is imported."""
 
-from autoclip.cli import main
+import atexit
+import os
+import signal
+import sys
+from types import FrameType
 
-main()
+
+def main() -> None:
+    """Entry point: as `autoclip.cli.main`, and Ctrl-C before and after it ends the process at once with exit code 130.
+
+    What Python does when it exits, last of all, is not interrupted.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it was ignored from outside
+        signal.signal(signal.SIGINT, _leave)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the first to register is the last to run
+    from autoclip.cli import main as command_line
+
+    command_line()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(130)  # an exception would come out of the midst of an import, or of what Python does when it exits
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -51,6 +52,7 @@ TracePaths = Annotated[
 ]
 TraceColumn = Annotated[str | None, typer.Option(help="Column or tag that holds the norms.")]
 StepColumn = Annotated[str | None, typer.Option(help="Column that holds the steps.")]
+OutputDir = Path | None
 OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="How results are printed.")]
 
 
@@ -69,6 +71,17 @@ def main() -> None:
         with suppress(AttributeError, OSError):  # an output that is no file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write
         sys.exit(1)
+
+
+def _output_dir(text: str) -> Any:
+    """Option of a directory; an empty text, as an unset variable of the shell gives, is none."""
+
+    def directory(given: str) -> Path:
+        if not given.strip():
+            raise typer.BadParameter("must be a directory, got an empty text (is a variable of the shell unset?)")
+        return Path(given)
+
+    return typer.Option(help=text, parser=directory, metavar="<path>")
 
 
 def _print_version(asked: bool) -> None:
@@ -93,7 +106,7 @@ def common(
 def run(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Where the runs go; runs/NAME by default.")] = None,
+    output_dir: Annotated[OutputDir, _output_dir("Where the runs go; runs/NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what is in the output directory.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="Replaces the seeds of the file; repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
@@ -119,7 +132,7 @@ def run(
 def sweep(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Where all goes; sweeps/NAME by default.")] = None,
+    output_dir: Annotated[OutputDir, _output_dir("Where all goes; sweeps/NAME by default.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     storage: Annotated[
         str | None, typer.Option(help="Database URL; SQLite in the output directory by default.")
@@ -354,8 +367,14 @@ def _write_new(texts: dict[Path, str]) -> None:
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Turn errors into one message and an exit code: 2 usage or configuration, 1 a failed run, 130 interrupted."""
+    before = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
     except UsageError as error:
         typer.echo(visible(str(error)), err=True)
         raise typer.Exit(2) from None

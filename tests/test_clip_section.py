@@ -124,6 +124,7 @@ def test_a_policy_of_ones_own_is_imported_from_the_working_directory():
     Path("clip_policies.py").write_text(
         "import autoclip\n\nclass Mine(autoclip.RunningQuantile):\n    def __init__(self, share=3):\n"
         "        super().__init__(percentile=share)\n"
+        "        self.share = share\n"
     )
     policy = from_config(write("clip: {policy: {kind: 'clip_policies:Mine', share: 7}}"))["policy"]
     assert policy.percentile == 7

@@ -516,3 +516,19 @@ def test_a_task_of_null_is_none(faults):
         "command line: task=null: task: must be given, got nothing",
         "command line: optimizer=: optimizer: must be given, got nothing",
     ]
+
+
+def test_a_file_with_a_clip_section_only_is_told_what_it_is_for(tmp_path):
+    path = tmp_path / "recommended.yaml"
+    path.write_text("clip: {policy: {kind: fixed, threshold: 5}}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    *missing, hint = str(error.value).splitlines()
+    assert len(missing) == len(error.value.faults) == 4
+    assert hint.startswith(f"{path} holds a clip section only, as a sweep recommends it: put it into the configuration")
+    assert f"autoclip.from_config({str(path)!r})" in hint
+    for text in ("clip: {}\nname: x\n", "name: x\n", "- clip\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as error:
+            load_config(path)
+        assert "clip section only" not in str(error.value)

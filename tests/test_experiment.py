@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoclip.errors import RunError, UsageError
+from autoclip.errors import UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
+from autoclip.policies import Policy
 from tests.tiny_task import TinyTask
 
 ROOT = Path(__file__).parent.parent
@@ -188,6 +189,29 @@ def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
     assert not (out / "seed-0" / "summary.json").exists()
 
 
+def test_an_error_in_a_policy_is_not_blamed_on_the_task(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = "clip.policy={kind: 'tests.test_experiment:Negative', warmup_steps: 3}"
+    assert run_experiment(configure(policy, "seeds=[0]"), tmp_path / "out", resume=False) == 1
+    told = capsys.readouterr().err
+    assert "seed 0 stopped: clip.policy tests.test_experiment:Negative in threshold(): ValueError: Negative." in told
+    assert "TinyTask" not in told
+
+
+class Negative(Policy):
+    """A policy whose threshold is none."""
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        pass
+
+    def _threshold(self) -> float:
+        return -1.0
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        pass
+
+
 def test_a_task_whose_batches_end_is_told_so(
     configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,8 +265,9 @@ def test_an_output_directory_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         run_experiment(configure(), tmp_path / "file", resume=False)
-    with pytest.raises(RunError, match="cannot write"):
-        run_experiment(configure(), tmp_path / "file" / "below", resume=False)
+    for place in (tmp_path / "file" / "below", Path("/dev/null/x"), Path("/proc/foo")):
+        with pytest.raises(UsageError, match=f"^cannot write into {place}: .*; choose another --output-dir$"):
+            run_experiment(configure(), place, resume=False)
 
 
 @pytest.mark.slow

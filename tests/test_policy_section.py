@@ -111,6 +111,13 @@ def policy_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> N
         "    pass\n"
         "class NoPolicy:\n"
         "    pass\n"
+        "class Forgetful(RunningQuantile):\n"
+        "    def __init__(self, factor=2):\n"
+        "        super().__init__()\n"
+        "        self.f = factor\n"
+        "class Unborn(RunningQuantile):\n"
+        "    def __init__(self):\n"
+        "        pass\n"
     )
     monkeypatch.chdir(folder)
 
@@ -133,6 +140,11 @@ def test_a_policy_of_ones_own_is_imported_from_the_working_directory(load, tmp_p
         ('{kind: "bad_policies:NoPolicy"}', "must be a subclass of autoclip.Policy, got <class"),
         ('{kind: "bad_policies:Unfinished"}', "refuses its arguments: TypeError: Can't instantiate abstract class"),
         ('{kind: "bad_policies:Median", window: -1}', "refuses its arguments: ValueError: window must be"),
+        (
+            '{kind: "bad_policies:Forgetful"}',
+            "keep its constructor's arguments under .*missing: factor",
+        ),
+        ('{kind: "bad_policies:Unborn"}', r"bad_policies:Unborn must call super\(\).__init__\(\) in its constructor"),
     ],
 )
 def test_a_policy_of_ones_own_that_cannot_be_built(load, tmp_path, monkeypatch, section, message):

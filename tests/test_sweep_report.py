@@ -90,6 +90,39 @@ def test_failures_of_the_recommended_at_other_rates_are_told(finished, capsys):
     assert (one["failed"], one["failed_at_any_rate"]) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("candidate", "rates", "expected"),
+    [
+        (fixed(5), (0.0, 0.0), "note: fixed 5 clipped no step at any learning rate: no clipping does as well\n"),
+        (
+            of_percentile("running_quantile", 50),
+            (0.0, 0.0),
+            "note: running_quantile p50 clipped no step after its warm-up at any learning rate: no clipping may do as",
+        ),
+        (fixed(5), (0.0, 0.1), None),
+        (Candidate("none", {"kind": "none"}), (0.0, 0.0), None),
+    ],
+)
+def test_a_recommended_candidate_that_clipped_nowhere_is_told(finished, capsys, candidate, rates, expected):
+    runs = [
+        score_with(multiplier=multiplier, aulc=0.2, validation_loss=0.3, initial_loss=1.0, clip_rate=rate)
+        for multiplier, rate in zip((1.0, 10.0), rates, strict=True)
+    ]
+    assert report(finished([result(candidate, runs, 0.0)]), "text") == 0
+    printed = capsys.readouterr().out
+    assert expected in printed if expected else "clipped no step" not in printed
+
+
+def test_the_runner_up_is_left_out_where_there_is_none_and_the_candidate_none_is_spelled_out(finished, capsys):
+    none = scored(Candidate("none", {"kind": "none"}), area=0.21, loss=0.4)
+    assert report(finished([FAST]), "text") == 0
+    assert "runner-up" not in capsys.readouterr().out
+    assert report(finished([FAST, none]), "text") == 0
+    assert "; runner-up: no clipping" in " ".join(capsys.readouterr().out.split())
+    assert report(finished([none]), "text") == 0
+    assert "recommended: no clipping: lowest instability" in capsys.readouterr().out
+
+
 def test_the_steadiest_of_all_has_nothing_steadier_beside_it(finished, capsys):
     assert report(finished([scored(fixed(5), area=0.4, loss=0.1), STEADY]), "text") == 0
     assert "steadier, but" not in capsys.readouterr().out

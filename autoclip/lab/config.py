@@ -12,9 +12,14 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationEr
 from autoclip.errors import UsageError
 from autoclip.lab.clip_config import ClipConfig
 from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
-from autoclip.lab.loading import construct, load_object
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
-from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection, PolicySection, policy_parameters
+from autoclip.lab.policy_section import (
+    POLICY_SECTIONS,
+    AnyPolicySection,
+    PolicySection,
+    custom_policy,
+    policy_parameters,
+)
 from autoclip.lab.values import TARGET, Items, Section, in_range, like, matching, one_of, suggestion
 from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, read_document, shortened, shown
 from autoclip.policies import POLICIES, Policy
@@ -51,7 +56,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig"
     Raises:
         ConfigError: the file cannot be read, or it holds faults; all of them are listed.
     """
-    return checked(read_document(path, overrides), ExperimentConfig)
+    document = read_document(path, overrides)
+    try:
+        return checked(document, ExperimentConfig)
+    except ConfigError as error:
+        if not isinstance(document.values, dict) or document.values.keys() != {"clip"}:
+            raise
+        raise ConfigError(f"{error}\n{_clip_only(path)}", error.faults) from None
+
+
+def _clip_only(path: Path) -> str:
+    return (
+        f"{path} holds a clip section only, as a sweep recommends it: put it into the configuration of an experiment, "
+        f"or use it in a training loop, autoclip.Clipper(model, **autoclip.from_config({str(path)!r}))"
+    )
 
 
 def checked(document: Document, model: type[_Model]) -> _Model:
@@ -78,19 +96,14 @@ def build_policy(section: PolicySection) -> Policy:
     """Construct the policy of a section; a class of the user's own is imported from the working directory.
 
     Raises:
-        ConfigError: the class is missing, no policy, or refuses the parameters.
+        ConfigError: the class is missing, no policy, refuses the parameters, or does not keep them.
     """
-    parameters = policy_parameters(section)
     if section.kind in POLICIES:
-        return POLICIES[section.kind](**parameters)
+        return POLICIES[section.kind](**policy_parameters(section))
     try:
-        cls = load_object(section.kind, Path.cwd())
-        if not isinstance(cls, type) or not issubclass(cls, Policy):
-            raise UsageError(f"{section.kind} must be a subclass of autoclip.Policy, got {shown(cls)}")
-        policy: Policy = construct(section.kind, parameters, Path.cwd())
+        return custom_policy(section)
     except UsageError as error:
         raise ConfigError(f"clip.policy: {error}") from error
-    return policy
 
 
 def clip_arguments(section: "ClipConfig") -> dict[str, Any]:

@@ -22,18 +22,17 @@ from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
+from autoclip.lab.output_directory import ERROR, cannot_begin, refuse_for_run
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, table
-from autoclip.lab.task import Task
+from autoclip.lab.task import Task, check_attributes
 from autoclip.lab.train import choose_device, summarise, train
-from autoclip.run_directory import CONFIG, METRICS, SUMMARY, remove_asides, write_atomically, write_json
+from autoclip.policies import Policy
+from autoclip.run_directory import CONFIG, SUMMARY, remove_asides, write_atomically, write_json
 from autoclip.version import __version__
 
 MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
 """Top-level keys that a resumed run may have changed: they do not alter the steps already taken."""
-
-ERROR = "error.txt"
-"""Where the traceback of a task that raised is kept."""
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors that end all seeds: the disk is full, over its quota, read-only or broken."""
@@ -80,7 +79,7 @@ def run_experiment(
         The exit code: 0, 1 where a seed failed or diverged, 130 where the run was interrupted.
 
     Raises:
-        UsageError: the directory holds another run, or the task cannot be made.
+        UsageError: the directory holds something else or cannot be written, or the task cannot be made.
         RunError: the disk refused.
     """
     interrupt = Interrupt()
@@ -106,7 +105,7 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         interrupt: where it is asked for, the run ends after the step, with a checkpoint.
 
     Raises:
-        UsageError: the directory holds another run, or the task cannot be made.
+        UsageError: the directory holds something else or cannot be written, or the task cannot be made.
         RunError: the disk refused.
     """
     task = make_task(config)
@@ -115,7 +114,10 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
     make_sinks(config, 0, output_dir, None, print)
     try:
         _prepare(config, output_dir, code_version(type(task), type(policy)), resume=resume)
-        summaries = []
+    except OSError as error:
+        raise cannot_begin(output_dir, error) from None
+    summaries = []
+    try:
         for seed in config.seeds:
             if interrupt.asked:
                 break
@@ -170,7 +172,8 @@ def make_task(config: ExperimentConfig) -> Task:
     """Import and construct the configured task.
 
     Raises:
-        UsageError: it cannot be imported, is no class, lacks a method of the protocol, or refuses its arguments.
+        UsageError: it cannot be imported, is no class, lacks a method of the protocol, refuses its arguments, or has
+            attributes of other types than the protocol's.
     """
     section = trained_task(config)
     target = section.target
@@ -182,20 +185,15 @@ def make_task(config: ExperimentConfig) -> Task:
     if missing:
         raise UsageError(f"{target} has no {', '.join(missing)}; a task has model, batches, loss and evaluate")
     task: Task = construct(target, section.args, Path.cwd())
+    check_attributes(task)
     return task
 
 
 def _prepare(config: ExperimentConfig, output_dir: Path, code: dict[str, str], *, resume: bool) -> None:
     """Create the directories; refuse to mix two runs in one."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"{output_dir} is a file; --output-dir needs a directory")
-    for directory in sorted({path.parent for name in (CONFIG, METRICS) for path in output_dir.glob(f"seed-*/{name}")}):
-        if not resume:
-            raise UsageError(
-                f"{directory} already holds a run: continue it with --resume, or choose another --output-dir"
-            )
-        if (directory / CONFIG).exists():
-            _refuse_changes(directory, config)
+    refuse_for_run(output_dir, config.seeds, resume=resume)
+    for path in sorted(output_dir.glob(f"seed-*/{CONFIG}")):
+        _refuse_changes(path.parent, config)
     for seed in config.seeds:
         _begin(config, output_dir / f"seed-{seed}", code)
 
@@ -270,11 +268,17 @@ def _run_seed(
             if isinstance(error, OSError) and error.errno in DISK:
                 raise
             kept = _keep_traceback(directory / ERROR)
-            method = method_of(task, error)
-            where = f"{trained_task(config).target}{f' in {method}()' if method else ''}"
-            raise RunError(f"seed {seed} stopped: {where}: {described(error)}{kept}") from error
+            raise RunError(f"seed {seed} stopped: {_origin(config, task, error)}: {described(error)}{kept}") from error
     (directory / ERROR).unlink(missing_ok=True)
     return summary
+
+
+def _origin(config: ExperimentConfig, task: Task, error: BaseException) -> str:
+    """Of the user's classes, the one that an error came out of, with its method; the task's where it cannot be told."""
+    if method := method_of(lambda one: isinstance(one, Policy), error):
+        return f"clip.policy {config.clip.policy.kind} in {method}()"
+    method = method_of(lambda one: one is task, error)
+    return f"{trained_task(config).target}{f' in {method}()' if method else ''}"
 
 
 def _keep_traceback(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Worker processes that begin with everything imported."""
 
 import multiprocessing
+import signal
 from multiprocessing.context import BaseContext
 
 # The others are what torch imports when the first optimizer is made, and Optuna when a database is opened: two seconds.
@@ -17,7 +18,12 @@ def begin_imports() -> None:
         from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 
         set_forkserver_preload(PRELOADED)
-        ensure_running()
+        # It inherits that Ctrl-C is ignored, which reaches it too in a terminal; it ends when this process does.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def worker_context() -> BaseContext:

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -94,10 +94,10 @@ def described(error: BaseException) -> str:
     return f"{kind}: {text}" + (f" ({origin})" if origin else "") if text else f"{kind} ({origin})"
 
 
-def method_of(owner: object, error: BaseException) -> str | None:
-    """Name of the object's method that an error came out of; None: of none."""
+def method_of(is_owner: Callable[[object], bool], error: BaseException) -> str | None:
+    """Name of the method of such an object that an error came out of; None: of none."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_locals.get("self") is owner:
+        if is_owner(frame.f_locals.get("self")):
             return frame.f_code.co_name
     return None
 

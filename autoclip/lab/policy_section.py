@@ -2,11 +2,15 @@
 
 import inspect
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, create_model, model_validator
 
+from autoclip.errors import UsageError
+from autoclip.lab.loading import construct, load_object
 from autoclip.lab.values import TARGET, Checked, Section, argument_descriptions, by_kind, in_range, matching, number_of
+from autoclip.lab.yaml_source import shown
 from autoclip.policies import POLICIES, Policy
 from autoclip.policies.parameters import check, constructor_parameters
 
@@ -16,6 +20,25 @@ CUSTOM = "module:Class"
 def policy_parameters(section: "PolicySection") -> dict[str, Any]:
     """Constructor arguments that a policy section holds."""
     return section.model_dump(exclude={"kind"})
+
+
+def custom_policy(section: "PolicySection") -> Policy:
+    """Construct a policy of the user's own, imported from the working directory.
+
+    Raises:
+        UsageError: the class is missing, no policy, refuses the parameters, or cannot be copied with them.
+    """
+    cls = load_object(section.kind, Path.cwd())
+    if not isinstance(cls, type) or not issubclass(cls, Policy):
+        raise UsageError(f"{section.kind} must be a subclass of autoclip.Policy, got {shown(cls)}")
+    policy: Policy = construct(section.kind, policy_parameters(section), Path.cwd())
+    if not hasattr(policy, "learned_norms"):
+        raise UsageError(f"{section.kind} must call super().__init__() in its constructor")
+    try:
+        policy.parameters()
+    except TypeError as error:
+        raise UsageError(f"{section.kind}: {error}") from None
+    return policy
 
 
 def _parameter(cls: type[Policy], name: str, annotation: Any) -> Checked:

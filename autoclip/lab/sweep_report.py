@@ -9,6 +9,7 @@ from rich.table import Table
 
 from autoclip.lab.candidate_config import section_of
 from autoclip.lab.config import build_policy
+from autoclip.lab.output_directory import PARETO, RECOMMENDED, TRIALS
 from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.yaml_source import dump
 from autoclip.run_directory import write_atomically, written_aside
@@ -25,11 +26,11 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     results = sweep.results()
     recommendation = outcome.recommend(results)
     directory = sweep.output_dir
-    write_atomically(directory / "trials.csv", outcome.as_csv(results))
-    with written_aside(directory / "pareto.png") as file:
+    write_atomically(directory / TRIALS, outcome.as_csv(results))
+    with written_aside(directory / PARETO) as file:
         file.write(pareto_picture(results, recommendation).png)
     if recommendation:
-        write_atomically(directory / "recommended.yaml", dump(_clip(sweep, recommendation)))
+        write_atomically(directory / RECOMMENDED, dump(_clip(sweep, recommendation)))
     if output_format == "json":
         print(json.dumps(_as_json(sweep, results, recommendation), indent=2, allow_nan=False))  # noqa: T201
     else:
@@ -68,20 +69,25 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outc
         )
         return
     chosen = recommendation.chosen
-    runner_up = f"; runner-up: {recommendation.runner_up.candidate.name}" if recommendation.runner_up else ""
-    console.print(f"recommended: {chosen.candidate.name}: {recommendation.reason}{runner_up}")
+    runner_up = f"; runner-up: {_named(recommendation.runner_up)}" if recommendation.runner_up else ""
+    console.print(f"recommended: {_named(chosen)}: {recommendation.reason}{runner_up}")
     for one in outcome.steadier(results, chosen):
         console.print(
             f"steadier, but slower: {one.candidate.name}: instability {one.instability:.3f}, "
             f"mean training loss {one.convergence:.3f}"
         )
-    if elsewhere := outcome.failures_elsewhere(chosen):
-        console.print(f"note: {elsewhere}")
-    console.print(f"files: {sweep.output_dir}/trials.csv, pareto.png, recommended.yaml, runs/")
+    for note in filter(None, (outcome.failures_elsewhere(chosen), outcome.needless(chosen))):
+        console.print(f"note: {note}")
+    console.print(f"files: {sweep.output_dir}/{TRIALS}, {PARETO}, {RECOMMENDED}, runs/")
     console.print("in a training loop:")
     console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", soft_wrap=True)
     console.print("    loss.backward(); clipper.step(loss=loss)")
     console.print("    optimizer.step()")
+
+
+def _named(one: outcome.Result) -> str:
+    """Name of a candidate in a sentence, in which `none` would read as if there were no candidate."""
+    return "no clipping" if one.candidate.policy["kind"] == "none" else one.candidate.name
 
 
 def _console(width: int) -> Console:

@@ -19,6 +19,7 @@ from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
 from autoclip.lab.experiment import Interrupt, make_task
 from autoclip.lab.forkserver import worker_context
 from autoclip.lab.outage import DATABASE_ERRORS, STORAGE_ERRORS, Outage, look_for
+from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_for_sweep
 from autoclip.lab.sweep import Sweep
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
@@ -54,7 +55,7 @@ def run_sweep(
         The exit code: 0, 1 where every candidate failed, 130 where the sweep was interrupted.
 
     Raises:
-        UsageError: the directory holds another sweep, or the configuration cannot be swept.
+        UsageError: the directory holds something else or cannot be written, or the configuration cannot be swept.
         RunError: a worker failed, or the database was lost.
     """
     if config.sweep is None:
@@ -63,13 +64,14 @@ def run_sweep(
         make_task(config)
         choose_device(config.device)
     try:
+        refuse_for_sweep(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         url = storage or _configured_database(config.sweep.storage, output_dir) or _own_database(output_dir)
         with claimed(output_dir, for_seconds(SETUP_SECONDS)):  # another may be making the same database
             sweep = Sweep(config, output_dir, url)
-            write_atomically(output_dir / "sweep.yaml", to_yaml(config))
+            write_atomically(output_dir / SWEEP, to_yaml(config))
     except OSError as error:
-        raise RunError(f"cannot write the sweep: {error}") from None
+        raise cannot_begin(output_dir, error) from None
     except DATABASE_ERRORS as error:
         raise RunError(f"the storage {without_password(url)} does not answer: {str(error).splitlines()[0]}") from None
     interrupt = Interrupt()
@@ -114,7 +116,7 @@ def _configured_database(url: str | None, output_dir: Path) -> str | None:
 
 
 def _own_database(output_dir: Path) -> str:
-    path = output_dir.resolve() / "study.db"
+    path = output_dir.resolve() / DATABASE
     if "?" in str(path):
         raise UsageError(f"{output_dir} holds a question mark, which a database's URL cannot: choose another name")
     return f"sqlite:///{path}"
@@ -242,7 +244,7 @@ def _work(output_dir: Path, url: str) -> None:
     with interrupt.listening():
         try:
             look_for(url)
-            Sweep(load_config(output_dir / "sweep.yaml"), output_dir, url).work(interrupt)
+            Sweep(load_config(output_dir / SWEEP), output_dir, url).work(interrupt)
         except STORAGE_ERRORS:
             sys.exit(STORAGE_LOST)  # whoever started this process tells, and waits
         except (UsageError, RunError) as error:

@@ -1,9 +1,105 @@
-"""What an experiment trains: the protocol of a task."""
+"""What an experiment trains: the protocol of a task, and checks of what a task returns."""
 
+import json
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from autoclip.errors import RunError, UsageError
+from autoclip.lab.yaml_source import shortened
+
+
+def check_attributes(task: "Task") -> None:
+    """Raise where an optional attribute of a task is of another type than `Task` says.
+
+    Raises:
+        UsageError: with the attribute and its value.
+    """
+    trivial, data_hash = getattr(task, "trivial_loss", None), getattr(task, "data_hash", None)
+    is_number = isinstance(trivial, int | float) and not isinstance(trivial, bool)
+    if trivial is not None and not (is_number and isfinite(trivial)):
+        raise UsageError(f"{_name(task)}: trivial_loss must be a finite float, or None, got {_shown(trivial)}")
+    if not isinstance(data_hash, str | None):
+        raise UsageError(f"{_name(task)}: data_hash must be a text, or None, got {_shown(data_hash)}")
+
+
+def model_of(task: "Task", seed: int) -> nn.Module:
+    """The task's model.
+
+    Raises:
+        RunError: it is none.
+    """
+    model = task.model(seed)
+    if not isinstance(model, nn.Module):
+        raise _wrong(task, "model", "a torch.nn.Module", model)
+    return model
+
+
+def batches_of(task: "Task", seed: int) -> Iterator[Any]:
+    """The task's batches.
+
+    Raises:
+        RunError: they cannot be iterated over.
+    """
+    batches = task.batches(seed)
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise _wrong(task, "batches", "an iterator", batches)
+    return iter(batches)
+
+
+def loss_of(task: "Task", model: nn.Module, batch: Any) -> Tensor:
+    """The task's loss of a batch.
+
+    Raises:
+        RunError: it is no single number that a gradient can be had of.
+    """
+    loss = task.loss(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise _wrong(task, "loss", "a 0-d tensor that depends on the model's parameters", loss)
+    return loss
+
+
+def validation_loss_of(task: "Task", model: nn.Module) -> float:
+    """The task's validation loss of the model.
+
+    Raises:
+        RunError: it is no number.
+    """
+    loss = task.evaluate(model)
+    try:
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError):
+        raise _wrong(task, "evaluate", "a number", loss) from None
+
+
+def description_of(task: "Task") -> dict[str, Any]:
+    """The facts that the task tells of itself, none where it has no `describe`.
+
+    Raises:
+        RunError: they cannot be written down.
+    """
+    facts: Any = getattr(task, "describe", dict)()
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise _wrong(task, "describe", "a dict of texts and finite numbers", facts) from None
+    if not isinstance(facts, dict):
+        raise _wrong(task, "describe", "a dict of texts and finite numbers", facts)
+    return facts
+
+
+def _wrong(task: "Task", method: str, expected: str, got: object) -> RunError:
+    return RunError(f"{_name(task)}: {method}() must return {expected}, got {_shown(got)}")
+
+
+def _name(task: "Task") -> str:
+    return f"{type(task).__module__}:{type(task).__qualname__}"
+
+
+def _shown(value: object) -> str:
+    return shortened(" ".join(repr(value).split()), 80)
 
 
 class Task(Protocol):
@@ -13,8 +109,9 @@ class Task(Protocol):
     weights and the same batches, so that settings are compared on equal terms and a run can be resumed; randomness
     therefore comes from generators of the task's own, not from torch's global one.
 
-    Optional attributes: `data_hash` (sha256 of the data, kept with the results and compared on resume), `trivial_loss`
-    (validation loss of the best constant predictor) and `describe()` (a flat dict of facts for `summary.json`).
+    Optional attributes: `data_hash` (sha256 of the data as a text, kept with the results and compared on resume),
+    `trivial_loss` (validation loss of the best constant predictor, a finite float) and `describe()` (a flat dict of
+    facts for `summary.json`: texts and finite numbers). Of each None, or none, says nothing.
     """
 
     def model(self, seed: int) -> nn.Module:

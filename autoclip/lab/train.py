@@ -3,7 +3,7 @@
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import isfinite
@@ -22,7 +22,7 @@ from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
-from autoclip.lab.task import Task
+from autoclip.lab.task import Task, batches_of, description_of, loss_of, model_of, validation_loss_of
 from autoclip.records import ClipRecord, Sink, finite_or_none
 from autoclip.run_directory import LAYERS, METRICS, SUMMARY, LineLog, earlier_lines
 
@@ -86,7 +86,7 @@ class Training:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        self.model = task.model(seed).to(self.device)
+        self.model = model_of(task, seed).to(self.device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         section = trained_optimizer(config)
         self.optimizer = OPTIMIZERS[section.kind](parameters, **section.model_dump(exclude={"kind"}))
@@ -95,9 +95,10 @@ class Training:
         except ValueError as error:  # patterns that fit none of the model's parameters
             raise UsageError(f"clip: {error}") from None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.batches: Iterator[Any] = iter(task.batches(seed))
+        self.batches = batches_of(task, seed)
         self.tally = Tally()
         self.code = code_version(type(task), type(self.clipper.policy))
+        description_of(task)  # found wanting before anything is trained
         self._order: list[str] = []  # of the parameters' use, known after a step
 
     def step(self) -> Step:
@@ -126,7 +127,7 @@ class Training:
             with torch.autocast(
                 self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
             ):
-                loss = self.task.loss(self.model, to_device(batch, self.device)) / self.config.accumulate
+                loss = loss_of(self.task, self.model, to_device(batch, self.device)) / self.config.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
@@ -142,7 +143,7 @@ class Training:
         """Validation loss of the model as it is."""
         self.model.eval()
         with torch.no_grad():
-            loss = float(self.task.evaluate(self.model))
+            loss = validation_loss_of(self.task, self.model)
         self.model.train()
         return loss
 
@@ -180,7 +181,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         self.clipper.load_state_dict(state["clipper"])
         self.tally = Tally(**state["tally"])
-        self.batches = iter(self.task.batches(self.seed))
+        self.batches = batches_of(self.task, self.seed)
         deque(islice(self.batches, self.tally.steps * self.config.accumulate), maxlen=0)
         # Last, as making the batches may draw from them.
         restore_random_state(state["random"])
@@ -268,7 +269,7 @@ def _continue_from(state: dict[str, Any], training: Training, directory: Path) -
     except UsageError:
         raise
     except Exception as error:  # a state of another layout can raise anything
-        if method_of(training.task, error):
+        if method_of(lambda one: one is training.task, error):
             raise
         raise RunError(
             f"the checkpoint in {directory} does not fit this task or this version of autoclip ({described(error)}); "
@@ -330,7 +331,6 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
     """The `summary.json` of one seed."""
     config, tally, clipper = training.config, training.tally, training.clipper
     recent = tally.recent_losses
-    describe = getattr(training.task, "describe", dict)
     return {
         "name": config.name,
         "seed": training.seed,
@@ -348,7 +348,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "skipped_steps": clipper.skipped_steps,
         "nonfinite_steps": tally.nonfinite_steps,
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "task": describe(),
+        "task": description_of(training.task),
         "data_hash": getattr(training.task, "data_hash", None),
         "device": str(training.device),
         "precision": config.precision,

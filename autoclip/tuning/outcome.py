@@ -172,6 +172,16 @@ def failures_elsewhere(chosen: Result) -> str | None:
     )
 
 
+def needless(chosen: Result) -> str | None:
+    """A line where the recommended candidate clipped no step of any run, so that clipping is not what makes it good."""
+    kind = chosen.candidate.policy["kind"]
+    if kind == "none" or any(one.clip_rate for one in chosen.scores):
+        return None
+    if kind == "fixed":
+        return f"{chosen.candidate.name} clipped no step at any learning rate: no clipping does as well"
+    return f"{chosen.candidate.name} clipped no step after its warm-up at any learning rate: no clipping may do as well"
+
+
 def degenerate(results: Sequence[Result]) -> list[str]:
     """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
 
