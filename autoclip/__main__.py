@@ -1,4 +1,4 @@
-"""The `autoclip` command, also as `python -m autoclip`; here Ctrl-C is taken over before anything long is imported."""
+"""The `autoclip` command, also as `python -m autoclip`; Ctrl-C is taken over before anything long is imported."""
 
 import atexit
 import os
@@ -8,9 +8,10 @@ from types import FrameType
 
 
 def main() -> None:
-    """Entry point: as `autoclip.cli.main`, and Ctrl-C before and after it ends the process at once with exit code 130.
+    """Entry point: as `autoclip.cli.main`, and Ctrl-C ends the process at once with exit code 130.
 
-    What Python does when it exits, last of all, is not interrupted.
+    But for runs and sweeps under way, which take it over (see `Interrupt`), and what Python does when it exits, last of
+    all.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it was ignored from outside
         signal.signal(signal.SIGINT, _leave)
@@ -22,7 +23,7 @@ def main() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
-    os._exit(130)  # an exception would come out of the midst of an import, or of what Python does when it exits
+    os._exit(130)  # an exception in the midst of an import is not always passed on, nor in what Python does as it exits
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -367,14 +366,8 @@ def _write_new(texts: dict[Path, str]) -> None:
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Turn errors into one message and an exit code: 2 usage or configuration, 1 a failed run, 130 interrupted."""
-    before = signal.getsignal(signal.SIGINT)
     try:
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        yield
     except UsageError as error:
         typer.echo(visible(str(error)), err=True)
         raise typer.Exit(2) from None
