@@ -94,6 +94,7 @@ def test_what_a_command_that_was_killed_at_its_start_leaves_is_no_hindrance() ->
     Path("swept/sweep.yaml").write_text(CONFIG)
     Path("swept/trials.csv").write_text("of the sweep")
     refuse_for_sweep(Path("swept"))
+    assert Path("swept/trials.csv").read_text() == "of the sweep"
 
 
 def test_a_sweep_whose_database_and_runs_are_elsewhere_is_told_by_its_configuration() -> None:
