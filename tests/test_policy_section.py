@@ -144,7 +144,7 @@ def test_a_policy_of_ones_own_is_imported_from_the_working_directory(load, tmp_p
             '{kind: "bad_policies:Forgetful"}',
             "keep its constructor's arguments under .*missing: factor",
         ),
-        ('{kind: "bad_policies:Unborn"}', r"bad_policies:Unborn must call super\(\).__init__\(\) in its constructor"),
+        ('{kind: "bad_policies:Unborn"}', r"bad_policies:Unborn: Unborn must call super\(\).__init__\(\)"),
     ],
 )
 def test_a_policy_of_ones_own_that_cannot_be_built(load, tmp_path, monkeypatch, section, message):
