@@ -1,0 +1,96 @@
+"""How text is laid out for people: as wide as the terminal is, and never cut off."""
+
+import ast
+import os
+import sys
+from io import StringIO
+from itertools import pairwise
+from textwrap import indent
+from tokenize import STRING, TokenError, TokenInfo, generate_tokens
+
+from rich.cells import cell_len
+from rich.console import Console
+
+NO_LIMIT = 100_000
+"""Columns of what is no terminal: there, only the content sets the width."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that shows texts as they are: no markup, no emoji, no colours for numbers.
+
+    It is as wide as the terminal, and wraps at words there. A pipe or a file has no width: a sentence is one line, a
+    table as wide as its cells. COLUMNS in the environment sets the width of both.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit():
+        width: int | None = int(columns) or 80  # 0: not known
+    else:
+        width = None if stream is not None and stream.isatty() else NO_LIMIT  # None: asked for at each print
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def print_code(to: Console, code: str) -> None:
+    """Print lines of Python, indented by four; those that are too wide and end in a call are laid out."""
+    for line in code.splitlines():
+        to.print(indent(laid_out(line, to.width - 4), "    "), soft_wrap=True)
+
+
+def laid_out(code: str, width: int) -> str:
+    """Break a line of Python at the arguments of its last call, and those at theirs, until all fit a width.
+
+    Args:
+        code: as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))`: calls, lists, dicts, literals
+            and names; long strings are broken too.
+        width: a single name or number may be wider.
+
+    Returns:
+        Lines that mean the same; the code as it is where it fits, or is no Python.
+    """
+    if cell_len(code) <= width:
+        return code
+    depth, cuts, closing = 0, [0], 0
+    for token in _tokens(code):
+        if token.string in ("(", "[", "{"):
+            if depth == 0:
+                cuts = [token.end[1]]
+            depth += 1
+        elif token.string in (")", "]", "}"):
+            depth -= 1
+            if depth == 0:
+                closing = token.start[1]
+        elif token.string == "," and depth == 1:
+            cuts.append(token.end[1])
+    start = cuts[0]
+    body = code[start:closing].strip()
+    if not body:
+        return code
+    if cell_len(body) > width - 4:
+        pieces = [code[begin:end].strip().removesuffix(",") for begin, end in pairwise([*cuts, closing])]
+        comma = "," if len(cuts) > 1 else ""
+        body = "\n".join(f"{_argument(piece, width - 5)}{comma}" for piece in pieces if piece)
+    return f"{code[:start]}\n{indent(body, '    ')}\n{code[closing:]}"
+
+
+def _argument(code: str, width: int) -> str:
+    """An argument laid out; a long string at its end becomes several, which Python joins."""
+    tokens = _tokens(code)
+    if cell_len(code) <= width or not tokens or tokens[-1].type != STRING:
+        return laid_out(code, width)
+    start = tokens[-1].start[1]
+    text, name = ast.literal_eval(code[start:]), code[:start]
+    room = max(width - cell_len(name) - 2, 1)
+    parts = [""]
+    for letter in text:
+        if cell_len(repr(parts[-1] + letter)) > room + 2 and parts[-1]:
+            parts.append("")
+        parts[-1] += letter
+    return "\n".join([f"{name}{parts[0]!r}", *(f"{' ' * len(name)}{part!r}" for part in parts[1:])])
+
+
+def _tokens(code: str) -> list[TokenInfo]:
+    """The tokens of one line; none where it is no Python."""
+    try:
+        return [token for token in generate_tokens(StringIO(code).readline) if token.string.strip()]
+    except (TokenError, SyntaxError):
+        return []
