@@ -3,6 +3,7 @@
 import ast
 import os
 import sys
+from collections.abc import Sequence
 from io import StringIO
 from itertools import pairwise
 from textwrap import indent
@@ -28,6 +29,22 @@ def console(*, stderr: bool = False) -> Console:
     else:
         width = None if stream is not None and stream.isatty() else NO_LIMIT  # None: asked for at each print
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Rows of a table as lines, with two spaces between the columns.
+
+    Args:
+        rows: the cells; the first row are the headings.
+        sides: where the text of each column stands, < (left) or >.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = zip(row, spaces, sides, strict=True)
+        lines.append("  ".join(cell + space if side == "<" else space + cell for cell, space, side in cells).rstrip())
+    return lines
 
 
 def print_code(to: Console, code: str) -> None:

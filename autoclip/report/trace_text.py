@@ -5,11 +5,11 @@ from math import isfinite
 from typing import Any
 
 import yaml
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from autoclip.policies import POLICIES
+from autoclip.terminal import aligned, console, print_code
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import Replay
 from autoclip.tuning.suggest import Suggestion
@@ -18,89 +18,71 @@ LIMITS = (
     "a replay cannot tell how training would have gone: norms that were not clipped then would change the loss, and so "
     "all later norms"
 )
+COLUMNS = (
+    "clipped, skipped: of the active steps; rolling: least and largest share clipped over 200 steps; left: mean share "
+    "of the norm; spikes: those clipped; streak: longest run of clipped steps; anew: how often the policy began anew; "
+    "threshold: the last"
+)
+"""What the headings of the table of replays mean."""
 
 
 def print_suggestion(suggestion: Suggestion) -> None:
     """Print what a trace tells, and the setting as YAML and as Python."""
-    console = _console()
+    out = console()
     trace, drift = suggestion.trace, suggestion.drift
-    console.print(f"{trace.source}", style="bold", markup=False)
+    out.print(trace.source, style="bold")
     others = [
         f"{count} {name}" for count, name in ((suggestion.nonfinite, "not finite"), (suggestion.zero, "zero")) if count
     ]
-    console.print(
+    out.print(
         f"{suggestion.count} norms{''.join(', ' + other for other in others)}, "
         f"{'every step' if trace.stride == 1 else f'one step in {trace.stride}'}, worth "
-        f"{suggestion.effective_count:.0f} independent ones"
+        f"{suggestion.effective_count:.0f} independent ones; with 95 % confidence intervals:"
     )
-    table = Table(caption="with 95 % confidence intervals", caption_justify="left")
-    table.add_column("percentile", justify="right")
-    table.add_column("norm")
-    table.add_column("threshold", justify="right")
-    table.add_column("would clip")
-    rows = max(len(suggestion.percentiles), len(suggestion.fixed))
     percentiles = [(f"{name:g}", str(one)) for name, one in suggestion.percentiles.items()]
     fixed = [(f"{limit:g}", _percent(one)) for limit, one in suggestion.fixed.items()]
-    for left, right in zip(_padded(percentiles, rows), _padded(fixed, rows), strict=True):
-        table.add_row(*left, *right)
-    console.print(table)
-    console.print(
+    for rows in ([("percentile", "norm"), *percentiles], [("threshold", "would clip"), *fixed]):
+        _print_table(out, aligned(rows, "><"))
+    out.print(
         f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first "
         f"(Kendall's tau {drift.tau:.2f}, p = {drift.p_value:.2g})"
     )
-    console.print(f"spikes: {_percent(suggestion.spikes)} of the steps, above mean + 6 sd of the 128 before")
+    out.print(f"spikes: {_percent(suggestion.spikes)} of the steps, above mean + 6 sd of the 128 before")
     for note in trace.notes:
-        console.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     for doubt in suggestion.doubts:
-        console.print(f"doubt: {doubt}", markup=False)
-    console.print(f"recommended: {python_of(suggestion.policy)}: {suggestion.reason}", markup=False)
-    console.print("in YAML:")
+        out.print(f"doubt: {doubt}")
+    out.print(f"recommended: {python_of(suggestion.policy)}: {suggestion.reason}")
+    out.print("in YAML:")
     for line in yaml.safe_dump({"clip": {"policy": dict(suggestion.policy)}}, sort_keys=False).splitlines():
-        console.print(f"    {line}", markup=False)
-    console.print("in a training loop:")
-    for line in loop_of(suggestion.policy).splitlines():
-        console.print(f"    {line}", markup=False)
+        out.print(f"    {line}")
+    out.print("in a training loop:")
+    print_code(out, loop_of(suggestion.policy))
 
 
 def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
-    """Print one line for each policy."""
-    console = _console()
-    table = Table(
-        title=escape(f"{trace.source}: {len(trace.norms)} norms"),
-        title_justify="left",
-        caption="clipped, skipped: of the active steps; rolling: least and largest over 200 steps; left: mean share of "
-        "the norm; streak: longest run of clipped steps",
-        caption_justify="left",
-    )
-    table.add_column("policy", no_wrap=True)
-    headings = ("clipped", "rolling", "skipped", "left", "spikes clipped", "streak", "began anew", "last threshold")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in replays:
-        rolling = one.rolling_clip_rates()
-        caught, spikes = one.caught_spikes
-        table.add_row(
-            escape(one.policy),
-            _rate(one.clip_rate),
-            f"{rolling.min():.0%} - {rolling.max():.0%}" if len(rolling) else "-",
-            _rate(one.skip_rate),
-            _rate(one.mean_coefficient),
-            f"{caught} of {spikes}",
-            str(one.longest_streak),
-            str(one.relearned),
-            f"{one.thresholds[-1]:.4g}" if len(one.thresholds) else "-",
-        )
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(100, needed), highlight=False).print(table)
+    """Print a row for each policy, which has a line of its own where both do not fit beside each other."""
+    out = console()
+    out.print(f"{trace.source}: {len(trace.norms)} norms", style="bold")
+    rows = [("clipped", "rolling", "skipped", "left", "spikes", "streak", "anew", "threshold"), *map(_figures, replays)]
+    figures = aligned(rows, ">" * len(rows[0]))
+    policies = ["policy", *(one.policy for one in replays)]
+    wide = aligned(list(zip(policies, figures, strict=True)), "<<")
+    if max(map(cell_len, wide)) <= out.width:
+        _print_table(out, wide)
+    else:
+        _print_table(out, [f"  {figures[0]}"])
+        for policy, line in zip(policies[1:], figures[1:], strict=True):
+            out.print(f"{policy}\n  {line}")
+    out.print(COLUMNS)
     for note in trace.notes:
-        console.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     if trace.stride > 1:
-        console.print(
+        out.print(
             f"note: one step in {trace.stride} was logged, and a policy learns from each of them: what adapts, adapts "
-            f"{trace.stride} times as slowly here as in training",
-            markup=False,
+            f"{trace.stride} times as slowly here as in training"
         )
-    console.print(f"note: {LIMITS}", markup=False)
+    out.print(f"note: {LIMITS}")
 
 
 def loop_of(policy: Mapping[str, Any]) -> str:
@@ -128,8 +110,25 @@ def replays_as_json(trace: NormTrace, replays: Sequence[Replay]) -> dict[str, An
     }
 
 
-def _console() -> Console:
-    return Console(width=max(100, Console().width), highlight=False)
+def _print_table(out: Console, lines: Sequence[str]) -> None:
+    out.print(lines[0], style="bold")
+    for line in lines[1:]:
+        out.print(line)
+
+
+def _figures(one: Replay) -> tuple[str, ...]:
+    rolling = one.rolling_clip_rates()
+    caught, spikes = one.caught_spikes
+    return (
+        _rate(one.clip_rate),
+        f"{100 * rolling.min():.0f}-{rolling.max():.0%}" if len(rolling) else "-",
+        _rate(one.skip_rate),
+        _rate(one.mean_coefficient),
+        f"{caught} of {spikes}",
+        str(one.longest_streak),
+        str(one.relearned),
+        f"{one.thresholds[-1]:.4g}" if len(one.thresholds) else "-",
+    )
 
 
 def _percent(interval: Any) -> str:
@@ -138,7 +137,3 @@ def _percent(interval: Any) -> str:
 
 def _rate(rate: float) -> str:
     return f"{rate:.1%}" if isfinite(rate) else "-"
-
-
-def _padded(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
-    return [*rows, *[("", "")] * (count - len(rows))]
