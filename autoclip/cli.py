@@ -41,6 +41,14 @@ class Format(StrEnum):
     json = "json"
 
 
+class Prefer(StrEnum):
+    """Which pick of a sweep is recommended."""
+
+    speed = "speed"
+    balanced = "balanced"
+    stability = "stability"
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `autoclip init`.")]
 Overrides = Annotated[
     list[str] | None,
@@ -136,21 +144,30 @@ def sweep(
     storage: Annotated[
         str | None, typer.Option(help="Database URL; SQLite in the output directory by default.")
     ] = None,
+    prefer: Annotated[Prefer | None, typer.Option(help="What is recommended; sweep.prefer by default.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show candidates, number of runs and how long they take; write nothing.")
+    ] = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Train an experiment under every candidate of its sweep section, and recommend one."""
     with _exit_codes():
         from autoclip.lab.config import load_config
 
-        config = load_config(config_file, overrides or ())
+        config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())])
         try:
             from autoclip.lab.forkserver import begin_imports
 
-            begin_imports()
+            if not dry_run:
+                begin_imports()
+            from autoclip.lab.sweep_plan import print_plan
             from autoclip.lab.sweep_workers import run_sweep
         except ModuleNotFoundError as error:
             missing = f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'"
             raise UsageError(missing) from None
+        if dry_run:
+            print_plan(config, workers=workers, output_format=output_format.value)
+            return
         directory = output_dir or Path("sweeps") / config.name
         code = run_sweep(config, directory, workers=workers, storage=storage, output_format=output_format.value)
         sys.stdout.flush()

@@ -280,6 +280,30 @@ def paired_uncertainty(values: Sequence[Sequence[float]], confidence: float = 0.
     return float(quantile * (variance * (1 / columns + 1 / columns)) ** 0.5)
 
 
+def distances_from_the_ideal(figures: Sequence[Sequence[Sequence[float]]]) -> list[float]:
+    """Distance of each candidate from the corner that has the least mean of every figure.
+
+    The unit of a figure is the standard deviation of what the linear model value = candidate + seed leaves over; where
+    that is not known or zero, the largest distance. Figure -> candidate -> seed -> value.
+    """
+    squares = np.zeros(len(figures[0]))
+    for figure in figures:
+        table = np.array(figure)
+        rows, columns = table.shape
+        excess = table.mean(axis=1) - table.mean(axis=1).min()
+        freedom = (rows - 1) * (columns - 1)
+        unit = 0.0
+        if freedom:
+            design = np.zeros((table.size, rows + columns))
+            for place, (row, column) in enumerate(np.ndindex(rows, columns)):
+                design[place, row] = design[place, rows + column] = 1
+            fitted = design @ np.linalg.lstsq(design, table.ravel(), rcond=None)[0]
+            unit = float(((table.ravel() - fitted) ** 2).sum() / freedom) ** 0.5
+            unit = unit if unit > 1e-10 else 0.0
+        squares += (excess / (unit or excess.max() or 1.0)) ** 2
+    return np.sqrt(squares).tolist()
+
+
 def steps_until(losses: Sequence[float], target: float) -> int | None:
     """Steps until the average of the losses with decay .9, begun at the first one, is at most the target."""
     average = losses[0] if losses else inf

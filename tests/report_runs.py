@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from autoclip.tuning.candidates import Candidate
-from autoclip.tuning.outcome import Result, as_csv, recommend, result
+from autoclip.tuning.outcome import Result, as_csv
+from autoclip.tuning.picks import pick
 from autoclip.tuning.scoring import read_run, reference_loss, score
 
 STEPS = 120
@@ -101,12 +102,12 @@ def write_sweep(
                 found.append(score(read_run(place), multiplier, seed))
         scored[name] = (candidate, found)
     reference = reference_loss([found for _, found in scored.values()])
-    results = [result(candidate, found, reference) for candidate, found in scored.values()]
+    results = [Result(candidate, tuple(found), reference) for candidate, found in scored.values()]
     (directory / "trials.csv").write_text(as_csv(results))
     (directory / "sweep.yaml").write_text(yaml.safe_dump({"name": "swept by hand"}))
-    chosen = recommend(results)
-    if chosen:
-        section = {"clip": {"policy": dict(chosen.chosen.candidate.policy)}}
+    picks = pick(results)
+    if picks:
+        section = {"clip": {"policy": dict(picks.recommended.candidate.policy)}}
         (directory / "recommended.yaml").write_text(yaml.safe_dump(section))
     return results
 

@@ -1,4 +1,5 @@
 import csv
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from itertools import product
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
-from autoclip.tuning.outcome import Result, as_csv, degenerate, pareto_front, recommend, result
+from autoclip.tuning.outcome import Result, as_csv, degenerate, pareto_front
 from autoclip.tuning.scoring import Score
 from tests.scores import score_with
 
@@ -26,22 +27,14 @@ def reaching(step: int | None) -> dict[str, object]:
     return {"trivial_loss": 2.2, "lows": ((1, 2.0),) if step is None else ((1, 2.0), (step, 0.0))}
 
 
-def found(
-    convergence: float,
-    instability: float,
-    failed: bool = False,
-    candidate: Candidate = QUANTILE,
-    seeds: int = 1,
-) -> Result:
-    return Result(
-        candidate=candidate,
-        scores=tuple(scored(seed, aulc=convergence, failed=failed) for seed in range(seeds)),
-        convergence=convergence,
-        convergence_spread=0.0,
-        instability=instability,
-        instability_spread=0.0,
-        steps_to_target=None,
-    )
+def result(candidate: Candidate, scores: Sequence[Score], reference: float) -> Result:
+    return Result(candidate, tuple(scores), reference)
+
+
+def found(convergence: float, instability: float, failed: bool = False) -> Result:
+    score = scored(0, aulc=convergence, bounded_loss=instability, initial_loss=1.0, failed=False)
+    other = scored(0, multiplier=3.0, bounded_loss=instability, initial_loss=1.0)
+    return result(QUANTILE, [replace(score, failed=failed), other], 0.0)
 
 
 def test_figures_are_means_over_seeds_at_the_configured_rate_and_over_all_runs_for_the_instability() -> None:
@@ -145,107 +138,6 @@ def test_the_front_holds_exactly_the_feasible_that_nothing_dominates(given_point
     assert not any(one.failures for one in front)
 
 
-@given(points)
-def test_the_recommended_is_the_steadiest_of_the_fast_and_never_one_that_failed(
-    given_points: list[tuple[int, int, bool]],
-) -> None:
-    results = [found(1 + x / 40, y, failed) for x, y, failed in given_points]
-    chosen = recommend(results)
-    feasible = [one for one in results if not one.failures]
-    if not feasible:
-        assert chosen is None
-        return
-    assert chosen is not None
-    best = min(one.convergence for one in feasible)
-    near = [one for one in feasible if one.convergence / best <= 1.05 + 1e-12]
-    assert not chosen.chosen.failures
-    assert chosen.chosen.convergence / best <= 1.05 + 1e-12
-    assert chosen.chosen.instability == min(one.instability for one in near)
-    if len(feasible) == 1:
-        assert chosen.runner_up is None
-    else:
-        assert chosen.runner_up is not None
-        assert chosen.runner_up is not chosen.chosen
-        assert not chosen.runner_up.failures
-
-
-def test_five_per_cent_slower_is_still_fast_enough() -> None:
-    fastest, edge, beyond = found(2.0, 0.9), found(2.1, 0.5), found(2.1001, 0.1)
-    choice = recommend([fastest, edge, beyond])
-    assert choice is not None
-    assert choice.chosen is edge
-    assert choice.runner_up is fastest
-    assert "lowest instability (0.500) among the 2 of 3 candidates" in choice.reason
-    assert "(2.100) is within 5 % of the best (2.000)" in choice.reason
-
-
-def test_where_only_one_is_fast_enough_the_next_fastest_follows() -> None:
-    fastest, slow, slower = found(1.0, 0.9), found(1.5, 0.5), found(2.0, 0.1)
-    choice = recommend([slower, slow, fastest])
-    assert choice is not None
-    assert (choice.chosen, choice.runner_up) == (fastest, slow)
-
-
-def test_a_failed_candidate_does_not_set_the_best() -> None:
-    dead, alive = found(0.1, 0.0, failed=True), found(1.0, 0.5)
-    choice = recommend([dead, alive])
-    assert choice is not None
-    assert (choice.chosen, choice.runner_up) == (alive, None)
-    assert recommend([dead, dead]) is None
-    assert recommend([]) is None
-
-
-def test_after_a_race_the_choice_is_among_those_with_the_most_seeds() -> None:
-    lucky, beaten = found(0.5, 0.0), found(1.0, 0.1, seeds=2)
-    steady, fast = found(1.03, 0.4, seeds=3), found(1.0, 0.6, seeds=3)
-    choice = recommend([lucky, beaten, steady, fast])
-    assert choice is not None
-    assert (choice.chosen, choice.runner_up) == (steady, fast)
-    assert choice.reason == (
-        "lowest instability (0.400) among the 2 of 4 candidates whose mean training loss (1.030) is within 5 % of the "
-        "best (1.000) (of the 2 that the race gave 3 seeds)"
-    )
-    last = recommend([lucky, beaten, steady])
-    assert last is not None
-    assert (last.chosen, last.runner_up) == (steady, None)
-
-
-def test_finalists_that_failed_do_not_count_and_without_a_race_nothing_is_said_of_it() -> None:
-    dead, second, first = found(0.5, 0.0, failed=True, seeds=3), found(1.0, 0.3, seeds=2), found(1.0, 0.1)
-    choice = recommend([first, dead, second])
-    assert choice is not None
-    assert choice.chosen is second
-    assert "the 1 that the race gave 2 seeds" in choice.reason
-    plain = recommend([dead, second, found(1.0, 0.4, seeds=2)])
-    assert plain is not None
-    assert plain.chosen is second
-    assert "race" not in plain.reason
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(-3, 3), st.booleans(), st.integers(1, 3)), max_size=10))
-def test_the_recommended_and_the_one_after_it_have_as_many_seeds_as_any_that_did_not_fail(
-    rows: list[tuple[int, int, bool, int]],
-) -> None:
-    results = [found(1 + x / 40, y, failed, seeds=seeds) for x, y, failed, seeds in rows]
-    choice = recommend(results)
-    most = max((one.seeds for one in results if not one.failures), default=0)
-    finalists = [one for one in results if not one.failures and one.seeds == most]
-    alone = recommend(finalists)
-    if choice is None or alone is None:
-        assert choice is alone is None
-        return
-    assert (choice.chosen, choice.runner_up) == (alone.chosen, alone.runner_up)
-    assert choice.chosen.seeds == most
-
-
-@pytest.mark.parametrize("best", [0.0, -2.0])
-def test_losses_at_or_below_zero_are_compared_too(best: float) -> None:
-    fastest, near, far = found(best, 0.5), found(best + 0.05 * abs(best), 0.1), found(best + 1, 0.0)
-    choice = recommend([fastest, near, far])
-    assert choice is not None
-    assert choice.chosen is near
-
-
 def test_candidates_that_never_or_always_clip_are_noted() -> None:
     def clipping(candidate: Candidate, *rates: float) -> Result:
         return result(candidate, [scored(seed, clip_rate=rate) for seed, rate in enumerate(rates)], 0.5)
@@ -275,7 +167,7 @@ def test_thresholds_within_noise_are_noted(first: list[float], second: list[floa
         result(fixed(threshold), [scored(seed, aulc=area) for seed, area in enumerate(areas)], 0.5)
         for threshold, areas in ((1.0, first), (5.0, second))
     ]
-    expected = ["fixed 1 and fixed 5 are the same within the noise of 3 seeds"] if same else []
+    expected = ["fixed 1 and fixed 5 cannot be told apart with 3 seeds"] if same else []
     assert degenerate(results) == expected
     others = [replace(one, candidate=of_percentile("running_quantile", 10 * n)) for n, one in enumerate(results)]
     assert degenerate(others) == []
@@ -322,7 +214,4 @@ def test_differences_of_rounding_decide_nothing() -> None:
         for candidate, area, noise in ((fixed(1.0), 1.02, -1e-14), (fixed(5.0), 1.0, 1e-14))
     )
     assert str(slow.instability) == str(quick.instability) == "0.0"
-    recommendation = recommend([slow, quick])
-    assert recommendation is not None
-    assert recommendation.chosen is quick
     assert pareto_front([slow, quick]) == [quick]

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from autoclip.tuning import pareto_plot
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
-from autoclip.tuning.outcome import Result, pareto_front, recommend, result
+from autoclip.tuning.outcome import Result, pareto_front
 from autoclip.tuning.pareto_plot import pareto_picture
+from autoclip.tuning.picks import pick
 from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})
@@ -21,7 +22,7 @@ def found(candidate: Candidate, areas: list[float], loss: float = 0.5, failed: b
         score_with(seed=seed, aulc=area, validation_loss=loss, bounded_loss=loss, failed=failed)
         for seed, area in enumerate(areas)
     ]
-    return result(candidate, scores, 0.3)
+    return Result(candidate, tuple(scores), 0.3)
 
 
 NORMAL = [
@@ -49,7 +50,7 @@ NORMAL = [
     ],
 )
 def test_a_picture_of_sensible_size(results: list[Result]) -> None:
-    choice = recommend(results)
+    choice = pick(results)
     picture = pareto_picture(results, choice)
     assert picture.size == (1080, 907)
     assert 10_000 < len(picture.png) < 500_000
@@ -83,7 +84,7 @@ def test_of_many_candidates_the_front_is_named(monkeypatch: pytest.MonkeyPatch) 
     many = [found(fixed(n), [1 + n / 9, 1 + n / 7], 1 - n / 400) for n in range(1, 201)]
     named = {text.get_text() for text in drawn(many, monkeypatch)[0].texts}
     assert 0 < len(named) <= len(pareto_front(many))
-    assert named <= {one.candidate.name.removeprefix("fixed ") for one in pareto_front(many)}
+    assert named <= {one.candidate.name for one in pareto_front(many)}
 
 
 def drawn(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> tuple[Axes, str]:
@@ -95,5 +96,5 @@ def drawn(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> tuple[Axes,
         return b""
 
     monkeypatch.setattr(pareto_plot, "png_of", keep)
-    picture = pareto_picture(results, recommend(results))
+    picture = pareto_picture(results, pick(results))
     return figures[0].axes[0], picture.caption

@@ -8,7 +8,7 @@ from autoclip.errors import UsageError
 from autoclip.report.sweep_data import read_sweep
 from autoclip.report.sweep_page import compared
 from autoclip.report.writing import write_report
-from autoclip.tuning.outcome import recommend
+from autoclip.tuning.picks import pick
 from tests.report_runs import loaded, write_sweep
 
 FIXED = {"kind": "fixed", "threshold": 1.0}
@@ -32,10 +32,13 @@ def test_a_sweep_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
         assert one.convergence == pytest.approx(other.convergence, rel=1e-5)
         assert one.instability == pytest.approx(other.instability, rel=1e-5)
         assert one.steps_to_target == other.steps_to_target
-    before, after = recommend(results), recommend(found.results)
+    before = pick(results)
     assert before is not None
-    assert after is not None
-    assert after.chosen.candidate == before.chosen.candidate
+    assert found.picks is not None
+    assert found.picks.stays == before.stays
+    assert {name: one.candidate for name, one in found.picks.named.items()} == {
+        name: one.candidate for name, one in before.named.items()
+    }
 
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:
@@ -46,30 +49,34 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     assert len(page.images) == 3
     for words in (
         "swept by hand Sweep over 5 candidates, up to 2 seeds, 2 learning rates",
-        "recommended: running_quantile p50: lowest instability",
-        "without clipping 2 of 2 runs failed",
-        'clipper = autoclip.Clipper(model, **autoclip.from_config("recommended.yaml")) # autoclip.RunningQuantile()',
+        "Train with running_quantile p50, the balanced pick of this sweep.",
+        "recommended: running_quantile p50, the balanced pick (also the fastest and the steadiest)",
+        "without clipping 4 of 4 runs failed",
+        "clipper = autoclip.Clipper(model, autoclip.RunningQuantile()) ... loss.backward()",
+        "'clip.policy={kind: running_quantile, percentile: 50.0}' \\ --output-dir runs/swept by hand",
         "kind: running_quantile",
         NASTY,
         "Crosses failed",
     ):
         assert words in page.text
-    assert len([tag for tag, attributes in page.tags if attributes.get("class") == "marked"]) == 1
-    assert page.images[1]["alt"] == "Training loss over optimizer steps for running_quantile p50, fixed 1, none."
+    assert page.text.index("What to do") < page.text.index("Why ok recommended")
+    assert len([tag for tag, attributes in page.tags if attributes.get("class") == "marked"]) == 2
+    assert page.images[1]["alt"] == "Training loss over optimizer steps for running_quantile p50, none, fixed 1."
 
 
 def test_a_module_of_the_user_is_named_and_not_imported(tmp_path: Path) -> None:
     write_sweep(tmp_path, {NASTY: ({"kind": "no_such_module:P"}, 1.0, False), "fixed 1": (FIXED, 2.0, False)})
     page = loaded(write_report(tmp_path).page)
     assert "kind: no_such_module:P" in page.text
-    assert "# autoclip." not in page.text
+    assert f"autoclip.Clipper(model, **autoclip.from_config('{tmp_path}/recommended.yaml'))" in page.text
 
 
 def test_where_every_candidate_failed_nothing_is_recommended(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"none": ({"kind": "none"}, 3.0, True), "fixed 1": (FIXED, 2.0, True)})
     page = loaded(write_report(tmp_path).page)
     assert "problem every candidate failed" in page.text
-    assert "How to use it" not in page.text
+    assert "Nothing can be recommended" in page.text
+    assert "Train with" not in page.text
     assert len(page.images) == 3
 
 
@@ -86,8 +93,8 @@ def test_a_single_candidate_is_a_sweep_too(tmp_path: Path) -> None:
 def test_what_is_compared_is_few_and_telling(tmp_path: Path) -> None:
     many = {f"fixed {n}": ({"kind": "fixed", "threshold": float(n)}, 1 + n / 10, n == 1) for n in range(1, 12)}
     results = write_sweep(tmp_path, {"none": ({"kind": "none"}, 3.0, True), **many})
-    names = [one.candidate.name for one in compared(results, recommend(results))]
-    assert names == ["fixed 2", "fixed 3", "none"]
+    names = [one.candidate.name for one in compared(results, pick(results))]
+    assert names == ["fixed 2", "none", "fixed 3"]
     failed = [one for one in results if one.failures]
     assert {one.candidate.name for one in compared(failed, None)} == {"none", "fixed 1"}
 

@@ -10,8 +10,9 @@ import yaml
 
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.sweep_report import report
+from autoclip.report.sweep_findings import PICKED, percent
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
-from autoclip.tuning.outcome import Result, result
+from autoclip.tuning.outcome import Result
 from tests.scores import score_with
 
 CONFIG = """
@@ -48,7 +49,7 @@ def scored(candidate: Candidate, area: float, loss: float, seeds: int = 2) -> Re
         score_with(seed=seed, aulc=area + 0.01 * seed, validation_loss=loss, bounded_loss=loss, initial_loss=1.0)
         for seed in range(seeds)
     ]
-    return result(candidate, runs, 0.0)
+    return Result(candidate, tuple(runs), 0.0)
 
 
 @pytest.fixture
@@ -65,27 +66,83 @@ FAST = scored(fixed(5), area=0.2, loss=0.3)
 STEADY = scored(of_percentile("running_quantile", 50), area=0.4, loss=0.1)
 
 
-def test_the_steadier_candidate_that_is_too_slow_is_named(finished, capsys):
-    assert report(finished([FAST, STEADY]), "text") == 0
+def test_the_picks_are_named_with_what_each_would_change(finished, capsys):
+    between = scored(fixed(1), area=0.25, loss=0.12)
+    assert report(finished([FAST, STEADY, between]), "text") == 0
     printed = capsys.readouterr().out
-    assert "recommended: fixed 5" in printed
-    assert "steadier, but slower: running_quantile p50: instability 0.100, mean training loss 0.405" in printed
+    assert (
+        "recommended: fixed 1, the balanced pick: nearest to the best in training loss, instability and validation "
+        "loss together, of all 3 candidates; no run of them failed\n"
+    ) in printed
+    assert (
+        "note: fastest: fixed 5: mean training loss 0.2050 instead of 0.2550, instability 0.300 instead of 0.120, "
+        "validation loss 0.3000 instead of 0.1200\n"
+    ) in printed
+    assert "note: steadiest: running_quantile p50: mean training loss 0.4050 instead of 0.2550" in printed
+    assert "with one seed left out, the balanced pick is the same in 2 of 2 cases\n" in printed
     assert "race" not in printed
 
 
-def test_each_step_along_the_front_is_named_fastest_first(finished, capsys):
-    between = scored(fixed(1), area=0.3, loss=0.2)
-    assert report(finished([STEADY, FAST, between]), "text") == 0
-    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steadier")]
-    assert [line.split(": ")[1] for line in steps] == ["fixed 1", "running_quantile p50"]
+@pytest.mark.parametrize(
+    ("prefer", "name", "pick"),
+    [
+        ("speed", "fixed 5", "fastest"),
+        ("balanced", "fixed 1", "balanced"),
+        ("stability", "running_quantile p50", "steadiest"),
+    ],
+)
+def test_what_is_preferred_is_recommended_and_every_pick_has_its_file(finished, capsys, prefer, name, pick):
+    sweep = finished([FAST, STEADY, scored(fixed(1), area=0.25, loss=0.12)], f"sweep.prefer={prefer}")
+    assert report(sweep, "text") == 0
+    assert f"recommended: {name}, the {pick} pick" in capsys.readouterr().out
+    files = {path.name: path.read_text() for path in sweep.output_dir.glob("*.yaml")}
+    assert files["recommended.yaml"] == files[f"{pick}.yaml"]
+    policies = {name: yaml.safe_load(files[f"{name}.yaml"])["clip"]["policy"] for name in PICKED}
+    assert [policies[name]["kind"] for name in PICKED] == ["fixed", "running_quantile", "fixed"]
+    assert (policies["fastest"]["threshold"], policies["balanced"]["threshold"]) == (5, 1)
+    assert report(sweep, "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["recommended"], found["prefer"]) == (name, prefer)
+    assert {name: one["candidate"] for name, one in found["picks"].items()} == {
+        "fastest": "fixed 5",
+        "steadiest": "running_quantile p50",
+        "balanced": "fixed 1",
+    }
+    assert found["picks"][pick]["stays"] == 2
 
 
-def test_failures_of_the_recommended_at_other_rates_are_told(finished, capsys):
+def test_a_pick_that_is_another_one_too_is_said_to_be(finished, capsys):
+    assert report(finished([FAST]), "text") == 0
+    assert "recommended: fixed 5, the balanced pick (also the fastest and the steadiest): nearest" in (
+        capsys.readouterr().out
+    )
+
+
+def failing(candidate: Candidate) -> Result:
     runs = [score_with(seed=seed, aulc=0.2, validation_loss=0.3, initial_loss=1.0) for seed in range(2)]
     runs.append(score_with(seed=0, multiplier=10.0, aulc=1.0, validation_loss=1.0, initial_loss=1.0, failed=True))
-    assert report(finished([result(fixed(5), runs, 0.0)]), "text") == 0
-    assert "note: fixed 5 failed in 1 of 3 runs, all at other learning rates" in capsys.readouterr().out
-    assert report(finished([result(fixed(5), runs, 0.0)]), "json") == 0
+    return Result(candidate, tuple(runs), 0.0)
+
+
+def test_failures_at_other_rates_are_told_in_the_same_line(finished, capsys):
+    assert report(finished([failing(fixed(5)), STEADY], "sweep.prefer=speed"), "text") == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("recommended")]
+    assert line == (
+        "recommended: fixed 5, the fastest pick: least mean training loss, but it failed in 1 of 3 runs, all at other "
+        "learning rates than the configured one; --prefer balanced names one that never failed"
+    )
+    assert report(finished([failing(fixed(5)), STEADY]), "text") == 0
+    printed = capsys.readouterr().out
+    assert "recommended: running_quantile p50, the balanced pick (also the steadiest)" in printed
+    assert "of the 1 of 2 candidates that never failed" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("note: fastest: fixed 5")]
+    assert line.endswith("; it failed in 1 of 3 runs, all at other learning rates")
+    assert report(finished([failing(fixed(5))]), "text") == 0
+    assert "failed in 1 of 3 runs, all at other learning rates than the configured one, as every candidate did" in (
+        capsys.readouterr().out
+    )
+    assert report(finished([failing(fixed(5))]), "json") == 0
     (one,) = json.loads(capsys.readouterr().out)["candidates"]
     assert (one["failed"], one["failed_at_any_rate"]) == (0, 1)
 
@@ -93,39 +150,45 @@ def test_failures_of_the_recommended_at_other_rates_are_told(finished, capsys):
 @pytest.mark.parametrize(
     ("candidate", "rates", "expected"),
     [
-        (fixed(5), (0.0, 0.0), "note: fixed 5 clipped no step at any learning rate: no clipping does as well\n"),
+        (fixed(5), (0.0, 0.0), "fixed 5 (no clipping: it clipped no step at any learning rate), the"),
         (
             of_percentile("running_quantile", 50),
             (0.0, 0.0),
-            "note: running_quantile p50 clipped no step after its warm-up at any learning rate: no clipping may do as",
+            "running_quantile p50 (no clipping: it clipped no step after its warm-up at any learning rate), the",
         ),
-        (fixed(5), (0.0, 0.1), None),
-        (Candidate("none", {"kind": "none"}), (0.0, 0.0), None),
+        (fixed(5), (0.0, 0.1), "fixed 5, the"),
+        (Candidate("none", {"kind": "none"}), (0.0, 0.0), "no clipping, the"),
     ],
 )
-def test_a_recommended_candidate_that_clipped_nowhere_is_told(finished, capsys, candidate, rates, expected):
+def test_a_pick_that_clipped_nothing_is_said_to_be_no_clipping(finished, capsys, candidate, rates, expected):
     runs = [
         score_with(multiplier=multiplier, aulc=0.2, validation_loss=0.3, initial_loss=1.0, clip_rate=rate)
         for multiplier, rate in zip((1.0, 10.0), rates, strict=True)
     ]
-    assert report(finished([result(candidate, runs, 0.0)]), "text") == 0
+    sweep = finished([Result(candidate, tuple(runs), 0.0)])
+    assert report(sweep, "json") == 0
+    assert json.loads(capsys.readouterr().out)["picks"]["balanced"]["no_clipping"] == (rates == (0.0, 0.0))
+    assert report(sweep, "text") == 0
     printed = capsys.readouterr().out
-    assert expected in printed if expected else "clipped no step" not in printed
+    assert f"recommended: {expected} balanced pick" in printed
+    assert "one seed: another one may give another pick" in printed
 
 
-def test_the_runner_up_is_left_out_where_there_is_none_and_the_candidate_none_is_spelled_out(finished, capsys):
-    none = scored(Candidate("none", {"kind": "none"}), area=0.21, loss=0.4)
-    assert report(finished([FAST]), "text") == 0
-    assert "runner-up" not in capsys.readouterr().out
-    assert report(finished([FAST, none]), "text") == 0
-    assert "; runner-up: no clipping" in " ".join(capsys.readouterr().out.split())
-    assert report(finished([none]), "text") == 0
-    assert "recommended: no clipping: lowest instability" in capsys.readouterr().out
+def test_a_share_is_rounded_to_none_or_all_only_where_it_is_none_or_all():
+    shares = [0.0, 0.0001, 0.004, 0.006, 0.5, 0.994, 0.9999, 1.0]
+    assert [percent(share) for share in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%"]
 
 
-def test_the_steadiest_of_all_has_nothing_steadier_beside_it(finished, capsys):
-    assert report(finished([scored(fixed(5), area=0.4, loss=0.1), STEADY]), "text") == 0
-    assert "steadier, but" not in capsys.readouterr().out
+@pytest.mark.parametrize(("width", "shown"), [(60, 0), (80, 0), (110, 1), (140, 4)])
+def test_the_table_has_as_many_columns_as_fit(finished, capsys, monkeypatch, width, shown):
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = "tests.test_sweep:TwiceTheLast(tag=long)"
+    results = [FAST, STEADY, scored(Candidate(name, {"kind": "fixed", "threshold": 2.0}), area=0.3, loss=0.2)]
+    assert report(finished(results if width > 100 else results[:2]), "text") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    heading = next(line for line in lines if "training loss" in line)
+    assert sum(part in heading for part in ("to target", "seeds")) + heading.count("+-") == shown
 
 
 def test_the_snippet_is_the_clip_section_as_python(finished, capsys):
@@ -152,10 +215,9 @@ def test_names_from_outside_are_shown_as_they_are(finished, capsys):
     sweep.output_dir.mkdir(parents=True)
     assert report(sweep, "text") == 0
     printed = capsys.readouterr().out
-    assert f"recommended: {name}: " in printed
-    (row,) = [line for line in printed.splitlines() if line.startswith("│ ")]
-    assert name in row
-    assert f"{sweep.output_dir}/trials.csv" in printed.replace("\n", "")
+    assert f"recommended: {name}, the balanced pick" in printed
+    assert any(line.startswith(f"{name} * ") for line in printed.splitlines())
+    assert f"files in {sweep.output_dir}: recommended.yaml, fastest.yaml" in printed
 
 
 @pytest.mark.parametrize("name", ["1e3", "0o7", "no", "null", "1:30", "~", "é"])
@@ -173,15 +235,16 @@ def test_a_race_tells_its_steps_and_gives_no_spread_for_one_seed(finished, capsy
     printed = capsys.readouterr().out
     assert "the race took 43% of the full grid's training steps" in printed
     (row,) = [line for line in printed.splitlines() if "fixed 1 " in line]
-    assert "+-" not in row
-    assert "0/1 0/1" in row
+    assert row.split() == ["fixed", "1", "0.9000", "-", "0.900", "-", "0.9000", "0", "of", "1", "25%", "1", "-"]
     assert report(finished([FAST, alone], "sweep.race=true"), "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["share_of_steps"] == 0.4321
     assert [one["seeds"] for one in found["candidates"]] == [2, 1]
 
 
-def test_a_single_seed_of_a_race_is_not_called_steadier(finished, capsys):
+def test_a_candidate_with_a_single_seed_of_a_race_is_no_pick(finished, capsys):
     lucky = scored(of_percentile("running_quantile", 10), area=0.1, loss=0.01, seeds=1)
     assert report(finished([FAST, lucky], "sweep.race=true"), "text") == 0
-    assert "steadier" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "note: steadiest" not in printed
+    assert "of the 1 of 2 candidates that never failed and had 2 seeds of the race" in printed

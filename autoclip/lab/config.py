@@ -307,6 +307,13 @@ class SweepConfig(Section):
     lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
         default=(1, 3, 10), description="Factors on the learning rate, for the instability objective."
     )
+    prefer: Literal["speed", "balanced", "stability"] = Field(
+        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest one."
+    )
+    margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
+        default=0.0,
+        description="Mean training loss by which a candidate may be slower than the fastest and still be fast enough.",
+    )
     race: StrictBool = Field(default=False, description="Spend seeds only on candidates still in the running.")
     command: Command | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from autoclip.run_directory import CONFIG, LAYERS, METRICS, SUMMARY
 SWEEP = "sweep.yaml"
 DATABASE = "study.db"
 TRIALS, PARETO, RECOMMENDED = "trials.csv", "pareto.png", "recommended.yaml"
+PICKS = {name: f"{name}.yaml" for name in ("fastest", "steadiest", "balanced")}
 ERROR = "error.txt"
 """Where the traceback of a task that raised is kept."""
 
@@ -50,7 +51,7 @@ def refuse_for_sweep(output_dir: Path) -> None:
         return
     if _runs(output_dir) or (output_dir / METRICS).exists():
         raise UsageError(f"{output_dir} holds a run: choose another --output-dir for a sweep")
-    _refuse_present([output_dir / name for name in (SWEEP, TRIALS, PARETO, RECOMMENDED)], "sweep")
+    _refuse_present([output_dir / name for name in (SWEEP, TRIALS, PARETO, RECOMMENDED, *PICKS.values())], "sweep")
 
 
 def cannot_begin(output_dir: Path, error: OSError) -> UsageError | RunError:

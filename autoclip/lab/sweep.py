@@ -27,7 +27,7 @@ from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
 from autoclip.tuning import outcome
 from autoclip.tuning.candidates import Candidate, fixed, refined
-from autoclip.tuning.racing import Plan, Run, full_grid, race
+from autoclip.tuning.racing import Plan, Run, full_grid, most_runs, race
 from autoclip.tuning.scoring import Score, base_scores, read_run, reference_loss, score, score_from
 from autoclip.tuning.study import SharedStudy, open_storage
 
@@ -63,7 +63,7 @@ class Sweep:
         assert config.sweep is not None
         self.config, self.settings, self.output_dir = config, config.sweep, output_dir
         self.candidates = {candidate.name: candidate for candidate in candidates_of(config, config.sweep)}
-        self.references = {one.name: one for one in map(fixed, config.sweep.thresholds or FIXED_GRID)}
+        self.references = {one.name: one for one in references_of(config.sweep)}
         self.space = _refinement_space(config.sweep)
         database = open_storage(storage)
         self.url, self._database = storage, database
@@ -118,6 +118,10 @@ class Sweep:
             return full_grid(names, references, seeds)
         return race(names, references, seeds, scores, self.reference(scores))
 
+    def most_runs(self) -> int:
+        """Number of pairs of a candidate and a seed that may be trained, without refinements."""
+        return most_runs(list(self.candidates), list(self.references), self.settings.seeds, race=self.settings.race)
+
     def reference(self, scores: Mapping[Run, Sequence[Score]]) -> float | None:
         """V*, None as long as the fixed thresholds are not all trained; a race takes their first seed."""
         if self._reference is None:
@@ -148,7 +152,7 @@ class Sweep:
             runs = runs_of.get(name, [])
             if name in taken or name in plan.undecided or any(run not in scores for run in runs):
                 continue
-            result = outcome.result(candidate, [one for run in runs for one in scores[run]], reference)
+            result = outcome.Result(candidate, tuple(one for run in runs for one in scores[run]), reference)
             params, distributions = self._grid_params(candidate)
             trial = self.trials.claim(name, params=params, distributions=distributions, user_attrs=_user_attrs(result))
             if trial is not None:
@@ -175,12 +179,14 @@ class Sweep:
         for name, candidate in self.candidates.items():
             if name in done:
                 found = [one for seed in self.settings.seeds for one in scores.get((name, seed), ())]
-                grid.append(outcome.result(candidate, found, reference))
+                grid.append(outcome.Result(candidate, tuple(found), reference))
         others = sorted(
             (trial for key, trial in done.items() if key not in self.candidates), key=lambda one: one.number
         )
         return grid + [
-            outcome.result(Candidate(trial.user_attrs["name"], trial.user_attrs[POLICY]), scores_of(trial), reference)
+            outcome.Result(
+                Candidate(trial.user_attrs["name"], trial.user_attrs[POLICY]), tuple(scores_of(trial)), reference
+            )
             for trial in others
         ]
 
@@ -273,7 +279,7 @@ class Sweep:
         # As many as the best of the grid had: after a race, more would set it above them.
         seeds = self.settings.seeds[: max(one.seeds for one in self.results())]
         scores = [one for seed in seeds for one in self._train(candidate, seed, interrupt)]
-        result = outcome.result(candidate, scores, self.trials.optuna.user_attrs[REFERENCE])
+        result = outcome.Result(candidate, tuple(scores), self.trials.optuna.user_attrs[REFERENCE])
         self._complete(trial, result, {**_user_attrs(result), SCORES: [asdict(one) for one in scores]})
 
     def _complete(self, trial: optuna.Trial, result: outcome.Result, user_attrs: Mapping[str, Any]) -> None:
@@ -299,6 +305,11 @@ class Sweep:
                 params |= {"form": form, name: value}
                 distributions |= {"form": CategoricalDistribution(list(self.space)), name: distribution}
         return params, distributions
+
+
+def references_of(settings: SweepConfig) -> list[Candidate]:
+    """The fixed thresholds that give V*."""
+    return [fixed(threshold) for threshold in settings.thresholds or FIXED_GRID]
 
 
 def scores_of(trial: FrozenTrial) -> list[Score]:
@@ -342,6 +353,7 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
 
 
 def _comparable(config: ExperimentConfig) -> ExperimentConfig:
-    """Without what does not change the trials: where they are kept, and how many refinements follow."""
+    """Without what does not change the trials: where they are kept, how many refinements follow, what is preferred."""
     assert config.sweep is not None
-    return config.model_copy(update={"sweep": config.sweep.model_copy(update={"storage": None, "refine_trials": 0})})
+    same = {"storage": None, "refine_trials": 0, "prefer": "balanced", "margin": 0.0}
+    return config.model_copy(update={"sweep": config.sweep.model_copy(update=same)})

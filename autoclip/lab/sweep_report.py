@@ -1,20 +1,24 @@
-"""What `autoclip sweep` leaves behind: the table, the files and the recommendation."""
+"""What `autoclip sweep` leaves behind: the table, the files, the picks and the recommendation."""
 
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 
-from autoclip.lab.candidate_config import section_of
-from autoclip.lab.config import build_policy
-from autoclip.lab.output_directory import PARETO, RECOMMENDED, TRIALS
+from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
 from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.yaml_source import dump
+from autoclip.report import sweep_findings as findings
 from autoclip.run_directory import write_atomically, written_aside
+from autoclip.terminal import aligned, console, print_code
 from autoclip.tuning import outcome
 from autoclip.tuning.pareto_plot import pareto_picture
+from autoclip.tuning.picks import Picks, pick
+
+LEFT_OUT = ("+- ", "+-", "to target", "seeds")
+"""Columns that a table does without where the terminal is too narrow for all, in this order."""
 
 
 def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
@@ -24,124 +28,86 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
         The exit code: 0, or 1 where every candidate failed.
     """
     results = sweep.results()
-    recommendation = outcome.recommend(results)
+    picks = pick(results, sweep.settings.prefer, sweep.settings.margin)
     directory = sweep.output_dir
     write_atomically(directory / TRIALS, outcome.as_csv(results))
     with written_aside(directory / PARETO) as file:
-        file.write(pareto_picture(results, recommendation).png)
-    if recommendation:
-        write_atomically(directory / RECOMMENDED, dump(_clip(sweep, recommendation)))
+        file.write(pareto_picture(results, picks).png)
+    if picks:
+        write_atomically(directory / RECOMMENDED, dump(_clip(sweep, picks.recommended)))
+        for name, one in picks.named.items():
+            write_atomically(directory / PICKS[name], dump(_clip(sweep, one)))
     if output_format == "json":
-        print(json.dumps(_as_json(sweep, results, recommendation), indent=2, allow_nan=False))  # noqa: T201
+        print(json.dumps(_as_json(sweep, results, picks), indent=2, allow_nan=False))  # noqa: T201
     else:
-        _print(sweep, results, recommendation)
-    return 0 if recommendation else 1
+        _print(sweep, results, picks)
+    return 0 if picks else 1
 
 
-def _clip(sweep: Sweep, recommendation: outcome.Recommendation) -> dict[str, Any]:
-    clip = sweep.config.clip.model_dump()
-    return {"clip": clip | {"policy": dict(recommendation.chosen.candidate.policy)}}
+def _clip(sweep: Sweep, chosen: outcome.Result) -> dict[str, Any]:
+    return {"clip": sweep.config.clip.model_dump() | {"policy": dict(chosen.candidate.policy)}}
 
 
-def _print(sweep: Sweep, results: Sequence[outcome.Result], recommendation: outcome.Recommendation | None) -> None:
-    table = _table(sweep, results)
-    needed = _console(1000).measure(table).maximum  # a pipe has no width, and nothing is to be cut off
-    console = _console(max(110, needed, Console().width))
-    console.print(table)
-    for line in outcome.degenerate(results):
-        console.print(f"note: {line}")
+def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> None:
+    out = console()
+    seeds, rates = len(sweep.settings.seeds), len(sweep.settings.lr_multipliers)
+    out.print(f"{sweep.config.name}: {len(results)} candidates, {seeds} seeds, {rates} learning rates", style="bold")
+    ordered, names = findings.in_order(results), findings.starred(results)
+    columns = ("training loss", "+-", "instability", "+- ", "val. loss", "failed", "clipped", "seeds", "to target")
+    _print_table(out, "candidate", [(names[one], findings.cells(one)) for one in ordered], columns)
+    out.print(findings.EXPLAINED)
     if (
         sweep.settings.command
         and len(results) > 1
         and len({tuple(one.aulc for one in each.base) for each in results}) == 1
     ):
-        console.print("note: all candidates gave the very same losses: does the script read its {clip_config}?")
+        out.print("note: all candidates gave the very same losses: does the script read its {clip_config}?")
     if sweep.settings.race:
-        seeds = max(one.seeds for one in results)
-        console.print(
-            f"the race took {sweep.share_of_steps():.0%} of the full grid's training steps; its finalists had {seeds} "
-            f"of {len(sweep.settings.seeds)} seeds"
+        most = max(one.seeds for one in results)
+        out.print(
+            f"the race took {sweep.share_of_steps():.0%} of the full grid's training steps; its finalists had {most} "
+            f"of {seeds} seeds"
         )
-    if recommendation is None:
-        console.print(
-            "every candidate failed at the configured learning rate: numbers that are not finite, or a validation loss "
-            "no better than a constant's. Lower the rate, train longer, or widen the sweep section"
-        )
+    if picks:
+        out.print()
+        rows = [
+            (f"{name}: {one.candidate.name}", findings.cells(one) | {"stays": findings.stays(picks, name)})
+            for name, one in picks.named.items()
+        ]
+        _print_table(out, "pick", rows, (*findings.FIGURES, "stays"))
+        out.print("Stays: the pick is the same so many times when one seed is left out.")
+    out.print()
+    for reading in findings.readings(results, picks):
+        sentence = reading.text if reading.text.startswith("recommended") or not picks else f"note: {reading.text}"
+        out.print(sentence)
+    if picks is None:
         return
-    chosen = recommendation.chosen
-    runner_up = f"; runner-up: {_named(recommendation.runner_up)}" if recommendation.runner_up else ""
-    console.print(f"recommended: {_named(chosen)}: {recommendation.reason}{runner_up}")
-    for one in outcome.steadier(results, chosen):
-        console.print(
-            f"steadier, but slower: {one.candidate.name}: instability {one.instability:.3f}, "
-            f"mean training loss {one.convergence:.3f}"
-        )
-    for note in filter(None, (outcome.failures_elsewhere(chosen), outcome.needless(chosen))):
-        console.print(f"note: {note}")
-    console.print(f"files: {sweep.output_dir}/{TRIALS}, {PARETO}, {RECOMMENDED}, runs/")
-    console.print("in a training loop:")
-    console.print(f"    clipper = autoclip.Clipper(model, {_python(sweep, chosen)})", soft_wrap=True)
-    console.print("    loss.backward(); clipper.step(loss=loss)")
-    console.print("    optimizer.step()")
+    out.print(f"files in {sweep.output_dir}: {RECOMMENDED}, {', '.join(PICKS.values())}, {TRIALS}, {PARETO}, runs/")
+    out.print("in a training loop:")
+    clip = _clip(sweep, picks.recommended)["clip"]
+    print_code(out, f"clipper = {findings.clipper_call(clip, str(sweep.output_dir / RECOMMENDED))}")
+    print_code(out, "loss.backward()\nclipper.step(loss=loss)\noptimizer.step()")
 
 
-def _named(one: outcome.Result) -> str:
-    """Name of a candidate in a sentence, in which `none` would read as if there were no candidate."""
-    return "no clipping" if one.candidate.policy["kind"] == "none" else one.candidate.name
+def _print_table(out: Console, first: str, rows: Sequence[tuple[str, dict[str, str]]], columns: Sequence[str]) -> None:
+    """A table with as many of its columns as fit; names that leave too little room get a line of their own."""
+    for left_out in range(len(LEFT_OUT) + 1):
+        shown = [name for name in columns if name not in LEFT_OUT[:left_out]]
+        figures = [tuple(shown), *(tuple(of_row[name] for name in shown) for _, of_row in rows)]
+        names = [first, *(name for name, _ in rows)]
+        lines = aligned([(name, *row) for name, row in zip(names, figures, strict=True)], "<" + ">" * len(shown))
+        if max(map(cell_len, lines)) <= out.width:
+            out.print("\n".join(lines), no_wrap=True)
+            return
+    lines = aligned(figures, ">" * len(shown))
+    out.print(f"  {lines[0]}", no_wrap=True)
+    for name, line in zip(names[1:], lines[1:], strict=True):
+        out.print(name)
+        out.print(f"  {line}", no_wrap=True)
 
 
-def _console(width: int) -> Console:
-    """Shows texts as they are: names of candidates and directories come from outside."""
-    return Console(width=width, markup=False, emoji=False, highlight=False)
-
-
-def _python(sweep: Sweep, chosen: outcome.Result) -> str:
-    """Arguments of `Clipper` after the model: the policy, and what the configuration changes of the defaults."""
-    policy = build_policy(section_of(chosen.candidate))
-    kind = str(chosen.candidate.policy["kind"])
-    module, colon, _ = kind.partition(":")
-    others = sweep.config.clip.model_dump(exclude={"policy"}, exclude_defaults=True)
-    arguments = [
-        f"{module if colon else 'autoclip'}.{policy!r}",
-        *(f"{name}={value!r}" for name, value in others.items()),
-    ]
-    return ", ".join(arguments).replace("=inf", "=float('inf')")
-
-
-def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
-    seeds, rates = len(sweep.settings.seeds), len(sweep.settings.lr_multipliers)
-    table = Table(
-        title=f"{sweep.config.name}: {len(results)} candidates, {seeds} seeds, {rates} learning rates",
-        title_justify="left",
-        caption="convergence: AULC; instability: S; +- sd over seeds; * on the Pareto front; val. loss: at most that "
-        "before training; failed: at lr, at any lr",
-        caption_justify="left",
-    )
-    table.add_column("candidate", no_wrap=True)
-    for heading in ("convergence", "instability", "val. loss", "failed", "clipped", "to target"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    front = {one.candidate.name for one in outcome.pareto_front(results)}
-    for one in sorted(results, key=lambda one: (one.failures > 0, one.instability)):
-        table.add_row(
-            one.candidate.name + (" *" if one.candidate.name in front else ""),
-            f"{one.convergence:.4f} {_spread(one, f'{one.convergence_spread:.4f}')}",
-            f"{one.instability:.3f} {_spread(one, f'{one.instability_spread:.3f}')}",
-            f"{one.validation_loss:.4f}",
-            f"{one.failures}/{one.seeds} {one.all_failures}/{len(one.scores)}",
-            f"{one.clip_rate:.0%}",
-            "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
-        )
-    return table
-
-
-def _spread(one: outcome.Result, figure: str) -> str:
-    return f"+-{figure}" if one.seeds > 1 else " " * len(f"+-{figure}")
-
-
-def _as_json(
-    sweep: Sweep, results: Sequence[outcome.Result], recommendation: outcome.Recommendation | None
-) -> dict[str, Any]:
-    front = {one.candidate.name for one in outcome.pareto_front(results)}
+def _as_json(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> dict[str, Any]:
+    front = set(outcome.pareto_front(results))
     return {
         "reference": sweep.trials.optuna.user_attrs.get(REFERENCE),
         "share_of_steps": sweep.share_of_steps(),
@@ -156,11 +122,10 @@ def _as_json(
                 "failed": one.failures,
                 "failed_at_any_rate": one.all_failures,
                 "clip_rate": one.clip_rate,
-                "pareto": one.candidate.name in front,
+                "pareto": one in front,
             }
             for one in results
         ],
-        "recommended": recommendation.chosen.candidate.name if recommendation else None,
-        "reason": recommendation.reason if recommendation else None,
-        "degenerate": outcome.degenerate(results),
+        **findings.as_json(picks),
+        "readings": [reading.text for reading in findings.readings(results, picks)],
     }

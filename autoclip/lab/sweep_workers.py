@@ -10,9 +10,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.claimed_directory import claimed, for_seconds
 from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
@@ -21,6 +18,7 @@ from autoclip.lab.forkserver import worker_context
 from autoclip.lab.outage import DATABASE_ERRORS, STORAGE_ERRORS, Outage, look_for
 from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_for_sweep
 from autoclip.lab.sweep import Sweep
+from autoclip.lab.sweep_progress import SweepProgress
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
 from autoclip.tuning.study import GRACE_SECONDS, is_plain_path, sqlite_file, without_password
@@ -132,7 +130,9 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
         return process
 
     sweep.free_lost()
-    progress = SweepProgress(sweep)  # reads what is done; once workers run, the database is read where an outage is met
+    progress = SweepProgress(
+        sweep, workers
+    )  # reads what is done; once workers run, the database is read where an outage is met
     processes = [] if sweep.is_done() else [start() for _ in range(workers)]
     import autoclip.lab.sweep_report  # noqa: F401  # takes a second, for which the workers need not wait
 
@@ -172,59 +172,6 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
                 process.terminate()  # the worker finishes its step and saves a checkpoint
             for process in processes:
                 process.join()
-
-
-class SweepProgress:
-    """A bar over the runs with the time left, and a line for each finished candidate, on stderr.
-
-    Args:
-        sweep: whose runs.
-    """
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-        self._console = Console(stderr=True, markup=False, emoji=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("runs"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not sys.stderr.isatty(),
-            speed_estimate_period=24 * 3600,  # runs may take hours
-        )
-        self._shown = set(sweep.trials.done())
-        self._bar = self._progress.add_task(sweep.config.name, total=None)
-        self.update()
-
-    def __enter__(self) -> "SweepProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self) -> None:
-        """Show what has been finished since the last time."""
-        sweep = self._sweep
-        scores, done = sweep.scores(), sweep.trials.done()
-        seeds = len(sweep.settings.seeds)
-        refinements = sum(name not in sweep.candidates for name in done)
-        total = len(sweep.plan(scores).runs) + seeds * sweep.settings.refine_trials
-        self._progress.update(self._bar, total=total, completed=len(scores) + seeds * refinements)
-        for key, trial in done.items():
-            if key not in self._shown:
-                self._shown.add(key)
-                convergence, steadiness = trial.values
-                self._console.print(
-                    f"{trial.user_attrs['name']}: convergence {convergence:.4f}, instability {steadiness:.4f}, "
-                    f"failed {trial.user_attrs['failed runs']} of {trial.user_attrs['seeds']}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
 
 
 def _end_with_parent(interrupt: Interrupt) -> None:

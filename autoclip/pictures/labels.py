@@ -16,6 +16,8 @@ DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0, 35.0, 44.0)
 """Points from the mark at which a name is tried, nearest first."""
 FAR = 9.0
 """Names further away than this get a line to their mark."""
+LEADER = "#666666"
+"""Colour of these lines, which are dotted: nobody takes them for error bars."""
 DIRECTIONS = tuple(pi / 4 * turn for turn in (1, 0, 7, 3, 5, 4, 2, 6))
 MARK, LARGE_MARK = 3.5, 7.0
 """Half the width of a mark, in points."""
@@ -73,7 +75,8 @@ def place_labels(
         taken.append(box)
         x, y = marks[place]
         start = _nearest(box, (x, y))
-        line: dict[str, Any] = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 2}
+        line: dict[str, Any] = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2}
+        line["linestyle"] = (0, (1, 1.5))
         line["relpos"] = (start[0] - box.x0) / box.width, (start[1] - box.y0) / box.height
         written = axes.annotate(
             plain(name),

@@ -41,10 +41,7 @@ tr.marked td { background: var(--card); font-weight: 600; }
 figure { margin: 0; min-width: 0; }
 figure .paper { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: 4px; overflow-x: auto; }
 figure img { display: block; width: 100%; max-width: 100%; height: auto; }
-figure.wide { grid-column: 1 / -1; }
-figure.wide img { min-width: 40rem; max-width: 60rem; margin: 0 auto; }
 figcaption { font-size: .88rem; margin-top: .35rem; max-width: 48rem; }
-@media (max-width: 45rem) { figure.wide figcaption::after { content: " Scroll it sideways."; } }
 figcaption b { color: var(--ink); }
 ul.readings { list-style: none; padding: 0; }
 ul.readings li { margin: .4rem 0; padding-left: .7rem; border-left: 4px solid var(--soft); }
@@ -54,6 +51,16 @@ li.good b { color: var(--good); } li.note b { color: var(--note); } li.bad b { c
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; overflow-x: auto;
   font-size: .85rem; overflow-wrap: normal; }
 summary { cursor: pointer; }
+@media (max-width: 45rem) {
+  table, tbody, tr { display: block; }
+  thead { display: none; }
+  tr { border-bottom: 1px solid var(--line); padding: .35rem 0; }
+  tr.marked { background: var(--card); }
+  td { display: inline-block; border: 0; padding: 0 .8rem 0 0; white-space: normal; }
+  td:first-child { display: block; font-weight: 600; overflow-wrap: anywhere; }
+  td[data-name]::before { content: attr(data-name) " "; color: var(--soft); font-weight: 400; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+}
 """
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -141,7 +148,7 @@ def folded(summary: str, text: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", marked: Iterable[int] = ()) -> str:
-    """A table that scrolls sideways where it is too wide.
+    """A table; on a narrow screen each row becomes a paragraph that names its figures.
 
     Args:
         headings: of the columns; the first column is text, the others are numbers.
@@ -154,7 +161,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str =
     lines.append(f"<thead><tr>{''.join(f'<th>{_safe(text)}</th>' for text in headings)}</tr></thead><tbody>")
     for place, row in enumerate(rows):
         opening = '<tr class="marked">' if place in standing_out else "<tr>"
-        lines.append(f"{opening}{''.join(f'<td>{_safe(cell)}</td>' for cell in row)}</tr>")
+        cells = [f'<td data-name="{_safe(name)}">{_safe(cell)}</td>' for name, cell in zip(headings, row, strict=True)]
+        lines.append(f"{opening}<td>{_safe(row[0])}</td>{''.join(cells[1:])}</tr>")
     lines.append("</tbody></table></div>")
     if caption:  # not within the table, with which it would scroll out of sight
         lines.append(f'<p class="under">{_safe(caption)}</p>')
@@ -176,7 +184,7 @@ def _figure(picture: Picture) -> str:
     width, height = picture.size
     data = base64.b64encode(picture.png).decode("ascii")
     return (
-        f'<figure{" class=wide" if picture.wide else ""}><div class="paper">'
+        '<figure><div class="paper">'
         f'<img alt="{_safe(picture.alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption><b>{_safe(picture.title)}.</b> {_safe(picture.caption)}</figcaption></figure>"
     )

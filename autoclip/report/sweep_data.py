@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from autoclip.report.configuration import read_configuration, read_summary
 from autoclip.report.series import Series, read_series
 from autoclip.run_directory import CONFIG
 from autoclip.tuning.candidates import RUNS, Candidate
-from autoclip.tuning.outcome import Result, recommend
+from autoclip.tuning.outcome import Result
+from autoclip.tuning.picks import PREFERENCES, Picks, pick
 from autoclip.tuning.scoring import read_run, score
 
 TRIALS = "trials.csv"
@@ -30,6 +32,7 @@ class SweepResult:
         name: of the experiment.
         config: `sweep.yaml`, empty where it is missing.
         results: of all candidates, in the order of the table.
+        picks: fastest, steadiest and balanced; None: every candidate failed.
         recommended: `recommended.yaml` as it stands; None: every candidate failed.
     """
 
@@ -37,6 +40,7 @@ class SweepResult:
     name: str
     config: Mapping[str, Any]
     results: Sequence[Result]
+    picks: Picks | None
     recommended: str | None
 
     def base_runs(self, one: Result) -> list[Series]:
@@ -72,19 +76,31 @@ def read_sweep(directory: Path) -> SweepResult:
     if not results:
         raise UsageError(f"{directory / TRIALS} has no candidates")
     config = read_configuration(directory / SWEEP)
-    chosen = recommend(results)
     recommended = directory / RECOMMENDED
+    picks = _picks(results, config.get("sweep"))
     return SweepResult(
         directory=directory,
         name=str(config.get("name") or directory.resolve().name),
         config=config,
         results=results,
-        recommended=recommended.read_text(encoding="utf-8") if chosen and recommended.exists() else None,
+        picks=picks,
+        recommended=recommended.read_text(encoding="utf-8") if picks and recommended.exists() else None,
+    )
+
+
+def _picks(results: Sequence[Result], section: Any) -> Picks | None:
+    """The picks, by what the configuration prefers as far as that can be used."""
+    settings = section if isinstance(section, dict) else {}
+    prefer, margin = settings.get("prefer"), settings.get("margin")
+    return pick(
+        results,
+        prefer if prefer in PREFERENCES else "balanced",
+        margin if isinstance(margin, int | float) and 0 <= margin < inf else 0.0,
     )
 
 
 def _result(directory: Path, row: Mapping[str, str]) -> Result:
-    """A candidate: its figures from the table, its scores from its runs."""
+    """A candidate, scored anew from its runs."""
     unnamed = Candidate(row["candidate"], {})
     scores, policy = [], None
     for path in sorted((directory / RUNS / unnamed.folder).glob("lr-x*/seed-*")):
@@ -98,15 +114,10 @@ def _result(directory: Path, row: Mapping[str, str]) -> Result:
             f"{directory / RUNS / unnamed.folder} holds {len(scores)} finished runs, {TRIALS} tells of {row['runs']}: "
             f"the report needs them all"
         )
-    reached = row["steps_to_target"]
     return Result(
         candidate=Candidate(row["candidate"], policy or {"kind": row["candidate"].split(" ")[0]}),
         scores=tuple(sorted(scores, key=lambda one: (one.multiplier, one.seed))),
-        convergence=float(row["convergence"]),
-        convergence_spread=float(row["convergence_sd"]),
-        instability=float(row["instability"]),
-        instability_spread=float(row["instability_sd"]),
-        steps_to_target=float(reached) if reached else None,
+        reference=float(row["reference"]),
     )
 
 

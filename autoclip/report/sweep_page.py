@@ -1,42 +1,40 @@
-"""The report of a sweep: which candidate, and why."""
+"""The report of a sweep: what to do, and why."""
 
 from collections.abc import Sequence
 
-from autoclip.pictures.picture import Picture
-from autoclip.policies import POLICIES
-from autoclip.report.page import Reading, code, figures, folded, heading, page, paragraph, readings, table
-from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
-from autoclip.report.sweep_plots import losses_picture, rates_picture
-from autoclip.tuning.outcome import (
-    Recommendation,
-    Result,
-    degenerate,
-    failures_elsewhere,
-    pareto_front,
-    recommend,
-    steadier,
-)
-from autoclip.tuning.pareto_plot import pareto_picture
+import yaml
 
-HEADINGS = (
-    "candidate",
-    "mean training loss",
-    "instability",
-    "validation loss",
-    "failed at lr",
-    "failed at any lr",
-    "clipped",
-    "steps to target",
+from autoclip.pictures.picture import Picture
+from autoclip.report.page import code, figures, folded, heading, page, paragraph, readings, table
+from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
+from autoclip.report.sweep_findings import (
+    EXPLAINED,
+    FIGURES,
+    OF_PREFERENCE,
+    cells,
+    clipper_call,
+    in_order,
+    label,
+    starred,
+    stays,
 )
+from autoclip.report.sweep_findings import readings as findings
+from autoclip.report.sweep_plots import losses_picture, rates_picture
+from autoclip.terminal import laid_out
+from autoclip.tuning.outcome import Result
+from autoclip.tuning.pareto_plot import pareto_picture
+from autoclip.tuning.picks import Picks
+
+CODE_WIDTH = 76
+"""Characters in a line of code, which is then not cut off on most screens."""
 
 
 def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
     """The page of a sweep and its pictures."""
-    results = sweep.results
-    choice = recommend(results)
-    shown = compared(results, choice)
+    results, picks = sweep.results, sweep.picks
+    shown = compared(results, picks)
     found = [
-        pareto_picture(results, choice),
+        pareto_picture(results, picks),
         losses_picture(
             {one.candidate.name: sweep.base_runs(one) for one in shown},
             {one.candidate.name: one.failures for one in shown},
@@ -47,17 +45,19 @@ def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
     seeds = max(one.seeds for one in results)
     rates = len({score.multiplier for one in results for score in one.scores})
     blocks = [
-        heading("Recommendation"),
-        readings(_readings(results, choice)),
-        *_use(sweep, choice),
+        heading("What to do"),
+        *_use(sweep),
+        heading("Why"),
+        readings(findings(results, picks)),
+        *_picks(picks),
         heading("Figures"),
         figures(pictures),
         paragraph(
             f"The loss curves and learning rates compare {', '.join(one.candidate.name for one in shown)}; all "
             f"candidates are in the table."
         ),
-        heading("Candidates"),
-        _table(results, choice),
+        heading("All candidates"),
+        _table(results, picks),
     ]
     if sweep.config:
         text = (sweep.directory / SWEEP).read_text(encoding="utf-8", errors="replace")
@@ -66,97 +66,84 @@ def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
     return page(sweep.name, lead, blocks), pictures
 
 
-def compared(results: Sequence[Result], choice: Recommendation | None) -> list[Result]:
-    """The few whose curves are shown: recommended, runner-up, steadiest, no clipping, the fastest fixed threshold."""
-    chosen = [choice.chosen, choice.runner_up] if choice else sorted(results, key=lambda one: one.convergence)[:2]
+def compared(results: Sequence[Result], picks: Picks | None) -> list[Result]:
+    """The few whose curves are shown: the picks, no clipping, the fastest fixed threshold that is no pick."""
+    chosen = (
+        [picks.recommended, *picks.named.values()] if picks else sorted(results, key=lambda one: one.convergence)[:2]
+    )
     none = [one for one in results if one.candidate.policy["kind"] == "none"]
     fixed = sorted(
-        (one for one in results if one.candidate.policy["kind"] == "fixed"),
+        (one for one in results if one.candidate.policy["kind"] == "fixed" and one not in chosen),
         key=lambda one: (one.failures > 0, one.convergence),
     )
-    steadiest = steadier(results, choice.chosen)[-1:] if choice else []
-    return list({one.candidate.name: one for one in [*chosen, *steadiest, *none[:1], *fixed[:1]] if one}.values())
+    return list(dict.fromkeys([*chosen, *none[:1], *fixed[:1]]))
 
 
-def _readings(results: Sequence[Result], choice: Recommendation | None) -> list[Reading]:
-    if choice is None:
-        return [
-            Reading(
-                "bad",
-                "every candidate failed at the configured learning rate: numbers that are not finite, or a validation "
-                "loss no better than a constant's. Lower the rate, train longer, or widen the sweep section",
-            )
-        ]
-    chosen = choice.chosen
-    found = [Reading("good", f"recommended: {chosen.candidate.name}: {choice.reason}")]
-    if choice.runner_up:
-        found.append(Reading("note", f"runner-up: {choice.runner_up.candidate.name}"))
-    if front := steadier(results, chosen):
-        steadiest = front[-1]
-        found.append(
-            Reading(
-                "note",
-                f"steadier, but slower: {steadiest.candidate.name}: instability {steadiest.instability:.3f} instead of "
-                f"{chosen.instability:.3f}, mean training loss {steadiest.convergence:.3f} instead of "
-                f"{chosen.convergence:.3f}; take it where the learning rate is not settled",
-            )
-        )
-    if elsewhere := failures_elsewhere(chosen):
-        found.append(Reading("note", elsewhere))
-    without = next((one for one in results if one.candidate.policy["kind"] == "none"), None)
-    if without and without.failures:
-        found.append(Reading("note", f"without clipping {without.failures} of {len(without.base)} runs failed"))
-    return found + [Reading("note", line) for line in degenerate(results)]
-
-
-def _use(sweep: SweepResult, choice: Recommendation | None) -> list[str]:
+def _use(sweep: SweepResult) -> list[str]:
     """How the recommendation is used."""
-    if choice is None or sweep.recommended is None:
-        return []
-    policy = choice.chosen.candidate.policy
-    python = [f'clipper = autoclip.Clipper(model, **autoclip.from_config("{RECOMMENDED}"))']
-    if policy["kind"] in POLICIES:
-        parameters = {name: value for name, value in policy.items() if name != "kind"}
-        short = repr(POLICIES[policy["kind"]](**parameters)).replace("=inf", "=float('inf')")
-        python[0] += f"  # autoclip.{short}"
-    return [
-        heading("How to use it"),
-        paragraph(f"In a configuration, or as {RECOMMENDED} beside this page:"),
-        code(sweep.recommended),
-        paragraph("In a training loop:"),
-        code("\n".join([*python, "...", "loss.backward()", "clipper.step(loss=loss)", "optimizer.step()"])),
-    ]
-
-
-def _table(results: Sequence[Result], choice: Recommendation | None) -> str:
-    front = pareto_front(results)
-    ordered = sorted(results, key=lambda one: (one.failures > 0, one.instability))
-    rows = [
-        [
-            one.candidate.name + (" *" if one in front else ""),
-            f"{one.convergence:.4f}{_spread(one, f'{one.convergence_spread:.4f}')}",
-            f"{one.instability:.3f}{_spread(one, f'{one.instability_spread:.3f}')}",
-            f"{one.validation_loss:.4f}",
-            f"{one.failures} of {len(one.base)}",
-            f"{one.all_failures} of {len(one.scores)}",
-            f"{one.clip_rate:.0%}",
-            "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
+    picks = sweep.picks
+    if picks is None:
+        return [paragraph("Nothing can be recommended: train every candidate at a lower learning rate first.")]
+    name = OF_PREFERENCE[picks.prefer]
+    blocks = [paragraph(f"Train with {label(picks.recommended)}, the {name} pick of this sweep.")]
+    values = yaml.safe_load(sweep.recommended) if sweep.recommended else None
+    if not isinstance(values, dict) or not isinstance(values.get("clip"), dict):
+        return blocks
+    path = sweep.directory / RECOMMENDED
+    clipper = f"clipper = {clipper_call(values['clip'], str(path))}"
+    if str(path) not in clipper:
+        clipper = laid_out(clipper, CODE_WIDTH)
+    loop = ["import autoclip", "", clipper, "...", "loss.backward()", "clipper.step(loss=loss)", "optimizer.step()"]
+    blocks += [paragraph("In a training loop of your own:"), code("\n".join(loop))]
+    section = sweep.config.get("sweep")
+    if sweep.config and not (isinstance(section, dict) and section.get("command")):
+        policy = yaml.safe_dump(values["clip"]["policy"], default_flow_style=True, sort_keys=False, width=1000).strip()
+        command = f"autoclip run {sweep.directory / SWEEP} 'clip.policy={policy}'"
+        blocks += [
+            paragraph("The experiment of this sweep, trained with it (from the directory in which the sweep was run):"),
+            code(f"{command} \\\n    --output-dir runs/{sweep.name}"),
         ]
-        for one in ordered
+    return [
+        *blocks,
+        paragraph(f"In the configuration of an experiment, this section, which {RECOMMENDED} holds too:"),
+        folded("clip:", sweep.recommended or ""),
     ]
-    marked = [place for place, one in enumerate(ordered) if choice and one is choice.chosen]
+
+
+def _picks(picks: Picks | None) -> list[str]:
+    """The table of the picks."""
+    if picks is None:
+        return []
+    rows = []
+    for name, one in picks.named.items():
+        told = cells(one)
+        rows.append([f"{name}: {one.candidate.name}", *(told[figure] for figure in FIGURES), stays(picks, name)])
+    marked = [place for place, one in enumerate(picks.named) if one == OF_PREFERENCE[picks.prefer]]
+    return [
+        table(
+            ("pick", *FIGURES, "stays"),
+            rows,
+            "The recommended pick is shaded. Stays: how often it is the same when one seed is left out. A candidate "
+            "that failed at any learning rate is no pick while there is one that did not; the fastest alone may have "
+            "failed at other learning rates than the configured one. fastest.yaml, steadiest.yaml and balanced.yaml "
+            "hold their settings.",
+            marked,
+        )
+    ]
+
+
+def _table(results: Sequence[Result], picks: Picks | None) -> str:
+    ordered, names = in_order(results), starred(results)
+    figures = {one: cells(one) for one in ordered}
+    rows = [[names[one], *figures[one].values()] for one in ordered]
+    marked = [place for place, one in enumerate(ordered) if picks and one is picks.recommended]
     return table(
-        HEADINGS,
+        ("candidate", *next(iter(figures.values()))),
         rows,
-        "* on the Pareto front; the recommended candidate is shaded. +-: standard deviation over the seeds. Mean "
-        "training loss: over the run, at the configured learning rate. Validation loss: mean over the seeds, at most "
-        "that before training. Steps to target: until the loss has come within a tenth of the best.",
+        f"{EXPLAINED} +-: standard deviation over the seeds. To target: steps until the loss has come within a tenth of "
+        f"the best. The recommended candidate is shaded.",
         marked,
     )
-
-
-def _spread(one: Result, figure: str) -> str:
-    return f" +- {figure}" if one.seeds > 1 else ""
 
 
 def _counted(count: int, thing: str) -> str:

@@ -1,9 +1,9 @@
-"""What a sweep found: figures per candidate, the Pareto front, the recommendation and its reason."""
+"""What a sweep found: figures per candidate, the Pareto front, the table, and candidates that tell nothing."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import StringIO
 from itertools import combinations, groupby, pairwise
 from math import inf, isfinite
@@ -16,55 +16,84 @@ from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.scoring import Score, base_scores, instability_of, steps_to_target
 
 MOST_COMPARED = 20
-NEAR_BEST = 0.05
-"""A candidate whose convergence is within this share of the best is fast enough; the most stable of these wins."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """One finished candidate.
+    """Figures of one finished candidate, from the scores of its runs.
 
     Attributes:
         candidate: what was tried.
-        scores: of all its runs.
-        convergence: mean AULC over the seeds at the configured learning rate.
-        instability: S over all runs.
-        convergence_spread, instability_spread: standard deviation over the seeds, 0 for a single one.
-        steps_to_target: median over the seeds, None where it was missed.
+        scores: of all its runs, at least one.
+        reference: V*, by which the instability is measured.
     """
 
     candidate: Candidate
     scores: tuple[Score, ...]
-    convergence: float
-    convergence_spread: float
-    instability: float
-    instability_spread: float
-    steps_to_target: float | None
+    reference: float
 
-    @property
+    @cached_property
     def base(self) -> tuple[Score, ...]:
-        """The runs at the configured learning rate, or at the nearest to it."""
-        return base_scores(self.scores)
+        """The runs at the configured learning rate, or at the nearest to it: one for each seed, in their order."""
+        return tuple(sorted(base_scores(self.scores), key=lambda one: one.seed))
+
+    @cached_property
+    def speed_by_seed(self) -> dict[int, float]:
+        """Seed -> AULC at the configured learning rate."""
+        return {one.seed: one.aulc for one in self.base}
+
+    @cached_property
+    def loss_by_seed(self) -> dict[int, float]:
+        """Seed -> Vc, the validation loss, at the configured learning rate."""
+        return {one.seed: one.bounded_loss for one in self.base}
+
+    @cached_property
+    def instability_by_seed(self) -> dict[int, float]:
+        """Seed -> its part in S, the mean over the learning rates."""
+        return {
+            seed: fmean(instability_of(one, self.reference) for one in self.scores if one.seed == seed)
+            for seed in sorted({one.seed for one in self.scores})
+        }
 
     @property
     def seeds(self) -> int:
         """Number of seeds; a race gives fewer to candidates that fall behind."""
-        return len({one.seed for one in self.scores})
+        return len(self.instability_by_seed)
+
+    @cached_property
+    def convergence(self) -> float:
+        """Mean AULC over the seeds at the configured learning rate; lower is faster."""
+        return fmean(self.speed_by_seed.values())
 
     @property
+    def convergence_spread(self) -> float:
+        """Standard deviation of the AULC over the seeds, 0 for a single one."""
+        return _spread(self.speed_by_seed.values())
+
+    @cached_property
+    def instability(self) -> float:
+        """S over all runs; lower is steadier."""
+        return round(fmean(self.instability_by_seed.values()), 9) or 0.0  # beyond is rounding; no -0.0
+
+    @property
+    def instability_spread(self) -> float:
+        """Standard deviation of the seeds' parts in S, 0 for a single one."""
+        return _spread(self.instability_by_seed.values())
+
+    @cached_property
+    def validation_loss(self) -> float:
+        """Mean of Vc over the seeds at the configured learning rate."""
+        return fmean(self.loss_by_seed.values())
+
+    @cached_property
     def failures(self) -> int:
         """Failed runs at the configured learning rate; above 0 the candidate is infeasible."""
         return sum(one.failed for one in self.base)
 
-    @property
+    @cached_property
     def all_failures(self) -> int:
         """Failed runs at any learning rate."""
         return sum(one.failed for one in self.scores)
-
-    @property
-    def validation_loss(self) -> float:
-        """Mean of Vc over the seeds at the configured learning rate."""
-        return fmean(one.bounded_loss for one in self.base)
 
     @property
     def clip_rate(self) -> float:
@@ -72,45 +101,24 @@ class Result:
         return fmean(one.clip_rate for one in self.base)
 
     @property
+    def never_clipped(self) -> bool:
+        """Whether no step of any run was clipped after the warm-up, at any learning rate."""
+        return not any(one.clip_rate for one in self.scores)
+
+    @property
+    def steps_to_target(self) -> float | None:
+        """Median over the seeds, None where the target was missed."""
+        reached = [steps_to_target(one, self.reference) for one in self.base]
+        steps = median(inf if one is None else one for one in reached)
+        return steps if isfinite(steps) else None
+
+    @property
     def seconds(self) -> float:
         """Of training, over all runs."""
         return sum(one.seconds for one in self.scores)
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """The chosen candidate, the one after it, and why."""
-
-    chosen: Result
-    runner_up: Result | None
-    reason: str
-
-
-def result(candidate: Candidate, scores: Sequence[Score], reference: float) -> Result:
-    """Figures of one candidate from the scores of its runs.
-
-    Args:
-        candidate: what was tried.
-        scores: of all its runs, at least one.
-        reference: V*.
-    """
-    seeds = sorted({one.seed for one in scores})
-    by_seed = [fmean(instability_of(one, reference) for one in scores if one.seed == seed) for seed in seeds]
-    areas = [one.aulc for one in base_scores(scores)]
-    reached = [steps_to_target(one, reference) for one in base_scores(scores)]
-    steps = median(inf if one is None else one for one in reached)
-    return Result(
-        candidate=candidate,
-        scores=tuple(scores),
-        convergence=fmean(areas),
-        convergence_spread=stdev(areas) if len(areas) > 1 else 0.0,
-        instability=round(fmean(by_seed), 9) or 0.0,  # differences beyond are those of rounding; no -0.0
-        instability_spread=stdev(by_seed) if len(by_seed) > 1 else 0.0,
-        steps_to_target=steps if isfinite(steps) else None,
-    )
-
-
-def pareto_front(results: Sequence[Result]) -> list[Result]:
+def pareto_front(results: Iterable[Result]) -> list[Result]:
     """The feasible candidates that no other feasible one beats in both objectives, fastest first."""
     feasible = sorted((one for one in results if not one.failures), key=lambda one: one.convergence)
     front: list[Result] = []
@@ -122,64 +130,6 @@ def pareto_front(results: Sequence[Result]) -> list[Result]:
             front += [one for one in equals if one.instability == least]
             steadiest = least
     return front
-
-
-def recommend(results: Sequence[Result]) -> Recommendation | None:
-    """The most stable candidate among those within 5 % of the best convergence, of equals the fastest.
-
-    None where every candidate failed.
-
-    After a race the choice is among those that were trained with the most seeds: the others fell behind, and a single
-    lucky seed does not bring them back.
-    """
-    able = [one for one in results if not one.failures]
-    if not able:
-        return None
-    seeds = max(one.seeds for one in able)
-    feasible = [one for one in able if one.seeds == seeds]
-    best = min(one.convergence for one in feasible)
-    limit = best + NEAR_BEST * abs(best)
-    near = sorted(
-        (one for one in feasible if one.convergence <= limit), key=lambda one: (one.instability, one.convergence)
-    )
-    chosen = near[0]
-    others = near[1:] or sorted((one for one in feasible if one is not chosen), key=lambda one: one.convergence)
-    finalists = "" if len(feasible) == len(able) else f" (of the {len(feasible)} that the race gave {seeds} seeds)"
-    reason = (
-        f"lowest instability ({chosen.instability:.3f}) among the {len(near)} of {len(results)} candidates whose mean "
-        f"training loss ({chosen.convergence:.3f}) is within 5 % of the best ({best:.3f}){finalists}"
-    )
-    return Recommendation(chosen, others[0] if others else None, reason)
-
-
-def steadier(results: Sequence[Result], chosen: Result) -> list[Result]:
-    """What the recommendation gives up: the Pareto front beyond it, fastest first, so that the last is the steadiest.
-
-    Only candidates trained with as many seeds as the chosen one are named: a lucky seed of a race proves nothing.
-    """
-    comparable = [one for one in results if one.seeds >= chosen.seeds]
-    return [one for one in pareto_front(comparable) if one.instability < chosen.instability]
-
-
-def failures_elsewhere(chosen: Result) -> str | None:
-    """A line where runs at other learning rates than the configured one failed, as the recommendation allows."""
-    count = chosen.all_failures - chosen.failures
-    if not count:
-        return None
-    return (
-        f"{chosen.candidate.name} failed in {count} of {len(chosen.scores)} runs, all at other learning rates than the "
-        "configured one"
-    )
-
-
-def needless(chosen: Result) -> str | None:
-    """A line where the recommended candidate clipped no step of any run, so that clipping is not what makes it good."""
-    kind = chosen.candidate.policy["kind"]
-    if kind == "none" or any(one.clip_rate for one in chosen.scores):
-        return None
-    if kind == "fixed":
-        return f"{chosen.candidate.name} clipped no step at any learning rate: no clipping does as well"
-    return f"{chosen.candidate.name} clipped no step after its warm-up at any learning rate: no clipping may do as well"
 
 
 def degenerate(results: Sequence[Result]) -> list[str]:
@@ -203,7 +153,7 @@ def degenerate(results: Sequence[Result]) -> list[str]:
     if len(fixed) > MOST_COMPARED:
         pairs = pairwise(sorted(fixed, key=lambda pair: pair[0]))
     lines += [
-        f"{one.candidate.name} and {other.candidate.name} are the same within the noise of {one.seeds} seeds"
+        f"{one.candidate.name} and {other.candidate.name} cannot be told apart with {min(one.seeds, other.seeds)} seeds"
         for (_, one), (_, other) in pairs
         if _same_within_noise(one, other)
     ]
@@ -212,8 +162,8 @@ def degenerate(results: Sequence[Result]) -> list[str]:
 
 def as_csv(results: Sequence[Result]) -> str:
     """One line per candidate, all figures."""
-    front = {id(one) for one in pareto_front(results)}
-    rows = [_row(one, pareto=id(one) in front) for one in results]
+    front = set(pareto_front(results))
+    rows = [_row(one, pareto=one in front) for one in results]
     text = StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -239,24 +189,29 @@ def _row(one: Result, *, pareto: bool) -> dict[str, Any]:
         "steps": sum(score.steps for score in one.scores),
         "seconds": f"{one.seconds:.2f}",
         "pareto": pareto,
+        "reference": repr(one.reference),
     }
+
+
+def _spread(values: Iterable[float]) -> float:
+    several = list(values)
+    return stdev(several) if len(several) > 1 else 0.0
 
 
 def _same_within_noise(one: Result, other: Result) -> bool:
     """Whether neither the convergence nor the validation losses differ beyond the seeds."""
-    areas = [{score.seed: score.aulc for score in result.base} for result in (one, other)]
-    losses = [_losses_by_seed(result) for result in (one, other)]
-    return all(_holds_zero(first, second) for first, second in (areas, losses))
+    return _holds_zero(one.speed_by_seed, other.speed_by_seed) and _holds_zero(
+        _losses_at_all_rates(one), _losses_at_all_rates(other)
+    )
 
 
-def _losses_by_seed(one: Result) -> dict[int, float]:
-    """Mean over the learning rates of Vc, a failed run counting L0."""
-    seeds = {score.seed for score in one.scores}
+def _losses_at_all_rates(one: Result) -> dict[int, float]:
+    """Seed -> mean over the learning rates of Vc, a failed run counting L0."""
     return {
         seed: fmean(
             score.initial_loss if score.failed else score.bounded_loss for score in one.scores if score.seed == seed
         )
-        for seed in seeds
+        for seed in one.instability_by_seed
     }
 
 

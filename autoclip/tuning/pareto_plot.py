@@ -8,18 +8,23 @@ from matplotlib.lines import Line2D
 
 from autoclip.pictures.labels import place_labels
 from autoclip.pictures.picture import SMALL, Picture, label_axes, new_figure, plain, png_of, put_legend
-from autoclip.tuning.outcome import Recommendation, Result, pareto_front
+from autoclip.tuning.outcome import Result, pareto_front
+from autoclip.tuning.picks import Picks
 
 KINDS = {"fixed": "#b24c00", "none": "#000000", "fixed_percentile": "#007a58", "running_quantile": "#0072b2"}
 """Darker than the lines of other pictures: names are written in these colours."""
 OTHER_KIND = "#9a4585"
-RING = "#c00000"
+SHORT = {"fixed_percentile": "frozen", "running_quantile": "running"}
+"""Kind -> what stands before the percentile in a label."""
+MARK = "#c00000"
+MARKS = {"fastest": ("<", 12.0), "steadiest": ("v", 12.0), "balanced": ("o", 11.0)}
+"""Pick -> shape around its point and size of it."""
 MOST_NAMED = 100
-"""Candidates up to which all are named; of more, those on the Pareto front and the recommended one."""
+"""Candidates up to which all are named; of more, the picks and those on the Pareto front."""
 
 
-def pareto_picture(results: Sequence[Result], recommendation: Recommendation | None) -> Picture:
-    """Convergence against instability, one point for each candidate, with spreads and the Pareto front.
+def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
+    """Convergence against instability, one point for each candidate, with spreads, the Pareto front and the picks.
 
     The horizontal axis shows the candidates that did not fail; one that lies far outside is drawn at its edge.
     """
@@ -44,7 +49,9 @@ def pareto_picture(results: Sequence[Result], recommendation: Recommendation | N
             markersize=6 if failed else 4.5,
             markeredgewidth=1.8 if failed else 1,
             color=colour,
-            elinewidth=0.5,
+            elinewidth=0.6,
+            capsize=1.8,
+            capthick=0.6,
             zorder=3,
         )
         entries.setdefault(kind, Line2D([], [], marker="o", linestyle="", color=colour, markersize=4.5))
@@ -54,23 +61,31 @@ def pareto_picture(results: Sequence[Result], recommendation: Recommendation | N
     legend.append((Line2D([], [], color="#777777", linewidth=0.9), "Pareto front"))
     if any(one.failures for one in results):
         legend.append((Line2D([], [], marker="x", linestyle="", color="#000000", markeredgewidth=1.8), "a run failed"))
-    if recommendation:
-        chosen = recommendation.chosen
-        axes.plot(chosen.convergence, chosen.instability, "o", ms=11, mfc="none", mec=RING, mew=1.6, zorder=5)
-        legend.append((Line2D([], [], marker="o", ls="", ms=9, mfc="none", mec=RING, mew=1.6), "recommended"))
+    for name, chosen in picks.named.items() if picks else ():
+        shape, size = MARKS[name]
+        # Below the points, so that none is hidden by a mark.
+        x = min(chosen.convergence, right)
+        axes.plot(x, chosen.instability, shape, ms=size, mfc="none", mec=MARK, mew=1.3, zorder=2.5)
+        told = f"{name} (recommended)" if picks and chosen is picks.recommended else name
+        legend.append((Line2D([], [], marker=shape, ls="", ms=8, mfc="none", mec=MARK, mew=1.3), told))
     axes.set_xlim(left, right + 0.02 * (right - left))
     _scale_instability(axes, results)
     label_axes(
         axes, "mean training loss over the run (lower: faster)", "instability over learning rates (lower: steadier)"
     )
     put_legend(figure, legend, columns=3)
-    unnamed = _name_points(axes, results, recommendation, front, right)
+    unnamed = _name_points(axes, results, picks, front, right)
     caption = (
-        "Bars: standard deviation over the seeds. On the front, nothing is better in both figures. Instability is the "
-        "normalised regret over learning rates and seeds: 0 as good as the best, 1 nothing learned or failed."
+        "Bars: standard deviation over the seeds; dotted lines lead from a name to its point. On the front, nothing is "
+        "better in both figures. Instability is the normalised regret over learning rates and seeds: 0 is as good as "
+        "the best fixed threshold at its best learning rate, 1 is nothing learned or failed."
     )
+    if any(one.instability - one.instability_spread < 0 for one in results):
+        caption += " Below 0 is better than that threshold."
+    if any(_kind(one) == "fixed_percentile" for one in results):
+        caption += " Frozen: fixed_percentile, of the warm-up's norms."
     if any(one.failures for one in results):
-        caption += " Crosses failed at the configured learning rate, and are never recommended."
+        caption += " Crosses failed at the configured learning rate, and are never picked."
     if any(one.seeds < most_seeds for one in results):
         caption += f" Hollow: fewer than {most_seeds} seeds."
     if unnamed:
@@ -79,28 +94,30 @@ def pareto_picture(results: Sequence[Result], recommendation: Recommendation | N
         name="pareto",
         title="Speed against stability",
         caption=caption,
-        alt=f"{len(results)} candidates, mean training loss against instability, with the Pareto front.",
+        alt=f"{len(results)} candidates, mean training loss against instability, with the Pareto front and the picks.",
         png=png_of(figure),
-        wide=len(results) > 12,
     )
 
 
 def _name_points(
-    axes: Axes, results: Sequence[Result], recommendation: Recommendation | None, front: Sequence[Result], right: float
+    axes: Axes, results: Sequence[Result], picks: Picks | None, front: Sequence[Result], right: float
 ) -> list[str]:
     """Write the names, the important ones first, and return those without room."""
-    chosen = (recommendation.chosen, recommendation.runner_up) if recommendation else ()
-    important = [*front, *(one for one in chosen[:1] if one not in front)]
+    chosen = list(dict.fromkeys([picks.recommended, *picks.named.values()])) if picks else []
+    important = list(dict.fromkeys([*chosen, *front]))
     shown = results if len(results) <= MOST_NAMED else important
     order = sorted(shown, key=lambda one: (one not in chosen, one not in front, not one.failures))
-    names = []
-    for one in order:
-        short = one.candidate.name.removeprefix(f"{_kind(one)} ")
-        names.append(short if one.convergence <= right else f"{short} (at {one.convergence:.3g})")
+    names = [_short(one) if one.convergence <= right else f"{_short(one)} (at {one.convergence:.3g})" for one in order]
     points = [(min(one.convergence, right), one.instability) for one in order]
-    large = [place for place, one in enumerate(order) if chosen and one is chosen[0]]
+    large = [place for place, one in enumerate(order) if one in chosen]
     without_room = place_labels(axes, points, names, [_colour(one) for one in order], SMALL, large)
     return [one.candidate.name for one, name in zip(order, names, strict=True) if name in without_room]
+
+
+def _short(one: Result) -> str:
+    """Name of a candidate with its family, short enough for a label."""
+    kind = _kind(one)
+    return one.candidate.name.replace(kind, SHORT.get(kind, kind), 1)
 
 
 def _limits(results: Sequence[Result]) -> tuple[float, float]:

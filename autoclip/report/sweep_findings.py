@@ -1,0 +1,198 @@
+"""What a sweep says, once for the terminal, for JSON and for the page: tables as cells, and sentences."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from autoclip.lab.clip_config import ClipConfig
+from autoclip.policies import POLICIES
+from autoclip.report.page import Reading
+from autoclip.tuning.outcome import Result, degenerate, pareto_front
+from autoclip.tuning.picks import CONFIDENCE, Picks, eligible
+
+FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped")
+"""Figures of a candidate that every table shows."""
+SPREADS = {"training loss": "+-", "instability": "+- "}
+"""Figure -> heading of its spread over the seeds, which a narrow terminal leaves out."""
+EXPLAINED = (
+    "* on the Pareto front. Training loss: mean over the run at the configured learning rate (AULC), lower is faster. "
+    "Instability: regret over all learning rates and seeds (S), lower is steadier. Val. loss: at the end, at most that "
+    "before training. Failed: runs at any learning rate. Clipped: steps after the warm-up."
+)
+ALL_FAILED = (
+    "every candidate failed at the configured learning rate: numbers that are not finite, or a validation loss no "
+    "better than a constant's. Lower the rate, train longer, or widen the sweep section"
+)
+PICKED = {
+    "fastest": "least mean training loss",
+    "steadiest": "least instability",
+    "balanced": "nearest to the best in training loss, instability and validation loss together",
+}
+OF_PREFERENCE = {"speed": "fastest", "balanced": "balanced", "stability": "steadiest"}
+
+
+def cells(one: Result) -> dict[str, str]:
+    """Figures of a candidate as text, by the name of their column."""
+    several = one.seeds > 1
+    return {
+        "training loss": f"{one.convergence:.4f}",
+        "+-": f"{one.convergence_spread:.4f}" if several else "-",
+        "instability": f"{one.instability:.3f}",
+        "+- ": f"{one.instability_spread:.3f}" if several else "-",
+        "val. loss": f"{one.validation_loss:.4f}",
+        "failed": f"{one.all_failures} of {len(one.scores)}",
+        "clipped": percent(one.clip_rate),
+        "seeds": str(one.seeds),
+        "to target": "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
+    }
+
+
+def in_order(results: Sequence[Result]) -> list[Result]:
+    """The candidates as tables show them: those that may be recommended first, the steadiest at the top."""
+    return sorted(results, key=lambda one: (one.failures > 0, one.all_failures > 0, one.instability, one.convergence))
+
+
+def starred(results: Sequence[Result]) -> dict[Result, str]:
+    """Candidate -> its name, with a star where it is on the Pareto front."""
+    front = set(pareto_front(results))
+    return {one: one.candidate.name + (" *" if one in front else "") for one in results}
+
+
+def stays(picks: Picks, name: str) -> str:
+    """How often a pick stays when a seed is left out, as `2 of 3`."""
+    return f"{picks.stays[name]} of {picks.seeds}" if picks.stays else "-"
+
+
+def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
+    """The recommendation, what it costs, and what else is worth knowing, the most important first."""
+    if picks is None:
+        return [Reading("bad", ALL_FAILED)]
+    name, chosen = OF_PREFERENCE[picks.prefer], picks.recommended
+    found = [Reading("bad" if chosen.all_failures else "good", _recommendation(results, picks, name))]
+    found += [
+        Reading("note", f"{other}: {_against(one, chosen)}") for other, one in picks.named.items() if one is not chosen
+    ]
+    if picks.stays:
+        found.append(
+            Reading(
+                "good" if picks.stays[name] == picks.seeds else "note",
+                f"with one seed left out, the {name} pick is the same in {stays(picks, name)} cases"
+                + ("" if picks.stays[name] == picks.seeds else ": more seeds would settle it"),
+            )
+        )
+    else:
+        found.append(Reading("note", "one seed: another one may give another pick; sweep.seeds: [0, 1, 2] tries three"))
+    without = next((one for one in results if one.candidate.policy["kind"] == "none"), None)
+    if without and without.all_failures and without is not chosen:
+        found.append(Reading("note", f"without clipping {without.all_failures} of {len(without.scores)} runs failed"))
+    return found + [Reading("note", line) for line in degenerate(results)]
+
+
+def label(one: Result) -> str:
+    """Name of a candidate in a sentence, where one that clipped nothing is said to be no clipping."""
+    if one.candidate.policy["kind"] == "none":
+        return "no clipping"
+    if not one.never_clipped:
+        return one.candidate.name
+    warmup = "" if one.candidate.policy["kind"] == "fixed" else " after its warm-up"
+    return f"{one.candidate.name} (no clipping: it clipped no step{warmup} at any learning rate)"
+
+
+def clipper_call(clip: Mapping[str, Any], path: str) -> str:
+    """`autoclip.Clipper(model, ...)` of a clip section: the policy, and what differs from the defaults.
+
+    Args:
+        clip: the section, complete.
+        path: the file that holds it, from which a policy of the user's own is built.
+    """
+    policy = dict(clip["policy"])
+    kind = policy.pop("kind")
+    if kind not in POLICIES:
+        return f"autoclip.Clipper(model, **autoclip.from_config({path!r}))"
+    defaults = ClipConfig().model_dump()
+    others = [f"{name}={value!r}" for name, value in clip.items() if name != "policy" and value != defaults.get(name)]
+    arguments = ["model", f"autoclip.{POLICIES[kind](**policy)!r}", *others]
+    return f"autoclip.Clipper({', '.join(arguments)})".replace("=inf", "=float('inf')")
+
+
+def percent(share: float) -> str:
+    """A share in per cent, in which what is not none and not all is not rounded to it."""
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
+def as_json(picks: Picks | None) -> Mapping[str, object]:
+    """The picks as plain values."""
+    if picks is None:
+        return {"picks": None, "prefer": None, "recommended": None, "reason": None}
+    return {
+        "picks": {
+            name: {
+                "candidate": one.candidate.name,
+                "convergence": one.convergence,
+                "instability": one.instability,
+                "validation_loss": one.validation_loss,
+                "failed": one.failures,
+                "failed_at_any_rate": one.all_failures,
+                "clip_rate": one.clip_rate,
+                "no_clipping": one.never_clipped,
+                "stays": picks.stays.get(name),
+            }
+            for name, one in picks.named.items()
+        },
+        "prefer": picks.prefer,
+        "recommended": picks.recommended.candidate.name,
+    }
+
+
+def _recommendation(results: Sequence[Result], picks: Picks, name: str) -> str:
+    chosen = picks.recommended
+    same = [other for other, one in picks.named.items() if one is chosen and other != name]
+    also = f" (also the {' and the '.join(same)})" if same else ""
+    text = f"recommended: {label(chosen)}, the {name} pick{also}: {PICKED[name]}"
+    if chosen.all_failures:
+        clean = any(not one.all_failures for one in results)
+        where = "at other learning rates than the configured one"
+        return (
+            f"{text}, but it failed in {chosen.all_failures} of {len(chosen.scores)} runs, all {where}"
+            f"{'; --prefer balanced names one that never failed' if clean else ', as every candidate did somewhere'}"
+        )
+    compared = len(eligible(results))
+    if len(results) == compared:
+        return text if compared == 1 else f"{text}, of all {compared} candidates; no run of them failed"
+    return f"{text}, of the {compared} of {len(results)} candidates that never failed{_seeds(results, chosen)}"
+
+
+def _seeds(results: Sequence[Result], chosen: Result) -> str:
+    return "" if len({one.seeds for one in results}) == 1 else f" and had {chosen.seeds} seeds of the race"
+
+
+def _against(one: Result, chosen: Result) -> str:
+    """Another pick and what it would change."""
+    changes = [
+        _difference("mean training loss", one.speed_by_seed, chosen.speed_by_seed, 4),
+        _difference("instability", one.instability_by_seed, chosen.instability_by_seed, 3),
+        _difference("validation loss", one.loss_by_seed, chosen.loss_by_seed, 4),
+    ]
+    failed = ""
+    if one.all_failures:
+        failed = f"; it failed in {one.all_failures} of {len(one.scores)} runs, all at other learning rates"
+    return f"{label(one)}: {', '.join(changes)}{failed}"
+
+
+def _difference(what: str, first: Mapping[int, float], second: Mapping[int, float], digits: int) -> str:
+    """How a figure differs between two candidates, by the paired differences over their common seeds."""
+    values = [(first[seed], second[seed]) for seed in first if seed in second]
+    here, there = fmean(first.values()), fmean(second.values())
+    text = f"{what} {here:.{digits}f} instead of {there:.{digits}f}"
+    differences = [mine - other for mine, other in values]
+    if len(differences) < 2 or not any(differences):
+        return text
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * stdev(differences) / sqrt(len(differences))
+    if abs(fmean(differences)) > half:
+        return text
+    return f"{text} (cannot be told apart with {len(differences)} seeds)"

@@ -1,0 +1,181 @@
+"""Which candidate of a sweep to take: the fastest, the steadiest, and the balanced one between them.
+
+A candidate that failed at any learning rate is no pick while there is one that did not; only the fastest may have
+failed at other learning rates than the configured one. Each candidate has three figures, of which lower is better: A
+(convergence), S (instability) and V (validation loss). The balanced pick is the one on the Pareto front of A and S that
+is nearest to the ideal corner, which has the least of each figure:
+
+    D = sqrt(dA^2 + dS^2 + dV^2),    dX = (X - least X) / noise of X
+
+The noise of X is the standard deviation of one run: of what remains of X for each candidate and seed once the means of
+the candidate and of the seed are taken out: a difference that the seeds cannot tell apart weighs little. dA is 0 within
+a margin that the user sets. Scaling the losses or adding a constant to them changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import inf, sqrt
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from scipy import stats
+
+from autoclip.tuning.outcome import Result, pareto_front
+
+Preference = Literal["speed", "balanced", "stability"]
+PREFERENCES: tuple[Preference, ...] = get_args(Preference)
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Three candidates to choose from; some may be the same.
+
+    Attributes:
+        fastest: least mean training loss, of those that did not fail at the configured learning rate.
+        steadiest: least instability.
+        balanced: nearest to the ideal corner, see above.
+        prefer: which of them is recommended.
+        seeds: number of seeds of the balanced pick.
+        stays: "fastest", "steadiest", "balanced" -> how many of these seeds can be left out, one at a time, without a
+            change of the pick; empty for a single seed.
+    """
+
+    fastest: Result
+    steadiest: Result
+    balanced: Result
+    prefer: Preference
+    seeds: int
+    stays: dict[str, int]
+
+    @property
+    def recommended(self) -> Result:
+        """The pick that is preferred."""
+        return {"speed": self.fastest, "balanced": self.balanced, "stability": self.steadiest}[self.prefer]
+
+    @property
+    def named(self) -> dict[str, Result]:
+        """The picks by name."""
+        return {"fastest": self.fastest, "steadiest": self.steadiest, "balanced": self.balanced}
+
+
+class Noise(NamedTuple):
+    """Of one figure over candidates and seeds.
+
+    Attributes:
+        sd: of one run, without what its candidate and its seed have in common; 0 where it cannot be known.
+        apart: half of the 95 % interval of a difference of two candidates' means; inf where it cannot be known.
+    """
+
+    sd: float
+    apart: float
+
+
+def pick(results: Sequence[Result], prefer: Preference = "balanced", margin: float = 0.0) -> Picks | None:
+    """Choose among the candidates of a sweep; None where every one failed at the configured learning rate.
+
+    After a race the choice is among those that were trained with the most seeds: the others fell behind, and a single
+    lucky seed does not bring them back.
+
+    Args:
+        results: in any order.
+        prefer: what is recommended.
+        margin: mean training loss by which a candidate may be slower than the fastest and still be fast enough, even
+            where the seeds tell them apart.
+    """
+    chosen = _choose(results, margin)
+    if chosen is None:
+        return None
+    fastest, steadiest, balanced = chosen
+    seeds = tuple(balanced.instability_by_seed)
+    stays = dict.fromkeys(("fastest", "steadiest", "balanced"), 0) if len(seeds) > 1 else {}
+    for seed in seeds if stays else ():
+        without = _choose([_without(one, seed) for one in results if one.seeds >= len(seeds)], margin)
+        for name, before, after in zip(stays, chosen, without or (), strict=False):
+            stays[name] += before.candidate.name == after.candidate.name
+    return Picks(fastest, steadiest, balanced, prefer, len(seeds), stays)
+
+
+def eligible(results: Sequence[Result]) -> list[Result]:
+    """The candidates that may be recommended, see the beginning of this file.
+
+    Those that never failed; where all did, those with the fewest failures among the ones that did not at the configured
+    learning rate. In both cases only those with the most seeds.
+    """
+    able = [one for one in results if not one.failures]
+    able = _with_most_seeds([one for one in able if not one.all_failures] or able)
+    fewest = min((one.all_failures for one in able), default=0)
+    return [one for one in able if one.all_failures == fewest]
+
+
+def by_distance(candidates: Sequence[Result], margin: float = 0.0) -> list[Result]:
+    """Candidates with the same seeds, by D: the nearest to the ideal corner first."""
+    figures = [
+        ([one.convergence for one in candidates], noise([list(one.speed_by_seed.values()) for one in candidates])),
+        (
+            [one.instability for one in candidates],
+            noise([list(one.instability_by_seed.values()) for one in candidates]),
+        ),
+        ([one.validation_loss for one in candidates], noise([list(one.loss_by_seed.values()) for one in candidates])),
+    ]
+    squares = [0.0] * len(candidates)
+    for number, (means, (sd, _)) in enumerate(figures):
+        excess = [mean - min(means) for mean in means]
+        if number == 0:
+            excess = [0.0 if one <= margin else one for one in excess]
+        unit = sd or max(excess) or 1.0
+        squares = [square + (one / unit) ** 2 for square, one in zip(squares, excess, strict=True)]
+    distances = {one: round(sqrt(square), 9) for one, square in zip(candidates, squares, strict=True)}
+    return sorted(candidates, key=lambda one: (distances[one], one.convergence, one.instability, *_plainness(one)))
+
+
+def noise(table: Sequence[Sequence[float]]) -> Noise:
+    """Noise of a figure, by a two-way analysis of variance of candidates and seeds without interaction.
+
+    What all candidates of a seed have in common cancels in a paired difference.
+
+    Args:
+        table: a row for each candidate, with the same seeds in the same order.
+    """
+    values = np.array(table, dtype=np.float64)
+    candidates, seeds = values.shape
+    freedom = (candidates - 1) * (seeds - 1)
+    if freedom < 1:
+        return Noise(0.0, inf)
+    residuals = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    sd = sqrt(float((residuals**2).sum()) / freedom)
+    if sd < 1e-12 * float(abs(values).max()):  # rounding
+        sd = 0.0
+    return Noise(sd, _t_quantile(freedom) * sd * sqrt(2 / seeds))
+
+
+def _choose(results: Sequence[Result], margin: float) -> tuple[Result, Result, Result] | None:
+    """Fastest, steadiest, balanced."""
+    able = _with_most_seeds([one for one in results if not one.failures])
+    if not able:
+        return None
+    pool = eligible(results)
+    fastest = min(able, key=lambda one: (one.convergence, one.instability, one.all_failures, *_plainness(one)))
+    steadiest = min(pool, key=lambda one: (one.instability, one.convergence, *_plainness(one)))
+    front = set(pareto_front(pool))
+    return fastest, steadiest, next(one for one in by_distance(pool, margin) if one in front)
+
+
+def _with_most_seeds(results: Sequence[Result]) -> list[Result]:
+    most = max((one.seeds for one in results), default=0)
+    return [one for one in results if one.seeds == most]
+
+
+def _without(one: Result, seed: int) -> Result:
+    return Result(one.candidate, tuple(score for score in one.scores if score.seed != seed), one.reference)
+
+
+def _plainness(one: Result) -> tuple[bool, str]:
+    """Of candidates with the same figures no clipping comes first, then they go by name."""
+    return one.candidate.policy["kind"] != "none", one.candidate.name
+
+
+@cache
+def _t_quantile(freedom: int) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -1,0 +1,278 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from autoclip.tuning.candidates import Candidate, fixed
+from autoclip.tuning.outcome import Result, pareto_front
+from autoclip.tuning.picks import PREFERENCES, Picks, by_distance, eligible, noise, pick
+from autoclip.tuning.scoring import Score
+from tests.references import distances_from_the_ideal, paired_uncertainty
+from tests.scores import score_with
+
+NONE = Candidate("none", {"kind": "none"})
+RATES = (1.0, 3.0)
+
+
+def run(seed: int, rate: float, area: float, loss: float, failed: bool = False) -> Score:
+    return score_with(seed=seed, multiplier=rate, aulc=area, bounded_loss=loss, initial_loss=8.0, failed=failed)
+
+
+def of(name: str, *seeds: tuple[float, float, float], fails: Sequence[tuple[int, float]] = ()) -> Result:
+    """A candidate: for each seed its mean training loss, its validation loss and its loss at three times the rate."""
+    scores = [
+        run(seed, rate, area, loss, (seed, rate) in fails)
+        for seed, (area, base, other) in enumerate(seeds)
+        for rate, loss in zip(RATES, (base, other), strict=True)
+    ]
+    return Result(Candidate(name, {"kind": name}), tuple(scores), 0.0)
+
+
+def names(picks: Picks | None) -> dict[str, str] | None:
+    return None if picks is None else {name: one.candidate.name for name, one in picks.named.items()}
+
+
+FAST = of("fast", (1.0, 1.0, 4.0), (1.1, 1.0, 4.5))
+MIDDLE = of("middle", (1.25, 0.9, 1.0), (1.35, 1.0, 1.0))
+STEADY = of("steady", (3.0, 0.9, 0.7), (3.5, 0.9, 0.9))
+
+
+def test_three_picks_and_the_one_that_is_preferred() -> None:
+    for prefer, expected in zip(PREFERENCES, ("fast", "middle", "steady"), strict=True):
+        picks = pick([STEADY, MIDDLE, FAST], prefer)
+        assert names(picks) == {"fastest": "fast", "steadiest": "steady", "balanced": "middle"}
+        assert picks is not None
+        assert picks.recommended.candidate.name == expected
+
+
+def test_a_single_candidate_is_every_pick() -> None:
+    picks = pick([FAST])
+    assert names(picks) == dict.fromkeys(("fastest", "steadiest", "balanced"), "fast")
+    assert picks is not None
+    assert picks.stays == dict.fromkeys(("fastest", "steadiest", "balanced"), 2)
+
+
+def test_who_failed_at_another_rate_may_be_the_fastest_only() -> None:
+    failing = of("failing", (0.5, 0.1, 0.1), (0.5, 0.1, 0.1), fails=[(1, 3.0)])
+    assert names(pick([failing, MIDDLE, STEADY])) == {
+        "fastest": "failing",
+        "steadiest": "steady",
+        "balanced": "middle",
+    }
+    worst = of("worst", (7.0, 7.0, 7.9), (7.0, 7.0, 7.9))
+    assert names(pick([failing, worst])) == {"fastest": "failing", "steadiest": "worst", "balanced": "worst"}
+
+
+def test_where_all_failed_somewhere_those_with_the_fewest_failures_are_left() -> None:
+    once = of("once", (2.0, 1.0, 8.0), (2.0, 1.0, 1.0), fails=[(0, 3.0)])
+    twice = of("twice", (1.0, 0.5, 8.0), (1.0, 0.5, 8.0), fails=[(0, 3.0), (1, 3.0)])
+    dead = of("dead", (0.1, 0.1, 0.1), (0.1, 0.1, 0.1), fails=[(0, 1.0)])
+    assert names(pick([once, twice, dead])) == {"fastest": "twice", "steadiest": "once", "balanced": "once"}
+    assert eligible([once, twice, dead]) == [once]
+    assert pick([dead]) is None
+    assert pick([]) is None
+
+
+def test_after_a_race_those_with_the_most_seeds_are_compared() -> None:
+    lucky = of("lucky", (0.1, 0.1, 0.1))
+    assert names(pick([lucky, FAST, MIDDLE, STEADY])) == names(pick([FAST, MIDDLE, STEADY]))
+
+
+def test_a_finalist_that_failed_gives_way_to_one_with_fewer_seeds_that_did_not() -> None:
+    finalist = of("finalist", (1.0, 0.5, 8.0), (1.0, 0.5, 0.5), fails=[(0, 3.0)])
+    early = of("early", (2.0, 1.0, 1.0))
+    assert names(pick([finalist, early])) == {"fastest": "finalist", "steadiest": "early", "balanced": "early"}
+
+
+def test_how_often_a_pick_stays_when_a_seed_is_left_out() -> None:
+    steady = [of("a", (1.0, 1.0, 1.0), (1.1, 1.0, 1.1), (1.0, 1.1, 1.0)), of("b", *[(2.0, 2.0, 2.0)] * 3)]
+    picks = pick(steady)
+    assert picks is not None
+    assert (picks.seeds, picks.stays) == (3, {"fastest": 3, "steadiest": 3, "balanced": 3})
+    torn = [of("a", (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 1.0)), of("b", *[(1.9, 2.0, 2.0)] * 3)]
+    picks = pick(torn)
+    assert picks is not None
+    assert picks.fastest.candidate.name == "b"
+    assert picks.stays == {"fastest": 2, "steadiest": 3, "balanced": 3}
+    alone = pick([of("a", (1.0, 1.0, 1.0))])
+    assert alone is not None
+    assert (alone.seeds, alone.stays) == (1, {})
+
+
+def test_the_validation_loss_weighs_in() -> None:
+    seeds = [(0.0, 0.0), (0.02, 0.01), (-0.01, 0.02)]
+    first = of("first", *[(1.0 + a, 1.0 + b, 1.5) for a, b in seeds])
+    second = of("second", *[(1.06 - a, 0.5 + b, 2.01) for a, b in seeds])
+    assert first.instability < second.instability  # so that both are on the front
+    third = of("third", *[(1.10 + b, 1.8 + a, 0.69) for a, b in seeds])
+    assert third.instability < first.instability
+    picks = pick([first, third])
+    assert names(picks) == {"fastest": "first", "steadiest": "third", "balanced": "first"}
+
+
+def test_a_margin_makes_a_slower_candidate_fast_enough() -> None:
+    noise_of_seeds = (0.0, 0.01, -0.01)
+    fast = of("fast", *[(1.0 + e, 1.0 + e, 1.1) for e in noise_of_seeds])
+    slow = of("slow", *[(1.5 - e, 1.0 - e, 1.0) for e in noise_of_seeds])
+    assert names(pick([fast, slow])) == {"fastest": "fast", "steadiest": "slow", "balanced": "fast"}
+    assert names(pick([fast, slow], margin=0.6)) == {"fastest": "fast", "steadiest": "slow", "balanced": "slow"}
+    assert names(pick([fast, slow], margin=0.4)) == {"fastest": "fast", "steadiest": "slow", "balanced": "fast"}
+
+
+def test_of_equals_no_clipping_comes_first() -> None:
+    scores = FAST.scores
+    equals = [Result(fixed(10.0), scores, 0.0), Result(NONE, scores, 0.0), Result(fixed(5.0), scores, 0.0)]
+    assert names(pick(equals)) == dict.fromkeys(("fastest", "steadiest", "balanced"), "none")
+    assert names(pick(equals[::2])) == dict.fromkeys(("fastest", "steadiest", "balanced"), "fixed 10")
+
+
+# --- the promises, on tables at random ---
+
+eighths = st.integers(1, 60).map(lambda number: number / 8)
+tables = st.tuples(st.integers(1, 7), st.integers(1, 4)).flatmap(
+    lambda shape: st.lists(
+        st.lists(
+            st.tuples(eighths, eighths, eighths, st.sampled_from([0, 0, 0, 0, 0, 1, 2])),
+            min_size=shape[1],
+            max_size=shape[1],
+        ),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
+)
+Table = list[list[tuple[float, float, float, int]]]
+
+
+def results_of(table: Table, *, scale: float = 1.0, shift: float = 0.0) -> list[Result]:
+    """A candidate for each row; the last figure of a seed says whether it failed at the configured rate or at another.
+
+    The losses are scaled and moved as a whole, the initial one and the reference too.
+    """
+
+    def moved(loss: float) -> float:
+        return scale * loss + shift
+
+    results = []
+    for number, row in enumerate(table):
+        scores = [
+            replace(
+                run(seed, rate, moved(area), moved(loss), fails == place + 1),
+                initial_loss=moved(8.0),
+            )
+            for seed, (area, base, other, fails) in enumerate(row)
+            for place, (rate, loss) in enumerate(zip(RATES, (base, other), strict=True))
+        ]
+        results.append(Result(fixed(number + 1.0), tuple(scores), moved(0.0)))
+    return results
+
+
+def beats(other: Result, one: Result) -> bool:
+    pairs = (other.convergence, other.instability), (one.convergence, one.instability)
+    return pairs[0] != pairs[1] and all(a <= b for a, b in zip(*pairs, strict=True))
+
+
+@settings(deadline=None)
+@given(tables)
+def test_never_one_that_failed_and_never_one_that_another_beats(table: Table) -> None:
+    results = results_of(table)
+    picks = pick(results)
+    able = [one for one in results if not one.failures]
+    if picks is None:
+        assert not able
+        return
+    clean = [one for one in able if not one.all_failures]
+    for chosen in (picks.steadiest, picks.balanced):
+        assert not chosen.failures
+        assert not clean or not chosen.all_failures
+        assert not any(beats(one, chosen) for one in clean)
+        assert chosen.all_failures == min(one.all_failures for one in able)
+    assert not any(beats(one, picks.fastest) for one in able)
+    assert picks.fastest.convergence == min(one.convergence for one in able)
+    assert picks.steadiest.instability == min(one.instability for one in eligible(results))
+    assert all(0 <= count <= picks.seeds for count in picks.stays.values())
+
+
+@settings(deadline=None)
+@given(tables, st.integers(0, 10**6))
+def test_the_order_of_candidates_and_seeds_does_not_matter(table: Table, number: int) -> None:
+    random = Random(number)
+    results = results_of(table)
+    others = [Result(one.candidate, tuple(random.sample(one.scores, len(one.scores))), 0.0) for one in results]
+    random.shuffle(others)
+    assert names(pick(results)) == names(pick(others))
+
+
+@settings(deadline=None)
+@given(tables, st.sampled_from([0.25, 1.0, 64.0]), st.sampled_from([-8.0, 0.0, 0.5, 1024.0]))
+def test_the_unit_of_the_loss_and_a_constant_added_do_not_matter(table: Table, scale: float, shift: float) -> None:
+    results, others = results_of(table), results_of(table, scale=scale, shift=shift)
+    assert names(pick(results)) == names(pick(others))
+    assert names(pick(results, margin=0.5)) == names(pick(others, margin=0.5 * scale))
+
+
+@settings(deadline=None)
+@given(tables)
+def test_the_balanced_pick_is_the_nearest_to_the_ideal_corner_by_the_definition(table: Table) -> None:
+    results = [one for one in results_of(table) if not one.all_failures]
+    assume(results)
+    figures = [
+        [list(getattr(one, name).values()) for one in results]
+        for name in ("speed_by_seed", "instability_by_seed", "loss_by_seed")
+    ]
+    expected = dict(zip(results, distances_from_the_ideal(figures), strict=True))
+    order = [expected[one] for one in by_distance(results)]
+    assert order == pytest.approx(sorted(order), abs=1e-7)
+    picks = pick(results)
+    assert picks is not None
+    assert expected[picks.balanced] == pytest.approx(min(expected[one] for one in pareto_front(results)), abs=1e-7)
+
+
+# --- the noise ---
+
+numbers = st.tuples(st.integers(2, 6), st.integers(2, 5)).flatmap(
+    lambda shape: st.lists(
+        st.lists(st.floats(-10, 10), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+    )
+)
+
+
+@settings(deadline=None)
+@given(numbers)
+def test_the_noise_is_that_of_a_two_way_analysis_of_variance(table: list[list[float]]) -> None:
+    assert noise(table).apart == pytest.approx(paired_uncertainty(table), rel=1e-9, abs=1e-11)
+
+
+def test_of_two_candidates_the_noise_is_that_of_the_paired_t_test() -> None:
+    first, second = [1.0, 1.3, 0.7, 2.1], [1.4, 1.2, 0.9, 2.9]
+    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert noise([first, second]).apart == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_the_noise_of_a_worked_example() -> None:
+    # residuals +-.25, variance 4 x .0625 / 1, t(.975, 1) = 12.7062
+    found = noise([[0.0, 1.0], [0.0, 2.0]])
+    assert found.sd == pytest.approx(0.5)
+    assert found.apart == pytest.approx(12.7062 * 0.25**0.5, rel=1e-5)
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(-5, 5))
+def test_what_a_seed_or_a_candidate_adds_to_all_its_values_does_not_matter(
+    table: list[list[float]], shift: float
+) -> None:
+    moved = [[value + shift * (column == 0) - shift * (row == 0) for column, value in enumerate(of_row)]
+             for row, of_row in enumerate(table)]  # fmt: skip
+    assert noise(moved).apart == pytest.approx(noise(table).apart, rel=1e-6, abs=1e-10)
+
+
+def test_a_single_candidate_or_a_single_seed_has_no_noise_that_is_known() -> None:
+    unknown: Any = (0.0, float("inf"))
+    assert noise([[1.0, 2.0, 3.0]]) == unknown
+    assert noise([[1.0], [2.0]]) == unknown
+    assert fmean([noise([[1.0, 2.0], [3.0, 4.0]]).sd]) == 0.0
