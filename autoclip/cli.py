@@ -173,12 +173,12 @@ def suggest(
 
         suggestions, refused = suggest_each(read_traces(paths, column=column, step_column=step_column))
         for reason in refused:
-            typer.echo(f"note: {reason}", err=True)
+            _tell(f"note: {reason}")
         if html:
             from autoclip.report.writing import write_suggestions
 
             write_suggestions(suggestions, html, refused)
-            typer.echo(f"wrote {html}", err=True)
+            _tell(f"wrote {html}")
         if output_format == Format.json:
             _print_json([one.as_json() for one in suggestions])
             return
@@ -226,7 +226,7 @@ def report(
 
         written = write_report(directory, column, step_column)
         for note in written.notes:
-            typer.echo(f"note: {note}", err=True)
+            _tell(f"note: {note}")
         if output_format == Format.json:
             _print_json(written.as_json())
         else:
@@ -360,7 +360,7 @@ def _write_new(texts: dict[Path, str]) -> None:
                 file.write(text)
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-        typer.echo(f"wrote {path}", err=True)
+        _tell(f"wrote {path}")
 
 
 @contextmanager
@@ -369,14 +369,20 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        typer.echo(visible(str(error)), err=True)
+        _tell(str(error))
         raise typer.Exit(2) from None
     except RunError as error:
-        typer.echo(visible(str(error)), err=True)
+        _tell(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+def _tell(message: str) -> None:
+    from autoclip.terminal import console
+
+    console(stderr=True).print(visible(message))
 
 
 def _print_json(value: Any) -> None:

@@ -6,10 +6,11 @@ from math import isinf
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from autoclip.lab.train import Step
+from autoclip.terminal import console
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
@@ -23,13 +24,17 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def __init__(self, label: str, total: int, bar: bool = True) -> None:
         self._silent = not bar
-        self.console = Console(stderr=True, markup=False, emoji=False)
+        self.console = console(stderr=True)
+        # Where the terminal is narrow, name and figures take several lines.
+        self._name = TextColumn("{task.description}", table_column=Column(overflow="fold"))
+        self._count = MofNCompleteColumn(table_column=Column(no_wrap=True))
+        self._figures = TextColumn("{task.fields[figures]}", table_column=Column(overflow="fold"))
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
+            self._name,
+            BarColumn(bar_width=12),
+            self._count,
+            self._figures,
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=self.console,
             disable=self._silent or not sys.stderr.isatty(),
         )
@@ -42,6 +47,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._progress.columns = (self._name, self._count, self._figures)  # nothing is left to wait for
         self._progress.stop()
 
     def update(self, step: Step) -> None:
@@ -59,4 +65,4 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if not self._silent:
-            self.console.print(message, highlight=False, soft_wrap=True)
+            self.console.print(message)
