@@ -24,6 +24,8 @@ Environment: the classes that a configuration names are imported from the workin
 only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run or sweep whose code or versions changed is continued only with
 AUTOCLIP_ALLOW_CHANGED_CODE=1.
 """
+LONGEST_ITEM = len("warmup_threshold: auto, ")
+"""By so much may a line of YAML pass its width."""
 
 app = typer.Typer(
     epilog=EPILOG,
@@ -306,8 +308,12 @@ def doctor(output_format: OutputFormat = Format.text) -> None:
 
 def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Format) -> None:
     """Make everything that a run needs but the model, and print what the run would do."""
-    from autoclip.lab.config import build_policy, to_yaml, trained_task
+    from textwrap import wrap
+
+    from autoclip.lab.config import build_policy, trained_task
     from autoclip.lab.experiment import make_task
+    from autoclip.lab.yaml_source import dump
+    from autoclip.terminal import console
 
     make_task(config)
     policy = build_policy(config.clip.policy)
@@ -315,8 +321,11 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
     if output_format == Format.json:
         _print_json({"config": config.model_dump(), "policy": repr(policy), "run_directories": directories})
         return
-    typer.echo(to_yaml(config), nl=False)
-    typer.echo(f"# would train {trained_task(config).target} under {policy!r}, {config.steps} steps each, into")
+    width = console().width
+    typer.echo(dump(config.model_dump(), min(width - LONGEST_ITEM, 110)), nl=False)
+    plan = f"would train {trained_task(config).target} under {policy!r}, {config.steps} steps each, into"
+    for line in wrap(plan, width, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False):
+        typer.echo(line)
     for name in directories:
         typer.echo(f"#   {name}")
 
