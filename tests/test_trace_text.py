@@ -1,6 +1,7 @@
 """`autoclip suggest` and `autoclip replay` on the command line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -80,6 +81,13 @@ def test_a_replay_shows_a_line_for_each_policy_and_what_it_cannot_tell(log):
     assert "Fixed(threshold=5.0)" in text
     assert "RunningQuantile()" in text
     assert "a replay cannot tell how training would have gone" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("columns", "between"), [("80", r"\n +"), ("95", " +")])
+def test_a_policy_stands_above_its_figures_where_both_do_not_fit_beside_each_other(log, monkeypatch, columns, between):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, text = run("replay", log, "--policy", "kind=fixed,threshold=5")
+    assert re.search(rf"^Fixed\(threshold=5\.0\){between}[\d.]+%  .*  5$", text, re.MULTILINE), text
 
 
 def test_a_replay_as_json_is_what_the_function_returns(log):
