@@ -24,6 +24,8 @@ Environment: the classes that a configuration names are imported from the workin
 only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run or sweep whose code or versions changed is continued only with
 AUTOCLIP_ALLOW_CHANGED_CODE=1.
 """
+LONGEST_ITEM = len("warmup_threshold: auto, ")
+"""By so much may a line of YAML pass its width."""
 
 app = typer.Typer(
     epilog=EPILOG,
@@ -190,12 +192,12 @@ def suggest(
 
         suggestions, refused = suggest_each(read_traces(paths, column=column, step_column=step_column))
         for reason in refused:
-            typer.echo(f"note: {reason}", err=True)
+            _tell(f"note: {reason}")
         if html:
             from autoclip.report.writing import write_suggestions
 
             write_suggestions(suggestions, html, refused)
-            typer.echo(f"wrote {html}", err=True)
+            _tell(f"wrote {html}")
         if output_format == Format.json:
             _print_json([one.as_json() for one in suggestions])
             return
@@ -243,7 +245,7 @@ def report(
 
         written = write_report(directory, column, step_column)
         for note in written.notes:
-            typer.echo(f"note: {note}", err=True)
+            _tell(f"note: {note}")
         if output_format == Format.json:
             _print_json(written.as_json())
         else:
@@ -323,8 +325,12 @@ def doctor(output_format: OutputFormat = Format.text) -> None:
 
 def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Format) -> None:
     """Make everything that a run needs but the model, and print what the run would do."""
-    from autoclip.lab.config import build_policy, to_yaml, trained_task
+    from textwrap import wrap
+
+    from autoclip.lab.config import build_policy, trained_task
     from autoclip.lab.experiment import make_task
+    from autoclip.lab.yaml_source import dump
+    from autoclip.terminal import console
 
     make_task(config)
     policy = build_policy(config.clip.policy)
@@ -332,8 +338,11 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
     if output_format == Format.json:
         _print_json({"config": config.model_dump(), "policy": repr(policy), "run_directories": directories})
         return
-    typer.echo(to_yaml(config), nl=False)
-    typer.echo(f"# would train {trained_task(config).target} under {policy!r}, {config.steps} steps each, into")
+    width = console().width
+    typer.echo(dump(config.model_dump(), min(width - LONGEST_ITEM, 110)), nl=False)
+    plan = f"would train {trained_task(config).target} under {policy!r}, {config.steps} steps each, into"
+    for line in wrap(plan, width, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False):
+        typer.echo(line)
     for name in directories:
         typer.echo(f"#   {name}")
 
@@ -377,7 +386,7 @@ def _write_new(texts: dict[Path, str]) -> None:
                 file.write(text)
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-        typer.echo(f"wrote {path}", err=True)
+        _tell(f"wrote {path}")
 
 
 @contextmanager
@@ -386,14 +395,20 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        typer.echo(visible(str(error)), err=True)
+        _tell(str(error))
         raise typer.Exit(2) from None
     except RunError as error:
-        typer.echo(visible(str(error)), err=True)
+        _tell(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+def _tell(message: str) -> None:
+    from autoclip.terminal import console
+
+    console(stderr=True).print(visible(message))
 
 
 def _print_json(value: Any) -> None:

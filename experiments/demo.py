@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+
+from autoclip.terminal import aligned, console
 
 OUTPUT = Path("runs/demo")
 WORKERS = 2
@@ -72,19 +72,17 @@ def main() -> int:
     jobs.sort(key=lambda job: job[0].config != "configs/char_lm.yaml")
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        finished = track(pool.map(_run, *zip(*jobs, strict=True)), "training", len(jobs), console=Console(stderr=True))
+        finished = track(pool.map(_run, *zip(*jobs, strict=True)), "training", len(jobs), console=console(stderr=True))
         results = dict(zip(jobs, finished, strict=True))
     except KeyboardInterrupt:
-        print(f"interrupted; running it again continues in {OUTPUT}", file=sys.stderr)
+        console(stderr=True).print(f"interrupted; running it again continues in {OUTPUT}")
         return 130
     finally:
         pool.shutdown(cancel_futures=True)
-    console = Console(width=110)
-    console.print()
     for experiment in EXPERIMENTS:
-        console.print(_table(experiment, {arm: results[experiment, arm] for arm in ARMS}))
-        arms = ",".join(_directory(experiment, arm).name for arm in ARMS)
-        print(f"run directories: {_directory(experiment, ARMS[0]).parent}/{{{arms}}}/seed-{{0,1,2}}\n", flush=True)
+        console().print(f"\n{_table(experiment, {arm: results[experiment, arm] for arm in ARMS})}")
+    console().print(f"run directories: {OUTPUT}/*/*/seed-*\n")
+    sys.stdout.flush()
     return _sweep()
 
 
@@ -119,24 +117,23 @@ def _directory(experiment: Experiment, arm: Arm) -> Path:
     return OUTPUT / Path(experiment.config).stem / arm.name.replace(" ", "-")
 
 
-def _table(experiment: Experiment, results: dict[Arm, list[dict[str, Any]]]) -> Table:
-    table = Table(title=experiment.title, title_justify="left")
-    table.add_column("clipping")
-    for heading in ("validation loss", "failed", "clip rate", "threshold at the end"):
-        table.add_column(heading, justify="right")
+def _table(experiment: Experiment, results: dict[Arm, list[dict[str, Any]]]) -> str:
+    rows = [("clipping", "validation loss", "failed", "clip rate", "last threshold")]
     for arm, seeds in results.items():
         losses = [seed["validation_loss"] for seed in seeds if seed["validation_loss"] is not None]
         failed = sum(_failed(seed) for seed in seeds)
         thresholds = [seed["threshold"] for seed in seeds if seed["threshold"] is not None]
-        table.add_row(
-            arm.name,
-            f"{median(losses):.3f}" if len(losses) == len(seeds) else "diverged",
-            f"{failed} of {len(seeds)}",
-            f"{median(seed['clip_rate'] for seed in seeds):.0%}",
-            f"{median(thresholds):.3g}" if thresholds else "none",
+        rows.append(
+            (
+                arm.name,
+                f"{median(losses):.3f}" if len(losses) == len(seeds) else "diverged",
+                f"{failed} of {len(seeds)}",
+                f"{median(seed['clip_rate'] for seed in seeds):.0%}",
+                f"{median(thresholds):.3g}" if thresholds else "none",
+            )
         )
-    table.caption = "medians over 3 seeds; failed: diverged, or no better than a constant prediction"
-    return table
+    caption = "medians over 3 seeds; failed: diverged, or no better than a constant prediction"
+    return "\n".join([experiment.title, *aligned(rows, "<>>>>"), caption])
 
 
 def _failed(seed: dict[str, Any]) -> bool:

@@ -4,11 +4,13 @@
 10 000 examples each, new ones every time.
 """
 
+import os
 from contextlib import suppress
 
 import torch
 
 torch.set_num_threads(1)
+os.unsetenv("COLUMNS")  # readline, which pytest imports, sets it for the processes that tests start
 
 with suppress(ImportError):  # not everywhere where tests run
     from hypothesis import HealthCheck, settings

@@ -41,18 +41,19 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return load
 
 
-def test_every_seed_gets_a_run_directory_and_the_table_names_it(
+def test_every_seed_gets_a_run_directory_and_a_row_of_the_table(
     configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert run_experiment(configure(), out, resume=False) == 0
     printed = capsys.readouterr().out
+    assert f"in {out}/seed-N\n" in printed
     for seed in range(3):
         directory = out / f"seed-{seed}"
         names = {path.name for path in directory.iterdir()}
         assert {"config.yaml", "metrics.jsonl", "layers.jsonl", "summary.json", "checkpoint.pt"} <= names
         assert len((directory / "metrics.jsonl").read_text().splitlines()) == 20
-        assert str(directory) in printed
+        assert re.search(rf"^ *{seed}  finished  ", printed, re.MULTILINE)
         summary = json.loads((directory / "summary.json").read_text())
         assert (summary["seed"], summary["status"], summary["steps"]) == (seed, "finished", 20)
         assert set(summary["versions"]) == {"autoclip", "torch", "python"}

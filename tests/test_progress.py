@@ -2,10 +2,12 @@ from math import inf
 from typing import Literal
 
 import pytest
+from rich.cells import cell_len
 
 from autoclip.lab.progress import TrainingProgress
 from autoclip.lab.train import Step
 from autoclip.records import ClipRecord
+from tests.terminals import seen
 
 
 def step(number: int, threshold: float, phase: Literal["warmup", "active"]) -> Step:
@@ -40,3 +42,21 @@ def test_a_terminal_sees_loss_norm_threshold_and_clip_rate(
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.update(step(0, inf, "warmup"))
     assert "threshold off (warm-up)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "label", ["tiny seed 0", "a_rather_long_name_of_an_experiment_that_takes_half_a_line seed 123456"]
+)
+def test_a_narrow_terminal_sees_all_of_it_in_several_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], label: str
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    with TrainingProgress(label, 10_000) as progress:
+        progress.update(step(9_999, 2.5, "active"))
+        progress.update(step(9_999, 1.234e-5, "warmup"))
+    lines = seen(capsys.readouterr().err)
+    assert max(map(cell_len, lines)) <= 80
+    for word in ("10000/10000", "loss 0.6931", "norm 12.5", "threshold", "1.23e-05", "(warm-up)", "clipped 25%"):
+        assert word in " ".join(lines)
+    assert not any("…" in line for line in lines)

@@ -39,9 +39,9 @@ def test_the_table_shows_the_threshold_of_every_scope(configure, tmp_path, capsy
     shown = row(capsys.readouterr().out)
     threshold = read_summary(tmp_path / "out" / "seed-0")["threshold"]
     if isinstance(threshold, dict):
-        assert f"  {min(threshold.values()):.4g} to {max(threshold.values()):.4g}  " in shown
+        assert shown.endswith(f"  {min(threshold.values()):.4g} to {max(threshold.values()):.4g}")
     else:
-        assert f"  {threshold:.4g}  " in shown
+        assert shown.endswith(f"  {threshold:.4g}")
 
 
 @pytest.mark.parametrize("kind", POLICIES)
@@ -49,7 +49,7 @@ def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, caps
     needed = ", threshold: 1.0" if kind == "fixed" else ", multiple: 2" if kind == "center_multiple" else ""
     config = configure(f"clip.policy={{kind: {kind}{needed}, warmup_steps: 5}}")
     assert run_experiment(config, tmp_path / "out", resume=False) == 0
-    assert re.search(r"  (off|[\d.e+-]+( to [\d.e+-]+)?)  \S+/seed-0$", row(capsys.readouterr().out))
+    assert re.search(r"  (off|[\d.e+-]+( to [\d.e+-]+)?)$", row(capsys.readouterr().out))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,9 @@ def test_thresholds_by_group_are_shown_as_a_range(tmp_path, threshold, shown) ->
     failed = {**seed, "seed": 8, "status": "failed", "threshold": None}
     total = {"name": "x", "policy": "P()", "seeds": [{**seed, "threshold": threshold}, failed]}
     lines = table(total, tmp_path).splitlines()
-    assert lines[2].endswith(f"  {shown}  {tmp_path}/seed-7")
-    assert len({line.index(str(tmp_path)) for line in lines[2:]} | {lines[1].index("directory")}) == 1
+    assert lines[0] == f"x: P(), in {tmp_path}/seed-N"
+    assert lines[2].endswith(f"  {shown}")
+    assert len({len(line) for line in lines[1:]}) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,82 @@
 import ast
+import json
+import re
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
+from typer.testing import CliRunner
 
-from autoclip.terminal import console, laid_out, print_code
+from autoclip.cli import app
+from autoclip.terminal import aligned, console, laid_out, print_code
+from tests.terminals import run_in_terminal, seen
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+name: an_experiment_of_a_few_steps
+task: {target: "tests.tiny_task:TinyTask"}
+optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
+steps: 12
+seeds: [0, 1]
+clip: {scope: parameter, policy: {kind: running_quantile, percentile: 12.5, rate: 0.25, warmup_steps: 5}}
+log: {layers_every: 5, sinks: [jsonl, console]}
+sweep: {thresholds: [0.1, 1.0], percentiles: [], seeds: [0], lr_multipliers: [1]}
+"""
+LONG = (
+    "kind=running_quantile,percentile=12.5,rate=0.25,warmup_steps=50,warmup_threshold=0.125,min_threshold=0.25,"
+    "max_threshold=123456"
+)
+RUN = ("run", "{}/tiny.yaml", "--output-dir", "{}/out", "--resume")
+COMMANDS = {
+    "run": (RUN, 0),
+    "run that fails": ((*RUN, "task.args.fail_at=7"), 1),
+    "dry run": ((*RUN, "--dry-run"), 0),
+    "no such file": (("run", "{}/" + "a-long-name/" * 9 + "experiment.yaml"), 2),
+    "suggest": (("suggest", "{}/log.jsonl"), 0),
+    "replay": (("replay", "{}/log.jsonl"), 0),
+    "replay of long names": (("replay", "{}/log.jsonl", "--policy", LONG, "--policy", "kind=zclip"), 0),
+    "sweep": (("sweep", "{}/tiny.yaml", "--output-dir", "{}/sweep"), 0),
+}
+SWEEP = pytest.mark.xfail(strict=False, reason="the report of a sweep is laid out in a change of its own")
+NARROW = [pytest.param(name, 80, marks=SWEEP if name == "sweep" else ()) for name in COMMANDS]
 
 POLICY = "autoclip.RunningQuantile(percentile=50, warmup_steps=50, min_threshold=0.25, max_threshold=float('inf'))"
 CLIPPER = f"clipper = autoclip.Clipper(model, {POLICY}, groups={{'early': '^[01](,|\\\\))', 'late': \"it's, {{4\"}})"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A configuration, and a log whose norms drift and spike, of every second step."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    norms = np.random.default_rng(0).lognormal(0, 0.5, 300) * 20 ** np.linspace(0, 1, 300)
+    norms[200] *= 100
+    rows = [{"step": 2 * index, "grad_norm": norm, "loss": 2.0} for index, norm in enumerate(norms.tolist())]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "columns"), [*NARROW, ("run", 120), ("suggest", 120), ("replay", 120)])
+def test_a_terminal_shows_all_that_a_pipe_gets_in_lines_that_fit(folder, command, columns):
+    words, code = COMMANDS[command]
+    words = [word.replace("{}", str(folder)) for word in words]
+    ended, written = run_in_terminal([sys.executable, "-m", "autoclip", *words], columns)
+    assert ended == code, written
+    lines = seen(written)
+    widest = max(map(cell_len, lines))
+    assert widest <= columns, written
+    assert widest > 80 or columns == 80  # more room is used
+    assert "…" not in written
+    together = "".join("".join(lines).split())
+    piped = CliRunner().invoke(app, words).stdout
+    assert [word for word in piped.split() if word not in together and word != "policy"] == []
+    if command == "run":
+        for seed in (0, 1):
+            bar = rf"seed{seed}12/12loss[\d.]+norm[\d.]+threshold[\d.]+clipped\d+%"
+            assert re.search(bar, together), written
 
 
 @pytest.mark.parametrize("width", [30, 40, 80, 120])
@@ -53,3 +123,8 @@ def test_a_pipe_has_no_width_unless_the_environment_sets_one(capsys, monkeypatch
     assert captured.err.split()[:4] == sentence.split()[:4]
     monkeypatch.setenv("COLUMNS", "0")
     assert console().width == 80
+
+
+def test_a_table_is_aligned_by_what_a_terminal_shows() -> None:
+    rows = [("name", "figure"), ("名前", "1"), ("x", "12345678")]
+    assert aligned(rows, "<>") == ["name    figure", "名前         1", "x     12345678"]

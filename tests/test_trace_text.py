@@ -1,6 +1,7 @@
 """`autoclip suggest` and `autoclip replay` on the command line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_norms_over_the_whole_range_of_floats(tmp_path, last):
 
 def test_an_end_of_an_interval_that_is_not_known_is_said(log):
     _, text = run("suggest", log)
-    (line,) = [line for line in text.splitlines() if line.split()[1:2] == ["99"]]
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == ["99"]]
     assert ", unknown]" in line
     (found,) = json.loads(run("suggest", log, "-f", "json")[1])
     assert found["percentiles"]["99"]["high"] is None
@@ -80,6 +81,13 @@ def test_a_replay_shows_a_line_for_each_policy_and_what_it_cannot_tell(log):
     assert "Fixed(threshold=5.0)" in text
     assert "RunningQuantile()" in text
     assert "a replay cannot tell how training would have gone" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("columns", "between"), [("80", r"\n +"), ("95", " +")])
+def test_a_policy_stands_above_its_figures_where_both_do_not_fit_beside_each_other(log, monkeypatch, columns, between):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, text = run("replay", log, "--policy", "kind=fixed,threshold=5")
+    assert re.search(rf"^Fixed\(threshold=5\.0\){between}[\d.]+%  .*  5$", text, re.MULTILINE), text
 
 
 def test_a_replay_as_json_is_what_the_function_returns(log):

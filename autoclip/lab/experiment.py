@@ -29,6 +29,7 @@ from autoclip.lab.task import Task, check_attributes
 from autoclip.lab.train import choose_device, summarise, train
 from autoclip.policies import Policy
 from autoclip.run_directory import CONFIG, SUMMARY, remove_asides, write_atomically, write_json
+from autoclip.terminal import console
 from autoclip.version import __version__
 
 MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
@@ -86,9 +87,12 @@ def run_experiment(
     # What the task prints must not mix with the result.
     with interrupt.listening(), redirect_stdout(sys.stderr):
         total = run_seeds(config, output_dir, resume=resume, interrupt=interrupt)
-    print(json.dumps(total, indent=2) if output_format == "json" else table(total, output_dir))  # noqa: T201
+    if output_format == "json":
+        print(json.dumps(total, indent=2))  # noqa: T201
+    else:
+        console().print(table(total, output_dir))
     if interrupt.asked:
-        print(f"interrupted; --resume continues in {output_dir}", file=sys.stderr)  # noqa: T201
+        console(stderr=True).print(f"interrupted; --resume continues in {output_dir}")
         return 130
     return 1 if total["diverged"] or total["failed"] else 0
 

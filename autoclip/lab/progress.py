@@ -6,10 +6,15 @@ from math import isinf
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.cells import cell_len
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from autoclip.lab.train import Step
+from autoclip.terminal import console
+
+BAR = 12
+"""Columns of the bar itself."""
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
@@ -23,13 +28,22 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
 
     def __init__(self, label: str, total: int, bar: bool = True) -> None:
         self._silent = not bar
-        self.console = Console(stderr=True, markup=False, emoji=False)
+        self.console = console(stderr=True)
+        self._figures = ("", "")
+        self._taken = cell_len(f"{label} {total}/{total} ")
+        # Where a line is too narrow for all, the name is what gives way.
+        fixed = Column(no_wrap=True)
+        self._columns = (
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            MofNCompleteColumn(table_column=fixed),
+            TextColumn("{task.fields[figures]}", table_column=fixed),
+        )
+        name, *others = self._columns
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
+            name,
+            BarColumn(bar_width=BAR),
+            *others,
+            TimeRemainingColumn(table_column=fixed),
             console=self.console,
             disable=self._silent or not sys.stderr.isatty(),
         )
@@ -42,6 +56,8 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._progress.columns = self._columns  # nothing is left to wait for
+        self._progress.update(self._bar, figures=self._laid_out(0))
         self._progress.stop()
 
     def update(self, step: Step) -> None:
@@ -50,13 +66,20 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             return
         threshold = "off" if isinf(step.record.threshold) else f"{step.record.threshold:.3g}"
         phase = " (warm-up)" if step.record.phase == "warmup" else ""
-        figures = (
-            f"loss {step.loss:.4g}  norm {step.record.total_norm:.3g}  "
-            f"threshold {threshold}{phase}  clipped {step.clip_rate:.0%}"
+        self._figures = (
+            f"loss {step.loss:.4g}  norm {step.record.total_norm:.3g}",
+            f"threshold {threshold}{phase}  clipped {step.clip_rate:.0%}",
         )
-        self._progress.update(self._bar, completed=step.record.step + 1, figures=figures)
+        self._progress.update(
+            self._bar, completed=step.record.step + 1, figures=self._laid_out(BAR + len("  -:--:-- "))
+        )
+
+    def _laid_out(self, taken: int) -> str:
+        """The figures, on two lines where one lacks room for them beside name, count and so many columns."""
+        line = "  ".join(self._figures)
+        return line if self._taken + taken + len(line) <= self.console.width else "\n".join(self._figures)
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if not self._silent:
-            self.console.print(message, highlight=False, soft_wrap=True)
+            self.console.print(message)

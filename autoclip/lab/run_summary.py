@@ -10,6 +10,7 @@ from autoclip.errors import RunError
 from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.config import ExperimentConfig, build_policy
 from autoclip.run_directory import LAYERS, SUMMARY, read_json
+from autoclip.terminal import aligned
 
 SHOWN = (
     "seed",
@@ -69,30 +70,25 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dic
 
 def table(total: dict[str, Any], output_dir: Path) -> str:
     """The summary over the seeds as text, a line for each, and what is known of the gradient flow."""
-    thresholds = [_threshold(seed["threshold"]) for seed in total["seeds"]]
-    width = max(map(len, ("threshold", *thresholds)))
-    row = f"{{:>6}}  {{:<11}}  {{:>7}}  {{:>10}}  {{:>7}}  {{:>7}}  {{:>{width}}}  {{}}".format
-    lines = [f"{total['name']}: {total['policy']}"]
-    lines.append(row("seed", "status", "steps", "validation", "clipped", "skipped", "threshold", "directory"))
-    for seed, threshold in zip(total["seeds"], thresholds, strict=True):
+    rows = [("seed", "status", "steps", "validation", "clipped", "skipped", "threshold")]
+    for seed in total["seeds"]:
         loss = seed["validation_loss"]
-        directory = output_dir / f"seed-{seed['seed']}"
         if seed["status"] == "failed":
-            lines.append(row(seed["seed"], "failed", "-", "-", "-", "-", "-", directory))
+            rows.append((str(seed["seed"]), "failed", "-", "-", "-", "-", "-"))
             continue
-        lines.append(
-            row(
-                seed["seed"],
+        rows.append(
+            (
+                str(seed["seed"]),
                 seed["status"],
-                seed["steps"],
+                str(seed["steps"]),
                 "-" if loss is None else f"{loss:.4f}",
                 f"{seed['clip_rate']:.1%}",
-                seed["skipped_steps"],
-                threshold,
-                directory,
+                str(seed["skipped_steps"]),
+                _threshold(seed["threshold"]),
             )
         )
-    return "\n".join([*lines, *_flow_lines(total, output_dir)])
+    heading = f"{total['name']}: {total['policy']}, in {output_dir}/seed-N"
+    return "\n".join([heading, *aligned(rows, "><>>>>>"), *_flow_lines(total, output_dir)])
 
 
 def _threshold(threshold: float | dict[str, float | None] | None) -> str:

@@ -89,10 +89,10 @@ def read_value(text: str) -> Any:
     return value
 
 
-def dump(values: dict[str, Any]) -> str:
-    """Write plain values as YAML that `read_document` reads back unchanged."""
+def dump(values: dict[str, Any], width: int = 110) -> str:
+    """Write plain values as YAML that `read_document` reads back unchanged; a line ends with the item past `width`."""
     text: str = yaml.dump(
-        values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+        values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=width
     )
     return text
 
