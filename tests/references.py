@@ -6,6 +6,7 @@ of its own: step `warmup_steps` for rules that collect first.
 
 from collections.abc import Iterable, Sequence
 from math import exp, fsum, inf, isfinite, log
+from statistics import fmean, variance
 
 import numpy as np
 from scipy.special import betaincinv
@@ -283,25 +284,19 @@ def paired_uncertainty(values: Sequence[Sequence[float]], confidence: float = 0.
 def distances_from_the_ideal(figures: Sequence[Sequence[Sequence[float]]]) -> list[float]:
     """Distance of each candidate from the corner that has the least mean of every figure.
 
-    The unit of a figure is the standard deviation of what the linear model value = candidate + seed leaves over; where
-    that is not known or zero, the largest distance. Figure -> candidate -> seed -> value.
+    The unit of a figure is the root mean square of the spreads, over the seeds, of the differences from the first
+    candidate with the least mean; where that is not known or zero, the largest distance. Figure -> candidate -> seed.
     """
-    squares = np.zeros(len(figures[0]))
+    totals = [0.0] * len(figures[0])
     for figure in figures:
-        table = np.array(figure)
-        rows, columns = table.shape
-        excess = table.mean(axis=1) - table.mean(axis=1).min()
-        freedom = (rows - 1) * (columns - 1)
-        unit = 0.0
-        if freedom:
-            design = np.zeros((table.size, rows + columns))
-            for place, (row, column) in enumerate(np.ndindex(rows, columns)):
-                design[place, row] = design[place, rows + column] = 1
-            fitted = design @ np.linalg.lstsq(design, table.ravel(), rcond=None)[0]
-            unit = float(((table.ravel() - fitted) ** 2).sum() / freedom) ** 0.5
-            unit = unit if unit > 1e-10 else 0.0
-        squares += (excess / (unit or excess.max() or 1.0)) ** 2
-    return np.sqrt(squares).tolist()
+        means = [fmean(row) for row in figure]
+        best = figure[means.index(min(means))]
+        others = [row for row in figure if row is not best]
+        spreads = [variance(mine - its for mine, its in zip(row, best, strict=True)) for row in others if len(best) > 1]
+        unit = fmean(spreads) ** 0.5 if spreads else 0.0
+        unit = unit if unit > 1e-10 else max(mean - min(means) for mean in means) or 1.0
+        totals = [total + ((mean - min(means)) / unit) ** 2 for total, mean in zip(totals, means, strict=True)]
+    return [total**0.5 for total in totals]
 
 
 def steps_until(losses: Sequence[float], target: float) -> int | None:

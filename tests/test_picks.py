@@ -1,19 +1,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from statistics import fmean
-from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from autoclip.tuning.candidates import Candidate, fixed
 from autoclip.tuning.outcome import Result, pareto_front
-from autoclip.tuning.picks import PREFERENCES, Picks, by_distance, eligible, noise, pick
+from autoclip.tuning.picks import PREFERENCES, Picks, by_distance, eligible, pick
 from autoclip.tuning.scoring import Score
-from tests.references import distances_from_the_ideal, paired_uncertainty
+from tests.references import distances_from_the_ideal
 from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})
@@ -231,48 +228,3 @@ def test_the_balanced_pick_is_the_nearest_to_the_ideal_corner_by_the_definition(
     picks = pick(results)
     assert picks is not None
     assert expected[picks.balanced] == pytest.approx(min(expected[one] for one in pareto_front(results)), abs=1e-7)
-
-
-# --- the noise ---
-
-numbers = st.tuples(st.integers(2, 6), st.integers(2, 5)).flatmap(
-    lambda shape: st.lists(
-        st.lists(st.floats(-10, 10), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
-    )
-)
-
-
-@settings(deadline=None)
-@given(numbers)
-def test_the_noise_is_that_of_a_two_way_analysis_of_variance(table: list[list[float]]) -> None:
-    assert noise(table).apart == pytest.approx(paired_uncertainty(table), rel=1e-9, abs=1e-11)
-
-
-def test_of_two_candidates_the_noise_is_that_of_the_paired_t_test() -> None:
-    first, second = [1.0, 1.3, 0.7, 2.1], [1.4, 1.2, 0.9, 2.9]
-    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
-    assert noise([first, second]).apart == pytest.approx((interval.high - interval.low) / 2)
-
-
-def test_the_noise_of_a_worked_example() -> None:
-    # residuals +-.25, variance 4 x .0625 / 1, t(.975, 1) = 12.7062
-    found = noise([[0.0, 1.0], [0.0, 2.0]])
-    assert found.sd == pytest.approx(0.5)
-    assert found.apart == pytest.approx(12.7062 * 0.25**0.5, rel=1e-5)
-
-
-@settings(deadline=None)
-@given(numbers, st.floats(-5, 5))
-def test_what_a_seed_or_a_candidate_adds_to_all_its_values_does_not_matter(
-    table: list[list[float]], shift: float
-) -> None:
-    moved = [[value + shift * (column == 0) - shift * (row == 0) for column, value in enumerate(of_row)]
-             for row, of_row in enumerate(table)]  # fmt: skip
-    assert noise(moved).apart == pytest.approx(noise(table).apart, rel=1e-6, abs=1e-10)
-
-
-def test_a_single_candidate_or_a_single_seed_has_no_noise_that_is_known() -> None:
-    unknown: Any = (0.0, float("inf"))
-    assert noise([[1.0, 2.0, 3.0]]) == unknown
-    assert noise([[1.0], [2.0]]) == unknown
-    assert fmean([noise([[1.0, 2.0], [3.0, 4.0]]).sd]) == 0.0

@@ -1,16 +1,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from random import Random
 from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.outcome import Result
 from autoclip.tuning.picks import pick
-from autoclip.tuning.racing import Plan, full_grid, most_runs, survivors
+from autoclip.tuning.racing import Plan, full_grid, most_runs, survivors, uncertainty
 from autoclip.tuning.racing import race as race_of
 from autoclip.tuning.scoring import Score
 from tests.references import paired_uncertainty
@@ -390,3 +392,43 @@ def test_the_most_runs_are_known_from_the_start() -> None:
 
 def test_a_candidate_that_stays_alone_stays() -> None:
     assert left_of(seeds_of(alone=[(1.0, 0.1), (2.0, 0.2)])) == ["alone"]
+
+
+# --- the uncertainty of a difference ---
+
+numbers = st.tuples(st.integers(2, 6), st.integers(2, 5)).flatmap(
+    lambda shape: st.lists(
+        st.lists(st.floats(-10, 10), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
+    )
+)
+
+
+@settings(deadline=None)
+@given(numbers)
+def test_the_uncertainty_is_that_of_a_two_way_analysis_of_variance(table: list[list[float]]) -> None:
+    assert uncertainty(table) == pytest.approx(paired_uncertainty(table), rel=1e-9, abs=1e-11)
+
+
+def test_of_two_candidates_the_uncertainty_is_that_of_the_paired_t_test() -> None:
+    first, second = [1.0, 1.3, 0.7, 2.1], [1.4, 1.2, 0.9, 2.9]
+    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert uncertainty([first, second]) == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_the_uncertainty_of_a_worked_example() -> None:
+    # residuals +-.25, variance 4 x .0625 / 1, t(.975, 1) = 12.7062
+    assert uncertainty([[0.0, 1.0], [0.0, 2.0]]) == pytest.approx(12.7062 * 0.25**0.5, rel=1e-5)
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(-5, 5))
+def test_what_a_seed_or_a_candidate_adds_to_all_its_values_does_not_matter(
+    table: list[list[float]], shift: float
+) -> None:
+    moved = [[value + shift * (column == 0) - shift * (row == 0) for column, value in enumerate(of_row)]
+             for row, of_row in enumerate(table)]  # fmt: skip
+    assert uncertainty(moved) == pytest.approx(uncertainty(table), rel=1e-6, abs=1e-10)
+
+
+def test_a_single_candidate_or_a_single_seed_leaves_everything_open() -> None:
+    assert uncertainty([[1.0, 2.0, 3.0]]) == uncertainty([[1.0], [2.0]]) == inf

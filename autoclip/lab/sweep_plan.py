@@ -72,8 +72,8 @@ def print_plan(config: ExperimentConfig, *, workers: int, output_format: Literal
     else:
         shared = f"with {workers} workers" if workers > 1 else "with one worker"
         out.print(
-            f"about {timedelta(seconds=max(1, round(seconds)))} {shared}, {run_seconds:.2g} s a run, as timed just now; "
-            "runs that diverge end earlier"
+            f"about {timedelta(seconds=max(1, round(seconds)))} {shared}, {run_seconds:.2g} s a run as timed "
+            "just now; runs that diverge end earlier"
         )
 
 

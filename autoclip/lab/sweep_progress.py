@@ -85,7 +85,7 @@ class SweepProgress:
 
 
 def seconds_left(ended: Sequence[float], ages: Sequence[float], missing: int, workers: int) -> float | None:
-    """How long jobs of the mean duration take that workers take up one after the other; None before the first has ended.
+    """How long the missing jobs take, if each takes the mean of the others; None before the first has ended.
 
     Args:
         ended: seconds that each finished job took.

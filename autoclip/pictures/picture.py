@@ -44,6 +44,7 @@ class Picture:
         caption: what is shown, and how it is read.
         alt: for those who do not see it.
         png: the file's bytes.
+        wide: keeps its size on a narrow screen, and scrolls.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Picture:
     caption: str
     alt: str
     png: bytes
+    wide: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

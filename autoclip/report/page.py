@@ -41,7 +41,10 @@ tr.marked td { background: var(--card); font-weight: 600; }
 figure { margin: 0; min-width: 0; }
 figure .paper { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: 4px; overflow-x: auto; }
 figure img { display: block; width: 100%; max-width: 100%; height: auto; }
+figure.wide { grid-column: 1 / -1; }
+figure.wide img { min-width: 40rem; max-width: 60rem; margin: 0 auto; }
 figcaption { font-size: .88rem; margin-top: .35rem; max-width: 48rem; }
+@media (max-width: 45rem) { figure.wide figcaption::after { content: " Scroll it sideways."; } }
 figcaption b { color: var(--ink); }
 ul.readings { list-style: none; padding: 0; }
 ul.readings li { margin: .4rem 0; padding-left: .7rem; border-left: 4px solid var(--soft); }
@@ -184,7 +187,7 @@ def _figure(picture: Picture) -> str:
     width, height = picture.size
     data = base64.b64encode(picture.png).decode("ascii")
     return (
-        '<figure><div class="paper">'
+        f'<figure{" class=wide" if picture.wide else ""}><div class="paper">'
         f'<img alt="{_safe(picture.alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}"></div>'
         f"<figcaption><b>{_safe(picture.title)}.</b> {_safe(picture.caption)}</figcaption></figure>"
     )

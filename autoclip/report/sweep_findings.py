@@ -10,8 +10,8 @@ from scipy import stats
 from autoclip.lab.clip_config import ClipConfig
 from autoclip.policies import POLICIES
 from autoclip.report.page import Reading
-from autoclip.tuning.outcome import Result, degenerate, pareto_front
-from autoclip.tuning.picks import CONFIDENCE, Picks, eligible
+from autoclip.tuning.outcome import CONFIDENCE, Result, degenerate, pareto_front
+from autoclip.tuning.picks import Picks, eligible
 
 FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped")
 """Figures of a candidate that every table shows."""
@@ -80,7 +80,7 @@ def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
             Reading(
                 "good" if picks.stays[name] == picks.seeds else "note",
                 f"with one seed left out, the {name} pick is the same in {stays(picks, name)} cases"
-                + ("" if picks.stays[name] == picks.seeds else ": more seeds would settle it"),
+                + ("" if picks.stays[name] == picks.seeds else ": more seeds may settle it"),
             )
         )
     else:

@@ -140,8 +140,8 @@ def _table(results: Sequence[Result], picks: Picks | None) -> str:
     return table(
         ("candidate", *next(iter(figures.values()))),
         rows,
-        f"{EXPLAINED} +-: standard deviation over the seeds. To target: steps until the loss has come within a tenth of "
-        f"the best. The recommended candidate is shaded.",
+        f"{EXPLAINED} +-: standard deviation over the seeds. To target: steps until the loss has come within a tenth "
+        f"of the best. The recommended candidate is shaded.",
         marked,
     )
 

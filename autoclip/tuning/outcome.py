@@ -15,6 +15,8 @@ from scipy import stats
 from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.scoring import Score, base_scores, instability_of, steps_to_target
 
+CONFIDENCE = 0.95
+"""Of every interval."""
 MOST_COMPARED = 20
 
 
@@ -227,4 +229,4 @@ def _holds_zero(first: Mapping[int, float], second: Mapping[int, float]) -> bool
 
 @cache
 def _t_quantile(freedom: int) -> float:
-    return float(stats.t.ppf(0.975, freedom))
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -5,27 +5,24 @@ failed at other learning rates than the configured one. Each candidate has three
 (convergence), S (instability) and V (validation loss). The balanced pick is the one on the Pareto front of A and S that
 is nearest to the ideal corner, which has the least of each figure:
 
-    D = sqrt(dA^2 + dS^2 + dV^2),    dX = (X - least X) / noise of X
+    D = sqrt(dA^2 + dS^2 + dV^2),    dX = (X - least X) / spread of X
 
-The noise of X is the standard deviation of one run: of what remains of X for each candidate and seed once the means of
-the candidate and of the seed are taken out: a difference that the seeds cannot tell apart weighs little. dA is 0 within
-a margin that the user sets. Scaling the losses or adding a constant to them changes nothing.
+The spread of X is the root mean square, over the other candidates, of the standard deviation over the seeds of their
+paired difference from the candidate with the least X: what is small against the luck of the seed weighs little. dA is 0
+within a margin that the user sets. Scaling the losses or adding a constant to them changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import inf, sqrt
-from typing import Literal, NamedTuple, get_args
+from math import hypot
+from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
 
 from autoclip.tuning.outcome import Result, pareto_front
 
 Preference = Literal["speed", "balanced", "stability"]
 PREFERENCES: tuple[Preference, ...] = get_args(Preference)
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -58,18 +55,6 @@ class Picks:
     def named(self) -> dict[str, Result]:
         """The picks by name."""
         return {"fastest": self.fastest, "steadiest": self.steadiest, "balanced": self.balanced}
-
-
-class Noise(NamedTuple):
-    """Of one figure over candidates and seeds.
-
-    Attributes:
-        sd: of one run, without what its candidate and its seed have in common; 0 where it cannot be known.
-        apart: half of the 95 % interval of a difference of two candidates' means; inf where it cannot be known.
-    """
-
-    sd: float
-    apart: float
 
 
 def pick(results: Sequence[Result], prefer: Preference = "balanced", margin: float = 0.0) -> Picks | None:
@@ -111,43 +96,33 @@ def eligible(results: Sequence[Result]) -> list[Result]:
 
 def by_distance(candidates: Sequence[Result], margin: float = 0.0) -> list[Result]:
     """Candidates with the same seeds, by D: the nearest to the ideal corner first."""
-    figures = [
-        ([one.convergence for one in candidates], noise([list(one.speed_by_seed.values()) for one in candidates])),
-        (
-            [one.instability for one in candidates],
-            noise([list(one.instability_by_seed.values()) for one in candidates]),
-        ),
-        ([one.validation_loss for one in candidates], noise([list(one.loss_by_seed.values()) for one in candidates])),
-    ]
-    squares = [0.0] * len(candidates)
-    for number, (means, (sd, _)) in enumerate(figures):
-        excess = [mean - min(means) for mean in means]
-        if number == 0:
-            excess = [0.0 if one <= margin else one for one in excess]
-        unit = sd or max(excess) or 1.0
-        squares = [square + (one / unit) ** 2 for square, one in zip(squares, excess, strict=True)]
-    distances = {one: round(sqrt(square), 9) for one, square in zip(candidates, squares, strict=True)}
-    return sorted(candidates, key=lambda one: (distances[one], one.convergence, one.instability, *_plainness(one)))
+    ordered = sorted(candidates, key=_plainness)
+    speed = _distances([one.speed_by_seed for one in ordered], margin)
+    stability = _distances([one.instability_by_seed for one in ordered])
+    validation = _distances([one.loss_by_seed for one in ordered])
+    distances = {one: round(hypot(*each), 9) for one, *each in zip(ordered, speed, stability, validation, strict=True)}
+    return sorted(ordered, key=lambda one: (distances[one], one.convergence, one.instability))
 
 
-def noise(table: Sequence[Sequence[float]]) -> Noise:
-    """Noise of a figure, by a two-way analysis of variance of candidates and seeds without interaction.
-
-    What all candidates of a seed have in common cancels in a paired difference.
+def _distances(figures: Sequence[Mapping[int, float]], margin: float = 0.0) -> list[float]:
+    """DX of each candidate; where the spread is zero or not known, the unit is the largest distance.
 
     Args:
-        table: a row for each candidate, with the same seeds in the same order.
+        figures: for each candidate, seed -> X.
+        margin: distances up to this one count 0.
     """
-    values = np.array(table, dtype=np.float64)
-    candidates, seeds = values.shape
-    freedom = (candidates - 1) * (seeds - 1)
-    if freedom < 1:
-        return Noise(0.0, inf)
-    residuals = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
-    sd = sqrt(float((residuals**2).sum()) / freedom)
-    if sd < 1e-12 * float(abs(values).max()):  # rounding
-        sd = 0.0
-    return Noise(sd, _t_quantile(freedom) * sd * sqrt(2 / seeds))
+    table = np.array([[row[seed] for seed in figures[0]] for row in figures])
+    means = table.mean(axis=1)
+    excess = means - means.min()
+    excess[excess <= max(margin, 1e-12 * float(abs(means).max()))] = 0.0  # beyond is rounding
+    unit = 0.0
+    if min(table.shape) > 1:
+        best = int(excess.argmin())
+        differences = np.delete(table - table[best], best, axis=0)
+        unit = float(np.sqrt(differences.var(axis=1, ddof=1).mean()))
+        unit = 0.0 if unit < 1e-12 * float(abs(table).max()) else unit
+    distances: list[float] = (excess / (unit or float(excess.max()) or 1.0)).tolist()
+    return distances
 
 
 def _choose(results: Sequence[Result], margin: float) -> tuple[Result, Result, Result] | None:
@@ -174,8 +149,3 @@ def _without(one: Result, seed: int) -> Result:
 def _plainness(one: Result) -> tuple[bool, str]:
     """Of candidates with the same figures no clipping comes first, then they go by name."""
     return one.candidate.policy["kind"] != "none", one.candidate.name
-
-
-@cache
-def _t_quantile(freedom: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

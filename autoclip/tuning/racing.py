@@ -10,10 +10,14 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf, sqrt
+
+import numpy as np
+from scipy import stats
 
 from autoclip.tuning.candidates import Candidate
-from autoclip.tuning.outcome import Result
-from autoclip.tuning.picks import by_distance, eligible, noise, pick
+from autoclip.tuning.outcome import CONFIDENCE, Result
+from autoclip.tuning.picks import by_distance, eligible, pick
 from autoclip.tuning.scoring import Score
 
 BUDGET = 0.5
@@ -124,11 +128,30 @@ def _margins(results: Sequence[Result]) -> tuple[float, float]:
     """By how much two candidates must differ in convergence and in instability, so that it is no matter of the seed."""
     if len(results[0].speed_by_seed) > 1:
         return (
-            noise([list(one.speed_by_seed.values()) for one in results]).apart,
-            noise([list(one.instability_by_seed.values()) for one in results]).apart,
+            uncertainty([list(one.speed_by_seed.values()) for one in results]),
+            uncertainty([list(one.instability_by_seed.values()) for one in results]),
         )
     learned = max(one.initial_loss for each in results for one in each.base) - min(one.convergence for one in results)
-    return FIRST_SEED * abs(learned), 2 * FIRST_SEED
+    return FIRST_SEED * learned, 2 * FIRST_SEED
+
+
+def uncertainty(table: Sequence[Sequence[float]]) -> float:
+    """Half of the 95 % interval of a difference of two candidates' means; inf where it cannot be known.
+
+    By a two-way analysis of variance of candidates and seeds without interaction: what all candidates of a seed have in
+    common cancels in a paired difference.
+
+    Args:
+        table: a row for each candidate, with the same seeds in the same order.
+    """
+    values = np.array(table, dtype=np.float64)
+    candidates, seeds = values.shape
+    freedom = (candidates - 1) * (seeds - 1)
+    if freedom < 1:
+        return inf
+    residuals = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    variance = float((residuals**2).sum()) / freedom
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * sqrt(2 * variance / seeds))
 
 
 def _unbeaten(results: Sequence[Result]) -> list[Result]:
