@@ -117,6 +117,8 @@ def test_defaults_of_the_sweep(load):
         "policies": (),
         "seeds": (0, 1, 2),
         "lr_multipliers": (1, 3, 10),
+        "prefer": "balanced",
+        "margin": 0.0,
         "race": False,
         "command": None,
         "refine_trials": 0,

@@ -53,7 +53,7 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
         "recommended: running_quantile p50, the balanced pick (also the fastest and the steadiest)",
         "without clipping 4 of 4 runs failed",
         "clipper = autoclip.Clipper(model, autoclip.RunningQuantile()) ... loss.backward()",
-        "'clip.policy={kind: running_quantile, percentile: 50.0}' \\ --output-dir runs/swept by hand",
+        "'clip.policy={kind: running_quantile, percentile: 50.0}' \\ --output-dir 'runs/swept by hand'",
         "kind: running_quantile",
         NASTY,
         "Crosses failed",

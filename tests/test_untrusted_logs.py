@@ -36,7 +36,7 @@ def checked(path: Path) -> Page:
         assert tag != "img" or (attributes["src"] or "").startswith("data:image/png;base64,")
         assert set(attributes) <= {
             *("lang", "charset", "http-equiv", "content", "name", "rel", "href", "class", "alt", "src"),
-            *("width", "height"),
+            *("width", "height", "data-name"),
         }
     return page
 

@@ -108,13 +108,14 @@ def clipper_call(clip: Mapping[str, Any], path: str) -> str:
         clip: the section, complete.
         path: the file that holds it, from which a policy of the user's own is built.
     """
-    policy = dict(clip["policy"])
-    kind = policy.pop("kind")
-    if kind not in POLICIES:
+    policy = {name: value for name, value in clip["policy"].items() if name != "kind"}
+    try:
+        built = POLICIES[clip["policy"]["kind"]](**policy)
+    except (KeyError, TypeError, ValueError):
         return f"autoclip.Clipper(model, **autoclip.from_config({path!r}))"
     defaults = ClipConfig().model_dump()
     others = [f"{name}={value!r}" for name, value in clip.items() if name != "policy" and value != defaults.get(name)]
-    arguments = ["model", f"autoclip.{POLICIES[kind](**policy)!r}", *others]
+    arguments = ["model", f"autoclip.{built!r}", *others]
     return f"autoclip.Clipper({', '.join(arguments)})".replace("=inf", "=float('inf')")
 
 

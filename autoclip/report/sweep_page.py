@@ -1,9 +1,11 @@
 """The report of a sweep: what to do, and why."""
 
+import shlex
 from collections.abc import Sequence
 
 import yaml
 
+from autoclip.lab.yaml_source import read_document
 from autoclip.pictures.picture import Picture
 from autoclip.report.page import code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
@@ -86,22 +88,22 @@ def _use(sweep: SweepResult) -> list[str]:
         return [paragraph("Nothing can be recommended: train every candidate at a lower learning rate first.")]
     name = OF_PREFERENCE[picks.prefer]
     blocks = [paragraph(f"Train with {label(picks.recommended)}, the {name} pick of this sweep.")]
-    values = yaml.safe_load(sweep.recommended) if sweep.recommended else None
-    if not isinstance(values, dict) or not isinstance(values.get("clip"), dict):
-        return blocks
     path = sweep.directory / RECOMMENDED
-    clipper = f"clipper = {clipper_call(values['clip'], str(path))}"
-    if str(path) not in clipper:
+    clip = (read_document(path).values or {}).get("clip") if sweep.recommended else None
+    if not isinstance(clip, dict) or not isinstance(clip.get("policy"), dict):
+        return blocks
+    clipper = f"clipper = {clipper_call(clip, str(path))}"
+    if "from_config" not in clipper:
         clipper = laid_out(clipper, CODE_WIDTH)
     loop = ["import autoclip", "", clipper, "...", "loss.backward()", "clipper.step(loss=loss)", "optimizer.step()"]
     blocks += [paragraph("In a training loop of your own:"), code("\n".join(loop))]
     section = sweep.config.get("sweep")
     if sweep.config and not (isinstance(section, dict) and section.get("command")):
-        policy = yaml.safe_dump(values["clip"]["policy"], default_flow_style=True, sort_keys=False, width=1000).strip()
-        command = f"autoclip run {sweep.directory / SWEEP} 'clip.policy={policy}'"
+        policy = yaml.safe_dump(clip["policy"], default_flow_style=True, sort_keys=False, width=1000).strip()
+        words = ["autoclip", "run", str(sweep.directory / SWEEP), f"clip.policy={policy}"]
         blocks += [
             paragraph("The experiment of this sweep, trained with it (from the directory in which the sweep was run):"),
-            code(f"{command} \\\n    --output-dir runs/{sweep.name}"),
+            code(f"{shlex.join(words)} \\\n    --output-dir {shlex.quote(f'runs/{sweep.name}')}"),
         ]
     return [
         *blocks,

@@ -1,0 +1,79 @@
+from datetime import datetime, timedelta
+from io import StringIO
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autoclip.lab import sweep_progress
+from autoclip.lab.sweep_progress import SweepProgress, seconds_left
+
+
+@pytest.mark.parametrize(
+    ("ended", "ages", "missing", "workers", "expected"),
+    [
+        ([], [1.0], 4, 2, None),  # nothing is known yet
+        ([10.0], [], 4, 1, 40.0),
+        ([8.0, 12.0], [], 4, 2, 20.0),
+        ([10.0], [], 3, 2, 20.0),  # one worker has nothing to do in the end
+        ([10.0], [4.0, 8.0], 2, 2, 6.0),
+        ([10.0], [4.0, 8.0], 3, 2, 12.0),  # after 2 seconds the second worker takes up the third
+        ([10.0], [25.0], 1, 1, 1.0),  # late already
+        ([10.0], [2.0], 1, 4, 8.0),
+    ],
+)
+def test_the_time_left_is_that_of_workers_that_take_up_one_job_after_the_other(
+    ended: list[float], ages: list[float], missing: int, workers: int, expected: float | None
+) -> None:
+    assert seconds_left(ended, ages, missing, workers) == (None if expected is None else pytest.approx(expected))
+
+
+class Trials:
+    """A study with trials of given states."""
+
+    def __init__(self, done: dict[str, Any], running: dict[str, Any] | None = None) -> None:
+        self._done, self._running = done, running or {}
+
+    def done(self) -> dict[str, Any]:
+        return self._done
+
+    def trials(self, _states: object) -> dict[str, Any]:
+        return self._running
+
+
+def shown(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The bar as it ends, in a terminal of 80 columns."""
+    text = StringIO()
+    monkeypatch.setattr(
+        sweep_progress, "console", lambda **_: Console(file=text, width=80, force_terminal=True, color_system=None)
+    )
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = SweepProgress(sweep, workers=2)
+    with progress:
+        progress.update()
+        progress._progress.refresh()
+    return text.getvalue()
+
+
+def sweep_with(done: int, running: int, most: int) -> Any:
+    now = datetime.now()
+    ended = {f"{n}": SimpleNamespace(duration=timedelta(seconds=60)) for n in range(done)}
+    under_way = {f"r{n}": SimpleNamespace(datetime_start=now - timedelta(seconds=30)) for n in range(running)}
+    return SimpleNamespace(
+        config=SimpleNamespace(name="tiny"),
+        settings=SimpleNamespace(lr_multipliers=(1, 3, 10), seeds=(0, 1), refine_trials=1),
+        candidates={"a": 1},
+        trials=Trials({}),
+        runs=Trials(ended, under_way),
+        most_runs=lambda: most,
+    )
+
+
+def test_the_bar_counts_runs_at_every_learning_rate_and_ends_without_a_time_left(monkeypatch) -> None:
+    text = shown(sweep_with(done=4, running=2, most=10), monkeypatch)
+    assert "12/36 runs" in text  # 4 of 10 pairs and 2 seeds of a refinement, at three rates
+    assert "about 0:03:30 left" in text  # half a minute for those under way, then 6 more in pairs
+    last = [line for line in text.replace("\r", "\n").splitlines() if "runs" in line][-1]
+    assert "left" not in last
+    assert all(len(line) <= 80 for line in text.replace("\r", "\n").splitlines())
