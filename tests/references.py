@@ -6,7 +6,6 @@ of its own: step `warmup_steps` for rules that collect first.
 
 from collections.abc import Iterable, Sequence
 from math import exp, fsum, inf, isfinite, log
-from statistics import fmean, variance
 
 import numpy as np
 from scipy.special import betaincinv
@@ -282,20 +281,18 @@ def paired_uncertainty(values: Sequence[Sequence[float]], confidence: float = 0.
 
 
 def distances_from_the_ideal(figures: Sequence[Sequence[Sequence[float]]]) -> list[float]:
-    """Distance of each candidate from the corner that has the least mean of every figure.
+    """Distance of each candidate of a front from the corner that has the least mean of every figure.
 
-    The unit of a figure is the root mean square of the spreads, over the seeds, of the differences from the first
-    candidate with the least mean; where that is not known or zero, the largest distance. Figure -> candidate -> seed.
+    The unit of a figure is the mean of the candidates' standard deviations over the seeds; where that is not known or
+    zero, the largest distance. Figure -> candidate -> seed.
     """
     totals = [0.0] * len(figures[0])
     for figure in figures:
-        means = [fmean(row) for row in figure]
-        best = figure[means.index(min(means))]
-        others = [row for row in figure if row is not best]
-        spreads = [variance(mine - its for mine, its in zip(row, best, strict=True)) for row in others if len(best) > 1]
-        unit = fmean(spreads) ** 0.5 if spreads else 0.0
-        unit = unit if unit > 1e-10 else max(mean - min(means) for mean in means) or 1.0
-        totals = [total + ((mean - min(means)) / unit) ** 2 for total, mean in zip(totals, means, strict=True)]
+        table = np.array(figure)
+        excess = table.mean(axis=1) - table.mean(axis=1).min()
+        unit = float(table.std(axis=1, ddof=1).mean()) if table.shape[1] > 1 else 0.0
+        unit = unit if unit > 1e-10 else float(excess.max()) or 1.0
+        totals = [total + (one / unit) ** 2 for total, one in zip(totals, excess.tolist(), strict=True)]
     return [total**0.5 for total in totals]
 
 

@@ -51,14 +51,18 @@ def test_the_plan_as_json_counts_references_refinements_and_the_budget_of_a_race
     assert 0 < one["seconds"] < 60
     assert plan("sweep.thresholds=[]")["runs"] == (2 + 3) * 3 * 2  # 1, 5 and 10 are trained for the reference
     assert plan("sweep.refine_trials=2")["runs"] == 18 + 2 * 3 * 2
-    assert plan("sweep.race=true", "sweep.percentiles=[10, 25, 50, 75]")["runs"] == 9 * 2  # half of 6 x 3 pairs
+    assert plan("sweep.race=true", "sweep.percentiles=[10, 25, 50, 75]")["runs"] == (6 + 2 * 4) * 2
 
 
 def test_a_script_cannot_be_timed(tmp_path: Path) -> None:
     config = """
 name: mine
 steps: 300
-sweep: {command: [python, train.py, "{clip_config}", "{run_dir}", "{seed}"], thresholds: [1.0], percentiles: [], seeds: [0]}
+sweep:
+  command: [python, train.py, "{clip_config}", "{run_dir}", "{seed}"]
+  thresholds: [1.0]
+  percentiles: []
+  seeds: [0]
 """
     code, text = planned(tmp_path, config=config)
     assert code == 0

@@ -73,8 +73,6 @@ def run_sweep(
     except DATABASE_ERRORS as error:
         raise RunError(f"the storage {without_password(url)} does not answer: {str(error).splitlines()[0]}") from None
     interrupt = Interrupt()
-    if config.sweep.race and len(config.sweep.seeds) < 3:
-        print("a race of fewer than three seeds ends with the first: it has no budget for more", file=sys.stderr)  # noqa: T201
     try:
         with interrupt.listening():
             _supervise(sweep, workers, interrupt)

@@ -3,21 +3,20 @@
 A candidate that failed at any learning rate is no pick while there is one that did not; only the fastest may have
 failed at other learning rates than the configured one. Each candidate has three figures, of which lower is better: A
 (convergence), S (instability) and V (validation loss). The balanced pick is the one on the Pareto front of A and S that
-is nearest to the ideal corner, which has the least of each figure:
+is nearest to the front's ideal corner:
 
     D = sqrt(dA^2 + dS^2 + dV^2),    dX = (X - least X) / spread of X
 
-The spread of X is the root mean square, over the other candidates, of the standard deviation over the seeds of their
-paired difference from the candidate with the least X: what is small against the luck of the seed weighs little. dA is 0
-within a margin that the user sets. Scaling the losses or adding a constant to them changes nothing.
+with the least X on the front, and the mean over the front of X's standard deviation over the seeds as its spread: what
+is small against the luck of the seed weighs little. dA is 0 within a margin that the user sets. Scaling the losses or
+adding a constant to them changes nothing, nor do candidates that are beaten in both A and S.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot
+from statistics import fmean, stdev
 from typing import Literal, get_args
-
-import numpy as np
 
 from autoclip.tuning.outcome import Result, pareto_front
 
@@ -95,34 +94,22 @@ def eligible(results: Sequence[Result]) -> list[Result]:
 
 
 def by_distance(candidates: Sequence[Result], margin: float = 0.0) -> list[Result]:
-    """Candidates with the same seeds, by D: the nearest to the ideal corner first."""
-    ordered = sorted(candidates, key=_plainness)
-    speed = _distances([one.speed_by_seed for one in ordered], margin)
-    stability = _distances([one.instability_by_seed for one in ordered])
-    validation = _distances([one.loss_by_seed for one in ordered])
-    distances = {one: round(hypot(*each), 9) for one, *each in zip(ordered, speed, stability, validation, strict=True)}
-    return sorted(ordered, key=lambda one: (distances[one], one.convergence, one.instability))
-
-
-def _distances(figures: Sequence[Mapping[int, float]], margin: float = 0.0) -> list[float]:
-    """DX of each candidate; where the spread is zero or not known, the unit is the largest distance.
-
-    Args:
-        figures: for each candidate, seed -> X.
-        margin: distances up to this one count 0.
-    """
-    table = np.array([[row[seed] for seed in figures[0]] for row in figures])
-    means = table.mean(axis=1)
-    excess = means - means.min()
-    excess[excess <= max(margin, 1e-12 * float(abs(means).max()))] = 0.0  # beyond is rounding
-    unit = 0.0
-    if min(table.shape) > 1:
-        best = int(excess.argmin())
-        differences = np.delete(table - table[best], best, axis=0)
-        unit = float(np.sqrt(differences.var(axis=1, ddof=1).mean()))
-        unit = 0.0 if unit < 1e-12 * float(abs(table).max()) else unit
-    distances: list[float] = (excess / (unit or float(excess.max()) or 1.0)).tolist()
-    return distances
+    """Candidates, nearest to the ideal corner of their own Pareto front first, by D."""
+    front = pareto_front(candidates)
+    distances = dict.fromkeys(candidates, 0.0)
+    for name, allowed in (("speed_by_seed", margin), ("instability_by_seed", 0.0), ("loss_by_seed", 0.0)):
+        rows = {one: list(getattr(one, name).values()) for one in candidates}
+        least = min(fmean(rows[one]) for one in front)
+        excess = {one: max(fmean(row) - least, 0.0) for one, row in rows.items()}
+        spread = fmean(stdev(rows[one]) if len(rows[one]) > 1 else 0.0 for one in front)
+        rounding = 1e-12 * max(abs(value) for row in rows.values() for value in row)
+        unit = spread if spread > rounding else max(excess[one] for one in front)
+        for one in candidates:
+            if excess[one] > max(allowed, rounding):
+                distances[one] = hypot(distances[one], excess[one] / (unit or 1.0))
+    return sorted(
+        candidates, key=lambda one: (round(distances[one], 9), one.convergence, one.instability, *_plainness(one))
+    )
 
 
 def _choose(results: Sequence[Result], margin: float) -> tuple[Result, Result, Result] | None:
@@ -133,8 +120,7 @@ def _choose(results: Sequence[Result], margin: float) -> tuple[Result, Result, R
     pool = eligible(results)
     fastest = min(able, key=lambda one: (one.convergence, one.instability, one.all_failures, *_plainness(one)))
     steadiest = min(pool, key=lambda one: (one.instability, one.convergence, *_plainness(one)))
-    front = set(pareto_front(pool))
-    return fastest, steadiest, next(one for one in by_distance(pool, margin) if one in front)
+    return fastest, steadiest, by_distance(pareto_front(pool), margin)[0]
 
 
 def _with_most_seeds(results: Sequence[Result]) -> list[Result]:

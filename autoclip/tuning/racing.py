@@ -22,6 +22,8 @@ from autoclip.tuning.scoring import Score
 
 BUDGET = 0.5
 """Share of the full grid's runs that a race may spend."""
+FINALISTS = 4
+"""Candidates that may have every seed, whatever the budget: the three picks and another one."""
 FIRST_SEED = 0.05
 """Uncertainty of a difference as long as there is one seed, and nothing to estimate it from: in convergence as a share
 of what the fastest learned, L0 - A; in instability twice this."""
@@ -92,9 +94,12 @@ def race(
 
 
 def most_runs(names: Sequence[str], references: Sequence[str], seeds: Sequence[int], *, race: bool) -> int:
-    """Number of runs that are planned at most; the first seed of all is trained whatever the budget of a race."""
-    everybody = len(_ordered(names, references))
-    return max(everybody, int(BUDGET * len(names) * len(seeds))) if race else everybody * len(seeds)
+    """Number of runs that are planned at most."""
+    first = len(_ordered(names, references))
+    if not race:
+        return first * len(seeds)
+    least = first + min(FINALISTS, len(names)) * (len(seeds) - 1)
+    return max(least, int(BUDGET * len(names) * len(seeds)))
 
 
 def survivors(results: Sequence[Result], most: int) -> list[str]:
