@@ -162,8 +162,9 @@ class AutoClipCallback(Callback):
             metrics = {
                 f"autoclip/total_norm{suffix}": record.total_norm,
                 f"autoclip/coefficient{suffix}": record.coefficient,
-                f"autoclip/clip_rate{suffix}": clipper.clip_rate,
             }
+            if isfinite(clipper.clip_rate):  # not before the first active step
+                metrics[f"autoclip/clip_rate{suffix}"] = clipper.clip_rate
             # Lightning goes on logging the latest value that it was given, so that inf has to take its place.
             threshold = f"autoclip/threshold{suffix}"
             if isfinite(record.threshold) or threshold in self._bounded:

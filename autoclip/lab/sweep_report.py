@@ -12,6 +12,7 @@ from autoclip.lab.config import build_policy
 from autoclip.lab.output_directory import PARETO, RECOMMENDED, TRIALS
 from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.yaml_source import dump
+from autoclip.records import finite_or_none, rate_text
 from autoclip.run_directory import write_atomically, written_aside
 from autoclip.tuning import outcome
 from autoclip.tuning.pareto_plot import pareto_picture
@@ -128,7 +129,7 @@ def _table(sweep: Sweep, results: Sequence[outcome.Result]) -> Table:
             f"{one.instability:.3f} {_spread(one, f'{one.instability_spread:.3f}')}",
             f"{one.validation_loss:.4f}",
             f"{one.failures}/{one.seeds} {one.all_failures}/{len(one.scores)}",
-            f"{one.clip_rate:.0%}",
+            rate_text(one.clip_rate, 0),
             "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
         )
     return table
@@ -155,7 +156,7 @@ def _as_json(
                 "seeds": one.seeds,
                 "failed": one.failures,
                 "failed_at_any_rate": one.all_failures,
-                "clip_rate": one.clip_rate,
+                "clip_rate": finite_or_none(one.clip_rate),
                 "pareto": one.candidate.name in front,
             }
             for one in results

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from autoclip.pictures.picture import Picture
 from autoclip.policies import POLICIES
+from autoclip.records import rate_text
 from autoclip.report.page import Reading, code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
 from autoclip.report.sweep_plots import losses_picture, rates_picture
@@ -139,7 +140,7 @@ def _table(results: Sequence[Result], choice: Recommendation | None) -> str:
             f"{one.validation_loss:.4f}",
             f"{one.failures} of {len(one.base)}",
             f"{one.all_failures} of {len(one.scores)}",
-            f"{one.clip_rate:.0%}",
+            rate_text(one.clip_rate, 0),
             "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
         ]
         for one in ordered
