@@ -39,4 +39,4 @@ def test_a_terminal_sees_loss_norm_threshold_and_clip_rate(
         assert expected in shown
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.update(step(0, inf, "warmup"))
-    assert "threshold off (warm-up)" in capsys.readouterr().err
+    assert "threshold none (warm-up)" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from autoclip.errors import RunError
 from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.records import rate_text, threshold_text
 from autoclip.run_directory import LAYERS, SUMMARY, read_json
 
 SHOWN = (
@@ -55,7 +56,7 @@ def gradient_flow(directory: Path) -> GradientFlow | None:
 def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """The summary over the seeds."""
     losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
-    rates = [summary["clip_rate"] for summary in summaries if summary["status"] != "failed"]
+    rates = [rate for summary in summaries if (rate := summary.get("clip_rate")) is not None]
     return {
         "name": config.name,
         "policy": repr(build_policy(config.clip.policy)),
@@ -69,12 +70,10 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dic
 
 def table(total: dict[str, Any], output_dir: Path) -> str:
     """The summary over the seeds as text, a line for each, and what is known of the gradient flow."""
-    thresholds = [_threshold(seed["threshold"]) for seed in total["seeds"]]
-    width = max(map(len, ("threshold", *thresholds)))
-    row = f"{{:>6}}  {{:<11}}  {{:>7}}  {{:>10}}  {{:>7}}  {{:>7}}  {{:>{width}}}  {{}}".format
+    row = "{:>6}  {:<11}  {:>7}  {:>10}  {:>7}  {:>7}  {:>14}  {}".format
     lines = [f"{total['name']}: {total['policy']}"]
-    lines.append(row("seed", "status", "steps", "validation", "clipped", "skipped", "threshold", "directory"))
-    for seed, threshold in zip(total["seeds"], thresholds, strict=True):
+    lines.append(row("seed", "status", "steps", "validation", "clipped", "skipped", "last threshold", "directory"))
+    for seed in total["seeds"]:
         loss = seed["validation_loss"]
         directory = output_dir / f"seed-{seed['seed']}"
         if seed["status"] == "failed":
@@ -86,21 +85,13 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
                 seed["status"],
                 seed["steps"],
                 "-" if loss is None else f"{loss:.4f}",
-                f"{seed['clip_rate']:.1%}",
+                rate_text(seed["clip_rate"]),
                 seed["skipped_steps"],
-                threshold,
+                threshold_text(seed["threshold"]),
                 directory,
             )
         )
     return "\n".join([*lines, *_flow_lines(total, output_dir)])
-
-
-def _threshold(threshold: float | dict[str, float | None] | None) -> str:
-    """A threshold, or the range of those by group."""
-    values = list(threshold.values()) if isinstance(threshold, dict) else [threshold]
-    numbers = sorted(value for value in values if value is not None)
-    texts = [f"{value:.4g}" for value in numbers] + ["off"] * (len(values) > len(numbers))
-    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
@@ -118,7 +109,7 @@ class _Summary(BaseModel, strict=True):
     status: Literal["finished", "diverged", "interrupted"]
     steps: NonNegativeInt
     validation_loss: float | None
-    clip_rate: float
+    clip_rate: float | None
     skipped_steps: NonNegativeInt
-    threshold: float | dict[str, float | None] | None
+    threshold: float | None
     code: dict[str, str] = {}

@@ -1,7 +1,6 @@
 """What `autoclip suggest` and `autoclip replay` print, for people and as JSON."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import yaml
@@ -10,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoclip.policies import POLICIES
+from autoclip.records import rate_text, threshold_text
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import Replay
 from autoclip.tuning.suggest import Suggestion
@@ -81,14 +81,14 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
         caught, spikes = one.caught_spikes
         table.add_row(
             escape(one.policy),
-            _rate(one.clip_rate),
+            rate_text(one.clip_rate),
             f"{rolling.min():.0%} - {rolling.max():.0%}" if len(rolling) else "-",
-            _rate(one.skip_rate),
-            _rate(one.mean_coefficient),
+            rate_text(one.skip_rate),
+            rate_text(one.mean_coefficient),
             f"{caught} of {spikes}",
             str(one.longest_streak),
             str(one.relearned),
-            f"{one.thresholds[-1]:.4g}" if len(one.thresholds) else "-",
+            threshold_text(one.thresholds[-1]) if len(one.thresholds) else "-",
         )
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(100, needed), highlight=False).print(table)
@@ -134,10 +134,6 @@ def _console() -> Console:
 
 def _percent(interval: Any) -> str:
     return f"{interval.value:.2%} [{interval.low:.2%}, {interval.high:.2%}]"
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.1%}" if isfinite(rate) else "-"
 
 
 def _padded(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
