@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from autoclip.errors import RunError, UsageError
+from autoclip.flow import GradientFlow, Sample, diagnose
+from autoclip.lab import run_summary
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, run_experiment, run_seeds
 from autoclip.lab.run_summary import read_summary, table
@@ -91,6 +93,52 @@ def test_steps_reduced_to_where_a_run_was_interrupted_finish_it(configure, tmp_p
     assert (found["status"], found["steps"]) == ("finished", 12)
     assert found["validation_loss"] is not None
     assert (found["threshold"], found["clip_rate"]) == (before["threshold"], before["clip_rate"])
+
+
+def flows(*decades: float, layers: int = 16) -> dict[str, GradientFlow]:
+    norms = [{f"{n}.weight": 10 ** (slope * n / (layers - 1)) for n in range(layers)} for slope in decades]
+    return {f"seed-{seed}": diagnose([Sample(0, one), Sample(10, one)]) for seed, one in enumerate(norms)}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            flows(0.3, 0.5, 0.4),
+            ["gradient flow: healthy in 3 of 3 seeds: from first to last of 16 layers the norm rises by 0.3 to 0.5 "],
+        ),
+        (
+            flows(-0.3, 0.5),
+            ["gradient flow: healthy in 2 of 2 seeds: from first to last of 16 layers the norm changes by -0.3 to "],
+        ),
+        (
+            flows(-0.25),
+            ["gradient flow: healthy: from first to last of 16 layers the norm falls by 0.2 decades (slope -0.2, "],
+        ),
+        (flows(0.3, -4.0, layers=4), ["gradient flow: too little to tell: 4 layers, 8 are needed"]),
+        (
+            flows(0.0, -4.0, -5.0),
+            [
+                "gradient flow: healthy in 1 of 3 seeds: from first to last of 16 layers the norm ",
+                "what helps where it is exploding: clip (autoclip.attach)",
+            ],
+        ),
+        (
+            flows(4.0, -4.0),
+            [
+                "gradient flow: vanishing in 1 of 2 seeds: ",
+                "what helps where it is vanishing: residual connections",
+            ],
+        ),
+        ({}, []),
+    ],
+)
+def test_one_line_tells_the_gradient_flow_of_all_seeds(monkeypatch, tmp_path, found, told) -> None:
+    monkeypatch.setattr(run_summary, "gradient_flow", lambda directory: found.get(directory.name))
+    seeds = [{"seed": seed, "status": "failed", "validation_loss": None} for seed in range(4)]
+    lines = table({"name": "x", "policy": "P()", "seeds": seeds}, tmp_path).splitlines()[6:]
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=True))
 
 
 def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from autoclip.errors import RunError
-from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.flow import GradientFlow, by_verdict, diagnose, read_samples
 from autoclip.lab.config import ExperimentConfig, build_policy
 from autoclip.records import rate_text, threshold_text
 from autoclip.run_directory import LAYERS, SUMMARY, read_json
@@ -95,12 +95,19 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
 
 
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
-    flows = {seed["seed"]: gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
-    lines = [f"gradient flow, seed {seed}: {flow.verdict}: {flow.evidence}" for seed, flow in flows.items() if flow]
-    unwell = dict.fromkeys(
-        (flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict in ("vanishing", "exploding")
-    )
-    return lines + [f"what helps where it is {verdict}: {advice}" for verdict, advice in unwell]
+    """One line on all seeds whose layers were logged, and one on what helps where it is vanishing or exploding."""
+    found = {f"seed-{seed['seed']}": gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
+    flows = {name: flow for name, flow in found.items() if flow}
+    alike = by_verdict(flows)
+    told, advice = [], []
+    for one in alike:
+        share = f" in {len(one.labels)} of {len(flows)} seeds"
+        is_shared = len(flows) == 1 or (len(alike) == 1 and one.verdict == "undetermined")
+        told.append(f"{one.words}{'' if is_shared else share}: {one.evidence}")
+        if one.verdict in ("vanishing", "exploding"):
+            advice.append(f"where it is {one.verdict}: {one.advice}")
+    lines = {"gradient flow: ": told, "what helps ": advice}
+    return [head + "; ".join(parts) for head, parts in lines.items() if parts]
 
 
 class _Summary(BaseModel, strict=True):

@@ -183,7 +183,7 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequenc
                 str(int(series.skipped.sum())),
                 str(int((series.norms != series.norms).sum())),
                 threshold_text(series.thresholds[-1]) if len(series) else "-",
-                run.flow.verdict if run.flow else "not logged",
+                run.flow.words if run.flow else "not logged",
                 f"{summary['seconds']:.1f} s" if isinstance(summary.get("seconds"), int | float) else "-",
             ]
         )
