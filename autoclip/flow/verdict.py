@@ -206,15 +206,15 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
                      median layer's norm lies above 1e3; or layers are dead, after a norm above 1e3
         vanishing    the slope is above 3 decades, its interval above 0; or the median layer's norm lies below 1e-7; or
                      layers are dead: their norm was exactly zero in the last quarter of the samples
-        undetermined none of these, and the slope is that large and not certain
+        undetermined none of these, and the slope is that large and not certain, or fewer than eight layers are alive
         healthy      otherwise
 
-    in this order. A layer counts where its parameters have gradients, be they zero; of those that are dead, or not
-    finite, the evidence tells in any case. Slope and level are those of eight layers at least that are alive. Both
-    kinds of evidence are needed: in a ReLU network without normalisation the product of a layer's
-    weights and their gradient is the same sum for every layer, so that a large initialisation lifts all norms together
-    and leaves no slope. The levels suppose a loss of order one that is a mean over the batch. What a recurrent network
-    does over time is not seen: its steps share their weights.
+    in this order. A layer is counted where its parameters have gradients, be they zero (dead); slope and level need
+    eight that are alive. Dead layers and samples that are not finite are told of in any case. Both slope and level are
+    needed: in a ReLU network without normalisation the product of a layer's weights and their gradient is the same sum
+    for every layer, so that a large initialisation lifts all norms together and leaves no slope. The levels suppose a
+    loss of order one that is a mean over the batch. What a recurrent network does over time is not seen: its steps
+    share their weights.
 
     Args:
         samples: of steps in ascending order; norms are those before clipping, of one clipper in mode "norm" with
@@ -312,9 +312,9 @@ def _grounds(flows: Sequence[GradientFlow]) -> list[str]:
         found.append(f"{_span(few, 'd')} layer{'' if max(few) == 1 else 's'}, {LEAST_LAYERS} are needed")
     if single:
         found.append(f"one sample, {LEAST_SAMPLES} are needed")
-    if flows[0].verdict == "undetermined" and not few and not single:
-        found.append("the slope is not certain")
     slopes = [flow.slope for flow in flows if flow.slope is not None]
+    if flows[0].verdict == "undetermined" and not few and not single:
+        found.append("the slope is not certain" if slopes else f"fewer than {LEAST_LAYERS} layers are alive")
     if slopes:
         found.append(
             f"from first to last of {_span([len(flow.layers) for flow in flows], 'd')} layers {_change(slopes)}"

@@ -38,8 +38,8 @@ class AutoClipCallback(Callback):
     module's own `configure_gradient_clipping` does is done first.
 
     The Trainer's loggers get `autoclip/total_norm` (before clipping), `autoclip/threshold` (while it is inf, only if it
-    was finite before), `autoclip/coefficient` and `autoclip/clip_rate` of the latest optimizer step, every
-    `log_every_n_steps`; with several optimizers `autoclip/total_norm/0` and so on, in the order of
+    was finite before), `autoclip/coefficient` and `autoclip/clip_rate` (after the warm-up) of the latest step,
+    every `log_every_n_steps`; with several optimizers `autoclip/total_norm/0` and so on, in the order of
     `configure_optimizers`.
 
     The policy is told the loss that backward was called with, without the factors of accumulation and `GradScaler`, as

@@ -99,14 +99,11 @@ def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
     found = {f"seed-{seed['seed']}": gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
     flows = {name: flow for name, flow in found.items() if flow}
     alike = by_verdict(flows)
-    told, advice = [], []
-    for one in alike:
-        share = f" in {len(one.labels)} of {len(flows)} seeds"
-        is_shared = len(flows) == 1 or (len(alike) == 1 and one.verdict == "undetermined")
-        told.append(f"{one.words}{'' if is_shared else share}: {one.evidence}")
-        if one.verdict in ("vanishing", "exploding"):
-            advice.append(f"where it is {one.verdict}: {one.advice}")
-    lines = {"gradient flow: ": told, "what helps ": advice}
+    is_plain = len(flows) == 1 or (len(alike) == 1 and alike[0].verdict == "undetermined")
+    shares = ["" if is_plain else f" in {len(one.labels)} of {len(flows)} seeds" for one in alike]
+    told = [f"{one.words}{share}: {one.evidence}" for one, share in zip(alike, shares, strict=True)]
+    helps = [f"where it is {one.words}: {one.advice}" for one in alike if one.verdict in ("vanishing", "exploding")]
+    lines = {"gradient flow: ": told, "what helps ": helps}
     return [head + "; ".join(parts) for head, parts in lines.items() if parts]
 
 
