@@ -19,7 +19,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import StepLog, checked_sinks
+from autoclip.step_log import COUNTS, StepLog, checked_sinks
 from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
@@ -287,16 +287,16 @@ class Clipper:
 
     @property
     def clip_rate(self) -> float:
-        """Share of the active steps that were clipped, in [0, 1], over all groups; 0 before the first.
+        """Share of the active steps in which anything was clipped, in [0, 1]; NaN before the first.
 
-        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
+        Steps of the warm-up (of any group), and those whose norm is zero or not finite, do not count.
         """
         self.settle()
-        return self._groups.clip_rate
+        return self._log.clip_rate
 
     @property
     def clip_rates(self) -> dict[str, float]:
-        """Group's name -> its clip rate."""
+        """Group's name -> share of its own active steps in which it was clipped; NaN before the first."""
         self.settle()
         return self._groups.clip_rates
 
@@ -330,7 +330,7 @@ class Clipper:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")
-        keys = ("steps", "skipped_steps", "groups")
+        keys = (*COUNTS, "groups")
         if missing := [name for name in keys if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         if unknown := [str(name) for name in state if name not in keys]:

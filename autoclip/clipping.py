@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from autoclip.gate import Decision
-from autoclip.gradients import ALL, Norms, clip_coefficient, live_gradients, measure, measure_units, scale_
+from autoclip.gradients import Norms, clip_coefficient, live_gradients, measure, measure_units, scale_
 from autoclip.gradients.sharded import whole_number
 from autoclip.groups import Groups
+from autoclip.policies.policy import ALL
 from autoclip.shares import GroupNorms, Share, allowed_norm, combined, shrink_
 
 ClipFn = Callable[[float], Any]

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip.gate import Decision, Gate, RelearnAfter, look_together
-from autoclip.gradients import ALL, Norms, Source, group_by_parameter, kept_source, named_parameters
+from autoclip.gradients import Norms, Source, group_by_parameter, kept_source, named_parameters
 from autoclip.policies import Policy
-from autoclip.policies.policy import Phase, Response, Scope
+from autoclip.policies.policy import ALL, Phase, Response, Scope
+from autoclip.records import clip_rate
 from autoclip.shares import GroupNorms, Share, group_norms
 
 
@@ -141,18 +142,9 @@ class Groups:
         return {name: gate.policy.threshold() for name, gate in self.gates.items()}
 
     @property
-    def clip_rate(self) -> float:
-        """Share of the active steps that were clipped, over all groups."""
-        active = sum(gate.active_steps for gate in self.gates.values())
-        return sum(gate.clipped_steps for gate in self.gates.values()) / active if active else 0.0
-
-    @property
     def clip_rates(self) -> dict[str, float]:
-        """Group's name -> its clip rate."""
-        return {
-            name: gate.clipped_steps / gate.active_steps if gate.active_steps else 0.0
-            for name, gate in self.gates.items()
-        }
+        """Group's name -> share of its own active steps in which it was clipped; NaN before the first."""
+        return {name: clip_rate(gate.clipped_steps, gate.active_steps) for name, gate in self.gates.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Group's name -> state of its gate."""

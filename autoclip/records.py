@@ -1,7 +1,7 @@
 """What one step did, as plain values."""
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite, nan
 from typing import Any, Protocol
 
 from autoclip.policies.policy import Phase
@@ -18,7 +18,7 @@ class ClipRecord:
         threshold: > 0; inf: nothing was to be clipped.
         coefficient: factor on the gradients, in [0, 1]; 1 left them untouched (other modes: threshold over the largest
             element or ratio). NaN where `on_nonfinite="propagate"` passed on a NaN, as torch does.
-        clipped: the norm lay above the threshold.
+        clipped: a norm lay above its threshold; with several groups, that of at least one.
         skipped: the step was made to have no effect on the parameters.
         finite: the norm was finite.
         loss: of the step, the mean over its micro-batches and over the ranks; None where none was given.
@@ -64,6 +64,37 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write out what is left."""
+
+
+def is_active(phase: str, norm: float | None) -> bool:
+    """Whether a step counts in a clip rate: after the warm-up, with a norm that is finite and above zero."""
+    return phase == "active" and norm is not None and 0 < norm < inf
+
+
+def clip_rate(clipped: int, active: int) -> float:
+    """Share of the active steps (see `is_active`) in which anything was clipped, in [0, 1]; NaN without one.
+
+    Args:
+        clipped: number of active steps with `ClipRecord.clipped`.
+        active: number of active steps.
+    """
+    return clipped / active if active else nan
+
+
+def rate_text(rate: float | None, digits: int = 1) -> str:
+    """A rate in per cent, as tables show it; "-" for None and NaN; only none and all are shown as 0 and 100 %."""
+    if rate is None or rate != rate:
+        return "-"
+    text, none, all_of_it = (f"{value:.{digits}%}" for value in (rate, 0.0, 1.0))
+    step = 10.0**-digits
+    if text == none and rate > 0:
+        return f"<{step:g}%"
+    return f">{100 - step:g}%" if text == all_of_it and rate < 1 else text
+
+
+def threshold_text(threshold: float | None) -> str:
+    """A threshold to four digits, as tables show it; "none" for None and inf."""
+    return "none" if threshold is None or threshold == inf else f"{threshold:.4g}"
 
 
 def finite_or_none(number: float | None) -> float | None:

@@ -1,14 +1,16 @@
-"""What a clipper tells of its steps: their number, the record of the latest, and what is out of the ordinary."""
+"""What a clipper tells of its steps: their numbers, the record of the latest, and what is out of the ordinary."""
 
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any, cast
 
 from autoclip.gate import Decision
-from autoclip.gradients import ALL
 from autoclip.notices import Notices
-from autoclip.policies.policy import Phase
-from autoclip.records import ClipRecord, Sink
+from autoclip.policies.policy import ALL, Phase
+from autoclip.records import ClipRecord, Sink, clip_rate, is_active
+
+COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps")
+"""What a state of a clipper holds beside its groups; `clipped_steps` of the active ones only."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -32,8 +34,7 @@ class StepLog:
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
         self.sinks = checked_sinks(sinks)
-        self.steps = 0
-        self.skipped_steps = 0
+        self.steps = self.skipped_steps = self.active_steps = self.clipped_steps = 0
         self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
@@ -49,6 +50,11 @@ class StepLog:
         for sink in self.sinks:
             if hasattr(sink, "announce"):
                 sink.announce(self.steps)
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps in which anything was clipped; NaN before the first."""
+        return clip_rate(self.clipped_steps, self.active_steps)
 
     @property
     def last(self) -> ClipRecord | None:
@@ -81,6 +87,9 @@ class StepLog:
         self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, isfinite(norm), loss)
         self.steps += 1
         self.skipped_steps += skipped
+        if is_active(phase, norm):
+            self.active_steps += 1
+            self.clipped_steps += clipped
         for sink in self.sinks:
             sink.log(cast(ClipRecord, self.last))
 
@@ -94,16 +103,16 @@ class StepLog:
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
-        return {"steps": self.steps, "skipped_steps": self.skipped_steps}
+        return {name: getattr(self, name) for name in COUNTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from a `state_dict()`.
 
         Raises:
-            ValueError: a count is missing, or no whole number; nothing is changed.
+            ValueError: a count is no whole number; nothing is changed.
         """
-        counts = [state[name] for name in ("steps", "skipped_steps")]
+        counts = [state[name] for name in COUNTS]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError(f"the counts in the state of a Clipper must be whole numbers, got {counts}")
-        self.steps, self.skipped_steps = counts
+            raise ValueError(f"the counts in the state of a clipper must be whole numbers, got {counts}")
+        self.steps, self.skipped_steps, self.active_steps, self.clipped_steps = counts
         self._latest, self.decisions = None, {}

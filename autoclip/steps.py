@@ -11,7 +11,6 @@ from autoclip.claims import Claim
 from autoclip.clipping import ClipFn, Clipped, arrived, clip, clip_with, measure_all, name_nonfinite
 from autoclip.gate import Gate
 from autoclip.gradients import (
-    ALL,
     LeftGradients,
     Norms,
     clip_coefficient,
@@ -25,6 +24,7 @@ from autoclip.groups import Groups
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
 from autoclip.policies import NoClip
+from autoclip.policies.policy import ALL
 from autoclip.shares import Share
 from autoclip.step_log import StepLog
 from autoclip.watch import Watch

@@ -44,8 +44,8 @@ def test_warm_up_no_threshold_no_loss_and_what_is_not_finite_are_said_in_words()
     sink.log(record(1, **broken))
     sink.log(record(2, clipped=False, coefficient=1.0, total_norm=0.5))
     assert lines == [
-        "step      0  norm 12.3 -> 12.3  threshold off  warm-up",
-        "step      1  threshold 4  clipped 0% (0% of all)  norm not finite in 1  skipped 1",
+        "step      0  norm 12.3 -> 12.3  threshold none  warm-up",
+        "step      1  threshold 4  clipped - (- of all)  norm not finite in 1  skipped 1",
         "step      2  loss 0.5  norm 0.5 -> 0.5  threshold 4  clipped 0% (0% of all)",
     ]
 

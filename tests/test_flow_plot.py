@@ -80,15 +80,19 @@ def test_the_command_draws_run_directories_and_prints_the_verdicts(
 ) -> None:
     run = tmp_path / "seed-0"
     run.mkdir()
-    norms = {f"{layer}.weight": 10.0**layer for layer in range(6)}
-    (run / "layers.jsonl").write_text(json.dumps({"step": 0, "norms": norms}) + "\n")
+    norms = {f"{layer}.weight": 10.0 ** (layer - 4) for layer in range(8)}
+    lines = [json.dumps({"step": step, "norms": norms}) + "\n" for step in (0, 10)]
+    (run / "layers.jsonl").write_text("".join(lines))
+    (tmp_path / "once.jsonl").write_text(lines[0])
     picture = tmp_path / "flow.png"
-    main([f"plain={run}", str(run), "--output", str(picture)])
+    main([f"plain={run}", str(run), str(tmp_path / "once.jsonl"), "--output", str(picture)])
     assert picture.stat().st_size > 10_000
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("plain: vanishing: 1 sample, of step 0; from first to last of 6 layers the norm rises")
+    told = "plain: vanishing: 2 samples of steps 0 to 10; from first to last of 8 layers the norm rises by 7.0 decades"
+    assert printed[0].startswith(told)
     assert printed[1].startswith(f"{run}: vanishing")
-    assert printed[2] == str(picture)
+    assert printed[2].startswith(f"{tmp_path / 'once.jsonl'}: too little to tell: 1 sample, of step 0; one sample, 2 ")
+    assert printed[3] == str(picture)
 
 
 def test_a_run_without_layers_is_a_usage_error(tmp_path: Path) -> None:

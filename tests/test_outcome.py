@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from itertools import product
+from math import isnan
 from statistics import fmean, stdev
 
 import pytest
@@ -139,7 +140,7 @@ def test_the_front_holds_exactly_the_feasible_that_nothing_dominates(given_point
 
 
 def test_candidates_that_never_or_always_clip_are_noted() -> None:
-    def clipping(candidate: Candidate, *rates: float) -> Result:
+    def clipping(candidate: Candidate, *rates: float | None) -> Result:
         return result(candidate, [scored(seed, clip_rate=rate) for seed, rate in enumerate(rates)], 0.5)
 
     assert degenerate([clipping(fixed(10.0), 0.0, 0.0)]) == ["fixed 10 never clipped: it is the same as no clipping"]
@@ -147,6 +148,11 @@ def test_candidates_that_never_or_always_clip_are_noted() -> None:
     assert degenerate([clipping(QUANTILE, 0.0, 0.0)]) == [
         "running_quantile p90 never clipped after its warm-up, or never left it"
     ]
+    unknown = clipping(QUANTILE, None, None)
+    assert isnan(unknown.clip_rate)
+    assert degenerate([unknown]) == ["running_quantile p90 never clipped after its warm-up, or never left it"]
+    assert "nan" not in as_csv([unknown])
+    assert clipping(QUANTILE, None, 0.5).clip_rate == 0.5
     assert degenerate([clipping(fixed(1.0), 1.0, 1.0)]) == ["fixed 1 clipped every step"]
     assert degenerate([clipping(QUANTILE, 1.0, 0.9), clipping(NONE, 0.0, 0.0)]) == []
 

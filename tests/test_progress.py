@@ -41,7 +41,7 @@ def test_a_terminal_sees_loss_norm_threshold_and_clip_rate(
         assert expected in shown
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.update(step(0, inf, "warmup"))
-    assert "threshold off (warm-up)" in capsys.readouterr().err
+    assert "threshold none (warm-up)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_a_narrow_terminal_sees_all_of_it_in_several_lines(
         progress.update(step(9_999, 1.234e-5, "warmup"))
     lines = seen(capsys.readouterr().err)
     assert max(map(cell_len, lines)) <= 80
-    for word in ("10000/10000", "loss 0.6931", "norm 12.5", "threshold", "1.23e-05", "(warm-up)", "clipped 25%"):
+    for word in ("10000/10000", "loss 0.6931", "norm 12.5", "threshold", "1.234e-05", "(warm-up)", "clipped 25%"):
         assert word in " ".join(lines)
     assert not any("…" in line for line in lines)

@@ -1,13 +1,13 @@
 import json
 from dataclasses import FrozenInstanceError
-from math import inf, nan
+from math import inf, isnan, nan
 
 import pytest
 import torch
 from torch import nn
 
 from autoclip import Clipper, ClipRecord, Fixed, NoClip
-from autoclip.records import finite_or_none
+from autoclip.records import clip_rate, finite_or_none, is_active, rate_text, threshold_text
 
 
 def test_as_json_is_the_line_of_the_metrics_in_its_order():
@@ -79,3 +79,36 @@ def test_a_record_cannot_be_changed():
 )
 def test_finite_or_none(number, expected):
     assert finite_or_none(number) == expected
+
+
+@pytest.mark.parametrize(
+    ("phase", "norm", "counts"),
+    [
+        ("active", 1e-300, True),
+        ("warmup", 1.0, False),
+        ("active", 0.0, False),
+        ("active", inf, False),
+        ("active", nan, False),
+        ("active", None, False),
+    ],
+)
+def test_only_usable_norms_after_the_warm_up_count_in_a_clip_rate(phase, norm, counts):
+    assert is_active(phase, norm) == counts
+
+
+def test_a_rate_of_no_step_is_nan_and_shown_as_a_dash():
+    assert clip_rate(1, 4) == 0.25
+    assert isnan(clip_rate(0, 0))
+    assert [rate_text(rate) for rate in (0.25, 0.0, nan, None)] == ["25.0%", "0.0%", "-", "-"]
+    assert rate_text(0.256, 0) == "26%"
+
+
+def test_a_rate_is_shown_as_none_or_all_only_where_it_is_none_or_all():
+    shares = [0.0, 0.0001, 0.004, 0.006, 0.994, 0.9999, 1.0]
+    assert [rate_text(share, 0) for share in shares] == ["0%", "<1%", "<1%", "1%", "99%", ">99%", "100%"]
+    assert [rate_text(share) for share in shares] == ["0.0%", "<0.1%", "0.4%", "0.6%", "99.4%", ">99.9%", "100.0%"]
+
+
+@pytest.mark.parametrize(("threshold", "shown"), [(0.123456, "0.1235"), (inf, "none"), (None, "none"), (2, "2")])
+def test_a_threshold_that_clips_nothing_is_shown_as_none(threshold, shown):
+    assert threshold_text(threshold) == shown

@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from autoclip.errors import RunError, UsageError
+from autoclip.flow import GradientFlow, Sample, diagnose
+from autoclip.lab import run_summary
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, run_experiment, run_seeds
 from autoclip.lab.run_summary import read_summary, table
@@ -25,51 +28,23 @@ def row(printed: str) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    "scope",
-    [
-        ("clip.scope=global",),
-        ("clip.scope=parameter",),
-        ("clip.scope=group", "clip.groups={early: '^[01]', late: '^4'}"),
-    ],
-    ids=lambda scope: scope[0],
-)
-def test_the_table_shows_the_threshold_of_every_scope(configure, tmp_path, capsys, scope) -> None:
-    assert run_experiment(configure(*scope), tmp_path / "out", resume=False) == 0
-    shown = row(capsys.readouterr().out)
-    threshold = read_summary(tmp_path / "out" / "seed-0")["threshold"]
-    if isinstance(threshold, dict):
-        assert shown.endswith(f"  {min(threshold.values()):.4g} to {max(threshold.values()):.4g}")
-    else:
-        assert shown.endswith(f"  {threshold:.4g}")
-
-
 @pytest.mark.parametrize("kind", POLICIES)
 def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, capsys, kind) -> None:
     needed = ", threshold: 1.0" if kind == "fixed" else ", multiple: 2" if kind == "center_multiple" else ""
     config = configure(f"clip.policy={{kind: {kind}{needed}, warmup_steps: 5}}")
     assert run_experiment(config, tmp_path / "out", resume=False) == 0
-    assert re.search(r"  (off|[\d.e+-]+( to [\d.e+-]+)?)$", row(capsys.readouterr().out))
+    assert re.search(rf"  {'none' if kind == 'none' else '[0-9.e+-]+'}$", row(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize(
-    ("threshold", "shown"),
-    [
-        (None, "off"),
-        (0.123456, "0.1235"),
-        ({"a": 2.0, "b": 0.5}, "0.5 to 2"),
-        ({"a": None, "b": 0.5}, "0.5 to off"),
-        ({"a": None, "b": None}, "off"),
-        ({"a": 1.0, "b": 1.0}, "1"),
-    ],
-)
-def test_thresholds_by_group_are_shown_as_a_range(tmp_path, threshold, shown) -> None:
-    seed = {"seed": 7, "status": "finished", "steps": 3, "validation_loss": 0.5, "clip_rate": 0.25, "skipped_steps": 0}
+@pytest.mark.parametrize(("threshold", "shown"), [(None, "none"), (0.123456, "0.1235")])
+@pytest.mark.parametrize(("rate", "clipped"), [(0.25, "25.0%"), (None, "-")])
+def test_the_columns_of_the_table_are_in_line(tmp_path, threshold, shown, rate, clipped) -> None:
+    seed = {"seed": 7, "status": "finished", "steps": 3, "validation_loss": 0.5, "clip_rate": rate, "skipped_steps": 0}
     failed = {**seed, "seed": 8, "status": "failed", "threshold": None}
     total = {"name": "x", "policy": "P()", "seeds": [{**seed, "threshold": threshold}, failed]}
     lines = table(total, tmp_path).splitlines()
     assert lines[0] == f"x: P(), in {tmp_path}/seed-N"
-    assert lines[2].endswith(f"  {shown}")
+    assert lines[2].split()[4:] == [clipped, "0", shown]
     assert len({len(line) for line in lines[1:]}) == 1
 
 
@@ -82,7 +57,7 @@ def test_thresholds_by_group_are_shown_as_a_range(tmp_path, threshold, shown) ->
         '{"status": "finished", "steps": 20, "validation_loss": "low", "clip_rate": 0.5, "skipped_steps": 0, '
         '"threshold": null}',
         '{"status": "finished", "steps": 20, "validation_loss": 1, "clip_rate": 0.5, "skipped_steps": 0, '
-        '"threshold": {"a": []}}',
+        '"threshold": {"a": 1.0}}',
     ],
 )
 def test_a_summary_that_lacks_what_is_read_of_it_is_one_error(configure, tmp_path, damaged) -> None:
@@ -111,11 +86,60 @@ def test_steps_reduced_to_where_a_run_was_interrupted_finish_it(configure, tmp_p
         run_seeds(configure(), out, resume=False, interrupt=interrupt)
     before = read_summary(out / "seed-0")
     assert (before["status"], before["steps"], before["validation_loss"]) == ("interrupted", 12, None)
+    last = json.loads((out / "seed-0" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert before["threshold"] == last["threshold"]
     assert run_experiment(configure("steps=12"), out, resume=True) == 0
     assert " finished " in capsys.readouterr().out
     found = read_summary(out / "seed-0")
     assert (found["status"], found["steps"]) == ("finished", 12)
     assert found["validation_loss"] is not None
+    assert (found["threshold"], found["clip_rate"]) == (before["threshold"], before["clip_rate"])
+
+
+def flows(*decades: float, layers: int = 16) -> dict[str, GradientFlow]:
+    norms = [{f"{n}.weight": 10 ** (slope * n / (layers - 1)) for n in range(layers)} for slope in decades]
+    return {f"seed-{seed}": diagnose([Sample(0, one), Sample(10, one)]) for seed, one in enumerate(norms)}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            flows(0.3, 0.5, 0.4),
+            ["gradient flow: healthy in 3 of 3 seeds: from first to last of 16 layers the norm rises by 0.3 to 0.5 "],
+        ),
+        (
+            flows(-0.3, 0.5),
+            ["gradient flow: healthy in 2 of 2 seeds: from first to last of 16 layers the norm changes by -0.3 to "],
+        ),
+        (
+            flows(-0.25),
+            ["gradient flow: healthy: from first to last of 16 layers the norm falls by 0.2 decades (slope -0.2, "],
+        ),
+        (flows(0.3, -4.0, layers=4), ["gradient flow: too little to tell: 4 layers, 8 are needed"]),
+        (
+            flows(0.0, -4.0, -5.0),
+            [
+                "gradient flow: healthy in 1 of 3 seeds: from first to last of 16 layers the norm ",
+                "what helps where it is exploding: clip (autoclip.attach)",
+            ],
+        ),
+        (
+            flows(4.0, -4.0),
+            [
+                "gradient flow: vanishing in 1 of 2 seeds: ",
+                "what helps where it is vanishing: residual connections",
+            ],
+        ),
+        ({}, []),
+    ],
+)
+def test_one_line_tells_the_gradient_flow_of_all_seeds(monkeypatch, tmp_path, found, told) -> None:
+    monkeypatch.setattr(run_summary, "gradient_flow", lambda directory: found.get(directory.name))
+    seeds = [{"seed": seed, "status": "failed", "validation_loss": None} for seed in range(4)]
+    lines = table({"name": "x", "policy": "P()", "seeds": seeds}, tmp_path).splitlines()[6:]
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=True))
 
 
 def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path) -> None:

@@ -66,9 +66,12 @@ def test_what_is_not_finite_is_counted_and_left_out_of_every_mean() -> None:
     assert (found["clip_rate"], found["coefficient_min"]) == (2 / 3, 0.5)
 
 
-def test_a_window_of_nothing_finite_has_rates_and_counts_only() -> None:
-    found = Scalars().take(replace(nonfinite(0), threshold=inf))
-    assert found == {"clip_rate": 0, "recent_clip_rate": 0, "skipped_steps": 1, "nonfinite_steps": 1}
+def test_a_window_of_nothing_finite_has_counts_only_and_rates_of_the_active_steps_before() -> None:
+    scalars = Scalars()
+    assert scalars.take(replace(nonfinite(0), threshold=inf)) == {"skipped_steps": 1, "nonfinite_steps": 1}
+    scalars.take(record(1))
+    rates = {"clip_rate": 1, "recent_clip_rate": 1}
+    assert scalars.take(replace(nonfinite(2), threshold=inf)) == rates | {"skipped_steps": 2, "nonfinite_steps": 2}
 
 
 def test_the_mean_of_the_largest_floats_does_not_overflow() -> None:

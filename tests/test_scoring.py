@@ -15,7 +15,6 @@ from autoclip.tuning.scoring import (
     Score,
     aulc,
     base_scores,
-    clip_rate,
     instability,
     instability_of,
     learned_nothing,
@@ -196,8 +195,8 @@ def test_spikes_of_a_long_run_take_little_memory() -> None:
 
 
 def test_the_clip_rate_is_the_share_of_clipped_steps() -> None:
-    assert clip_rate(GOOD) == 0.75
-    assert clip_rate(replace(GOOD, clipped=())) == 0.0
+    assert score(GOOD, multiplier=1.0, seed=0).clip_rate == 0.75
+    assert score(replace(GOOD, clipped=()), multiplier=1.0, seed=0).clip_rate is None
 
 
 def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -> None:

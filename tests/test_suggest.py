@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import signal, stats
 
+from autoclip import Fixed, replay
 from autoclip.errors import UsageError
 from autoclip.traces import NormTrace
 from autoclip.tuning.suggest import PERCENTILES, effective_count, interval_ranks, suggest
@@ -98,6 +99,12 @@ def test_what_fixed_thresholds_would_clip():
     found = suggest(trace([0.5] * 50 + [3.0] * 30 + [7.0] * 15 + [20.0] * 5)).fixed
     assert {limit: one.value for limit, one in found.items()} == {1.0: 0.5, 5.0: 0.2, 10.0: 0.05}
     assert all(one.low < one.value < one.high for one in found.values())
+
+
+def test_what_a_fixed_threshold_would_clip_is_the_clip_rate_of_its_replay():
+    norms = [*([0.5] * 50), math.nan, 3.0, 0.0, 7.0, math.inf, *([20.0] * 5), 10.0, 5.0]
+    for limit, share in suggest(trace(norms)).fixed.items():
+        assert share.value == replay(norms, Fixed(limit)).clip_rate
 
 
 @pytest.mark.parametrize(("factor", "drifts"), [(1.0, False), (100.0, True), (0.01, True), (1.2, False)])

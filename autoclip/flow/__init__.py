@@ -1,4 +1,4 @@
-"""How the gradient flows through the layers: vanishing, healthy or exploding, with the evidence.
+"""How the gradient flows through the layers: vanishing, healthy or exploding, with the evidence, or too little to tell.
 
     flow = FlowSink(every=50, order=forward_order(model, batch))
     clipper = autoclip.Clipper(model, sinks=[flow])
@@ -12,7 +12,7 @@ writes them to `layers.jsonl` and prints the verdict at its end.
 from autoclip.flow.layers import Sample, layer_of, read_samples
 from autoclip.flow.order import UseOrder, forward_order
 from autoclip.flow.sink import FlowSink
-from autoclip.flow.verdict import GradientFlow, Layer, Slope, diagnose
+from autoclip.flow.verdict import GradientFlow, Layer, Slope, by_verdict, diagnose
 
 __all__ = [
     "FlowSink",
@@ -21,6 +21,7 @@ __all__ = [
     "Sample",
     "Slope",
     "UseOrder",
+    "by_verdict",
     "diagnose",
     "forward_order",
     "layer_of",

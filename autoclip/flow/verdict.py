@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, exp, fsum, isfinite, log, log10, sqrt
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from scipy.special import stdtrit
 
@@ -29,18 +29,22 @@ DEAD_SHARE = 0.25
 """A layer whose norm was zero in this last part of the samples is dead."""
 
 CONFIDENCE = 0.95
-LEAST_LAYERS = 3
+LEAST_LAYERS = 8
+"""With fewer layers one odd norm, as of a head, decides the slope."""
+
+LEAST_SAMPLES = 2
 LEAST_FREEDOM = 3
 
 Verdict = Literal["vanishing", "healthy", "exploding", "undetermined"]
 
+WORDS: dict[Verdict, str] = {"undetermined": "too little to tell"}
+"""How a verdict is shown, where not as it is called."""
+
 ADVICE: dict[Verdict, str] = {
     "vanishing": "residual connections, normalisation layers, or an initialisation that suits the activation (He for "
     "ReLU, Xavier for tanh); clipping cannot lengthen a gradient",
-    "healthy": "nothing",
     "exploding": "clip (autoclip.attach), and remove the cause: an initialisation with a smaller gain, normalisation "
     "within residual branches, a learning rate that warms up",
-    "undetermined": f"samples of more steps; a verdict needs at least {LEAST_LAYERS} layers that have a gradient",
 }
 REVIVE = (
     "dead layers: a lower learning rate or clipping from the first step, as one large step can kill every ReLU and "
@@ -88,8 +92,9 @@ class GradientFlow:
     Attributes:
         verdict: "vanishing", "healthy", "exploding" or "undetermined".
         layers: in forward order.
-        slope: None: fewer than three layers have a gradient.
-        ratio: norm of the first layer that is alive over that of the last; None: there is none.
+        slope: None: fewer than eight layers are alive.
+        ratio: norm of the last layer that is alive over that of the first, above 1 where it rises; unlike the slope it
+            compares layers of any role. None: there is none.
         level: median of the layers' norms; None: there is none.
         peak: largest norm of a layer in any sample; None: there is none that is finite.
         samples: number of steps that were measured.
@@ -116,13 +121,15 @@ class GradientFlow:
 
     @property
     def advice(self) -> str:
-        """What to do."""
-        return "; ".join(([ADVICE[self.verdict]] if not self._only_dead else []) + [REVIVE] * bool(self.dead_layers))
+        """What to do; empty where there is nothing to be said."""
+        only_dead = self.verdict == "vanishing" and _judged(self.slope, self.level) != "vanishing"
+        about_all = [ADVICE[self.verdict]] if self.verdict in ADVICE and not only_dead else []
+        return "; ".join(about_all + [REVIVE] * bool(self.dead_layers))
 
     @property
-    def _only_dead(self) -> bool:
-        """Whether the verdict rests on dead layers alone."""
-        return self.verdict == "vanishing" and _judged(self.slope, self.level) in ("healthy", "undetermined")
+    def words(self) -> str:
+        """The verdict as it is shown."""
+        return WORDS.get(self.verdict, self.verdict)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values, the layers included."""
@@ -131,31 +138,51 @@ class GradientFlow:
     @property
     def evidence(self) -> str:
         """What the verdict rests on."""
-        found = []
-        if self.slope is not None:
-            slope, direction = self.slope, "rises" if self.slope.decades >= 0 else "falls"
-            sign = 1 if slope.decades >= 0 else -1
-            low, high = sorted((sign * slope.low, sign * slope.high))
-            found.append(
-                f"from first to last of {len(self.layers)} layers the norm {direction} by {abs(slope.decades):.1f} "
-                f"decades (95 % interval {low:.1f} to {high:.1f})"
-            )
-        if self.ratio is not None:
-            found.append(f"first to last {self.ratio:.1e}")
-        if self.level is not None:
-            found.append(f"median layer {self.level:.1e}")
-        if self.peak is not None and self.peak > EXPLODED:
-            found.append(f"largest {self.peak:.1e}")
-        if self.dead_layers:
-            found.append(_dead(self.dead_layers))
-        if self.nonfinite_samples:
-            found.append(f"not finite in {self.nonfinite_samples} of them")
         samples = "1 sample, of step" if self.samples == 1 else f"{self.samples} samples of steps {self.first_step} to"
-        return "; ".join([f"{samples} {self.last_step}", *found])
+        return "; ".join([f"{samples} {self.last_step}", *_grounds([self])])
 
     def __str__(self) -> str:
-        told = f"{self.verdict}: {self.evidence}"
-        return told if self.verdict == "healthy" else f"{told}. What helps: {self.advice}"
+        told = f"{self.words}: {self.evidence}"
+        return f"{told}. What helps: {self.advice}" if self.advice else told
+
+
+class Alike(NamedTuple):
+    """What is to be said of runs with one verdict.
+
+    Attributes:
+        labels: of the runs.
+        verdict: on all of them.
+        words: the verdict as it is shown.
+        evidence: as ranges over the runs.
+        advice: may be empty.
+    """
+
+    labels: list[str]
+    verdict: Verdict
+    words: str
+    evidence: str
+    advice: str
+
+
+def by_verdict(flows: Mapping[str, GradientFlow]) -> list[Alike]:
+    """Runs with the same verdict, told together.
+
+    Args:
+        flows: run's label -> what was found.
+    """
+    alike: dict[Verdict, dict[str, GradientFlow]] = {}
+    for label, flow in flows.items():
+        alike.setdefault(flow.verdict, {})[label] = flow
+    return [
+        Alike(
+            labels=list(own),
+            verdict=verdict,
+            words=WORDS.get(verdict, verdict),
+            evidence="; ".join(_grounds(list(own.values()))),
+            advice="; ".join(dict.fromkeys(flow.advice for flow in own.values() if flow.advice)),
+        )
+        for verdict, own in alike.items()
+    ]
 
 
 def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> GradientFlow:
@@ -173,19 +200,21 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
     independent and of one spread; neighbours deviate together, so it is rather too narrow, which is why the size of the
     slope has to be large as well as certain:
 
+        undetermined there are fewer than eight layers, or there is one sample
         exploding    more than a quarter of the samples, or the last, are not finite; or the slope is below -3 decades
                      (the norm grows a thousandfold on its way back to the first layer), its interval below 0; or the
                      median layer's norm lies above 1e3; or layers are dead, after a norm above 1e3
         vanishing    the slope is above 3 decades, its interval above 0; or the median layer's norm lies below 1e-7; or
                      layers are dead: their norm was exactly zero in the last quarter of the samples
-        undetermined none of these, and fewer than three layers have a gradient, or the slope is that large and not
-                     certain
+        undetermined none of these, and the slope is that large and not certain, or fewer than eight layers are alive
         healthy      otherwise
 
-    in this order. Both kinds of evidence are needed: in a ReLU network without normalisation the product of a layer's
-    weights and their gradient is the same sum for every layer, so that a large initialisation lifts all norms together
-    and leaves no slope. The levels suppose a loss of order one that is a mean over the batch. What a recurrent network
-    does over time is not seen: its steps share their weights.
+    in this order. A layer is counted where its parameters have gradients, be they zero (dead); slope and level need
+    eight that are alive. Dead layers and samples that are not finite are told of in any case. Both slope and level are
+    needed: in a ReLU network without normalisation the product of a layer's weights and their gradient is the same sum
+    for every layer, so that a large initialisation lifts all norms together and leaves no slope. The levels suppose a
+    loss of order one that is a mean over the batch. What a recurrent network does over time is not seen: its steps
+    share their weights.
 
     Args:
         samples: of steps in ascending order; norms are those before clipping, of one clipper in mode "norm" with
@@ -209,7 +238,9 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
     peak = max((norm for _, norms in finite for norm in norms.values()), default=None)
     nonfinite = len(measured) - len(finite)
     verdict = _judged(slope, level)
-    if nonfinite > NONFINITE_SHARE * len(measured) or not is_finite[-1]:
+    if len(names) < LEAST_LAYERS or len(measured) < LEAST_SAMPLES:
+        verdict = "undetermined"
+    elif nonfinite > NONFINITE_SHARE * len(measured) or not is_finite[-1]:
         verdict = "exploding"
     elif verdict != "exploding" and any(layer.dead_since is not None for layer in layers):
         verdict = "exploding" if peak is not None and peak > EXPLODED else "vanishing"
@@ -217,7 +248,7 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
         verdict=verdict,
         layers=layers,
         slope=slope,
-        ratio=along[0] / along[-1] if along else None,
+        ratio=along[-1] / along[0] if along else None,
         level=level,
         peak=peak,
         samples=len(measured),
@@ -229,13 +260,14 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
 
 def _judged(slope: Slope | None, level: float | None) -> Verdict:
     """The verdict by profile and level, without regard to dead layers and samples that are not finite."""
-    certain = slope is not None and (slope.low > 0 or slope.high < 0)
-    decades = slope.decades if slope is not None else 0.0
-    if (certain and decades <= -DECADES) or (level is not None and level > EXPLODED):
+    if slope is None or level is None:
+        return "undetermined"
+    is_certain = slope.low > 0 or slope.high < 0
+    if (is_certain and slope.decades <= -DECADES) or level > EXPLODED:
         return "exploding"
-    if (certain and decades >= DECADES) or (level is not None and level < VANISHED):
+    if (is_certain and slope.decades >= DECADES) or level < VANISHED:
         return "vanishing"
-    return "undetermined" if slope is None or abs(decades) >= DECADES else "healthy"
+    return "undetermined" if abs(slope.decades) >= DECADES else "healthy"
 
 
 def _layer(name: str, norms: Sequence[tuple[int, float]]) -> Layer:
@@ -269,6 +301,54 @@ def _slope(names: Sequence[str], norms: Mapping[str, float]) -> Slope | None:
     variance = fsum((y - decades * x) ** 2 for x, y in around) / freedom
     margin = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * sqrt(variance / spread)
     return Slope(decades, decades - margin, decades + margin, used)
+
+
+def _grounds(flows: Sequence[GradientFlow]) -> list[str]:
+    """What one verdict on runs rests on, as ranges over them: what is missing, slope, level, and what is broken."""
+    found = []
+    few = [len(flow.layers) for flow in flows if len(flow.layers) < LEAST_LAYERS]
+    single = any(flow.samples < LEAST_SAMPLES for flow in flows)
+    if few:
+        found.append(f"{_span(few, 'd')} layer{'' if max(few) == 1 else 's'}, {LEAST_LAYERS} are needed")
+    if single:
+        found.append(f"one sample, {LEAST_SAMPLES} are needed")
+    slopes = [flow.slope for flow in flows if flow.slope is not None]
+    if flows[0].verdict == "undetermined" and not few and not single:
+        found.append("the slope is not certain" if slopes else f"fewer than {LEAST_LAYERS} layers are alive")
+    if slopes:
+        found.append(
+            f"from first to last of {_span([len(flow.layers) for flow in flows], 'd')} layers {_change(slopes)}"
+        )
+    levels = [flow.level for flow in flows if flow.level is not None]
+    if levels:
+        found.append(f"median layer {_span(levels, '.1e')}")
+    peaks = [flow.peak for flow in flows if flow.peak is not None and flow.peak > EXPLODED]
+    if peaks:
+        found.append(f"largest {_span(peaks, '.1e')}")
+    dead = [flow.dead_layers for flow in flows if flow.dead_layers]
+    if dead:
+        found.append(_dead(dead[0]) if len(flows) == 1 else f"{_span(list(map(len, dead)), 'd')} dead layers")
+    broken = [flow for flow in flows if flow.nonfinite_samples]
+    if broken:
+        counts, samples = [flow.nonfinite_samples for flow in broken], [flow.samples for flow in broken]
+        found.append(f"not finite in {_span(counts, 'd')} of {_span(samples, 'd')} samples")
+    return found
+
+
+def _change(slopes: Sequence[Slope]) -> str:
+    """By how much the norm changes from the first layer to the last, and in which direction."""
+    decades = [slope.decades for slope in slopes]
+    if min(decades) < 0 < max(decades):
+        return f"the norm changes by {_span(decades, '+.1f')} decades (+: it rises, -: it falls)"
+    told = f"the norm {'rises' if max(decades) > 0 else 'falls'} by {_span(list(map(abs, decades)), '.1f')} decades"
+    if len(slopes) > 1:
+        return told
+    return f"{told} (slope {decades[0]:+.1f}, 95 % interval {slopes[0].low:+.1f} to {slopes[0].high:+.1f})"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """The least and the largest in a format; one where they look the same."""
+    return " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
 
 
 def _dead(layers: Mapping[str, int]) -> str:

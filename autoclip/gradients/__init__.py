@@ -1,7 +1,7 @@
 """Gradients as tensors: which there are, their norms, and how they are shrunk."""
 
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
-from autoclip.gradients.grouping import ALL, group_by_parameter, kept_source
+from autoclip.gradients.grouping import group_by_parameter, kept_source
 from autoclip.gradients.left_gradients import LeftGradients
 from autoclip.gradients.norms import (
     Norms,
@@ -24,7 +24,6 @@ from autoclip.gradients.source import Source, live_gradients, mixed_gradients, n
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
 __all__ = [
-    "ALL",
     "LeftGradients",
     "Norms",
     "Source",

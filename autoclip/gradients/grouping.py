@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from autoclip.gradients.source import Source
+from autoclip.policies.policy import ALL
 
-ALL = "all"
 REST = "rest"
 
 

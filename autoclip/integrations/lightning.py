@@ -38,8 +38,8 @@ class AutoClipCallback(Callback):
     module's own `configure_gradient_clipping` does is done first.
 
     The Trainer's loggers get `autoclip/total_norm` (before clipping), `autoclip/threshold` (while it is inf, only if it
-    was finite before), `autoclip/coefficient` and `autoclip/clip_rate` of the latest optimizer step, every
-    `log_every_n_steps`; with several optimizers `autoclip/total_norm/0` and so on, in the order of
+    was finite before), `autoclip/coefficient` and `autoclip/clip_rate` (after the warm-up) of the latest step,
+    every `log_every_n_steps`; with several optimizers `autoclip/total_norm/0` and so on, in the order of
     `configure_optimizers`.
 
     The policy is told the loss that backward was called with, without the factors of accumulation and `GradScaler`, as
@@ -162,8 +162,9 @@ class AutoClipCallback(Callback):
             metrics = {
                 f"autoclip/total_norm{suffix}": record.total_norm,
                 f"autoclip/coefficient{suffix}": record.coefficient,
-                f"autoclip/clip_rate{suffix}": clipper.clip_rate,
             }
+            if isfinite(clipper.clip_rate):  # not before the first active step
+                metrics[f"autoclip/clip_rate{suffix}"] = clipper.clip_rate
             # Lightning goes on logging the latest value that it was given, so that inf has to take its place.
             threshold = f"autoclip/threshold{suffix}"
             if isfinite(record.threshold) or threshold in self._bounded:

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import AbstractContextManager
-from math import isinf
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from autoclip.lab.train import Step
+from autoclip.records import rate_text, threshold_text
 from autoclip.terminal import console
 
 BAR = 12
@@ -64,11 +64,10 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         """Show one more step."""
         if self._silent:
             return
-        threshold = "off" if isinf(step.record.threshold) else f"{step.record.threshold:.3g}"
         phase = " (warm-up)" if step.record.phase == "warmup" else ""
         self._figures = (
             f"loss {step.loss:.4g}  norm {step.record.total_norm:.3g}",
-            f"threshold {threshold}{phase}  clipped {step.clip_rate:.0%}",
+            f"threshold {threshold_text(step.record.threshold)}{phase}  clipped {rate_text(step.clip_rate, 0)}",
         )
         self._progress.update(
             self._bar, completed=step.record.step + 1, figures=self._laid_out(BAR + len("  -:--:-- "))

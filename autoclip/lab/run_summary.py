@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from autoclip.errors import RunError
-from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.flow import GradientFlow, by_verdict, diagnose, read_samples
 from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.records import rate_text, threshold_text
 from autoclip.run_directory import LAYERS, SUMMARY, read_json
 from autoclip.terminal import aligned
 
@@ -56,7 +57,7 @@ def gradient_flow(directory: Path) -> GradientFlow | None:
 def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """The summary over the seeds."""
     losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
-    rates = [summary["clip_rate"] for summary in summaries if summary["status"] != "failed"]
+    rates = [rate for summary in summaries if (rate := summary.get("clip_rate")) is not None]
     return {
         "name": config.name,
         "policy": repr(build_policy(config.clip.policy)),
@@ -70,7 +71,7 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dic
 
 def table(total: dict[str, Any], output_dir: Path) -> str:
     """The summary over the seeds as text, a line for each, and what is known of the gradient flow."""
-    rows = [("seed", "status", "steps", "validation", "clipped", "skipped", "threshold")]
+    rows = [("seed", "status", "steps", "validation", "clipped", "skipped", "last threshold")]
     for seed in total["seeds"]:
         loss = seed["validation_loss"]
         if seed["status"] == "failed":
@@ -82,30 +83,26 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
                 seed["status"],
                 str(seed["steps"]),
                 "-" if loss is None else f"{loss:.4f}",
-                f"{seed['clip_rate']:.1%}",
+                rate_text(seed["clip_rate"]),
                 str(seed["skipped_steps"]),
-                _threshold(seed["threshold"]),
+                threshold_text(seed["threshold"]),
             )
         )
     heading = f"{total['name']}: {total['policy']}, in {output_dir}/seed-N"
     return "\n".join([heading, *aligned(rows, "><>>>>>"), *_flow_lines(total, output_dir)])
 
 
-def _threshold(threshold: float | dict[str, float | None] | None) -> str:
-    """A threshold, or the range of those by group."""
-    values = list(threshold.values()) if isinstance(threshold, dict) else [threshold]
-    numbers = sorted(value for value in values if value is not None)
-    texts = [f"{value:.4g}" for value in numbers] + ["off"] * (len(values) > len(numbers))
-    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
-
-
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
-    flows = {seed["seed"]: gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
-    lines = [f"gradient flow, seed {seed}: {flow.verdict}: {flow.evidence}" for seed, flow in flows.items() if flow]
-    unwell = dict.fromkeys(
-        (flow.verdict, flow.advice) for flow in flows.values() if flow and flow.verdict in ("vanishing", "exploding")
-    )
-    return lines + [f"what helps where it is {verdict}: {advice}" for verdict, advice in unwell]
+    """One line on all seeds whose layers were logged, and one on what helps where it is vanishing or exploding."""
+    found = {f"seed-{seed['seed']}": gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
+    flows = {name: flow for name, flow in found.items() if flow}
+    alike = by_verdict(flows)
+    is_plain = len(flows) == 1 or (len(alike) == 1 and alike[0].verdict == "undetermined")
+    shares = ["" if is_plain else f" in {len(one.labels)} of {len(flows)} seeds" for one in alike]
+    told = [f"{one.words}{share}: {one.evidence}" for one, share in zip(alike, shares, strict=True)]
+    helps = [f"where it is {one.words}: {one.advice}" for one in alike if one.verdict in ("vanishing", "exploding")]
+    lines = {"gradient flow: ": told, "what helps ": helps}
+    return [head + "; ".join(parts) for head, parts in lines.items() if parts]
 
 
 class _Summary(BaseModel, strict=True):
@@ -114,7 +111,7 @@ class _Summary(BaseModel, strict=True):
     status: Literal["finished", "diverged", "interrupted"]
     steps: NonNegativeInt
     validation_loss: float | None
-    clip_rate: float
+    clip_rate: float | None
     skipped_steps: NonNegativeInt
-    threshold: float | dict[str, float | None] | None
+    threshold: float | None
     code: dict[str, str] = {}

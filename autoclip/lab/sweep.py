@@ -25,6 +25,7 @@ from autoclip.lab.loading import load_object
 from autoclip.lab.script import run_script
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
+from autoclip.records import finite_or_none
 from autoclip.tuning import outcome
 from autoclip.tuning.candidates import Candidate, fixed, refined
 from autoclip.tuning.racing import Plan, Run, full_grid, most_runs, race
@@ -328,7 +329,7 @@ def _user_attrs(result: outcome.Result) -> dict[str, Any]:
         "failed runs": result.failures,
         "failed runs at any rate": result.all_failures,
         "spikes": sum(one.spikes for one in result.base),
-        "clip rate": result.clip_rate,
+        "clip rate": finite_or_none(result.clip_rate),
         "convergence spread": result.convergence_spread,
         "instability spread": result.instability_spread,
         "seconds": result.seconds,

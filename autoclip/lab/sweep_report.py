@@ -10,6 +10,7 @@ from rich.console import Console
 from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
 from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.yaml_source import dump
+from autoclip.records import finite_or_none
 from autoclip.report import sweep_findings as findings
 from autoclip.run_directory import write_atomically, written_aside
 from autoclip.terminal import aligned, console, print_code
@@ -121,7 +122,7 @@ def _as_json(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | Non
                 "seeds": one.seeds,
                 "failed": one.failures,
                 "failed_at_any_rate": one.all_failures,
-                "clip_rate": one.clip_rate,
+                "clip_rate": finite_or_none(one.clip_rate),
                 "pareto": one in front,
             }
             for one in results

@@ -52,6 +52,7 @@ class Tally:
     recent_losses: list[float] = field(default_factory=list)
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
+    threshold: float | None = None  # in force at the last step; None: nothing was to be clipped
     diverged: bool = False
     validation: list[dict[str, float | None]] = field(default_factory=list)
 
@@ -189,6 +190,7 @@ class Training:
     def _count(self, loss: float, record: ClipRecord) -> None:
         tally = self.tally
         tally.steps += 1
+        tally.threshold = finite_or_none(record.threshold)
         if isfinite(loss):
             tally.recent_losses = [*tally.recent_losses[1 - RECENT :], loss]
         if isfinite(loss) and record.finite:
@@ -343,8 +345,8 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "train_loss": fmean(recent) if recent else None,
         "validation": tally.validation,
         "policy": repr(clipper.policy),
-        "threshold": _as_json(clipper.threshold),
-        "clip_rate": clipper.clip_rate,
+        "threshold": tally.threshold,
+        "clip_rate": finite_or_none(clipper.clip_rate),
         "skipped_steps": clipper.skipped_steps,
         "nonfinite_steps": tally.nonfinite_steps,
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
@@ -355,12 +357,6 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "threads": config.threads,
         "seconds": round(tally.seconds, 3),
     }
-
-
-def _as_json(threshold: float | dict[str, float]) -> Any:
-    if isinstance(threshold, dict):
-        return {name: finite_or_none(value) for name, value in threshold.items()}
-    return finite_or_none(threshold)
 
 
 def choose_device(name: str) -> torch.device:

@@ -20,6 +20,9 @@ Phase = Literal["warmup", "active"]
 Scope = Literal["global", "group", "parameter"]
 Response = Literal["scale", "reciprocal", "skip"]
 
+ALL = "all"
+"""Name of the one group of scope "global"."""
+
 USUAL_WINDOW = 100
 """Number of norms that stands for the memory of a policy without a window."""
 WINDOWS_TO_STARVE = 10

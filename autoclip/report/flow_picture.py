@@ -24,12 +24,12 @@ def flow_picture(flows: Mapping[str, GradientFlow]) -> Picture | None:
     return Picture(
         name="layers",
         title="Gradient flow through the layers",
-        caption="Mean norm of each layer's gradient on a logarithmic axis, from the first layer to the last. Healthy "
-        "is level within about three decades. Rising to the right, the gradient vanishes on its way back to the first "
-        "layers; falling to the right, it explodes on the way. A cross at the lower edge is a layer whose gradient is "
-        "zero.",
+        caption="Mean norm of each layer's gradient on a logarithmic axis, from the first layer to the last, and the "
+        "slope in decades, above 0 where the norm rises towards the last. Healthy is level within about three decades. "
+        "Rising to the right, the gradient vanishes on its way back to the first layers; falling to the right, it "
+        "explodes on the way. A cross at the lower edge is a layer whose gradient is zero.",
         alt="Norm of each layer in forward order, logarithmic axis: "
-        + "; ".join(f"{label} is {flow.verdict}" for label, flow in flows.items())
+        + "; ".join(f"{label}: {flow.words}" for label, flow in flows.items())
         + ".",
         png=smaller(png),
         wide=True,

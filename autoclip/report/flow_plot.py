@@ -97,7 +97,7 @@ def _read(run: str) -> tuple[str, GradientFlow]:
 
 
 def _told(flow: GradientFlow) -> str:
-    told: list[str] = [flow.verdict]
+    told = [flow.words]
     if flow.slope is not None:
         told.append(f"{flow.slope.decades:+.1f} decades ({flow.slope.low:+.1f} to {flow.slope.high:+.1f})")
     if flow.level is not None:

@@ -42,6 +42,7 @@ def norms_picture(
     *,
     title: str,
     caption: str = "",
+    has_rate: bool = True,
 ) -> Picture | None:
     """Norm over steps on a logarithmic axis with the threshold; clipped steps marked, the warm-up shaded.
 
@@ -51,6 +52,7 @@ def norms_picture(
         quantity: label of the vertical axis.
         title: of the figure on the page.
         caption: what else is to be said.
+        has_rate: whether the clip rate is known; a log does not tell where its warm-up ends.
 
     Returns:
         None where no norm is finite and above zero.
@@ -83,11 +85,13 @@ def norms_picture(
     label_axes(axes, "", quantity)
     count_steps(axes)
     put_legend(figure, entries)
-    rate = "" if np.isnan(run.clip_rate) else f" After the warm-up {run.clip_rate:.1%} of the steps were clipped."
+    rate = f" After the warm-up {run.clip_rate:.1%} of the steps were clipped."
     zero = int((run.norms == 0).sum())
     unseen = f" {zero} norms of zero are not shown." if zero else ""
     if not np.isfinite(limits).any():
         rate = " There was no threshold."
+    elif not has_rate or np.isnan(run.clip_rate):
+        rate = ""
     return Picture(
         name=name,
         title=title,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from autoclip.flow import GradientFlow
+from autoclip.flow import GradientFlow, by_verdict
 from autoclip.report.page import Level, Reading
 from autoclip.report.series import FEWEST_STEPS, Series, pooled_norms
 from autoclip.run_directory import METRICS
@@ -119,10 +119,14 @@ def norm_readings(runs: Sequence[Series]) -> list[Reading]:
 
 
 def flow_readings(flows: Mapping[str, GradientFlow]) -> list[Reading]:
-    """The verdicts on the layers."""
+    """The verdicts on the layers; runs with the same one share a sentence."""
     return [
-        Reading(FLOW_LEVELS.get(flow.verdict, "bad"), f"{label}: the gradient flow is {flow}")
-        for label, flow in flows.items()
+        Reading(
+            FLOW_LEVELS.get(one.verdict, "bad"),
+            f"{', '.join(one.labels)}: gradient flow {one.words}: {one.evidence}"
+            f"{'. What helps: ' if one.advice else ''}{one.advice}",
+        )
+        for one in by_verdict(flows)
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.yaml_source import shortened
 from autoclip.pictures.picture import Picture
+from autoclip.records import rate_text, threshold_text
 from autoclip.report import plots
 from autoclip.report.configuration import read_configuration, read_summary
 from autoclip.report.page import LEVELS, code, figures, folded, heading, page, paragraph, readings, table
@@ -169,7 +170,6 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequenc
     for run in runs:
         summary, series = run.summary, run.series
         finite = series.losses[(series.losses == series.losses) & (abs(series.losses) != float("inf"))]
-        limits = [value for value in series.thresholds[-1:].tolist() if isfinite(value)]
         planned = summary.get("planned_steps")
         rows.append(
             [
@@ -179,11 +179,11 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequenc
                 _number(summary.get("validation_loss")),
                 _number(summary.get("initial_validation_loss")),
                 _number(float(finite[-20:].mean()) if len(finite) else None),
-                f"{series.clip_rate:.1%}" if isfinite(series.clip_rate) else "-",
+                rate_text(series.clip_rate),
                 str(int(series.skipped.sum())),
                 str(int((series.norms != series.norms).sum())),
-                f"{limits[0]:.4g}" if limits else "none",
-                run.flow.verdict if run.flow else "not logged",
+                threshold_text(series.thresholds[-1]) if len(series) else "-",
+                run.flow.words if run.flow else "not logged",
                 f"{summary['seconds']:.1f} s" if isinstance(summary.get("seconds"), int | float) else "-",
             ]
         )

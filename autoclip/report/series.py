@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoclip.records import clip_rate
 from autoclip.run_directory import METRICS
 from autoclip.traces.jsonl import OWN_KEYS
 from autoclip.tuning.replay import ROLLING_STEPS
@@ -60,7 +61,7 @@ class Series:
     @property
     def clip_rate(self) -> float:
         """Share of the active steps that were clipped; NaN without one."""
-        return float(self.clipped[self.active].mean()) if self.active.any() else nan
+        return clip_rate(int(self.clipped[self.active].sum()), int(self.active.sum()))
 
     def rolling_clip_rate(self) -> tuple[NDArray[np.int64], Floats, int]:
         """Last step of each window, clip rate over its active steps, and their number; empty for a short training."""

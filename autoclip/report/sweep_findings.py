@@ -9,6 +9,7 @@ from scipy import stats
 
 from autoclip.lab.clip_config import ClipConfig
 from autoclip.policies import POLICIES
+from autoclip.records import finite_or_none, rate_text
 from autoclip.report.page import Reading
 from autoclip.tuning.outcome import CONFIDENCE, Result, degenerate, pareto_front
 from autoclip.tuning.picks import Picks, eligible
@@ -44,7 +45,7 @@ def cells(one: Result) -> dict[str, str]:
         "+- ": f"{one.instability_spread:.3f}" if several else "-",
         "val. loss": f"{one.validation_loss:.4f}",
         "failed": f"{one.all_failures} of {len(one.scores)}",
-        "clipped": percent(one.clip_rate),
+        "clipped": rate_text(one.clip_rate, 0),
         "seeds": str(one.seeds),
         "to target": "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
     }
@@ -119,13 +120,6 @@ def clipper_call(clip: Mapping[str, Any], path: str) -> str:
     return f"autoclip.Clipper({', '.join(arguments)})".replace("=inf", "=float('inf')")
 
 
-def percent(share: float) -> str:
-    """A share in per cent, in which what is not none and not all is not rounded to it."""
-    if 0 < share < 0.005:
-        return "<1%"
-    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
-
-
 def as_json(picks: Picks | None) -> Mapping[str, object]:
     """The picks as plain values."""
     if picks is None:
@@ -139,7 +133,7 @@ def as_json(picks: Picks | None) -> Mapping[str, object]:
                 "validation_loss": one.validation_loss,
                 "failed": one.failures,
                 "failed_at_any_rate": one.all_failures,
-                "clip_rate": one.clip_rate,
+                "clip_rate": finite_or_none(one.clip_rate),
                 "no_clipping": one.never_clipped,
                 "stays": picks.stays.get(name),
             }

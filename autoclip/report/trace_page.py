@@ -70,7 +70,8 @@ def _pictures(suggestion: Suggestion) -> list[Picture]:
         )
     ]
     if np.isfinite(logged.thresholds).any():
-        found.append(plots.norms_picture(logged, "norms_logged", QUANTITY, title="Norms and the threshold in the log"))
+        title = "Norms and the threshold in the log"
+        found.append(plots.norms_picture(logged, "norms_logged", QUANTITY, title=title, has_rate=False))
     intervals = {name: (one.value, one.low, one.high) for name, one in suggestion.percentiles.items()}
     percentile = suggestion.policy.get("percentile")
     found += [

@@ -1,7 +1,6 @@
 """What `autoclip suggest` and `autoclip replay` print, for people and as JSON."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import yaml
@@ -9,6 +8,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from autoclip.policies import POLICIES
+from autoclip.records import rate_text, threshold_text
 from autoclip.terminal import aligned, console, print_code
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import Replay
@@ -120,20 +120,16 @@ def _figures(one: Replay) -> tuple[str, ...]:
     rolling = one.rolling_clip_rates()
     caught, spikes = one.caught_spikes
     return (
-        _rate(one.clip_rate),
+        rate_text(one.clip_rate),
         f"{100 * rolling.min():.0f}-{rolling.max():.0%}" if len(rolling) else "-",
-        _rate(one.skip_rate),
-        _rate(one.mean_coefficient),
+        rate_text(one.skip_rate),
+        rate_text(one.mean_coefficient),
         f"{caught} of {spikes}",
         str(one.longest_streak),
         str(one.relearned),
-        f"{one.thresholds[-1]:.4g}" if len(one.thresholds) else "-",
+        threshold_text(one.thresholds[-1]) if len(one.thresholds) else "-",
     )
 
 
 def _percent(interval: Any) -> str:
     return f"{interval.value:.2%} [{interval.low:.2%}, {interval.high:.2%}]"
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.1%}" if isfinite(rate) else "-"

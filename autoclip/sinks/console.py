@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, rate_text
 from autoclip.sinks.scalars import Scalars, Watched
 
 
@@ -58,11 +58,12 @@ class ConsoleSink:
             parts.append(f"loss {_with_extreme(scalars, 'loss')}")
         if "total_norm" in scalars:
             parts.append(f"norm {_with_extreme(scalars, 'total_norm')} -> {scalars['clipped_norm']:.3g}")
-        parts.append(f"threshold {scalars['threshold']:.3g}" if "threshold" in scalars else "threshold off")
+        parts.append(f"threshold {scalars['threshold']:.3g}" if "threshold" in scalars else "threshold none")
         if self._phase == "warmup":
             parts.append("warm-up")
         else:
-            parts.append(f"clipped {scalars['recent_clip_rate']:.0%} ({scalars['clip_rate']:.0%} of all)")
+            recent, overall = (rate_text(scalars.get(name), 0) for name in ("recent_clip_rate", "clip_rate"))
+            parts.append(f"clipped {recent} ({overall} of all)")
         nonfinite, skipped = scalars["nonfinite_steps"], scalars["skipped_steps"]
         if nonfinite > self._unusual[0]:
             parts.append(f"norm not finite in {nonfinite - self._unusual[0]:.0f}")

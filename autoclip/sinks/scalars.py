@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Protocol
 
 from autoclip.notices import Notices
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, clip_rate, is_active
 
 RECENT = 100
 """Number of active steps that the recent clip rate is of, where a window is not longer."""
@@ -17,7 +17,7 @@ class Watched(Protocol):
 
     @property
     def clip_rate(self) -> float:
-        """Share of the active steps that were clipped."""
+        """Share of the active steps in which anything was clipped; NaN before the first."""
 
     @property
     def skipped_steps(self) -> int:
@@ -40,14 +40,14 @@ class Scalars:
         threshold         mean of the thresholds that were no inf
         coefficient       mean of the factors;                coefficient_min
         loss              mean, where the loop gave one;      loss_max
-        clip_rate         share of the active steps that were clipped, so far
+        clip_rate         share of the active steps in which anything was clipped, so far
         recent_clip_rate  the same of the last 100 active steps, or of the last `every`, if those are more
         skipped_steps     number so far;  nonfinite_steps: number of non-finite norms that this sink was told of
         layer_norm/<name> norm of that parameter's gradient before clipping, of every `layers_every`-th step
 
     The largest and smallest are left out where a window is one step. Numbers that are not finite are left out of means,
-    and what has no finite number in a window is missing there. The rate and the skipped steps are those of the watched
-    clipper; without one, those of the records since the sink was made.
+    and what has no finite number in a window is missing there, as are rates before the first active step. The clip rate
+    and the skipped steps are those of the watched clipper; without one, those of the records since the sink was made.
 
     Args:
         every: steps of a window.
@@ -90,7 +90,7 @@ class Scalars:
     def _count(self, record: ClipRecord) -> None:
         self._skipped += record.skipped
         self._nonfinite += not record.finite
-        if record.phase == "active" and record.finite and record.total_norm > 0:
+        if is_active(record.phase, record.total_norm):
             self._active += 1
             self._clipped += record.clipped
             self._recent.append(record.clipped)
@@ -99,8 +99,11 @@ class Scalars:
         records, self._records = self._records, []
         scalars = summarised(records, extremes=self.every > 1)
         watched = self._watched
-        scalars["clip_rate"] = self._clipped / max(self._active, 1) if watched is None else watched.clip_rate
-        scalars["recent_clip_rate"] = sum(self._recent) / max(len(self._recent), 1)
+        rates = {
+            "clip_rate": clip_rate(self._clipped, self._active) if watched is None else watched.clip_rate,
+            "recent_clip_rate": clip_rate(sum(self._recent), len(self._recent)),
+        }
+        scalars |= {name: rate for name, rate in rates.items() if isfinite(rate)}
         scalars["skipped_steps"] = float(self._skipped if watched is None else watched.skipped_steps)
         scalars["nonfinite_steps"] = float(self._nonfinite)
         return scalars

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from io import StringIO
 from itertools import combinations, groupby, pairwise
-from math import inf, isfinite
+from math import inf, isfinite, isnan, nan
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -99,8 +99,9 @@ class Result:
 
     @property
     def clip_rate(self) -> float:
-        """Mean share of clipped steps at the configured learning rate."""
-        return fmean(one.clip_rate for one in self.base)
+        """Mean clip rate at the configured learning rate, over the runs that have one; NaN without."""
+        known = [one.clip_rate for one in self.base if one.clip_rate is not None]
+        return fmean(known) if known else nan
 
     @property
     def never_clipped(self) -> bool:
@@ -148,7 +149,7 @@ def degenerate(results: Sequence[Result]) -> list[str]:
             lines.append(f"{one.candidate.name} clipped every step{'' if kind == 'fixed' else ' after its warm-up'}")
         elif kind == "fixed" and one.clip_rate == 0:
             lines.append(f"{one.candidate.name} never clipped: it is the same as no clipping")
-        elif kind != "none" and one.clip_rate == 0:
+        elif kind != "none" and not one.clip_rate > 0:
             lines.append(f"{one.candidate.name} never clipped after its warm-up, or never left it")
     fixed = [(threshold, one) for one in results if (threshold := one.candidate.threshold) is not None]
     pairs: Iterable[tuple[Any, Any]] = combinations(fixed, 2)
@@ -185,7 +186,7 @@ def _row(one: Result, *, pareto: bool) -> dict[str, Any]:
         "failed_at_any_rate": one.all_failures,
         "seeds": one.seeds,
         "runs": len(one.scores),
-        "clip_rate": f"{one.clip_rate:.4f}",
+        "clip_rate": "" if isnan(one.clip_rate) else f"{one.clip_rate:.4f}",
         "steps_to_target": "" if one.steps_to_target is None else f"{one.steps_to_target:g}",
         "spikes": sum(score.spikes for score in one.base),
         "steps": sum(score.steps for score in one.scores),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from autoclip.gate import Gate, RelearnAfter
 from autoclip.policies import Policy
 from autoclip.policies.policy import Response
+from autoclip.records import clip_rate, is_active
 
 ROLLING_STEPS = 200
 """Number of steps over which the rolling clip rate is taken."""
@@ -48,7 +49,7 @@ class Replay:
     @property
     def clip_rate(self) -> float:
         """Share of the active steps that are clipped; NaN without one."""
-        return float(self.clipped[self.active].mean()) if self.active.any() else float("nan")
+        return clip_rate(int(self.clipped[self.active].sum()), int(self.active.sum()))
 
     @property
     def skip_rate(self) -> float:
@@ -152,7 +153,7 @@ def replay(
         thresholds.append(decision.threshold)
         left.append(decision.left)
         clipped.append(decision.clipped)
-        active.append(decision.phase == "active" and 0 < norm < inf)
+        active.append(is_active(decision.phase, norm))
         relearned += decision.relearned > 0
     return Replay(
         policy=repr(policy),

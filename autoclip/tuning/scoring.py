@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoclip.errors import RunError
+from autoclip.records import clip_rate, finite_or_none, is_active
 from autoclip.run_directory import METRICS, SUMMARY, read_json
 from autoclip.tuning.replay import spikes
 
@@ -24,7 +25,7 @@ class Run:
 
     Attributes:
         losses: training loss before each update, one per step taken; NaN where it was not finite.
-        clipped: of the active steps whose norm is finite and not zero, whether each was clipped.
+        clipped: of the active steps (see `records.is_active`), whether each was clipped.
         planned_steps: number of steps configured, at least `len(losses)`.
         validation_loss: at the end; NaN where the run diverged.
         initial_loss: validation loss before the first step, L0.
@@ -90,7 +91,7 @@ def _read_run(directory: Path) -> Run:
         )
     return Run(
         losses=tuple(_number(line["loss"]) for line in lines),
-        clipped=tuple(line["clipped"] for line in lines if line["phase"] == "active" and line["total_norm"]),
+        clipped=tuple(line["clipped"] for line in lines if is_active(line["phase"], line["total_norm"])),
         planned_steps=summary["planned_steps"],
         validation_loss=_number(summary["validation_loss"]),
         initial_loss=initial,
@@ -122,7 +123,7 @@ class Score:
         bounded_loss: Vc.
         initial_loss: L0.
         failed: non-finite, or no better than a constant.
-        clip_rate: share of the active steps clipped.
+        clip_rate: share of the active steps clipped; None without one.
         spikes: number of spikes of the loss (see `replay.spikes`); only descriptive: a dead network has none, and a
             well trained one may have many.
         steps: steps taken.
@@ -139,7 +140,7 @@ class Score:
     bounded_loss: float
     initial_loss: float
     failed: bool
-    clip_rate: float
+    clip_rate: float | None
     spikes: int
     steps: int
     seconds: float
@@ -157,7 +158,7 @@ def score(run: Run, multiplier: float, seed: int) -> Score:
         bounded_loss=run.bounded_loss,
         initial_loss=run.initial_loss,
         failed=run.failed,
-        clip_rate=clip_rate(run),
+        clip_rate=finite_or_none(clip_rate(sum(run.clipped), len(run.clipped))),
         spikes=int(spikes(np.asarray(run.losses)).sum()),
         steps=len(run.losses),
         seconds=run.seconds,
@@ -220,11 +221,6 @@ def steps_to_target(one: Score, reference: float) -> int | None:
         return None
     target = reference + 0.1 * (one.trivial_loss - reference)
     return next((step for step, loss in one.lows if loss <= target), None)
-
-
-def clip_rate(run: Run) -> float:
-    """Share of the active steps that were clipped; 0 without any."""
-    return fmean(run.clipped) if run.clipped else 0.0
 
 
 def _lows(losses: Iterable[float]) -> tuple[tuple[int, float], ...]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from autoclip.errors import UsageError
+from autoclip.records import clip_rate
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import spikes
 
@@ -107,7 +108,7 @@ class Suggestion:
         zero: number of norms that are zero.
         nonfinite: number of norms that are NaN or inf.
         percentiles: percentile -> norm.
-        fixed: threshold -> share of the steps that it would clip.
+        fixed: threshold -> share of the finite norms above zero that it would clip, the clip rate of its replay.
         drift: of the norms.
         spikes: share of the norms that lie above mean + 6 standard deviations of the 128 before.
         doubts: sentences on what may be wrong with the log, or limits what it tells.
@@ -184,7 +185,7 @@ def suggest(trace: NormTrace) -> Suggestion:
         zero=int((trace.norms == 0).sum()),
         nonfinite=nonfinite,
         percentiles=percentiles,
-        fixed={limit: _share(float((norms > limit).mean()), effective) for limit in THRESHOLDS},
+        fixed={limit: _share(clip_rate(int((norms > limit).sum()), len(norms)), effective) for limit in THRESHOLDS},
         drift=drift,
         spikes=spike_share,
         doubts=doubts,
@@ -348,7 +349,7 @@ def _setting(
     tail = percentiles[99].value / median
     if spike_count == 0 and nonfinite == 0 and tail <= CALM_RATIO and not stuck:
         return {"kind": "running_quantile", "percentile": 90}, (
-            f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): clip the "
+            f"nothing stands out (no spike in {count} norms, percentile 99 is {tail:.2g} times the median): aim at the "
             f"top tenth only, which costs little and is there when a step does explode; {drift}"
         )
     evidence = [f"percentile 99 is {tail:.2g} times the median"]

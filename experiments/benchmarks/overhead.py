@@ -19,6 +19,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def _row(cell: Cell, gradients: Gradients, options: Namespace) -> dict[str, Any]
         **cell._asdict(),
         "tensors": len(shapes),
         "elements": elements(shapes),
-        "rate": clipper.clip_rate,
+        "rate": fmean(clipper.clip_rates.values()),
         "rounds": len(taken["torch"]),
         "torch_ms": milliseconds(taken["torch"]),
         "ratios": ratios(taken, "torch"),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from math import nan
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from statistics import fmean, median
@@ -108,7 +109,7 @@ def row_of(job: Job, directory: Path, data: str) -> RunRow:
         trivial_loss=figures.trivial_loss,
         aulc=figures.aulc,
         steps=figures.steps,
-        clip_rate=figures.clip_rate,
+        clip_rate=nan if figures.clip_rate is None else figures.clip_rate,
         spikes=figures.spikes,
         recovery=recovery(run.losses),
         seconds=run.seconds,

@@ -207,7 +207,7 @@ def test_a_loop_that_asks_before_it_applies_leaves_no_trace_of_a_skipped_step(in
     step = tf.function(step) if in_graph else step
     step(tf.constant([3.0, 4.0]))
     before = [variable.numpy() for variable in [*variables, *optimizer.variables]]
-    with pytest.warns(UserWarning, match="step 1: the step has no effect"):
+    with pytest.warns(UserWarning, match="step 1, .*: the step has no effect"):
         step(tf.constant([np.nan, 4.0]))
     assert_same(before, [variable.numpy() for variable in [*variables, *optimizer.variables]])
     step(tf.constant([3.0, 4.0]))

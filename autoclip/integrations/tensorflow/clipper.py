@@ -21,11 +21,11 @@ from autoclip.integrations.tensorflow.gradients import (
     total_norm,
 )
 from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
-from autoclip.notices import Notices
 from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
-from autoclip.policies.policy import Response
+from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
+from autoclip.step_log import COUNTS, StepLog
 
 Tensor = Any  # TensorFlow comes without type information
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -96,17 +96,13 @@ class GradientClipper:
             )
         self.response: Response = choice("response", response or self.policy.response, Response)
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
-        self.sinks = tuple(sinks)
         self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
         self._relearn_after: RelearnAfter = relearn_after
         self._gate = Gate(self.policy, self.response, relearn_after)
-        self._steps = 0
-        self._skipped_steps = 0
-        self._last: ClipRecord | None = None
+        self._log = StepLog(sinks)
         self._losses = ReportedLosses()
         self._attachment: Any = None
-        self._notices = Notices()
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def apply(self, gradients: Any, loss: Tensor | float | None = None) -> tuple[Any, Tensor]:
@@ -133,7 +129,7 @@ class GradientClipper:
         flat = tf.nest.flatten(gradients)
         live = {place: numbers(place, gradient) for place, gradient in enumerate(flat) if gradient is not None}
         if not live:
-            self._notices.say("empty", "every gradient is None: does the loss depend on the variables?")
+            self._log.notices.say("empty", "every gradient is None: does the loss depend on the variables?")
         losses = self._losses.take() if loss is None else vector([loss])
         action, coefficient, norm = self._decide_on([summed(flat[place]) for place in live], losses, loss is not None)
         self.skipped.assign(tf.equal(action, SKIPPED))
@@ -200,7 +196,12 @@ class GradientClipper:
     @property
     def last(self) -> ClipRecord | None:
         """Record of the latest step, None before the first."""
-        return self._last
+        return self._log.last
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """What is told of every step."""
+        return self._log.sinks
 
     @property
     def threshold(self) -> float:
@@ -209,24 +210,20 @@ class GradientClipper:
 
     @property
     def clip_rate(self) -> float:
-        """Share of the active steps that were clipped, in [0, 1]; 0 before the first.
+        """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
 
         Steps of the warm-up, and those whose norm is zero or not finite, do not count.
         """
-        return self._gate.clipped_steps / self._gate.active_steps if self._gate.active_steps else 0.0
+        return self._log.clip_rate
 
     @property
     def skipped_steps(self) -> int:
         """Number of steps that were left out."""
-        return self._skipped_steps
+        return self._log.skipped_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values; a `Clipper` of scope "global" has the same."""
-        return {
-            "steps": self._steps,
-            "skipped_steps": self._skipped_steps,
-            "groups": {"all": self._gate.state_dict()},
-        }
+        return {**self._log.state_dict(), "groups": {ALL: self._gate.state_dict()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` made with the same policy.
@@ -234,17 +231,14 @@ class GradientClipper:
         Raises:
             ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
         """
-        missing = [name for name in ("steps", "skipped_steps", "groups") if name not in state]
+        missing = [name for name in (*COUNTS, "groups") if name not in state]
         if missing:
             raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-        if list(state["groups"]) != ["all"]:
+        if list(state["groups"]) != [ALL]:
             raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
-        counts = [state[name] for name in ("steps", "skipped_steps")]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError(f"the counts in the state of a clipper must be whole numbers, got {counts}")
-        self._gate.load_state_dict(state["groups"]["all"])
-        self._steps, self._skipped_steps = counts
-        self._last = None
+        StepLog(()).load_state_dict(state)  # raises before anything is changed
+        self._gate.load_state_dict(state["groups"][ALL])
+        self._log.load_state_dict(state)
         self.forget_losses()
 
     def close(self) -> None:
@@ -287,43 +281,25 @@ class GradientClipper:
         loss = self._losses.mean_with(losses)
         finite = isfinite(norm)
         if not finite:
-            self._meet_nonfinite()
+            self._log.meet_nonfinite("the norm of all together", self.on_nonfinite)
         decision = self._gate.decide(norm, loss)
-        if decision.relearned:
-            self._notices.say(
-                "relearned",
-                f"{decision.relearned} steps in a row were clipped by step {self._steps}: the policy begins anew from "
-                f"their norms",
-            )
         skipped = decision.left == 0 < norm if finite else self.on_nonfinite == "skip"
         action, coefficient = KEPT, 1.0
         if skipped:
             action, coefficient = SKIPPED, 0.0
         elif decision.clipped:
             action, coefficient = scaling(norm, decision.left, single)
-        self._last = ClipRecord(
-            step=self._steps,
-            phase=decision.phase,
-            total_norm=norm,
-            threshold=decision.threshold,
-            coefficient=coefficient,
-            clipped=decision.clipped,
+        self._log.add(
+            {ALL: decision},
+            decision.phase,
+            norm,
+            decision.threshold,
+            coefficient,
+            decision.clipped,
             skipped=skipped,
-            finite=finite,
             loss=loss,
         )
-        self._steps += 1
-        self._skipped_steps += skipped
-        for sink in self.sinks:
-            sink.log(self._last)
         return np.int32(action), np.float64(coefficient)
-
-    def _meet_nonfinite(self) -> None:
-        found = f"non-finite gradient norm at step {self._steps}"
-        if self.on_nonfinite == "raise":
-            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
-        skipped = "the step has no effect on the parameters"
-        self._notices.say("nonfinite", f"{found}: {skipped if self.on_nonfinite == 'skip' else 'passed on as it is'}")
 
 
 def _require_python() -> None:
