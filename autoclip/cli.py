@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +19,7 @@ from autoclip.version import __version__
 
 if TYPE_CHECKING:
     from autoclip.lab.config import ExperimentConfig
+    from autoclip.lab.sweep import Sweep
 
 EPILOG = """\
 Environment: the classes that a configuration names are imported from the working directory and the installed packages
@@ -41,14 +43,6 @@ class Format(StrEnum):
 
     text = "text"
     json = "json"
-
-
-class Prefer(StrEnum):
-    """Which pick of a sweep is recommended."""
-
-    speed = "speed"
-    balanced = "balanced"
-    stability = "stability"
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `autoclip init`.")]
@@ -146,7 +140,10 @@ def sweep(
     storage: Annotated[
         str | None, typer.Option(help="Database URL; SQLite in the output directory by default.")
     ] = None,
-    prefer: Annotated[Prefer | None, typer.Option(help="What is recommended; sweep.prefer by default.")] = None,
+    prefer: Annotated[
+        Literal["speed", "balanced", "stability"] | None,
+        typer.Option(help="What is recommended; sweep.prefer by default."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show candidates, number of runs and how long they take; write nothing.")
     ] = False,
@@ -171,7 +168,13 @@ def sweep(
             print_plan(config, workers=workers, output_format=output_format.value)
             return
         directory = output_dir or Path("sweeps") / config.name
-        code = run_sweep(config, directory, workers=workers, storage=storage, output_format=output_format.value)
+
+        def load_report() -> "Callable[[Sweep], int]":
+            from autoclip.report.sweep_text import report
+
+            return partial(report, output_format=output_format.value)
+
+        code = run_sweep(config, directory, workers=workers, storage=storage, load_report=load_report)
         sys.stdout.flush()
         raise typer.Exit(code)
 
@@ -290,18 +293,9 @@ def init(
 ) -> None:
     """Write an experiment to start from, which runs as it is."""
     with _exit_codes():
-        from importlib.resources import files
+        from autoclip.lab.starter import starter_files
 
-        from autoclip.lab.starter import STARTER
-        from autoclip.policies import POLICIES
-
-        target = "autoclip.lab.example:Spirals" if task is None else f"{_module_name(task)}:Spirals"
-        file_name = "experiment.yaml" if str(path) == "-" else str(path)
-        starter = STARTER.replace("FILE", file_name).replace("TARGET", target).replace("POLICIES", ", ".join(POLICIES))
-        texts = {path: starter}
-        if task is not None:
-            texts[task] = (files("autoclip.lab") / "example.py").read_text(encoding="utf-8")
-        _write_new(texts)
+        _write_new(starter_files(path, task))
 
 
 @app.command()
@@ -345,29 +339,6 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
         typer.echo(line)
     for name in directories:
         typer.echo(f"#   {name}")
-
-
-def _module_name(task: Path) -> str:
-    """Name under which a run in the working directory imports a new file.
-
-    Raises:
-        UsageError: there is no such name, or another module has it.
-    """
-    from importlib.util import find_spec
-
-    try:
-        parts = task.resolve().relative_to(Path.cwd()).with_suffix("").parts
-    except ValueError:
-        raise UsageError(f"--task {task} must lie in the working directory, from which runs import it") from None
-    if task.suffix != ".py" or not all(part.isidentifier() for part in parts):
-        raise UsageError(f"--task {task} must be named like a Python module, as in my_task.py")
-    try:
-        taken = find_spec(parts[0]) is not None and not Path(parts[0]).is_dir() and not task.exists()
-    except ValueError:  # __main__ has no spec
-        taken = True
-    if taken:
-        raise UsageError(f"--task {task} would hide the installed module {parts[0]!r}; choose another name")
-    return ".".join(parts)
 
 
 def _write_new(texts: dict[Path, str]) -> None:

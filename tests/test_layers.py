@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     "version",
     "errors",
+    "terminal",
     "statistics",
     "policies",
     "gate",

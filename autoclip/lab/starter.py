@@ -1,4 +1,11 @@
-"""The experiment that `autoclip init` writes; FILE, TARGET and POLICIES stand for what it is told."""
+"""What `autoclip init` writes."""
+
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+from autoclip.errors import UsageError
+from autoclip.policies import POLICIES
 
 STARTER = """\
 # An experiment. It runs as it is:  autoclip run FILE
@@ -31,4 +38,42 @@ sweep:                          # autoclip sweep FILE compares what stands here,
   policies: [{kind: loss_aware_quantile}]
   seeds: [0, 1, 2]
   lr_multipliers: [1, 3, 10]    # instability is judged over these learning rates
+  prefer: balanced              # what is recommended; or speed, stability
 """
+"""The experiment; FILE, TARGET and POLICIES stand for what it is told."""
+
+
+def starter_files(path: Path, task: Path | None) -> dict[Path, str]:
+    """Path -> text of the experiment, and of the example's task where it is to be changed.
+
+    Args:
+        path: of the experiment; `-` is the standard output.
+        task: of a copy of the example's task; None: the experiment uses the one that is installed.
+
+    Raises:
+        UsageError: the task's path is none that a run in the working directory can import.
+    """
+    target = "autoclip.lab.example:Spirals" if task is None else f"{_module_name(task)}:Spirals"
+    file_name = "experiment.yaml" if str(path) == "-" else str(path)
+    starter = STARTER.replace("FILE", file_name).replace("TARGET", target).replace("POLICIES", ", ".join(POLICIES))
+    texts = {path: starter}
+    if task is not None:
+        texts[task] = (files("autoclip.lab") / "example.py").read_text(encoding="utf-8")
+    return texts
+
+
+def _module_name(task: Path) -> str:
+    """Name under which a run in the working directory imports a new file."""
+    try:
+        parts = task.resolve().relative_to(Path.cwd()).with_suffix("").parts
+    except ValueError:
+        raise UsageError(f"--task {task} must lie in the working directory, from which runs import it") from None
+    if task.suffix != ".py" or not all(part.isidentifier() for part in parts):
+        raise UsageError(f"--task {task} must be named like a Python module, as in my_task.py")
+    try:
+        taken = find_spec(parts[0]) is not None and not Path(parts[0]).is_dir() and not task.exists()
+    except ValueError:  # __main__ has no spec
+        taken = True
+    if taken:
+        raise UsageError(f"--task {task} would hide the installed module {parts[0]!r}; choose another name")
+    return ".".join(parts)

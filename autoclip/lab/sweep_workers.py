@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
-from typing import Literal
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.claimed_directory import claimed, for_seconds
@@ -38,7 +38,7 @@ def run_sweep(
     *,
     workers: int,
     storage: str | None,
-    output_format: Literal["text", "json"] = "text",
+    load_report: Callable[[], Callable[[Sweep], int]],
 ) -> int:
     """Run or continue a sweep and write what it found into the output directory.
 
@@ -47,7 +47,7 @@ def run_sweep(
         output_dir: for the runs, the database (unless `storage` names one) and the result.
         workers: processes on this machine; the same command on other machines with the same storage joins in.
         storage: URL of the database; None: that of the configuration, or SQLite in the output directory.
-        output_format: "text" prints a table, "json" the results.
+        load_report: imports and returns what writes and prints the result, and returns the exit code.
 
     Returns:
         The exit code: 0, 1 where every candidate failed, 130 where the sweep was interrupted.
@@ -75,14 +75,12 @@ def run_sweep(
     interrupt = Interrupt()
     try:
         with interrupt.listening():
-            _supervise(sweep, workers, interrupt)
+            _supervise(sweep, workers, interrupt, load_report)
         if interrupt.asked:
             print(f"interrupted; the same command continues in {output_dir}", file=sys.stderr)  # noqa: T201
             return 130
-        from autoclip.lab.sweep_report import report
-
         with claimed(output_dir, for_seconds(SETUP_SECONDS)):
-            return report(sweep, output_format)
+            return load_report()(sweep)
     except STORAGE_ERRORS as error:
         lost = f"the storage {without_password(url)} was lost: {str(error).splitlines()[0]}"
         raise RunError(f"{lost}; the same command continues once it is back") from None
@@ -118,7 +116,7 @@ def _own_database(output_dir: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
+def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt, load_report: Callable[[], object]) -> None:
     """Start the workers, replace those that are killed, show each finished candidate, until all is done."""
     context = worker_context()
 
@@ -132,7 +130,7 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt) -> None:
         sweep, workers
     )  # reads what is done; once workers run, the database is read where an outage is met
     processes = [] if sweep.is_done() else [start() for _ in range(workers)]
-    import autoclip.lab.sweep_report  # noqa: F401  # takes a second, for which the workers need not wait
+    load_report()  # takes a second, for which the workers need not wait
 
     killed = missing = 0
     freed = time.monotonic()

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.sweep_report import report
 from autoclip.report.sweep_findings import PICKED
+from autoclip.report.sweep_text import report
 from autoclip.tuning.candidates import Candidate, fixed, of_percentile
 from autoclip.tuning.outcome import Result
 from tests.scores import score_with
