@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.transforms import Bbox
 
 from autoclip.pictures.picture import DPI, plain
@@ -19,9 +18,8 @@ FAR = 9.0
 LEADER = "#666666"
 """Colour of these lines, which are dotted: nobody takes them for error bars."""
 DIRECTIONS = tuple(pi / 4 * turn for turn in (1, 0, 7, 3, 5, 4, 2, 6))
-MARK, LARGE_MARK = 3.5, 7.0
+MARK, LARGE_MARK = 3.5, 8.0
 """Half the width of a mark, in points."""
-HALO: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="white")]
 
 Point = tuple[float, float]
 
@@ -78,7 +76,7 @@ def place_labels(
         line: dict[str, Any] = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2}
         line["linestyle"] = (0, (1, 1.5))
         line["relpos"] = (start[0] - box.x0) / box.width, (start[1] - box.y0) / box.height
-        written = axes.annotate(
+        axes.annotate(
             plain(name),
             point,
             xytext=((box.x0 - x) / dot, (box.y0 - y) / dot),
@@ -87,8 +85,8 @@ def place_labels(
             color=colour,
             zorder=6,
             arrowprops=line if far else None,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
-        written.set_path_effects(HALO)
     return without_room
 
 

@@ -32,7 +32,6 @@ PICKED = {
     "steadiest": "least instability",
     "balanced": "nearest to the best in training loss, instability and validation loss together",
 }
-OF_PREFERENCE = {"speed": "fastest", "balanced": "balanced", "stability": "steadiest"}
 
 
 def cells(one: Result) -> dict[str, str]:
@@ -71,7 +70,7 @@ def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
     """The recommendation, what it costs, and what else is worth knowing, the most important first."""
     if picks is None:
         return [Reading("bad", ALL_FAILED)]
-    name, chosen = OF_PREFERENCE[picks.prefer], picks.recommended
+    name, chosen = picks.preferred, picks.recommended
     found = [Reading("bad" if chosen.all_failures else "good", _recommendation(results, picks, name))]
     found += [
         Reading("note", f"{other}: {_against(one, chosen)}") for other, one in picks.named.items() if one is not chosen

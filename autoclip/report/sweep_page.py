@@ -12,7 +12,6 @@ from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
 from autoclip.report.sweep_findings import (
     EXPLAINED,
     FIGURES,
-    OF_PREFERENCE,
     cells,
     clipper_call,
     in_order,
@@ -86,8 +85,7 @@ def _use(sweep: SweepResult) -> list[str]:
     picks = sweep.picks
     if picks is None:
         return [paragraph("Nothing can be recommended: train every candidate at a lower learning rate first.")]
-    name = OF_PREFERENCE[picks.prefer]
-    blocks = [paragraph(f"Train with {label(picks.recommended)}, the {name} pick of this sweep.")]
+    blocks = [paragraph(f"Train with {label(picks.recommended)}, the {picks.preferred} pick of this sweep.")]
     path = sweep.directory / RECOMMENDED
     clip = (read_document(path).values or {}).get("clip") if sweep.recommended else None
     if not isinstance(clip, dict) or not isinstance(clip.get("policy"), dict):
@@ -120,7 +118,7 @@ def _picks(picks: Picks | None) -> list[str]:
     for name, one in picks.named.items():
         told = cells(one)
         rows.append([f"{name}: {one.candidate.name}", *(told[figure] for figure in FIGURES), stays(picks, name)])
-    marked = [place for place, one in enumerate(picks.named) if one == OF_PREFERENCE[picks.prefer]]
+    marked = [place for place, one in enumerate(picks.named) if one == picks.preferred]
     return [
         table(
             ("pick", *FIGURES, "stays"),

@@ -33,21 +33,21 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
     front = pareto_front(results)
     most_seeds = max(one.seeds for one in results)
     entries: dict[str, Artist] = {}
-    alike: dict[tuple[str, bool, bool, bool], list[Result]] = {}  # drawn at once: there may be thousands
+    alike: dict[tuple[str, str, bool, bool], list[Result]] = {}  # drawn at once: there may be thousands
     for one in results:
-        few, outside = one.seeds < most_seeds, one.convergence > right
-        alike.setdefault((_kind(one), bool(one.failures), few, outside), []).append(one)
-    for (kind, failed, few, outside), group in alike.items():
+        shape = "x" if one.failures else "D" if one.all_failures else "o"
+        alike.setdefault((_kind(one), shape, one.seeds < most_seeds, one.convergence > right), []).append(one)
+    for (kind, shape, few, outside), group in alike.items():
         colour = _colour(group[0])
         axes.errorbar(
             [min(one.convergence, right) for one in group],
             [one.instability for one in group],
             xerr=None if outside else [one.convergence_spread for one in group],
             yerr=[one.instability_spread for one in group],
-            fmt="x" if failed else "o",
+            fmt=shape,
             markerfacecolor="white" if few else colour,
-            markersize=6 if failed else 4.5,
-            markeredgewidth=1.8 if failed else 1,
+            markersize=6 if shape == "x" else 4.5,
+            markeredgewidth=1.8 if shape == "x" else 1,
             color=colour,
             elinewidth=0.6,
             capsize=1.8,
@@ -59,14 +59,16 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
     axes.step(*steps, where="post", color="#777777", linewidth=0.9, zorder=2)
     legend: list[tuple[Artist, str]] = [(artist, plain(kind)) for kind, artist in entries.items()]
     legend.append((Line2D([], [], color="#777777", linewidth=0.9), "Pareto front"))
+    if any(one.all_failures > one.failures for one in results):
+        legend.append((Line2D([], [], marker="D", ls="", color="#000000", markersize=4.5), "failed at another rate"))
     if any(one.failures for one in results):
-        legend.append((Line2D([], [], marker="x", linestyle="", color="#000000", markeredgewidth=1.8), "a run failed"))
+        legend.append((Line2D([], [], marker="x", ls="", color="#000000", markeredgewidth=1.8), "failed"))
     for name, chosen in picks.named.items() if picks else ():
         shape, size = MARKS[name]
         # Below the points, so that none is hidden by a mark.
         x = min(chosen.convergence, right)
         axes.plot(x, chosen.instability, shape, ms=size, mfc="none", mec=MARK, mew=1.3, zorder=2.5)
-        told = f"{name} (recommended)" if picks and chosen is picks.recommended else name
+        told = f"{name} (recommended)" if picks and name == picks.preferred else name
         legend.append((Line2D([], [], marker=shape, ls="", ms=8, mfc="none", mec=MARK, mew=1.3), told))
     axes.set_xlim(left, right + 0.02 * (right - left))
     _scale_instability(axes, results)
@@ -84,6 +86,8 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
         caption += " Below 0 is better than that threshold."
     if any(_kind(one) == "fixed_percentile" for one in results):
         caption += " Frozen: fixed_percentile, of the warm-up's norms."
+    if any(one.all_failures > one.failures for one in results):
+        caption += " Diamonds failed at another learning rate; only the fastest pick may be one."
     if any(one.failures for one in results):
         caption += " Crosses failed at the configured learning rate, and are never picked."
     if any(one.seeds < most_seeds for one in results):

@@ -48,7 +48,12 @@ class Picks:
     @property
     def recommended(self) -> Result:
         """The pick that is preferred."""
-        return {"speed": self.fastest, "balanced": self.balanced, "stability": self.steadiest}[self.prefer]
+        return self.named[self.preferred]
+
+    @property
+    def preferred(self) -> str:
+        """Its name: "fastest", "steadiest" or "balanced"."""
+        return {"speed": "fastest", "balanced": "balanced", "stability": "steadiest"}[self.prefer]
 
     @property
     def named(self) -> dict[str, Result]:
