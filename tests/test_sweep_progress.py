@@ -8,25 +8,25 @@ from rich.console import Console
 
 from autoclip.lab import sweep_progress
 from autoclip.lab.sweep_progress import SweepProgress, seconds_left
+from tests.scores import score_with
 
 
 @pytest.mark.parametrize(
-    ("ended", "ages", "missing", "workers", "expected"),
+    ("ages", "missing", "workers", "expected"),
     [
-        ([], [1.0], 4, 2, None),  # nothing is known yet
-        ([10.0], [], 4, 1, 40.0),
-        ([8.0, 12.0], [], 4, 2, 20.0),
-        ([10.0], [], 3, 2, 20.0),  # one worker has nothing to do in the end
-        ([10.0], [4.0, 8.0], 2, 2, 6.0),
-        ([10.0], [4.0, 8.0], 3, 2, 12.0),  # after 2 seconds the second worker takes up the third
-        ([10.0], [25.0], 1, 1, 1.0),  # late already
-        ([10.0], [2.0], 1, 4, 8.0),
+        ([], 4, 1, 40.0),
+        ([], 4, 2, 20.0),
+        ([], 3, 2, 20.0),  # one worker has nothing to do in the end
+        ([4.0, 8.0], 2, 2, 6.0),
+        ([4.0, 8.0], 3, 2, 12.0),  # after 2 seconds the second worker takes up the third
+        ([25.0], 1, 1, 1.0),  # late already
+        ([2.0], 1, 4, 8.0),
     ],
 )
 def test_the_time_left_is_that_of_workers_that_take_up_one_job_after_the_other(
-    ended: list[float], ages: list[float], missing: int, workers: int, expected: float | None
+    ages: list[float], missing: int, workers: int, expected: float
 ) -> None:
-    assert seconds_left(ended, ages, missing, workers) == (None if expected is None else pytest.approx(expected))
+    assert seconds_left(10.0, ages, missing, workers) == pytest.approx(expected)
 
 
 class Trials:
@@ -56,16 +56,21 @@ def shown(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     return text.getvalue()
 
 
-def sweep_with(done: int, running: int, most: int) -> Any:
+def sweep_with(done: int, running: int, most: int, *, steps: int = 100, undecided: bool = False) -> Any:
+    """A sweep of runs of 100 steps each, of which the three of a pair took a minute."""
     now = datetime.now()
-    ended = {f"{n}": SimpleNamespace(duration=timedelta(seconds=60)) for n in range(done)}
+    earlier = now - timedelta(hours=1)
+    ended = {f"{n}": SimpleNamespace(duration=timedelta(seconds=60), datetime_start=earlier) for n in range(done)}
     under_way = {f"r{n}": SimpleNamespace(datetime_start=now - timedelta(seconds=30)) for n in range(running)}
+    plan = SimpleNamespace(runs=range(most - 2), undecided={"a"} if undecided else set())
     return SimpleNamespace(
-        config=SimpleNamespace(name="tiny"),
+        config=SimpleNamespace(name="tiny", steps=100),
         settings=SimpleNamespace(lr_multipliers=(1, 3, 10), seeds=(0, 1), refine_trials=1),
         candidates={"a": 1},
         trials=Trials({}),
         runs=Trials(ended, under_way),
+        scores=lambda: {("a", n): [score_with(steps=steps)] * 3 for n in range(done)},
+        plan=lambda _: plan,
         most_runs=lambda: most,
     )
 
@@ -73,7 +78,20 @@ def sweep_with(done: int, running: int, most: int) -> Any:
 def test_the_bar_counts_runs_at_every_learning_rate_and_ends_without_a_time_left(monkeypatch) -> None:
     text = shown(sweep_with(done=4, running=2, most=10), monkeypatch)
     assert "12/36 runs" in text  # 4 of 10 pairs and 2 seeds of a refinement, at three rates
-    assert "about 0:03:30 left" in text  # half a minute for those under way, then 6 more in pairs
     last = [line for line in text.replace("\r", "\n").splitlines() if "runs" in line][-1]
     assert "left" not in last
     assert all(len(line) <= 80 for line in text.replace("\r", "\n").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"undecided": True}, "0:03:30"),  # 8 of the budget: half a minute for those under way, then 6 more in pairs
+        ({}, "0:02:30"),  # the plan is 2 short of the budget
+        ({"steps": 50}, "0:05:30"),  # half of every run was missing where they diverged: those to come are whole
+        ({"done": 0}, None),
+    ],
+)
+def test_the_time_left_is_that_of_whole_runs(monkeypatch, changes: dict[str, Any], left: str | None) -> None:
+    text = shown(sweep_with(**{"done": 4, "running": 2, "most": 10} | changes), monkeypatch)
+    assert f"about {left} left" in text if left else "left" not in text

@@ -3,7 +3,7 @@
 import heapq
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Self
 
@@ -12,9 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoclip.lab.sweep import Sweep
 from autoclip.terminal import console
+from autoclip.tuning.racing import Run
+from autoclip.tuning.scoring import Score
 
 LEAST_LEFT = 0.1
-"""What a job that already takes longer than the mean is thought to need still, as a share of the mean."""
+"""What a job that takes longer than was thought is thought to need still, as a share of what was thought."""
+LEAST_BUSY = 0.5
+"""Share of their time in which workers are thought to train at least, however long the first one took to start."""
 
 
 class SweepProgress:
@@ -56,12 +60,14 @@ class SweepProgress:
     def update(self) -> None:
         """Show what has been finished since the last time."""
         sweep, rates = self._sweep, len(self._sweep.settings.lr_multipliers)
-        done = sweep.trials.done()
+        done, scores = sweep.trials.done(), sweep.scores()
         seeds = len(sweep.settings.seeds)
         refined = seeds * sum(name not in sweep.candidates for name in done)
         total = sweep.most_runs() + seeds * sweep.settings.refine_trials
-        completed = len(sweep.runs.done()) + refined
-        left = self._left(total - completed) if completed < total else ""
+        completed = len(scores) + refined
+        plan = sweep.plan(scores)
+        missing = total - completed if plan.undecided else total - sweep.most_runs() + len(plan.runs) - completed
+        left = self._left(scores, missing) if missing > 0 else ""
         self._progress.update(self._bar, total=rates * total, completed=rates * completed, left=left)
         for key, trial in done.items():
             if key not in self._shown:
@@ -72,32 +78,36 @@ class SweepProgress:
                     f"failed {trial.user_attrs['failed runs at any rate']} of {rates * trial.user_attrs['seeds']}"
                 )
 
-    def _left(self, missing: int) -> str:
+    def _left(self, scores: Mapping[Run, Sequence[Score]], missing: int) -> str:
         now = time.time()
-        ended = [one.duration.total_seconds() for one in self._sweep.runs.done().values() if one.duration]
-        ages = [
-            now - one.datetime_start.timestamp()
-            for one in self._sweep.runs.trials([TrialState.RUNNING]).values()
-            if one.datetime_start
-        ]
-        seconds = seconds_left(ended, ages, missing, max(self._workers, len(ages)))
-        return "" if seconds is None else f"about {timedelta(seconds=round(seconds))} left"
+        ended = self._sweep.runs.done().values()
+        under_way = self._sweep.runs.trials([TrialState.RUNNING]).values()
+        ages = [now - one.datetime_start.timestamp() for one in under_way if one.datetime_start]
+        workers = max(self._workers, len(ages))
+        spent = sum(one.duration.total_seconds() for one in ended if one.duration)
+        steps = sum(one.steps for of_run in scores.values() for one in of_run)
+        if not steps:
+            return ""
+        # A run that diverged was short: those to come are taken for whole ones.
+        planned = self._sweep.config.steps * len(self._sweep.settings.lr_multipliers)
+        begun = [one for one in ended if one.datetime_start and one.datetime_start.timestamp() > self._began]
+        busy = sum(ages) + sum(one.duration.total_seconds() for one in begun if one.duration)
+        share = max(busy / (workers * (now - self._began)), LEAST_BUSY)
+        seconds = seconds_left(spent / steps * planned, ages, missing, workers) / min(share, 1.0)
+        return f"about {timedelta(seconds=round(seconds))} left"
 
 
-def seconds_left(ended: Sequence[float], ages: Sequence[float], missing: int, workers: int) -> float | None:
-    """How long the missing jobs take, if each takes the mean of the others; None before the first has ended.
+def seconds_left(each: float, ages: Sequence[float], missing: int, workers: int) -> float:
+    """How long the missing jobs take workers that take up one after the other.
 
     Args:
-        ended: seconds that each finished job took.
+        each: seconds that a job takes.
         ages: seconds since each job under way was begun.
         missing: number of jobs that are not finished, those under way included.
         workers: number of processes, at least that of the jobs under way.
     """
-    if not ended:
-        return None
-    mean = sum(ended) / len(ended)
-    free = [max(mean - age, LEAST_LEFT * mean) for age in ages] + [0.0] * (workers - len(ages))
+    free = [max(each - age, LEAST_LEFT * each) for age in ages] + [0.0] * (workers - len(ages))
     heapq.heapify(free)
     for _ in range(missing - len(ages)):
-        heapq.heapreplace(free, free[0] + mean)
+        heapq.heapreplace(free, free[0] + each)
     return max(free)
