@@ -37,7 +37,7 @@ def main(directories: Sequence[str]) -> None:
             print(
                 f"  {name:<10} {one.candidate.name:<24} A {one.convergence:.4f}  S {one.instability:.3f}  V "
                 f"{one.validation_loss:.4f}  failed {one.all_failures} of {len(one.scores)}  clipped "
-                f"{one.clip_rate:.0%}  stays {sweep.picks.stays.get(name, 0)} of {sweep.picks.seeds}, the race agrees "
+                f"{one.clip_rate:.0%}  stays {sweep.picks.stays(name)} of {sweep.picks.seeds}, the race agrees "
                 f"in {same} of {len(orders)}"
             )
         print()

@@ -72,7 +72,7 @@ def test_a_picture_of_sensible_size(results: list[Result]) -> None:
 def test_no_candidate_lies_outside_the_picture(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
     axes, caption = drawn(results, monkeypatch)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    unnamed = f", {caption.partition('Without room for a name: ')[2].removesuffix('.')}, "
+    unnamed = f", {caption.partition('Not named in the plot: ')[2].removesuffix('.')}, "
     assert len(axes.texts) + sum(f", {one.candidate.name}, " in unnamed for one in results) == len(results)
     for line in (line for bars in axes.containers for line in bars.lines[:1]):
         for x, y in line.get_xydata():

@@ -52,7 +52,7 @@ def test_a_single_candidate_is_every_pick() -> None:
     picks = pick([FAST])
     assert names(picks) == dict.fromkeys(("fastest", "steadiest", "balanced"), "fast")
     assert picks is not None
-    assert picks.stays == dict.fromkeys(("fastest", "steadiest", "balanced"), 2)
+    assert picks.without == {name: ["fast", "fast"] for name in ("fastest", "steadiest", "balanced")}
 
 
 def test_who_failed_at_another_rate_may_be_the_fastest_only() -> None:
@@ -91,15 +91,16 @@ def test_how_often_a_pick_stays_when_a_seed_is_left_out() -> None:
     steady = [of("a", (1.0, 1.0, 1.0), (1.1, 1.0, 1.1), (1.0, 1.1, 1.0)), of("b", *[(2.0, 2.0, 2.0)] * 3)]
     picks = pick(steady)
     assert picks is not None
-    assert (picks.seeds, picks.stays) == (3, {"fastest": 3, "steadiest": 3, "balanced": 3})
+    assert [picks.seeds, *map(picks.stays, picks.named)] == [3, 3, 3, 3]
     torn = [of("a", (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (4.0, 1.0, 1.0)), of("b", *[(1.9, 2.0, 2.0)] * 3)]
     picks = pick(torn)
     assert picks is not None
     assert picks.fastest.candidate.name == "b"
-    assert picks.stays == {"fastest": 2, "steadiest": 3, "balanced": 3}
+    assert {name: picks.stays(name) for name in picks.named} == {"fastest": 2, "steadiest": 3, "balanced": 3}
+    assert picks.without["fastest"] == ["b", "b", "a"]
     alone = pick([of("a", (1.0, 1.0, 1.0))])
     assert alone is not None
-    assert (alone.seeds, alone.stays) == (1, {})
+    assert (alone.seeds, alone.without, alone.stays("fastest")) == (1, {}, 0)
 
 
 def test_the_validation_loss_weighs_in() -> None:
@@ -192,7 +193,7 @@ def test_never_one_that_failed_and_never_one_that_another_beats(table: Table) ->
     assert not any(beats(one, picks.fastest) for one in able)
     assert picks.fastest.convergence == min(one.convergence for one in able)
     assert picks.steadiest.instability == min(one.instability for one in eligible(results))
-    assert all(0 <= count <= picks.seeds for count in picks.stays.values())
+    assert all(len(names) == picks.seeds for names in picks.without.values())
 
 
 @settings(deadline=None)

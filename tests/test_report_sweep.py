@@ -35,7 +35,7 @@ def test_a_sweep_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
     before = pick(results)
     assert before is not None
     assert found.picks is not None
-    assert found.picks.stays == before.stays
+    assert found.picks.without == before.without
     assert {name: one.candidate for name, one in found.picks.named.items()} == {
         name: one.candidate for name, one in before.named.items()
     }
@@ -48,11 +48,11 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     page = loaded(path)
     assert len(page.images) == 3
     for words in (
-        "swept by hand Sweep over 5 candidates, up to 2 seeds, 2 learning rates",
+        "swept by hand Sweep over 5 candidates, 2 seeds, 2 learning rates (x 1, 3)",
         "Train with running_quantile p50, the balanced pick of this sweep.",
         "recommended: running_quantile p50, the balanced pick (also the fastest and the steadiest)",
         "without clipping 4 of 4 runs failed",
-        "clipper = autoclip.Clipper(model, autoclip.RunningQuantile()) ... loss.backward()",
+        "clipper = autoclip.Clipper(model, autoclip.RunningQuantile(percentile=50.0)) optimizer.zero_grad()",
         "'clip.policy={kind: running_quantile, percentile: 50.0}' \\ --output-dir 'runs/swept by hand'",
         "kind: running_quantile",
         NASTY,

@@ -85,7 +85,7 @@ def place_labels(
             color=colour,
             zorder=6,
             arrowprops=line if far else None,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
         )
     return without_room
 

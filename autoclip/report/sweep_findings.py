@@ -1,28 +1,26 @@
 """What a sweep says, once for the terminal, for JSON and for the page: tables as cells, and sentences."""
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
-
-from scipy import stats
 
 from autoclip.lab.clip_config import ClipConfig
 from autoclip.policies import POLICIES
 from autoclip.records import finite_or_none, rate_text
 from autoclip.report.page import Reading
-from autoclip.tuning.outcome import CONFIDENCE, Result, degenerate, pareto_front
+from autoclip.tuning.outcome import Result, alike, degenerate, differ, pareto_front
 from autoclip.tuning.picks import Picks, eligible
 
 FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped")
 """Figures of a candidate that every table shows."""
-SPREADS = {"training loss": "+-", "instability": "+- "}
-"""Figure -> heading of its spread over the seeds, which a narrow terminal leaves out."""
 EXPLAINED = (
-    "* on the Pareto front. Training loss: mean over the run at the configured learning rate (AULC), lower is faster. "
-    "Instability: regret over all learning rates and seeds (S), lower is steadier. Val. loss: at the end, at most that "
-    "before training. Failed: runs at any learning rate. Clipped: steps after the warm-up."
+    "* on the Pareto front of the first two figures. Training loss: mean over the run at the configured learning rate, "
+    "lower is faster. Instability: regret over all learning rates and seeds, lower is steadier. Val. loss: at the end, "
+    "at most that before training. Failed: runs at any learning rate that ended in numbers that are not finite, or no "
+    "better than a constant prediction. Clipped: steps after the warm-up. The steadiest come first."
 )
+MOST_ALIKE = 5
+"""Candidates up to which all are named that cannot be told apart from the recommended one."""
 ALL_FAILED = (
     "every candidate failed at the configured learning rate: numbers that are not finite, or a validation loss no "
     "better than a constant's. Lower the rate, train longer, or widen the sweep section"
@@ -43,6 +41,7 @@ def cells(one: Result) -> dict[str, str]:
         "instability": f"{one.instability:.3f}",
         "+- ": f"{one.instability_spread:.3f}" if several else "-",
         "val. loss": f"{one.validation_loss:.4f}",
+        "+-  ": f"{one.validation_spread:.4f}" if several else "-",
         "failed": f"{one.all_failures} of {len(one.scores)}",
         "clipped": rate_text(one.clip_rate, 0),
         "seeds": str(one.seeds),
@@ -63,7 +62,7 @@ def starred(results: Sequence[Result]) -> dict[Result, str]:
 
 def stays(picks: Picks, name: str) -> str:
     """How often a pick stays when a seed is left out, as `2 of 3`."""
-    return f"{picks.stays[name]} of {picks.seeds}" if picks.stays else "-"
+    return f"{picks.stays(name)} of {picks.seeds}" if picks.without else "-"
 
 
 def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
@@ -75,14 +74,18 @@ def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
     found += [
         Reading("note", f"{other}: {_against(one, chosen)}") for other, one in picks.named.items() if one is not chosen
     ]
-    if picks.stays:
+    same = [one.candidate.name for one in eligible(results) if one is not chosen and alike(one, chosen)]
+    if same and picks.without:
+        more = f" and {len(same) - MOST_ALIKE} more" if len(same) > MOST_ALIKE else ""
+        listed = ", ".join(same[:MOST_ALIKE])
         found.append(
-            Reading(
-                "good" if picks.stays[name] == picks.seeds else "note",
-                f"with one seed left out, the {name} pick is the same in {stays(picks, name)} cases"
-                + ("" if picks.stays[name] == picks.seeds else ": more seeds may settle it"),
-            )
+            Reading("note", f"cannot be told apart from it with {chosen.seeds} seeds in any figure: {listed}{more}")
         )
+    if picks.without:
+        others = [one for one in dict.fromkeys(picks.without[name]) if one != chosen.candidate.name]
+        doubt = f", otherwise {', '.join(others)}: more seeds (sweep.seeds) may settle it" if others else ""
+        told = f"with one seed left out, the {name} pick is the same in {stays(picks, name)} cases{doubt}"
+        found.append(Reading("note" if others else "good", told))
     else:
         found.append(Reading("note", "one seed: another one may give another pick; sweep.seeds: [0, 1, 2] tries three"))
     without = next((one for one in results if one.candidate.policy["kind"] == "none"), None)
@@ -110,12 +113,13 @@ def clipper_call(clip: Mapping[str, Any], path: str) -> str:
     """
     policy = {name: value for name, value in clip["policy"].items() if name != "kind"}
     try:
-        built = POLICIES[clip["policy"]["kind"]](**policy)
+        built = type(POLICIES[clip["policy"]["kind"]](**policy)).__name__
     except (KeyError, TypeError, ValueError):
         return f"autoclip.Clipper(model, **autoclip.from_config({path!r}))"
+    given = ", ".join(f"{name}={value!r}" for name, value in policy.items())
     defaults = ClipConfig().model_dump()
     others = [f"{name}={value!r}" for name, value in clip.items() if name != "policy" and value != defaults.get(name)]
-    arguments = ["model", f"autoclip.{built!r}", *others]
+    arguments = ["model", f"autoclip.{built}({given})", *others]
     return f"autoclip.Clipper({', '.join(arguments)})".replace("=inf", "=float('inf')")
 
 
@@ -134,7 +138,7 @@ def as_json(picks: Picks | None) -> Mapping[str, object]:
                 "failed_at_any_rate": one.all_failures,
                 "clip_rate": finite_or_none(one.clip_rate),
                 "no_clipping": one.never_clipped,
-                "stays": picks.stays.get(name),
+                "stays": picks.stays(name) if picks.without else None,
             }
             for name, one in picks.named.items()
         },
@@ -175,18 +179,13 @@ def _against(one: Result, chosen: Result) -> str:
     failed = ""
     if one.all_failures:
         failed = f"; it failed in {one.all_failures} of {len(one.scores)} runs, all at other learning rates"
-    return f"{label(one)}: {', '.join(changes)}{failed}"
+    return f"{label(one)}: {'; '.join(changes)}{failed}"
 
 
 def _difference(what: str, first: Mapping[int, float], second: Mapping[int, float], digits: int) -> str:
-    """How a figure differs between two candidates, by the paired differences over their common seeds."""
-    values = [(first[seed], second[seed]) for seed in first if seed in second]
-    here, there = fmean(first.values()), fmean(second.values())
-    text = f"{what} {here:.{digits}f} instead of {there:.{digits}f}"
-    differences = [mine - other for mine, other in values]
-    if len(differences) < 2 or not any(differences):
-        return text
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * stdev(differences) / sqrt(len(differences))
-    if abs(fmean(differences)) > half:
-        return text
-    return f"{text} (cannot be told apart with {len(differences)} seeds)"
+    """How a figure differs between two candidates, by their common seeds."""
+    here, there = (f"{fmean(figure.values()):.{digits}f}" for figure in (first, second))
+    common = first.keys() & second.keys()
+    if len(common) > 1 and not differ(first, second):
+        return f"{what} {here}, which cannot be told apart from {there} with {len(common)} seeds"
+    return f"{what} {here} instead of {there}"

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -43,14 +44,14 @@ def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
         rates_picture(shown),
     ]
     pictures = [picture for picture in found if picture]
-    seeds = max(one.seeds for one in results)
-    rates = len({score.multiplier for one in results for score in one.scores})
+    seeds = sorted({one.seeds for one in results})
+    rates = sorted({score.multiplier for one in results for score in one.scores})
     blocks = [
         heading("What to do"),
         *_use(sweep),
         heading("Why"),
         readings(findings(results, picks)),
-        *_picks(picks),
+        *_picks(picks, sweep.directory),
         heading("Figures"),
         figures(pictures),
         paragraph(
@@ -63,7 +64,10 @@ def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
     if sweep.config:
         text = (sweep.directory / SWEEP).read_text(encoding="utf-8", errors="replace")
         blocks += [heading("Configuration"), folded(SWEEP, text)]
-    lead = f"Sweep over {len(results)} candidates, up to {_counted(seeds, 'seed')}, {_counted(rates, 'learning rate')}"
+    lead = (
+        f"Sweep over {len(results)} candidates, {'up to ' if len(seeds) > 1 else ''}{_counted(seeds[-1], 'seed')}, "
+        f"{_counted(len(rates), 'learning rate')} (x {', '.join(f'{rate:g}' for rate in rates)})"
+    )
     return page(sweep.name, lead, blocks), pictures
 
 
@@ -93,8 +97,9 @@ def _use(sweep: SweepResult) -> list[str]:
     clipper = f"clipper = {clipper_call(clip, str(path))}"
     if "from_config" not in clipper:
         clipper = laid_out(clipper, CODE_WIDTH)
-    loop = ["import autoclip", "", clipper, "...", "loss.backward()", "clipper.step(loss=loss)", "optimizer.step()"]
-    blocks += [paragraph("In a training loop of your own:"), code("\n".join(loop))]
+    step = "clipper.step(loss=loss)  # in place of torch.nn.utils.clip_grad_norm_"
+    loop = ["import autoclip", "", clipper, "", "optimizer.zero_grad()  # in every step", "loss.backward()", step]
+    blocks += [paragraph("In a training loop of your own:"), code("\n".join([*loop, "optimizer.step()"]))]
     section = sweep.config.get("sweep")
     if sweep.config and not (isinstance(section, dict) and section.get("command")):
         policy = yaml.safe_dump(clip["policy"], default_flow_style=True, sort_keys=False, width=1000).strip()
@@ -110,7 +115,7 @@ def _use(sweep: SweepResult) -> list[str]:
     ]
 
 
-def _picks(picks: Picks | None) -> list[str]:
+def _picks(picks: Picks | None, directory: Path) -> list[str]:
     """The table of the picks."""
     if picks is None:
         return []
@@ -123,13 +128,20 @@ def _picks(picks: Picks | None) -> list[str]:
         table(
             ("pick", *FIGURES, "stays"),
             rows,
-            "The recommended pick is shaded. Stays: how often it is the same when one seed is left out. A candidate "
-            "that failed at any learning rate is no pick while there is one that did not; the fastest alone may have "
-            "failed at other learning rates than the configured one. fastest.yaml, steadiest.yaml and balanced.yaml "
-            "hold their settings.",
+            "The recommended pick is shaded. Stays: how often it is the same when one seed is left out. Steadiest and "
+            "balanced are chosen from the candidates without a failed run, as long as there are any; the fastest may "
+            "have failed at learning rates other than the configured one. Balanced is the candidate on the Pareto "
+            "front whose training loss, instability and validation loss lie nearest to the best of each, in units "
+            "of their standard deviations over the seeds.",
             marked,
-        )
+        ),
+        paragraph("Each pick has a file with its setting, for a training loop that is to take another one:"),
+        code("\n".join(_from_file(directory / f"{name}.yaml") for name in picks.named)),
     ]
+
+
+def _from_file(path: Path) -> str:
+    return f"clipper = autoclip.Clipper(model, **autoclip.from_config({str(path)!r}))"
 
 
 def _table(results: Sequence[Result], picks: Picks | None) -> str:
@@ -140,8 +152,9 @@ def _table(results: Sequence[Result], picks: Picks | None) -> str:
     return table(
         ("candidate", *next(iter(figures.values()))),
         rows,
-        f"{EXPLAINED} +-: standard deviation over the seeds. To target: steps until the loss has come within a tenth "
-        f"of the best. The recommended candidate is shaded.",
+        f"{EXPLAINED} +-: standard deviation over the seeds. To target: median over "
+        f"the seeds of the steps until the smoothed training loss has come nine tenths of the way from a constant "
+        f"prediction's loss to the best validation loss of the fixed thresholds. The recommended candidate is shaded.",
         marked,
     )
 

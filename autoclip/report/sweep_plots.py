@@ -101,7 +101,7 @@ def rates_picture(results: Sequence[Result]) -> Picture | None:
         entries.append((Line2D([], [], marker="x", linestyle="", color="#444444", mew=1.8), "failed run"))
     axes.set_xticks(multipliers, [f"x {factor:g}" for factor in multipliers])
     axes.minorticks_off()
-    if min(values) > 0 and max(values) > 20 * min(values):
+    if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_yscale("log")
     label_axes(axes, "learning rate, as a multiple of the configured one", "validation loss")
     put_legend(figure, entries, columns=2)

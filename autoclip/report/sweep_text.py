@@ -18,7 +18,7 @@ from autoclip.tuning import outcome
 from autoclip.tuning.pareto_plot import pareto_picture
 from autoclip.tuning.picks import Picks, pick
 
-LEFT_OUT = ("+- ", "+-", "to target", "seeds")
+LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds")
 """Columns that a table does without where the terminal is too narrow for all, in this order."""
 
 
@@ -54,7 +54,18 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
     seeds, rates = len(sweep.settings.seeds), len(sweep.settings.lr_multipliers)
     out.print(f"{sweep.config.name}: {len(results)} candidates, {seeds} seeds, {rates} learning rates", style="bold")
     ordered, names = findings.in_order(results), findings.starred(results)
-    columns = ("training loss", "+-", "instability", "+- ", "val. loss", "failed", "clipped", "seeds", "to target")
+    columns = (
+        "training loss",
+        "+-",
+        "instability",
+        "+- ",
+        "val. loss",
+        "+-  ",
+        "failed",
+        "clipped",
+        "seeds",
+        "to target",
+    )
     _print_table(out, "candidate", [(names[one], findings.cells(one)) for one in ordered], columns)
     out.print(findings.EXPLAINED)
     if (
@@ -71,11 +82,11 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
         )
     if picks:
         out.print()
-        rows = [
+        chosen = [
             (f"{name}: {one.candidate.name}", findings.cells(one) | {"stays": findings.stays(picks, name)})
             for name, one in picks.named.items()
         ]
-        _print_table(out, "pick", rows, (*findings.FIGURES, "stays"))
+        _print_table(out, "pick", chosen, (*findings.FIGURES, "stays"))
         out.print("Stays: the pick is the same so many times when one seed is left out.")
     out.print()
     for reading in findings.readings(results, picks):

@@ -87,6 +87,11 @@ class Result:
         """Mean of Vc over the seeds at the configured learning rate."""
         return fmean(self.loss_by_seed.values())
 
+    @property
+    def validation_spread(self) -> float:
+        """Standard deviation of Vc over the seeds, 0 for a single one."""
+        return _spread(self.loss_by_seed.values())
+
     @cached_property
     def failures(self) -> int:
         """Failed runs at the configured learning rate; above 0 the candidate is infeasible."""
@@ -138,9 +143,7 @@ def pareto_front(results: Iterable[Result]) -> list[Result]:
 def degenerate(results: Sequence[Result]) -> list[str]:
     """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
 
-    Two thresholds cannot be told apart where the 95 % intervals of their paired differences (Student t over the seeds,
-    three at least) hold zero, in the AULC and in the mean validation loss over the learning rates. Of more than 20
-    thresholds each is compared with the next larger one only.
+    Of more than 20 thresholds each is compared with the next larger one only.
     """
     lines = []
     for one in results:
@@ -158,7 +161,7 @@ def degenerate(results: Sequence[Result]) -> list[str]:
     lines += [
         f"{one.candidate.name} and {other.candidate.name} cannot be told apart with {min(one.seeds, other.seeds)} seeds"
         for (_, one), (_, other) in pairs
-        if _same_within_noise(one, other)
+        if alike(one, other)
     ]
     return lines
 
@@ -201,31 +204,30 @@ def _spread(values: Iterable[float]) -> float:
     return stdev(several) if len(several) > 1 else 0.0
 
 
-def _same_within_noise(one: Result, other: Result) -> bool:
-    """Whether neither the convergence nor the validation losses differ beyond the seeds."""
-    return _holds_zero(one.speed_by_seed, other.speed_by_seed) and _holds_zero(
-        _losses_at_all_rates(one), _losses_at_all_rates(other)
+def alike(one: Result, other: Result) -> bool:
+    """Whether two candidates cannot be told apart in any of the three figures."""
+    pairs = (
+        (one.speed_by_seed, other.speed_by_seed),
+        (one.instability_by_seed, other.instability_by_seed),
+        (one.loss_by_seed, other.loss_by_seed),
     )
+    return not any(differ(*pair) for pair in pairs)
 
 
-def _losses_at_all_rates(one: Result) -> dict[int, float]:
-    """Seed -> mean over the learning rates of Vc, a failed run counting L0."""
-    return {
-        seed: fmean(
-            score.initial_loss if score.failed else score.bounded_loss for score in one.scores if score.seed == seed
-        )
-        for seed in one.instability_by_seed
-    }
+def differ(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
+    """Whether the 95 % interval of the paired differences over the common seeds (Student t) does not hold zero.
 
+    A single seed tells any two values apart.
 
-def _holds_zero(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
+    Args:
+        first: seed -> value.
+        second: seed -> value.
+    """
     differences = [first[seed] - second[seed] for seed in first if seed in second]
-    if not any(differences):
-        return True
-    if len(differences) < 3 or len(set(differences)) == 1:
-        return False
+    if len(differences) < 2:
+        return any(differences)
     half: float = _t_quantile(len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
-    return bool(abs(fmean(differences)) <= half)
+    return bool(abs(fmean(differences)) > half)
 
 
 @cache

@@ -78,14 +78,15 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
     put_legend(figure, legend, columns=3)
     unnamed = _name_points(axes, results, picks, front, right)
     caption = (
-        "Bars: standard deviation over the seeds; dotted lines lead from a name to its point. On the front, nothing is "
-        "better in both figures. Instability is the normalised regret over learning rates and seeds: 0 is as good as "
-        "the best fixed threshold at its best learning rate, 1 is nothing learned or failed."
+        "Bars: standard deviation over the seeds; dotted lines lead from a name to its point. No candidate on the "
+        "front is beaten in both figures. Instability is the normalised regret over learning rates and seeds: 0 is as "
+        "good as the best fixed threshold at its best learning rate, 1 is nothing learned or failed."
     )
-    if any(one.instability - one.instability_spread < 0 for one in results):
-        caption += " Below 0 is better than that threshold."
-    if any(_kind(one) == "fixed_percentile" for one in results):
-        caption += " Frozen: fixed_percentile, of the warm-up's norms."
+    if any(one.instability < 0 for one in results):
+        caption += " A negative one is better than that threshold."
+    renamed = [f"{short} is {kind}" for kind, short in SHORT.items() if any(_kind(one) == kind for one in results)]
+    if renamed:
+        caption += f" In labels, {' and '.join(renamed)}."
     if any(one.all_failures > one.failures for one in results):
         caption += " Diamonds failed at another learning rate; only the fastest pick may be one."
     if any(one.failures for one in results):
@@ -93,7 +94,7 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
     if any(one.seeds < most_seeds for one in results):
         caption += f" Hollow: fewer than {most_seeds} seeds."
     if unnamed:
-        caption += f" Without room for a name: {', '.join(unnamed)}."
+        caption += f" Not named in the plot: {', '.join(unnamed)}."
     return Picture(
         name="pareto",
         title="Speed against stability",

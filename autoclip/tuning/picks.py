@@ -34,8 +34,8 @@ class Picks:
         balanced: nearest to the ideal corner, see above.
         prefer: which of them is recommended.
         seeds: number of seeds of the balanced pick.
-        stays: "fastest", "steadiest", "balanced" -> how many of these seeds can be left out, one at a time, without a
-            change of the pick; empty for a single seed.
+        without: name of a pick -> the candidate that it is when one of these seeds is left out, for each of them; empty
+            for a single seed.
     """
 
     fastest: Result
@@ -43,7 +43,11 @@ class Picks:
     balanced: Result
     prefer: Preference
     seeds: int
-    stays: dict[str, int]
+    without: dict[str, list[str]]
+
+    def stays(self, name: str) -> int:
+        """How many of the seeds can be left out, one at a time, without a change of a pick."""
+        return self.without.get(name, []).count(self.named[name].candidate.name)
 
     @property
     def recommended(self) -> Result:
@@ -78,12 +82,12 @@ def pick(results: Sequence[Result], prefer: Preference = "balanced", margin: flo
         return None
     fastest, steadiest, balanced = chosen
     seeds = tuple(balanced.instability_by_seed)
-    stays = dict.fromkeys(("fastest", "steadiest", "balanced"), 0) if len(seeds) > 1 else {}
-    for seed in seeds if stays else ():
-        without = _choose([_without(one, seed) for one in results if one.seeds >= len(seeds)], margin)
-        for name, before, after in zip(stays, chosen, without or (), strict=False):
-            stays[name] += before.candidate.name == after.candidate.name
-    return Picks(fastest, steadiest, balanced, prefer, len(seeds), stays)
+    without: dict[str, list[str]] = {}
+    for seed in seeds if len(seeds) > 1 else ():
+        others = _choose([_without(one, seed) for one in results if one.seeds >= len(seeds)], margin)
+        for name, one in zip(("fastest", "steadiest", "balanced"), others or (), strict=False):
+            without.setdefault(name, []).append(one.candidate.name)
+    return Picks(fastest, steadiest, balanced, prefer, len(seeds), without)
 
 
 def eligible(results: Sequence[Result]) -> list[Result]:
