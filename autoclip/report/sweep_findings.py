@@ -82,7 +82,11 @@ def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
             Reading("note", f"cannot be told apart from it with {chosen.seeds} seeds in any figure: {listed}{more}")
         )
     if picks.without:
-        others = [one for one in dict.fromkeys(picks.without[name]) if one != chosen.candidate.name]
+        others = [
+            "no clipping" if one == "none" else one
+            for one in dict.fromkeys(picks.without[name])
+            if one != chosen.candidate.name
+        ]
         doubt = f", otherwise {', '.join(others)}: more seeds (sweep.seeds) may settle it" if others else ""
         told = f"with one seed left out, the {name} pick is the same in {stays(picks, name)} cases{doubt}"
         found.append(Reading("note" if others else "good", told))

@@ -111,7 +111,7 @@ class Result:
     @property
     def never_clipped(self) -> bool:
         """Whether no step of any run was clipped after the warm-up, at any learning rate."""
-        return not any(one.clip_rate for one in self.scores)
+        return all(one.clip_rate == 0 for one in self.scores)
 
     @property
     def steps_to_target(self) -> float | None:
@@ -153,7 +153,8 @@ def degenerate(results: Sequence[Result]) -> list[str]:
         elif kind == "fixed" and one.clip_rate == 0:
             lines.append(f"{one.candidate.name} never clipped: it is the same as no clipping")
         elif kind != "none" and not one.clip_rate > 0:
-            lines.append(f"{one.candidate.name} never clipped after its warm-up, or never left it")
+            never = "never left its warm-up" if isnan(one.clip_rate) else "never clipped after its warm-up"
+            lines.append(f"{one.candidate.name} {never}")
     fixed = [(threshold, one) for one in results if (threshold := one.candidate.threshold) is not None]
     pairs: Iterable[tuple[Any, Any]] = combinations(fixed, 2)
     if len(fixed) > MOST_COMPARED:
