@@ -19,7 +19,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import COUNTS, StepLog, checked_sinks
+from autoclip.step_log import STATE, StepLog, checked_sinks
 from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
@@ -295,6 +295,16 @@ class Clipper:
         return self._log.clip_rate
 
     @property
+    def mean_coefficient(self) -> float:
+        """Share of the gradient's length that is left: mean over the active steps of norm after over norm before.
+
+        In [0, 1], NaN before the first. The steps are those of `clip_rate`, the coefficients those of the records; a
+        skipped step counts 0.
+        """
+        self.settle()
+        return self._log.mean_coefficient
+
+    @property
     def clip_rates(self) -> dict[str, float]:
         """Group's name -> share of its own active steps in which it was clipped; NaN before the first."""
         self.settle()
@@ -330,7 +340,7 @@ class Clipper:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")
-        keys = (*COUNTS, "groups")
+        keys = (*STATE, "groups")
         if missing := [name for name in keys if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         if unknown := [str(name) for name in state if name not in keys]:

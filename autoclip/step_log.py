@@ -7,10 +7,12 @@ from typing import Any, cast
 from autoclip.gate import Decision
 from autoclip.notices import Notices
 from autoclip.policies.policy import ALL, Phase
-from autoclip.records import ClipRecord, Sink, clip_rate, is_active
+from autoclip.records import ClipRecord, Sink, clip_rate, is_active, mean_coefficient
 
 COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps")
-"""What a state of a clipper holds beside its groups; `clipped_steps` of the active ones only."""
+"""Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
+STATE = (*COUNTS, "coefficient_sum")
+"""What a state of a clipper holds beside its groups; the sum of the coefficients is that of the active steps."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -35,6 +37,7 @@ class StepLog:
     def __init__(self, sinks: Iterable[Sink]) -> None:
         self.sinks = checked_sinks(sinks)
         self.steps = self.skipped_steps = self.active_steps = self.clipped_steps = 0
+        self.coefficient_sum = 0.0
         self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
@@ -55,6 +58,11 @@ class StepLog:
     def clip_rate(self) -> float:
         """Share of the active steps in which anything was clipped; NaN before the first."""
         return clip_rate(self.clipped_steps, self.active_steps)
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean of the coefficients of the active steps; NaN before the first."""
+        return mean_coefficient(self.coefficient_sum, self.active_steps)
 
     @property
     def last(self) -> ClipRecord | None:
@@ -90,6 +98,7 @@ class StepLog:
         if is_active(phase, norm):
             self.active_steps += 1
             self.clipped_steps += clipped
+            self.coefficient_sum += coefficient
         for sink in self.sinks:
             sink.log(cast(ClipRecord, self.last))
 
@@ -102,17 +111,21 @@ class StepLog:
         self.notices.say("nonfinite", f"{found}: {effect}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
-        return {name: getattr(self, name) for name in COUNTS}
+        """The counts, and the sum of the coefficients."""
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from a `state_dict()`.
 
         Raises:
-            ValueError: a count is no whole number; nothing is changed.
+            ValueError: a count is no whole number, or the sum is none of so many coefficients; nothing is changed.
         """
         counts = [state[name] for name in COUNTS]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"the counts in the state of a clipper must be whole numbers, got {counts}")
+        total, active = state["coefficient_sum"], state["active_steps"]
+        if not isinstance(total, int | float) or not 0 <= total <= active:
+            raise ValueError(f"coefficient_sum in the state of a clipper must be in [0, {active}], got {total!r}")
         self.steps, self.skipped_steps, self.active_steps, self.clipped_steps = counts
+        self.coefficient_sum = float(total)
         self._latest, self.decisions = None, {}

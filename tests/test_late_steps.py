@@ -173,7 +173,7 @@ def test_no_tensor_is_read_in_a_loop_of_ones_own():
 
 
 def test_whatever_is_read_of_the_clipper_takes_the_latest_step_into_account():
-    for read in ("last", "threshold", "clip_rate", "clip_rates", "skipped_steps", "policies"):
+    for read in ("last", "threshold", "clip_rate", "clip_rates", "mean_coefficient", "skipped_steps", "policies"):
         clipper, weight = late_clipper()
         expected, other = late_clipper(host_wait=True)
         for norm in (1.0, 2.0, 3.0, 9.0, 2.5, 4.0):

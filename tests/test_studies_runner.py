@@ -129,6 +129,18 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path):
     assert diverged.bounded_loss == 2.0
 
 
+def test_a_table_without_the_mean_coefficient_is_read_and_continued_as_it_is(tmp_path: Path):
+    table = RunTable(tmp_path / "runs.csv")
+    table.append(replace(ROW, mean_coefficient=0.25))
+    assert [row.mean_coefficient for row in table.rows().values()] == [0.25]
+    lines = table.path.read_text().splitlines()
+    table.path.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    assert not table.append(replace(ROW, mean_coefficient=0.25))  # it is there, and not trained anew
+    assert table.append(replace(ROW, seed=8, mean_coefficient=0.5))
+    assert [(row.seed, row.mean_coefficient) for row in RunTable(table.path).rows().values()] == [(7, None), (8, None)]
+    assert table.path.read_text().splitlines()[0].endswith(",seconds")
+
+
 def test_a_row_is_written_once(tmp_path: Path):
     table = RunTable(tmp_path / "runs.csv")
     assert table.append(ROW)

@@ -63,6 +63,7 @@ class Step:
 
     record: ClipRecord
     clip_rate: float
+    mean_coefficient: float
 
     @property
     def loss(self) -> float:
@@ -138,7 +139,7 @@ class Training:
         record = self.clipper.last
         assert record is not None
         self._count(total, record)
-        return Step(record, self.clipper.clip_rate)
+        return Step(record, self.clipper.clip_rate, self.clipper.mean_coefficient)
 
     def evaluate(self) -> float:
         """Validation loss of the model as it is."""
@@ -347,6 +348,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "policy": repr(clipper.policy),
         "threshold": tally.threshold,
         "clip_rate": finite_or_none(clipper.clip_rate),
+        "mean_coefficient": finite_or_none(clipper.mean_coefficient),
         "skipped_steps": clipper.skipped_steps,
         "nonfinite_steps": tally.nonfinite_steps,
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),

@@ -61,6 +61,7 @@ def test_a_fixed_threshold_clips_bit_for_bit_as_tensorflow_in_a_graph():
         assert float(norm) == float(expected_norm)
         assert_same(clipped, expected if norm > 2.0 else gradients)
     assert 0.3 < clipper.clip_rate < 0.8
+    assert 0.1 < clipper.mean_coefficient < 0.8
     assert both.experimental_get_tracing_count() == 1
 
 

@@ -25,7 +25,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import COUNTS, StepLog
+from autoclip.step_log import STATE, StepLog
 
 Tensor = Any  # TensorFlow comes without type information
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -217,6 +217,15 @@ class GradientClipper:
         return self._log.clip_rate
 
     @property
+    def mean_coefficient(self) -> float:
+        """Share of the gradient's length that is left: mean over the active steps of norm after over norm before.
+
+        In [0, 1], NaN before the first. The steps are those of `clip_rate`, the coefficients those of the records; a
+        skipped step counts 0.
+        """
+        return self._log.mean_coefficient
+
+    @property
     def skipped_steps(self) -> int:
         """Number of steps that were left out."""
         return self._log.skipped_steps
@@ -231,7 +240,7 @@ class GradientClipper:
         Raises:
             ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
         """
-        missing = [name for name in (*COUNTS, "groups") if name not in state]
+        missing = [name for name in (*STATE, "groups") if name not in state]
         if missing:
             raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         if list(state["groups"]) != [ALL]:
