@@ -99,6 +99,15 @@ def test_a_changed_setting_makes_other_runs(study: Path, jobs: list[Job]):
     assert same == {"none"}
 
 
+def test_a_key_that_is_younger_than_finished_runs_makes_others_only_where_it_is_set(study: Path, jobs: list[Job]):
+    folder = ROOT / "experiments" / "studies" / "thresholds"
+    rows = RunTable(folder / "results" / "runs.csv").rows()
+    assert all(job.key in rows for job in plan(read_study(folder / "study.yaml", Study), ROOT))
+    study.write_text(STUDY.replace("{kind: none}}", "{kind: none}, max_nonfinite_in_a_row: 9}"))
+    changed = plan(read_study(study, Study), study.parent)
+    assert {job.arm for job, other in zip(jobs, changed, strict=True) if job.key == other.key} == {"fixed 1"}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

@@ -207,7 +207,8 @@ class AutoClipCallback(TrainerCallback, ExportableState):
                 "DeepSpeed clips by itself, at gradient_clipping of its configuration: AutoClipCallback clips nothing "
                 "and only records the norm that the engine reports",
             )
-            return Clipper(model, NoClip(), sinks=options.get("sinks", ()), on_nonfinite="propagate")
+            kept = {name: options[name] for name in ("sinks", "max_nonfinite_in_a_row") if name in options}
+            return Clipper(model, NoClip(), on_nonfinite="propagate", **kept)
         clipper = Clipper(model, deepcopy(self._policy), **options)
         if not (_has_one_norm(clipper) or _has_whole_gradients(accelerator)):
             raise ValueError(

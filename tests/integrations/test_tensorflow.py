@@ -224,6 +224,12 @@ def test_propagate_passes_on_what_is_not_finite_and_raise_raises():
     with pytest.raises(RuntimeError, match="non-finite gradient norm at step 0"):
         clipper.apply(bad)
     assert clipper.last is None
+    clipper = GradientClipper(Fixed(0.1), max_nonfinite_in_a_row=2)
+    with pytest.warns(UserWarning, match="at step 0"):
+        clipper.apply(bad)
+    with pytest.raises(RuntimeError, match="in 2 steps in a row, by step 1"):
+        clipper.apply(bad)
+    clipper = GradientClipper(Fixed(0.1), on_nonfinite="raise")
     model = compiled(clipper.attach(keras.optimizers.Adam(0.01)))
     x, y = data(2, spike=1, value=np.inf)
     fit(model, x[:BATCH], y[:BATCH])
