@@ -269,7 +269,9 @@ def test_the_state_is_that_of_a_clipper_of_torch():
         clipper.apply([tf.constant([norm])])
         weight.grad = torch.tensor([norm])
         other.step()
-    assert clipper.state_dict() == other.state_dict()
+    state, expected = clipper.state_dict(), other.state_dict()
+    assert state.pop("coefficient_sum") == pytest.approx(expected.pop("coefficient_sum"), rel=1e-6)
+    assert state == expected
     other.load_state_dict(clipper.state_dict())
 
 
