@@ -19,7 +19,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import COUNTS, StepLog, checked_sinks
+from autoclip.step_log import STATE, StepLog, checked_sinks
 from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
@@ -58,6 +58,9 @@ class Clipper:
             that the optimizer leaves parameters and momentum as they are (without a host wait they stay, and a fused
             optimizer leaves out the step); "propagate" does as torch; "raise" raises.
             None of them teaches the policy anything.
+        max_nonfinite_in_a_row: so many steps in a row whose norm is not finite raise a RuntimeError, once the last of
+            them is recorded (without a host wait at the next step, or where the clipper is read); None: none do. A
+            warning tells of the first, and after 10, 100 and 1000 in a row.
         sinks: objects with `log(record)` and `close()`, told of every step; where one has `watch(clipper)`, that is
             called first.
         groups: for scope "group": name -> regular expression found in the parameters' names; parameters that none fits
@@ -92,6 +95,7 @@ class Clipper:
         norm_type: float = 2.0,
         response: Response | None = None,
         on_nonfinite: OnNonfinite = "skip",
+        max_nonfinite_in_a_row: int | None = None,
         sinks: Iterable[Sink] = (),
         groups: Mapping[str, str] | None = None,
         process_group: ProcessGroup | Literal["world"] | None = "world",
@@ -110,7 +114,7 @@ class Clipper:
         self.norm_type = order if mode == "norm" else inf
         self.process_group = process_group
         self._groups = Groups(source, policy, self.scope, self.response, groups, relearn_after)
-        self._log = StepLog(sinks)
+        self._log = StepLog(sinks, max_nonfinite_in_a_row)
         obstacle = why_wait(policy, self.mode, self.response, self.on_nonfinite)
         self._steps = Steps(
             self._groups,
@@ -153,7 +157,8 @@ class Clipper:
 
         Raises:
             RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; the policy is as before, and so are the
-                gradients, unless a `clip_fn` has scaled them. Or the step is captured in a CUDA graph, but has to wait.
+                gradients, unless a `clip_fn` has scaled them. Or the last of `max_nonfinite_in_a_row` steps, which is
+                recorded, and handled as `on_nonfinite` says. Or the step is captured in a CUDA graph, but has to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
             ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
@@ -235,8 +240,10 @@ class Clipper:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.settle()
-        self._steps.late.detach()
+        try:
+            self.settle()
+        finally:
+            self._steps.late.detach()
 
     @property
     def last(self) -> ClipRecord | None:
@@ -295,6 +302,16 @@ class Clipper:
         return self._log.clip_rate
 
     @property
+    def mean_coefficient(self) -> float:
+        """Share of the gradient's length that is left: mean over the active steps of norm after over norm before.
+
+        In [0, 1], NaN before the first. The steps are those of `clip_rate`, the coefficients those of the records; a
+        skipped step counts 0.
+        """
+        self.settle()
+        return self._log.mean_coefficient
+
+    @property
     def clip_rates(self) -> dict[str, float]:
         """Group's name -> share of its own active steps in which it was clipped; NaN before the first."""
         self.settle()
@@ -330,7 +347,7 @@ class Clipper:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")
-        keys = (*COUNTS, "groups")
+        keys = (*STATE, "groups")
         if missing := [name for name in keys if name not in state]:
             raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         if unknown := [str(name) for name in state if name not in keys]:
@@ -343,9 +360,11 @@ class Clipper:
 
     def close(self) -> None:
         """Close the sinks."""
-        self.settle()
-        for sink in self.sinks:
-            sink.close()
+        try:
+            self.settle()
+        finally:
+            for sink in self.sinks:
+                sink.close()
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"

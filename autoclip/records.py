@@ -16,8 +16,10 @@ class ClipRecord:
         phase: "warmup" or "active": whose threshold it was.
         total_norm: norm before clipping (mode "value": the largest absolute element; mode "agc": the largest ratio).
         threshold: > 0; inf: nothing was to be clipped.
-        coefficient: factor on the gradients, in [0, 1]; 1 left them untouched (other modes: threshold over the largest
-            element or ratio). NaN where `on_nonfinite="propagate"` passed on a NaN, as torch does.
+        coefficient: norm after clipping over norm before, in [0, 1]: 1 left the gradients untouched, 0 skipped the
+            step. With one group it is the factor on them; with several, both norms are those of all gradients together;
+            in the modes "value" and "agc", where the norm after is not measured, it is that of the largest element or
+            ratio. NaN where `on_nonfinite="propagate"` passed on a NaN, as torch does.
         clipped: a norm lay above its threshold; with several groups, that of at least one.
         skipped: the step was made to have no effect on the parameters.
         finite: the norm was finite.
@@ -79,6 +81,16 @@ def clip_rate(clipped: int, active: int) -> float:
         active: number of active steps.
     """
     return clipped / active if active else nan
+
+
+def mean_coefficient(total: float, active: int) -> float:
+    """Share of the gradient's length that is left, in [0, 1]: mean of `ClipRecord.coefficient`; NaN without a step.
+
+    Args:
+        total: sum of the coefficients of the active steps (see `is_active`); a skipped step adds 0.
+        active: number of active steps.
+    """
+    return total / active if active else nan
 
 
 def rate_text(rate: float | None, digits: int = 1) -> str:

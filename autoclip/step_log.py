@@ -7,10 +7,14 @@ from typing import Any, cast
 from autoclip.gate import Decision
 from autoclip.notices import Notices
 from autoclip.policies.policy import ALL, Phase
-from autoclip.records import ClipRecord, Sink, clip_rate, is_active
+from autoclip.records import ClipRecord, Sink, clip_rate, is_active, mean_coefficient
 
-COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps")
-"""What a state of a clipper holds beside its groups; `clipped_steps` of the active ones only."""
+COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_in_a_row")
+"""Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
+STATE = (*COUNTS, "coefficient_sum")
+"""What a state of a clipper holds beside its groups; the sum of the coefficients is that of the active steps."""
+TOLD_AGAIN = (10, 100, 1000)
+"""Numbers of steps in a row without a finite norm of which the user is told, after the first."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -30,11 +34,22 @@ class StepLog:
 
     Args:
         sinks: are told of every step.
+        max_nonfinite_in_a_row: so many steps in a row without a finite norm raise; None: no number does.
+
+    Raises:
+        TypeError: as of `checked_sinks`.
+        ValueError: the number is no whole number >= 1.
     """
 
-    def __init__(self, sinks: Iterable[Sink]) -> None:
+    def __init__(self, sinks: Iterable[Sink], max_nonfinite_in_a_row: int | None = None) -> None:
+        most = max_nonfinite_in_a_row
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ValueError(f"max_nonfinite_in_a_row must be a whole number >= 1 or None, got {most!r}")
         self.sinks = checked_sinks(sinks)
+        self.max_nonfinite_in_a_row = most
         self.steps = self.skipped_steps = self.active_steps = self.clipped_steps = 0
+        self.nonfinite_in_a_row = 0
+        self.coefficient_sum = 0.0
         self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
@@ -57,6 +72,11 @@ class StepLog:
         return clip_rate(self.clipped_steps, self.active_steps)
 
     @property
+    def mean_coefficient(self) -> float:
+        """Mean of the coefficients of the active steps; NaN before the first."""
+        return mean_coefficient(self.coefficient_sum, self.active_steps)
+
+    @property
     def last(self) -> ClipRecord | None:
         """Record of the latest step."""
         if isinstance(self._latest, tuple):
@@ -74,7 +94,11 @@ class StepLog:
         skipped: bool,
         loss: float | None,
     ) -> None:
-        """Count and record a step; the record is made when somebody wants it."""
+        """Count and record a step; the record is made when somebody wants it.
+
+        Raises:
+            RuntimeError: it is the last of `max_nonfinite_in_a_row` steps; it is counted and recorded.
+        """
         self.decisions = decisions
         for group, decision in decisions.items():
             if decision.relearned:
@@ -84,14 +108,19 @@ class StepLog:
                     f"{decision.relearned} steps in a row were clipped{where} by step {self.steps}: the policy begins "
                     f"anew from their norms",
                 )
-        self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, isfinite(norm), loss)
+        finite = isfinite(norm)
+        self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss)
         self.steps += 1
         self.skipped_steps += skipped
+        self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if is_active(phase, norm):
             self.active_steps += 1
             self.clipped_steps += clipped
+            self.coefficient_sum += coefficient
         for sink in self.sinks:
             sink.log(cast(ClipRecord, self.last))
+        if not finite:
+            self._meet_many_nonfinite()
 
     def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
         """Raise or say that the norm of this step is not finite, in some parameters."""
@@ -101,18 +130,34 @@ class StepLog:
         effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
         self.notices.say("nonfinite", f"{found}: {effect}")
 
+    def _meet_many_nonfinite(self) -> None:
+        """Raise or say that the norms of so many steps in a row were not finite."""
+        count, most = self.nonfinite_in_a_row, self.max_nonfinite_in_a_row
+        found = (
+            f"non-finite gradient norms in {count} steps in a row, by step {self.steps - 1}: lower the learning rate, "
+            f"look at the data of these steps, or for float16 begin with a lower loss scale"
+        )
+        if most is not None and count >= most:
+            raise RuntimeError(f"{found} (max_nonfinite_in_a_row={most})")
+        if count in TOLD_AGAIN:
+            self.notices.say(f"nonfinite, {count} in a row", found)
+
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
-        return {name: getattr(self, name) for name in COUNTS}
+        """The counts, and the sum of the coefficients."""
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from a `state_dict()`.
 
         Raises:
-            ValueError: a count is no whole number; nothing is changed.
+            ValueError: a count is no whole number, or the sum is none of so many coefficients; nothing is changed.
         """
         counts = [state[name] for name in COUNTS]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"the counts in the state of a clipper must be whole numbers, got {counts}")
-        self.steps, self.skipped_steps, self.active_steps, self.clipped_steps = counts
+        total, active = state["coefficient_sum"], state["active_steps"]
+        if not isinstance(total, int | float) or not 0 <= total <= active:
+            raise ValueError(f"coefficient_sum in the state of a clipper must be in [0, {active}], got {total!r}")
+        self.steps, self.skipped_steps, self.active_steps, self.clipped_steps, self.nonfinite_in_a_row = counts
+        self.coefficient_sum = float(total)
         self._latest, self.decisions = None, {}

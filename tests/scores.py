@@ -17,6 +17,7 @@ SCORE = Score(
     spikes=2,
     steps=10,
     seconds=0.5,
+    mean_coefficient=0.8,
 )
 
 

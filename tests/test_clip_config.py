@@ -49,6 +49,10 @@ def test_what_is_left_out_is_left_to_the_policy(read):
         ("{scope: parameter, groups: {a: b}}", "got scope: parameter with 1 groups"),
         ("{scope: group, groups: {a: '('}}", "groups.a must be a regular expression, got '('"),
         ("{relearn_after: 0}", "clip.relearn_after: must be a whole number in [1, inf)"),
+        (
+            "{max_nonfinite_in_a_row: 0}",
+            "clip.max_nonfinite_in_a_row: must be a whole number in [1, inf) or null, got 0",
+        ),
         ("{relearn_after: soon}", "or null or auto, got 'soon'"),
     ],
 )

@@ -16,6 +16,7 @@ clip:
   mode: value
   response: scale
   on_nonfinite: propagate
+  max_nonfinite_in_a_row: 30
   policy: {kind: fixed, threshold: 0.5}
 """
 
@@ -43,6 +44,7 @@ def test_a_clipper_is_built_from_a_file_with_only_a_clip_section():
     assert (clipper.scope, clipper.mode, clipper.response, clipper.on_nonfinite) == (
         *("global", "value", "scale", "propagate"),
     )
+    assert from_config(write(ALL))["max_nonfinite_in_a_row"] == 30
 
 
 def test_what_is_left_out_has_its_default():
@@ -54,6 +56,7 @@ def test_what_is_left_out_has_its_default():
         "mode": "norm",
         "response": None,
         "on_nonfinite": "skip",
+        "max_nonfinite_in_a_row": None,
         "relearn_after": "auto",
     }
 
@@ -89,7 +92,7 @@ def test_other_keys_are_not_read():
             "clip: {polcy: {}}",
             "x.yaml:1:8: clip.polcy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
             "relearn_after, on_nonfinite, "
-            "policy",
+            "max_nonfinite_in_a_row, policy",
         ),
         (
             "clip: {policy: {kind: fixed, threshold: 0}, mode: 1}",

@@ -43,6 +43,7 @@ def test_step_returns_the_norm_before_clipping_and_properties_tell_the_rest():
     clipper = Clipper([weight], Fixed(1.0))
     assert clipper.last is None
     assert isnan(clipper.clip_rate)
+    assert isnan(clipper.mean_coefficient)
     weight.grad = torch.tensor([3.0, 4.0])
     norm = clipper.step()
     assert norm.shape == ()
@@ -299,6 +300,7 @@ def test_clip_rate_is_the_share_of_active_finite_steps_that_were_clipped():
     with pytest.warns(UserWarning, match="non-finite"):
         steps(clipper, weight, [5.0, 5.0, 1.0, 5.0, nan, 2.0, 3.0])
     assert clipper.clip_rate == 2 / 4
+    assert clipper.mean_coefficient == pytest.approx((1 + 2 / 5 + 1 + 2 / 3) / 4, rel=1e-6)
     assert (clipper.skipped_steps, clipper.last.step) == (1, 6)
 
 

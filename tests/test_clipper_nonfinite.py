@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autoclip import Clipper, Fixed, RunningQuantile
+from autoclip import Clipper, Fixed, RunningQuantile, attach
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
 from tests.streams import norm_streams
 
@@ -128,6 +128,79 @@ def test_with_a_grad_scaler_the_norms_are_unscaled_and_an_overflow_step_leaves_n
     assert equal(weights_of(scaled), weights_of(plain))
     assert clippers[1].policy.state_dict() | {"nonfinite_norms": 0} == clippers[0].policy.state_dict()
     assert clippers[1].skipped_steps == 1
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "propagate"])
+def test_many_norms_in_a_row_that_are_not_finite_are_told_again_after_10_100_and_1000(on_nonfinite):
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0), on_nonfinite=on_nonfinite)
+    few = [nan] * 9 + [1.0] + [inf] * 9 + [1.0]  # as while a GradScaler looks for its scale
+    with pytest.warns(UserWarning, match="non-finite gradient norm at step 0") as caught:
+        steps(clipper, weight, few)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="non-finite gradient norms") as caught:
+        steps(clipper, weight, [nan, inf] * 1500)
+    told = [str(one.message) for one in caught]
+    assert [text.partition(":")[0] for text in told] == [
+        f"non-finite gradient norms in {count} steps in a row, by step {19 + count}" for count in (10, 100, 1000)
+    ]
+    assert all("lower the learning rate" in text and "a lower loss scale" in text for text in told)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "propagate"])
+def test_so_many_norms_in_a_row_that_are_not_finite_end_the_training(on_nonfinite):
+    weight, sink = one_weight(), Records()
+    clipper = Clipper([weight], Fixed(1.0), on_nonfinite=on_nonfinite, max_nonfinite_in_a_row=3, sinks=[sink])
+    with pytest.warns(UserWarning, match="at step 0"):
+        steps(clipper, weight, [nan, nan, 1.0, inf, nan])
+    for count in (3, 4):  # whoever goes on is told again
+        weight.grad = torch.tensor([nan])
+        found = rf"in {count} steps in a row, by step {2 + count}: .* \(max_nonfinite_in_a_row=3\)"
+        with pytest.raises(RuntimeError, match=found):
+            clipper.step()
+        assert (weight.grad is None) == (on_nonfinite == "skip")
+        assert len(sink) == clipper.state_dict()["steps"] == 3 + count
+    steps(clipper, weight, [1.0])
+
+
+def test_a_resumed_run_counts_the_norms_in_a_row_on():
+    weight = one_weight()
+    first = Clipper([weight], Fixed(1.0), max_nonfinite_in_a_row=4)
+    with pytest.warns(UserWarning, match="at step 0"):
+        steps(first, weight, [nan, nan, nan])
+    resumed = Clipper([weight], Fixed(1.0), max_nonfinite_in_a_row=4)
+    resumed.load_state_dict(first.state_dict())
+    weight.grad = torch.tensor([nan])
+    with (
+        pytest.warns(UserWarning, match="at step 3"),
+        pytest.raises(RuntimeError, match="in 4 steps in a row, by step 3"),
+    ):
+        resumed.step()
+
+
+def test_an_overflow_of_scaled_gradients_is_none_of_the_norms_in_a_row():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0), max_nonfinite_in_a_row=1)
+    for _ in range(12):
+        weight.grad = torch.tensor([inf])
+        clipper.step(loss_scale=2.0**16)
+    assert clipper.state_dict()["nonfinite_in_a_row"] == 0
+
+
+def test_an_attached_clipper_ends_the_training_before_the_optimizer_steps():
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    attach(optimizer, Fixed(1.0), on_nonfinite="propagate", max_nonfinite_in_a_row=1)
+    weight.grad = torch.tensor([nan])
+    with pytest.warns(UserWarning, match="non-finite"), pytest.raises(RuntimeError, match="in 1 steps in a row"):
+        optimizer.step()
+    assert weight.isfinite()
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, True, "ten"])
+def test_a_wrong_number_of_norms_in_a_row_is_refused(most):
+    with pytest.raises(ValueError, match="max_nonfinite_in_a_row must be a whole number >= 1 or None, got"):
+        Clipper([one_weight()], max_nonfinite_in_a_row=most)
 
 
 def test_a_second_call_after_a_skipped_step_is_recognised():

@@ -214,3 +214,4 @@ def test_skipped_steps_are_counted_whatever_the_reason():
         steps(clipper, weight, [0.5, 2.0, float("nan"), 3.0, 0.0])
     assert clipper.skipped_steps == 3
     assert clipper.clip_rate == 2 / 3
+    assert clipper.mean_coefficient == 1 / 3  # a skipped step leaves nothing

@@ -39,6 +39,7 @@ def test_a_resumed_run_equals_the_uninterrupted_run_bit_for_bit(policy, stop, tr
     assert parts == whole
     assert resumed.state_dict() == uninterrupted.state_dict()
     assert resumed.clip_rate == pytest.approx(uninterrupted.clip_rate, rel=0, nan_ok=True)
+    assert resumed.mean_coefficient == pytest.approx(uninterrupted.mean_coefficient, rel=0, nan_ok=True)
 
 
 def test_a_clipper_taken_back_to_a_state_forgets_its_last_step_and_may_repeat_it():
@@ -91,6 +92,8 @@ def test_training_resumed_with_its_clipper_ends_in_the_same_weights():
         (lambda state: state.update(foo=1), "this one also has foo"),
         (lambda state: state.pop("active_steps"), "the state of a Clipper needs active_steps"),
         (lambda state: state.update(clipped_steps=-1), "must be whole numbers"),
+        (lambda state: state.update(coefficient_sum=1.5), r"coefficient_sum .* must be in \[0, 1\], got 1.5"),
+        (lambda state: state.update(coefficient_sum="much"), "coefficient_sum .* got 'much'"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, message):

@@ -27,8 +27,8 @@ def test_a_line_every_so_many_steps_tells_the_norm_before_and_after(capsys: pyte
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "step      1  loss 0.5  norm 12.3 -> 4  threshold 4  clipped 100% (100% of all)",
-        "step      3  loss 0.5  norm 56.2 (max 100) -> 4  threshold 4  clipped 100% (100% of all)",
+        "step      1  loss 0.5  norm 12.3 -> 4  threshold 4  clipped 100% (100% of all)  left 32%",
+        "step      3  loss 0.5  norm 56.2 (max 100) -> 4  threshold 4  clipped 100% (100% of all)  left 25%",
     ]
     sink.close()
     assert capsys.readouterr().err.startswith("step      4  loss 0.5  norm 12.3 -> 4 ")
@@ -45,8 +45,8 @@ def test_warm_up_no_threshold_no_loss_and_what_is_not_finite_are_said_in_words()
     sink.log(record(2, clipped=False, coefficient=1.0, total_norm=0.5))
     assert lines == [
         "step      0  norm 12.3 -> 12.3  threshold none  warm-up",
-        "step      1  threshold 4  clipped - (- of all)  norm not finite in 1  skipped 1",
-        "step      2  loss 0.5  norm 0.5 -> 0.5  threshold 4  clipped 0% (0% of all)",
+        "step      1  threshold 4  clipped - (- of all)  left -  norm not finite in 1  skipped 1",
+        "step      2  loss 0.5  norm 0.5 -> 0.5  threshold 4  clipped 0% (0% of all)  left 100%",
     ]
 
 
@@ -60,7 +60,7 @@ def test_in_a_loop_the_overall_rate_is_the_clippers() -> None:
         weight.grad = torch.tensor([float(step % 7 + 1)])
         clipper.step(loss=1.0)
     assert len(lines) == 4
-    assert lines[-1].endswith(f"({clipper.clip_rate:.0%} of all)")
+    assert lines[-1].endswith(f"({clipper.clip_rate:.0%} of all)  left {clipper.mean_coefficient:.0%}")
 
 
 def test_it_can_be_copied_and_pickled_in_the_middle_of_a_window(capsys: pytest.CaptureFixture[str]) -> None:

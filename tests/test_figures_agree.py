@@ -1,8 +1,9 @@
-"""Clip rate and last threshold of one run are the same wherever they are told."""
+"""Clip rate, mean coefficient and last threshold of one run are the same wherever they are told."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -35,12 +36,13 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return lambda *overrides: load_config(tmp_path / "tiny.yaml", [*OVERRIDES, *overrides])
 
 
-def figures_of(directory: Path) -> tuple[float | None, float | None]:
-    """Clip rate and last threshold by their definition, from the lines of the steps; None: no active step, none."""
+def figures_of(directory: Path) -> tuple[float | None, float | None, float | None]:
+    """Clip rate, mean coefficient and last threshold by their definition, from the lines of the steps; None: none."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     active = [line for line in lines if line["phase"] == "active" and line["total_norm"]]
     rate = sum(line["clipped"] for line in active) / len(active) if active else None
-    return rate, lines[-1]["threshold"]
+    left = fmean(line["coefficient"] for line in active) if active else None
+    return rate, left, lines[-1]["threshold"]
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
@@ -62,21 +64,30 @@ def summary_of(directory: Path) -> dict[str, Any]:
     ],
     ids=lambda clip: " ".join(clip) or "global",
 )
-def test_clip_rate_and_last_threshold_are_the_same_in_summary_table_and_report(configure, tmp_path, capsys, clip):
+def test_clip_rate_mean_coefficient_and_last_threshold_are_the_same_in_summary_table_and_report(
+    configure, tmp_path, capsys, clip
+):
     out = tmp_path / "out"
     assert run_experiment(configure(*clip), out, resume=False) == 0
     printed = capsys.readouterr().out.splitlines()
-    rate, threshold = figures_of(out / "seed-0")
+    rate, left, threshold = figures_of(out / "seed-0")
     own, total = summary_of(out / "seed-0"), summary_of(out)
+    mean = None if left is None else pytest.approx(left, rel=1e-12)
     for found in (own, total["seeds"][0]):
         assert (found["clip_rate"], found["threshold"]) == (rate, threshold)
+        assert found["mean_coefficient"] == mean
     assert total["median_clip_rate"] == rate
+    assert total["median_mean_coefficient"] == own["mean_coefficient"]
     (row,) = [line.split() for line in printed if " finished " in line]
-    assert (row[4], row[6]) == (rate_text(rate), threshold_text(threshold))
-    assert score(read_run(out / "seed-0"), multiplier=1.0, seed=0).clip_rate == rate
+    assert (row[4], row[5], row[7]) == (rate_text(rate), rate_text(left), threshold_text(threshold))
+    figures = score(read_run(out / "seed-0"), multiplier=1.0, seed=0)
+    assert figures.clip_rate == rate
+    assert figures.mean_coefficient == mean
     page = loaded(write_report(out / "seed-0").page).text
     loss = f"{own['validation_loss']:.4g} {own['initial_validation_loss']:.4g} {own['train_loss']:.4g}"
-    expected = f"{loss} {rate_text(rate)} {own['skipped_steps']} 1 {threshold_text(threshold)} not logged"
+    expected = (
+        f"{loss} {rate_text(rate)} {rate_text(left)} {own['skipped_steps']} 1 {threshold_text(threshold)} not logged"
+    )
     assert f"seed 0 finished 40 {expected}" in page
 
 
@@ -90,6 +101,7 @@ def test_a_replay_of_the_same_policy_has_the_same_figures_and_suggest_those_of_f
     (found,) = json.loads(CliRunner().invoke(app, [*command, "-f", "json"]).output)
     same, *fixed = found["policies"]
     assert (same["clip_rate"], same["final_threshold"]) == (own["clip_rate"], own["threshold"])
+    assert same["mean_coefficient"] == pytest.approx(own["mean_coefficient"], rel=1e-5)  # rounded by float32
     shown = CliRunner().invoke(app, command).output
     (row,) = [line for line in shown.splitlines() if "RunningQuantile" in line]
     assert f" {rate_text(own['clip_rate'])} " in row

@@ -130,6 +130,39 @@ def test_what_is_not_finite_is_passed_on_as_torch_does():
     assert torch.isnan(late[0][0]).any()
 
 
+def test_norms_in_a_row_that_are_not_finite_are_told_a_step_later():
+    net, told = network(), []
+    optimizer = OPTIMIZERS["plain sgd"](net.parameters())
+    clipper = autoclip.attach(optimizer, quantile(), host_wait=False, max_nonfinite_in_a_row=12, sinks=[Records()])
+    for step in range(17):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(net, optimizer, clipper, first=step, steps=step + 1, bad=dict.fromkeys(range(5, 20), nan))
+        told += [(step, str(one.message).partition(":")[0]) for one in caught]
+    assert told == [
+        (6, "non-finite gradient norm at step 5, in group0.0"),
+        (15, "non-finite gradient norms in 10 steps in a row, by step 14"),
+    ]
+    before = weights_of(net)
+    with pytest.raises(RuntimeError, match=r"in 12 steps in a row, by step 16: .*max_nonfinite_in_a_row=12"):
+        train(net, optimizer, clipper, first=17, steps=18)
+    assert equal(weights_of(net), before)
+    assert clipper.state_dict()["nonfinite_in_a_row"] == 12
+
+
+def test_sinks_are_closed_where_the_latest_step_is_the_last_of_too_many_in_a_row():
+    net, sink = network(), Records()
+    optimizer = OPTIMIZERS["plain sgd"](net.parameters())
+    clipper = autoclip.attach(optimizer, quantile(), host_wait=False, max_nonfinite_in_a_row=1, sinks=[sink])
+    train(net, optimizer, clipper, steps=5, bad={4: nan})
+    with (
+        pytest.warns(UserWarning, match="at step 4"),
+        pytest.raises(RuntimeError, match="in 1 steps in a row, by step 4"),
+    ):
+        clipper.close()
+    assert sink == []
+
+
 @pytest.mark.parametrize("order", [1.0, 3.0, inf])
 def test_other_norms(order):
     waiting, late = both(quantile, bad={}, norm_type=order)
@@ -173,7 +206,7 @@ def test_no_tensor_is_read_in_a_loop_of_ones_own():
 
 
 def test_whatever_is_read_of_the_clipper_takes_the_latest_step_into_account():
-    for read in ("last", "threshold", "clip_rate", "clip_rates", "skipped_steps", "policies"):
+    for read in ("last", "threshold", "clip_rate", "clip_rates", "mean_coefficient", "skipped_steps", "policies"):
         clipper, weight = late_clipper()
         expected, other = late_clipper(host_wait=True)
         for norm in (1.0, 2.0, 3.0, 9.0, 2.5, 4.0):

@@ -40,9 +40,9 @@ def found(convergence: float, instability: float, failed: bool = False) -> Resul
 
 def test_figures_are_means_over_seeds_at_the_configured_rate_and_over_all_runs_for_the_instability() -> None:
     runs = [
-        scored(0, 1, aulc=1.0, bounded_loss=0.5, clip_rate=0.2),
+        scored(0, 1, aulc=1.0, bounded_loss=0.5, clip_rate=0.2, mean_coefficient=0.9),
         scored(0, 3, aulc=9.0, bounded_loss=1.25, clip_rate=0.9),
-        scored(1, 1, aulc=1.6, bounded_loss=0.8, clip_rate=0.4),
+        scored(1, 1, aulc=1.6, bounded_loss=0.8, clip_rate=0.4, mean_coefficient=0.6),
         scored(1, 3, aulc=9.0, bounded_loss=2.0, failed=True),
     ]
     one = result(QUANTILE, runs, reference=0.5)
@@ -53,6 +53,7 @@ def test_figures_are_means_over_seeds_at_the_configured_rate_and_over_all_runs_f
     assert (one.failures, one.all_failures, one.seeds, one.seconds) == (0, 1, 2, 2.0)
     assert one.validation_loss == pytest.approx(0.65)
     assert one.clip_rate == pytest.approx(0.3)
+    assert one.mean_coefficient == pytest.approx(0.75)
     assert [score.multiplier for score in one.base] == [1, 1]
 
 
@@ -203,6 +204,7 @@ def test_the_csv_reads_back() -> None:
         assert float(row["instability_sd"]) == pytest.approx(one.instability_spread, rel=1e-5)
         assert float(row["validation_loss"]) == pytest.approx(one.validation_loss, rel=1e-5)
         assert float(row["clip_rate"]) == pytest.approx(one.clip_rate, abs=1e-4)
+        assert float(row["mean_coefficient"]) == pytest.approx(one.mean_coefficient, abs=1e-4)
         assert float(row["seconds"]) == pytest.approx(one.seconds, abs=0.01)
         assert (int(row["failed"]), int(row["failed_at_any_rate"])) == (one.failures, one.all_failures)
         assert (int(row["runs"]), int(row["steps"])) == (len(one.scores), 10 * len(one.scores))

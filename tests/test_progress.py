@@ -12,7 +12,7 @@ from tests.terminals import seen
 
 def step(number: int, threshold: float, phase: Literal["warmup", "active"]) -> Step:
     record = ClipRecord(number, phase, 12.5, threshold, 0.2, True, False, True, loss=0.6931)
-    return Step(record, clip_rate=0.25)
+    return Step(record, clip_rate=0.25, mean_coefficient=0.85)
 
 
 def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +37,7 @@ def test_a_terminal_sees_loss_norm_threshold_and_clip_rate(
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.update(step(3, 2.5, "active"))
     shown = capsys.readouterr().err
-    for expected in ("tiny seed 0", "4/10", "loss 0.6931", "norm 12.5", "threshold 2.5", "clipped 25%"):
+    for expected in ("tiny seed 0", "4/10", "loss 0.6931", "norm 12.5", "threshold 2.5", "clipped 25%, left 85%"):
         assert expected in shown
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.update(step(0, inf, "warmup"))
@@ -57,6 +57,15 @@ def test_a_narrow_terminal_sees_all_of_it_in_several_lines(
         progress.update(step(9_999, 1.234e-5, "warmup"))
     lines = seen(capsys.readouterr().err)
     assert max(map(cell_len, lines)) <= 80
-    for word in ("10000/10000", "loss 0.6931", "norm 12.5", "threshold", "1.234e-05", "(warm-up)", "clipped 25%"):
+    for word in (
+        "10000/10000",
+        "loss 0.6931",
+        "norm 12.5",
+        "threshold",
+        "1.234e-05",
+        "(warm-up)",
+        "clipped 25%",
+        "left 85%",
+    ):
         assert word in " ".join(lines)
     assert not any("…" in line for line in lines)

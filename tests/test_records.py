@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autoclip import Clipper, ClipRecord, Fixed, NoClip
-from autoclip.records import clip_rate, finite_or_none, is_active, rate_text, threshold_text
+from autoclip.records import clip_rate, finite_or_none, is_active, mean_coefficient, rate_text, threshold_text
 
 
 def test_as_json_is_the_line_of_the_metrics_in_its_order():
@@ -99,6 +99,8 @@ def test_only_usable_norms_after_the_warm_up_count_in_a_clip_rate(phase, norm, c
 def test_a_rate_of_no_step_is_nan_and_shown_as_a_dash():
     assert clip_rate(1, 4) == 0.25
     assert isnan(clip_rate(0, 0))
+    assert mean_coefficient(1.0, 4) == 0.25
+    assert isnan(mean_coefficient(0.0, 0))
     assert [rate_text(rate) for rate in (0.25, 0.0, nan, None)] == ["25.0%", "0.0%", "-", "-"]
     assert rate_text(0.256, 0) == "26%"
 

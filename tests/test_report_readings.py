@@ -11,7 +11,12 @@ COUNT = 1000
 
 
 def series(
-    label: str = "seed 0", *, clipped: float = 0.0, norms: np.ndarray | None = None, skipped: Sequence[int] = ()
+    label: str = "seed 0",
+    *,
+    clipped: float = 0.0,
+    norms: np.ndarray | None = None,
+    skipped: Sequence[int] = (),
+    coefficient: float = np.nan,
 ) -> Series:
     """A run whose first norms, of the given share, are clipped."""
     values = np.ones(COUNT) if norms is None else norms
@@ -24,6 +29,7 @@ def series(
         norms=values,
         thresholds=np.ones(len(values)),
         losses=np.ones(len(values)),
+        coefficients=np.full(len(values), coefficient),
         clipped=np.arange(len(values)) < clipped * len(values),
         skipped=left_out,
         warmup=nothing,
@@ -77,6 +83,12 @@ def test_runs_of_which_the_same_is_to_be_said_share_a_sentence():
     same, other = rate_readings(runs, 0.5)
     assert same.text.startswith("seed 0, seed 1: 45% to 50% of the steps")
     assert other.text.startswith("seed 2: 10% of the steps")
+
+
+def test_a_clip_rate_is_told_with_the_share_of_the_length_that_is_left():
+    runs = [series("seed 0", clipped=0.5, coefficient=0.9), series("seed 1", clipped=0.5, coefficient=0.25)]
+    (found,) = rate_readings(runs, 0.5)
+    assert "50% of the steps after the warm-up were clipped, with a mean coefficient of 25% to 90%; the" in found.text
 
 
 def test_calm_norms_and_large_steps_are_told_apart():

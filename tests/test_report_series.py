@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def series(**changes: object) -> Series:
         "norms": np.ones(count),
         "thresholds": np.full(count, inf),
         "losses": np.ones(count),
+        "coefficients": np.ones(count),
         "clipped": empty,
         "skipped": empty,
         "warmup": empty,
@@ -73,9 +75,12 @@ def test_the_clip_rate_leaves_out_warm_up_zeros_and_what_is_not_finite() -> None
         norms=np.array([1.0, 2.0, nan, 0.0, 3.0, 1.0]),
         clipped=np.array([True, True, True, True, False, False]),
         warmup=np.array([True, False, False, False, False, False]),
+        coefficients=np.array([0.1, 0.25, nan, 1.0, 0.75, 0.5]),
     )
     assert found.active.tolist() == [False, True, False, False, True, True]
     assert found.clip_rate == pytest.approx(1 / 3)
+    assert found.mean_coefficient == 0.5
+    assert np.isnan(replace(found, coefficients=np.full(6, nan)).mean_coefficient)
 
 
 def test_the_rolling_rate_is_that_of_each_window() -> None:

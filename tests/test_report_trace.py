@@ -51,8 +51,10 @@ def test_the_clip_rate_of_the_suggested_policy_is_that_of_its_replay():
     found = suggest(trace(norms=norms))
     _, pictures = trace_page([found], "t")
     parameters = {name: value for name, value in found.policy.items() if name != "kind"}
-    expected = replay(norms, POLICIES[found.policy["kind"]](**parameters)).clip_rate
-    assert f"After the warm-up {expected:.1%} of the steps were clipped." in pictures[0].caption
+    expected = replay(norms, POLICIES[found.policy["kind"]](**parameters))
+    rate, left = f"{expected.clip_rate:.1%}", f"{expected.mean_coefficient:.1%}"
+    told = f"After the warm-up {rate} of the steps were clipped, with a mean coefficient of {left}."
+    assert told in pictures[0].caption
 
 
 def test_an_interval_without_a_known_end_is_drawn_to_the_edge_and_said():

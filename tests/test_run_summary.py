@@ -37,14 +37,15 @@ def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, caps
 
 
 @pytest.mark.parametrize(("threshold", "shown"), [(None, "none"), (0.123456, "0.1235")])
-@pytest.mark.parametrize(("rate", "clipped"), [(0.25, "25.0%"), (None, "-")])
-def test_the_columns_of_the_table_are_in_line(tmp_path, threshold, shown, rate, clipped) -> None:
+@pytest.mark.parametrize(("rate", "clipped", "left"), [(0.25, "25.0%", "75.0%"), (None, "-", "-")])
+def test_the_columns_of_the_table_are_in_line(tmp_path, threshold, shown, rate, clipped, left) -> None:
     seed = {"seed": 7, "status": "finished", "steps": 3, "validation_loss": 0.5, "clip_rate": rate, "skipped_steps": 0}
+    seed |= {} if rate is None else {"mean_coefficient": 0.75}  # not in the summaries of before it was kept
     failed = {**seed, "seed": 8, "status": "failed", "threshold": None}
     total = {"name": "x", "policy": "P()", "seeds": [{**seed, "threshold": threshold}, failed]}
     lines = table(total, tmp_path).splitlines()
     assert lines[0] == f"x: P(), in {tmp_path}/seed-N"
-    assert lines[2].split()[4:] == [clipped, "0", shown]
+    assert lines[2].split()[4:] == [clipped, left, "0", shown]
     assert len({len(line) for line in lines[1:]}) == 1
 
 

@@ -31,6 +31,7 @@ def test_a_step_by_itself_is_told_as_it_was_with_the_norm_before_and_after() -> 
         "coefficient": 0.5,
         "clip_rate": 1.0,
         "recent_clip_rate": 1.0,
+        "mean_coefficient": 0.5,
         "skipped_steps": 0.0,
         "nonfinite_steps": 0.0,
     }
@@ -63,14 +64,14 @@ def test_what_is_not_finite_is_counted_and_left_out_of_every_mean() -> None:
     found = scalars.take(record(3, threshold=inf, coefficient=1.0, clipped=False))
     assert (found["total_norm"], found["threshold"], found["loss"]) == (2.0, 1.0, 0.5)
     assert (found["nonfinite_steps"], found["skipped_steps"]) == (1, 1)
-    assert (found["clip_rate"], found["coefficient_min"]) == (2 / 3, 0.5)
+    assert (found["clip_rate"], found["coefficient_min"], found["mean_coefficient"]) == (2 / 3, 0.5, 2 / 3)
 
 
 def test_a_window_of_nothing_finite_has_counts_only_and_rates_of_the_active_steps_before() -> None:
     scalars = Scalars()
     assert scalars.take(replace(nonfinite(0), threshold=inf)) == {"skipped_steps": 1, "nonfinite_steps": 1}
     scalars.take(record(1))
-    rates = {"clip_rate": 1, "recent_clip_rate": 1}
+    rates = {"clip_rate": 1, "recent_clip_rate": 1, "mean_coefficient": 0.5}
     assert scalars.take(replace(nonfinite(2), threshold=inf)) == rates | {"skipped_steps": 2, "nonfinite_steps": 2}
 
 
@@ -147,12 +148,13 @@ def test_the_rate_of_a_watched_clipper_survives_a_resume() -> None:
     sink.scalars.watch(second)
     steps(second, weights, 2)
     assert [found["clip_rate"] for found in sink.found] == [1 / 3, 2 / 4]
+    assert sink.found[-1]["mean_coefficient"] == second.mean_coefficient == pytest.approx(3.5 / 4, rel=1e-6)
 
 
 def test_layers_without_a_clipper_are_said_once() -> None:
     scalars = Scalars(layers_every=1)
     with pytest.warns(UserWarning, match=r"call its watch\(clipper\)") as told:
-        assert [len(scalars.take(record(step))) for step in range(3)] == [9, 9, 9]
+        assert [len(scalars.take(record(step))) for step in range(3)] == [10, 10, 10]
     assert len(told) == 1
 
 

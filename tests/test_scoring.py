@@ -29,6 +29,7 @@ from tests.references import steps_until
 GOOD = Run(
     losses=(2.0, 1.0, 0.5, 0.5),
     clipped=(True, False, True, True),
+    coefficients=(0.5, 1.0, 0.25, 0.0),
     planned_steps=4,
     validation_loss=0.6,
     initial_loss=2.0,
@@ -199,6 +200,17 @@ def test_the_clip_rate_is_the_share_of_clipped_steps() -> None:
     assert score(replace(GOOD, clipped=()), multiplier=1.0, seed=0).clip_rate is None
 
 
+def test_the_mean_coefficient_is_that_of_the_active_steps_and_a_skipped_one_leaves_nothing() -> None:
+    assert score(GOOD, multiplier=1.0, seed=0).mean_coefficient == (0.5 + 1.0 + 0.25) / 4
+    assert score(replace(GOOD, coefficients=()), multiplier=1.0, seed=0).mean_coefficient is None
+
+
+def test_a_score_of_before_there_was_a_mean_coefficient_is_read() -> None:
+    fields = asdict(score(GOOD, multiplier=1.0, seed=0))
+    del fields["mean_coefficient"]
+    assert score_from(fields).mean_coefficient is None
+
+
 def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no finished run"):
         read_run(tmp_path)
@@ -213,6 +225,7 @@ def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     first = {"step": 0, "loss": 2.0, "total_norm": 4.0, "clipped": True, "phase": "warmup", "finite": True}
+    first["coefficient"] = 0.25
     second = {**first, "step": 1, "loss": None, "phase": "active"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
     run = read_run(tmp_path)

@@ -99,6 +99,15 @@ def test_a_changed_setting_makes_other_runs(study: Path, jobs: list[Job]):
     assert same == {"none"}
 
 
+def test_a_key_that_is_younger_than_finished_runs_makes_others_only_where_it_is_set(study: Path, jobs: list[Job]):
+    folder = ROOT / "experiments" / "studies" / "thresholds"
+    rows = RunTable(folder / "results" / "runs.csv").rows()
+    assert all(job.key in rows for job in plan(read_study(folder / "study.yaml", Study), ROOT))
+    study.write_text(STUDY.replace("{kind: none}}", "{kind: none}, max_nonfinite_in_a_row: 9}"))
+    changed = plan(read_study(study, Study), study.parent)
+    assert {job.arm for job, other in zip(jobs, changed, strict=True) if job.key == other.key} == {"fixed 1"}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -127,6 +136,18 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path):
     assert table.append(diverged)
     assert list(RunTable(table.path).rows().values()) == [replace(ROW, validation_loss=0.123457), diverged]
     assert diverged.bounded_loss == 2.0
+
+
+def test_a_table_without_the_mean_coefficient_is_read_and_continued_as_it_is(tmp_path: Path):
+    table = RunTable(tmp_path / "runs.csv")
+    table.append(replace(ROW, mean_coefficient=0.25))
+    assert [row.mean_coefficient for row in table.rows().values()] == [0.25]
+    lines = table.path.read_text().splitlines()
+    table.path.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    assert not table.append(replace(ROW, mean_coefficient=0.25))  # it is there, and not trained anew
+    assert table.append(replace(ROW, seed=8, mean_coefficient=0.5))
+    assert [(row.seed, row.mean_coefficient) for row in RunTable(table.path).rows().values()] == [(7, None), (8, None)]
+    assert table.path.read_text().splitlines()[0].endswith(",seconds")
 
 
 def test_a_row_is_written_once(tmp_path: Path):

@@ -32,7 +32,7 @@ def job(seed: int, setting: str = "0" * 8) -> Job:
 
 
 def run(losses: list[float]) -> Run:
-    return Run(tuple(losses), (), len(losses), losses[-1], 2.0, inf, False, 1.0)
+    return Run(tuple(losses), (), (), len(losses), losses[-1], 2.0, inf, False, 1.0)
 
 
 def cell(lr: float, losses: list[list[float]], failed: list[list[bool]]) -> Cell:

@@ -338,5 +338,6 @@ def test_a_policy_of_ones_own_is_a_candidate(
     name = "tests.test_sweep:TwiceTheLast(warmup_steps=2)"
     assert [one.candidate.name for one in sweep.results()] == ["fixed 5", name]
     assert 0 < sweep.results()[1].clip_rate < 1
+    assert 0 < sweep.results()[1].mean_coefficient < 1
     assert report(sweep, "text") == 0
     assert name in capsys.readouterr().out

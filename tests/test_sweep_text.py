@@ -230,7 +230,23 @@ def test_a_race_tells_its_steps_and_gives_no_spread_for_one_seed(finished, capsy
     printed = capsys.readouterr().out
     assert "the race took 43% of the full grid's training steps" in printed
     (row,) = [line for line in printed.splitlines() if "fixed 1 " in line]
-    assert row.split() == ["fixed", "1", "0.9000", "-", "0.900", "-", "0.9000", "-", "0", "of", "1", "25%", "1", "-"]
+    assert row.split() == [
+        "fixed",
+        "1",
+        "0.9000",
+        "-",
+        "0.900",
+        "-",
+        "0.9000",
+        "-",
+        "0",
+        "of",
+        "1",
+        "25%",
+        "80%",
+        "1",
+        "-",
+    ]
     assert report(finished([FAST, alone], "sweep.race=true"), "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["share_of_steps"] == 0.4321

@@ -84,7 +84,7 @@ def test_a_terminal_shows_all_that_a_pipe_gets_in_lines_that_fit(folder, command
     assert {word for word in piped.split() if word not in together} <= left_out
     if command == "run":
         for seed in (0, 1):
-            bar = rf"seed{seed}12/12loss[\d.]+norm[\d.]+threshold[\d.]+clipped\d+%"
+            bar = rf"seed{seed}12/12loss[\d.]+norm[\d.]+threshold[\d.]+clipped\d+%,left\d+%"
             assert re.search(bar, together), written
 
 

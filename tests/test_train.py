@@ -210,6 +210,15 @@ def test_nothing_but_nan_ends_the_run_as_diverged(configure: Callable[..., Exper
     assert len(lines(tmp_path / "run")) == 12 + MAX_NONFINITE_IN_A_ROW
 
 
+def test_so_many_steps_in_a_row_that_are_not_finite_end_the_run_as_diverged(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="non-finite"):
+        status, *_ = run(configure("task.args={nan_from: 12}", "clip.max_nonfinite_in_a_row=3"), tmp_path / "run")
+    assert status == "diverged"
+    assert len(lines(tmp_path / "run")) == 12 + 3
+
+
 def test_accumulation_observes_once_a_step_and_equals_one_large_batch(
     configure: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:

@@ -38,9 +38,9 @@ class AutoClipCallback(Callback):
     module's own `configure_gradient_clipping` does is done first.
 
     The Trainer's loggers get `autoclip/total_norm` (before clipping), `autoclip/threshold` (while it is inf, only if it
-    was finite before), `autoclip/coefficient` and `autoclip/clip_rate` (after the warm-up) of the latest step,
-    every `log_every_n_steps`; with several optimizers `autoclip/total_norm/0` and so on, in the order of
-    `configure_optimizers`.
+    was finite before) and `autoclip/coefficient` of the latest step, and `autoclip/clip_rate` and
+    `autoclip/mean_coefficient` of the steps after the warm-up so far, every `log_every_n_steps`; with several
+    optimizers `autoclip/total_norm/0` and so on, in the order of `configure_optimizers`.
 
     The policy is told the loss that backward was called with, without the factors of accumulation and `GradScaler`, as
     a mean over the micro-batches of the step and over all ranks. In manual optimization the losses are those given to
@@ -165,6 +165,7 @@ class AutoClipCallback(Callback):
             }
             if isfinite(clipper.clip_rate):  # not before the first active step
                 metrics[f"autoclip/clip_rate{suffix}"] = clipper.clip_rate
+                metrics[f"autoclip/mean_coefficient{suffix}"] = clipper.mean_coefficient
             # Lightning goes on logging the latest value that it was given, so that inf has to take its place.
             threshold = f"autoclip/threshold{suffix}"
             if isfinite(record.threshold) or threshold in self._bounded:

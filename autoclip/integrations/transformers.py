@@ -132,7 +132,8 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     because of an overflow is none.
 
     The trainer's logs of the loss also get `autoclip/total_norm`, `autoclip/threshold`, `autoclip/coefficient` (of the
-    latest step; those that are not finite are left out), `autoclip/clip_rate` and `autoclip/skipped_steps` (so far).
+    latest step; those that are not finite are left out), `autoclip/clip_rate`, `autoclip/mean_coefficient` and
+    `autoclip/skipped_steps` (so far).
     What was learned is part of the trainer's checkpoints and is continued by `train(resume_from_checkpoint=...)`; a
     training that does not resume begins anew.
 
@@ -206,7 +207,8 @@ class AutoClipCallback(TrainerCallback, ExportableState):
                 "DeepSpeed clips by itself, at gradient_clipping of its configuration: AutoClipCallback clips nothing "
                 "and only records the norm that the engine reports",
             )
-            return Clipper(model, NoClip(), sinks=options.get("sinks", ()), on_nonfinite="propagate")
+            kept = {name: options[name] for name in ("sinks", "max_nonfinite_in_a_row") if name in options}
+            return Clipper(model, NoClip(), on_nonfinite="propagate", **kept)
         clipper = Clipper(model, deepcopy(self._policy), **options)
         if not (_has_one_norm(clipper) or _has_whole_gradients(accelerator)):
             raise ValueError(
@@ -291,6 +293,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
                 "threshold": last.threshold,
                 "coefficient": last.coefficient,
                 "clip_rate": self.clipper.clip_rate,
+                "mean_coefficient": self.clipper.mean_coefficient,
                 "skipped_steps": self.clipper.skipped_steps,
             }
             logs.update({f"autoclip/{name}": value for name, value in figures.items() if isfinite(value)})

@@ -41,6 +41,13 @@ class ClipConfig(Section):
     on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
         default="skip", description="A step whose norm is not finite: without effect, as torch has it, or an error."
     )
+    max_nonfinite_in_a_row: Annotated[
+        int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))
+    ] = Field(
+        default=None,
+        description="Steps in a row whose norm is not finite that end training: a loop of one's own with an error, an "
+        "experiment as diverged; null: none, and 50 in an experiment.",
+    )
     policy: AnyPolicySection = Field(
         default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
         description="What sets the threshold, with its parameters; loss_aware_quantile where it is left out.",

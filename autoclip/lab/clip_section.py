@@ -22,7 +22,8 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
             experiment; its other keys are not read.
 
     Returns:
-        `policy` (a new one at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite` and `relearn_after`.
+        `policy` (a new one at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite`,
+        `max_nonfinite_in_a_row` and `relearn_after`.
 
     Raises:
         TypeError: it is no path.

@@ -119,6 +119,7 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
         "mode": section.mode,
         "response": section.response,
         "on_nonfinite": section.on_nonfinite,
+        "max_nonfinite_in_a_row": section.max_nonfinite_in_a_row,
         "relearn_after": section.relearn_after,
     }
 

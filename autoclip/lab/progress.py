@@ -18,7 +18,7 @@ BAR = 12
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
-    """A bar with loss, norm, threshold and clip rate on stderr; silent where stderr is no terminal.
+    """A bar with loss, norm, threshold, clip rate and mean coefficient on stderr; silent where that is no terminal.
 
     Args:
         label: what is being trained.
@@ -29,7 +29,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __init__(self, label: str, total: int, bar: bool = True) -> None:
         self._silent = not bar
         self.console = console(stderr=True)
-        self._figures = ("", "")
+        self._figures: tuple[str, ...] = ()
         self._taken = cell_len(f"{label} {total}/{total} ")
         # Where a line is too narrow for all, the name is what gives way.
         fixed = Column(no_wrap=True)
@@ -67,14 +67,15 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         phase = " (warm-up)" if step.record.phase == "warmup" else ""
         self._figures = (
             f"loss {step.loss:.4g}  norm {step.record.total_norm:.3g}",
-            f"threshold {threshold_text(step.record.threshold)}{phase}  clipped {rate_text(step.clip_rate, 0)}",
+            f"threshold {threshold_text(step.record.threshold)}{phase}",
+            f"clipped {rate_text(step.clip_rate, 0)}, left {rate_text(step.mean_coefficient, 0)}",
         )
         self._progress.update(
             self._bar, completed=step.record.step + 1, figures=self._laid_out(BAR + len("  -:--:-- "))
         )
 
     def _laid_out(self, taken: int) -> str:
-        """The figures, on two lines where one lacks room for them beside name, count and so many columns."""
+        """The figures, on three lines where one lacks room for them beside name, count and so many columns."""
         line = "  ".join(self._figures)
         return line if self._taken + taken + len(line) <= self.console.width else "\n".join(self._figures)
 

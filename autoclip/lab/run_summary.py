@@ -20,6 +20,7 @@ SHOWN = (
     "validation_loss",
     "train_loss",
     "clip_rate",
+    "mean_coefficient",
     "threshold",
     "skipped_steps",
     "gradient_flow",
@@ -58,6 +59,7 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dic
     """The summary over the seeds."""
     losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
     rates = [rate for summary in summaries if (rate := summary.get("clip_rate")) is not None]
+    left = [share for summary in summaries if (share := summary.get("mean_coefficient")) is not None]
     return {
         "name": config.name,
         "policy": repr(build_policy(config.clip.policy)),
@@ -66,16 +68,17 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dic
         "diverged": sum(summary["status"] == "diverged" for summary in summaries),
         "median_validation_loss": median(losses) if losses else None,
         "median_clip_rate": median(rates) if rates else None,
+        "median_mean_coefficient": median(left) if left else None,
     }
 
 
 def table(total: dict[str, Any], output_dir: Path) -> str:
     """The summary over the seeds as text, a line for each, and what is known of the gradient flow."""
-    rows = [("seed", "status", "steps", "validation", "clipped", "skipped", "last threshold")]
+    rows = [("seed", "status", "steps", "validation", "clipped", "left", "skipped", "last threshold")]
     for seed in total["seeds"]:
         loss = seed["validation_loss"]
         if seed["status"] == "failed":
-            rows.append((str(seed["seed"]), "failed", "-", "-", "-", "-", "-"))
+            rows.append((str(seed["seed"]), "failed", "-", "-", "-", "-", "-", "-"))
             continue
         rows.append(
             (
@@ -84,12 +87,13 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
                 str(seed["steps"]),
                 "-" if loss is None else f"{loss:.4f}",
                 rate_text(seed["clip_rate"]),
+                rate_text(seed.get("mean_coefficient")),
                 str(seed["skipped_steps"]),
                 threshold_text(seed["threshold"]),
             )
         )
     heading = f"{total['name']}: {total['policy']}, in {output_dir}/seed-N"
-    return "\n".join([heading, *aligned(rows, "><>>>>>"), *_flow_lines(total, output_dir)])
+    return "\n".join([heading, *aligned(rows, "><>>>>>>"), *_flow_lines(total, output_dir)])
 
 
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
@@ -112,6 +116,7 @@ class _Summary(BaseModel, strict=True):
     steps: NonNegativeInt
     validation_loss: float | None
     clip_rate: float | None
+    mean_coefficient: float | None = None  # not in those of before there was one
     skipped_steps: NonNegativeInt
     threshold: float | None
     code: dict[str, str] = {}

@@ -330,6 +330,7 @@ def _user_attrs(result: outcome.Result) -> dict[str, Any]:
         "failed runs at any rate": result.all_failures,
         "spikes": sum(one.spikes for one in result.base),
         "clip rate": finite_or_none(result.clip_rate),
+        "mean coefficient": finite_or_none(result.mean_coefficient),
         "convergence spread": result.convergence_spread,
         "instability spread": result.instability_spread,
         "seconds": result.seconds,

@@ -35,7 +35,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_NONFINITE_IN_A_ROW = 50
-"""So many steps without a finite loss and norm in a row end a run as diverged; float16 needs some to find its scale."""
+"""So many steps without a finite loss and norm in a row end a run as diverged, unless `clip` names another number;
+float16 needs some to find its scale."""
 RECENT = 20
 """Number of steps whose mean is the final training loss."""
 
@@ -63,6 +64,7 @@ class Step:
 
     record: ClipRecord
     clip_rate: float
+    mean_coefficient: float
 
     @property
     def loss(self) -> float:
@@ -92,7 +94,8 @@ class Training:
         section = trained_optimizer(config)
         self.optimizer = OPTIMIZERS[section.kind](parameters, **section.model_dump(exclude={"kind"}))
         try:
-            self.clipper = Clipper(self.model, **clip_arguments(config.clip))
+            # A run that diverges ends with a summary, see `_count`.
+            self.clipper = Clipper(self.model, **clip_arguments(config.clip) | {"max_nonfinite_in_a_row": None})
         except ValueError as error:  # patterns that fit none of the model's parameters
             raise UsageError(f"clip: {error}") from None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
@@ -138,7 +141,7 @@ class Training:
         record = self.clipper.last
         assert record is not None
         self._count(total, record)
-        return Step(record, self.clipper.clip_rate)
+        return Step(record, self.clipper.clip_rate, self.clipper.mean_coefficient)
 
     def evaluate(self) -> float:
         """Validation loss of the model as it is."""
@@ -199,7 +202,8 @@ class Training:
         tally.nonfinite_steps += 1
         tally.nonfinite_in_a_row += 1
         broken = not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
-        tally.diverged = broken or tally.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW
+        most = self.config.clip.max_nonfinite_in_a_row or MAX_NONFINITE_IN_A_ROW
+        tally.diverged = broken or tally.nonfinite_in_a_row >= most
 
 
 def train(
@@ -216,8 +220,8 @@ def train(
 ) -> tuple[Status, Training]:
     """Train one seed into its run directory, from the latest whole checkpoint where `resume` is set.
 
-    A run ends as diverged when a parameter is non-finite, or after 50 steps in a row (or all) without a finite loss and
-    norm; otherwise non-finite steps are left to `clip.on_nonfinite`.
+    A run ends as diverged when a parameter is non-finite, or after 50 steps in a row (or `clip.max_nonfinite_in_a_row`,
+    or all) without a finite loss and norm; otherwise non-finite steps are left to `clip.on_nonfinite`.
 
     Args:
         config: the experiment.
@@ -347,6 +351,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "policy": repr(clipper.policy),
         "threshold": tally.threshold,
         "clip_rate": finite_or_none(clipper.clip_rate),
+        "mean_coefficient": finite_or_none(clipper.mean_coefficient),
         "skipped_steps": clipper.skipped_steps,
         "nonfinite_steps": tally.nonfinite_steps,
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),

@@ -85,7 +85,8 @@ def norms_picture(
     label_axes(axes, "", quantity)
     count_steps(axes)
     put_legend(figure, entries)
-    rate = f" After the warm-up {run.clip_rate:.1%} of the steps were clipped."
+    left = f", with a mean coefficient of {run.mean_coefficient:.1%}" if np.isfinite(run.mean_coefficient) else ""
+    rate = f" After the warm-up {run.clip_rate:.1%} of the steps were clipped{left}."
     zero = int((run.norms == 0).sum())
     unseen = f" {zero} norms of zero are not shown." if zero else ""
     if not np.isfinite(limits).any():

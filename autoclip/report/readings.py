@@ -70,7 +70,7 @@ def rate_readings(runs: Sequence[Series], promised: float | None) -> list[Readin
         Reading(
             level,
             f"{_names(own)}: {_range([run.clip_rate for run in own])} of the steps after the warm-up were "
-            f"clipped{meaning}",
+            f"clipped{_left(own)}{meaning}",
         )
         for (level, meaning), own in grouped.items()
     ]
@@ -171,6 +171,11 @@ def _drifts(runs: Sequence[Series]) -> list[Reading]:
 
 def _names(runs: Sequence[Series]) -> str:
     return ", ".join(run.label for run in runs)
+
+
+def _left(runs: Sequence[Series]) -> str:
+    known = [run.mean_coefficient for run in runs if np.isfinite(run.mean_coefficient)]
+    return f", with a mean coefficient of {_range(known)}" if known else ""
 
 
 def _range(rates: Sequence[float]) -> str:

@@ -164,8 +164,8 @@ def _pictures(runs: Sequence[SeedRun], quantity: str, promised: float | None, cl
 
 
 def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequence[str]) -> str:
-    headings = ["run", "status", "steps", "validation loss", "before training", "training loss", "clipped", "skipped"]
-    headings += ["not finite", "last threshold", "gradient flow", "time"]
+    headings = ["run", "status", "steps", "validation loss", "before training", "training loss", "clipped", "left"]
+    headings += ["skipped", "not finite", "last threshold", "gradient flow", "time"]
     rows = []
     for run in runs:
         summary, series = run.summary, run.series
@@ -180,6 +180,7 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequenc
                 _number(summary.get("initial_validation_loss")),
                 _number(float(finite[-20:].mean()) if len(finite) else None),
                 rate_text(series.clip_rate),
+                rate_text(series.mean_coefficient),
                 str(int(series.skipped.sum())),
                 str(int((series.norms != series.norms).sum())),
                 threshold_text(series.thresholds[-1]) if len(series) else "-",
@@ -193,8 +194,9 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequenc
     return table(
         headings,
         rows,
-        "Clipped: share of the steps after the warm-up. Training loss: mean of the last 20 steps. Losses are in the "
-        "task's own unit.",
+        "Clipped: share of the steps after the warm-up. Left: their mean coefficient, the share of the gradient's "
+        "length that is left (modes value and agc: of the largest element or ratio). Training loss: mean of the last "
+        "20 steps. Losses are in the task's own unit.",
     )
 
 

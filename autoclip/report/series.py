@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.records import clip_rate
+from autoclip.records import clip_rate, mean_coefficient
 from autoclip.run_directory import METRICS
 from autoclip.traces.jsonl import OWN_KEYS
 from autoclip.tuning.replay import ROLLING_STEPS
@@ -34,6 +34,7 @@ class Series:
         norms: before clipping; NaN: not finite.
         thresholds: in force; inf: none; NaN: unknown.
         losses: NaN: not finite, or not given.
+        coefficients: norm after clipping over norm before; NaN: unknown.
         clipped: whether the norm lay above the threshold.
         skipped: whether the step was made to have no effect.
         warmup: whether the policy was still collecting norms.
@@ -44,6 +45,7 @@ class Series:
     norms: Floats
     thresholds: Floats
     losses: Floats
+    coefficients: Floats
     clipped: Flags
     skipped: Flags
     warmup: Flags
@@ -62,6 +64,11 @@ class Series:
     def clip_rate(self) -> float:
         """Share of the active steps that were clipped; NaN without one."""
         return clip_rate(int(self.clipped[self.active].sum()), int(self.active.sum()))
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean coefficient of the active steps; NaN without one, or where one of them is unknown."""
+        return mean_coefficient(float(self.coefficients[self.active].sum()), int(self.active.sum()))
 
     def rolling_clip_rate(self) -> tuple[NDArray[np.int64], Floats, int]:
         """Last step of each window, clip rate over its active steps, and their number; empty for a short training."""
@@ -111,6 +118,7 @@ def read_series(directory: Path, label: str) -> Series:
         norms=_numbers(lines, "total_norm"),
         thresholds=np.where(np.isnan(thresholds), inf, thresholds),
         losses=_numbers(lines, "loss"),
+        coefficients=_numbers(lines, "coefficient"),
         clipped=np.array([line.get("clipped") is True for line in lines], dtype=np.bool_),
         skipped=np.array([line.get("skipped") is True for line in lines], dtype=np.bool_),
         warmup=np.array([line.get("phase") == "warmup" for line in lines], dtype=np.bool_),

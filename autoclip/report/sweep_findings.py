@@ -11,13 +11,14 @@ from autoclip.report.page import Reading
 from autoclip.tuning.outcome import Result, alike, degenerate, differ, pareto_front
 from autoclip.tuning.picks import Picks, eligible
 
-FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped")
+FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped", "left")
 """Figures of a candidate that every table shows."""
 EXPLAINED = (
     "* on the Pareto front of the first two figures. Training loss: mean over the run at the configured learning rate, "
     "lower is faster. Instability: regret over all learning rates and seeds, lower is steadier. Val. loss: at the end, "
     "at most that before training. Failed: runs at any learning rate that ended in numbers that are not finite, or no "
-    "better than a constant prediction. Clipped: steps after the warm-up. The steadiest come first."
+    "better than a constant prediction. Clipped: steps after the warm-up. Left: their mean coefficient, the share of "
+    "the gradient's length that is left. The steadiest come first."
 )
 MOST_ALIKE = 5
 """Candidates up to which all are named that cannot be told apart from the recommended one."""
@@ -44,6 +45,7 @@ def cells(one: Result) -> dict[str, str]:
         "+-  ": f"{one.validation_spread:.4f}" if several else "-",
         "failed": f"{one.all_failures} of {len(one.scores)}",
         "clipped": rate_text(one.clip_rate, 0),
+        "left": rate_text(one.mean_coefficient, 0),
         "seeds": str(one.seeds),
         "to target": "-" if one.steps_to_target is None else f"{one.steps_to_target:g}",
     }
@@ -141,6 +143,7 @@ def as_json(picks: Picks | None) -> Mapping[str, object]:
                 "failed": one.failures,
                 "failed_at_any_rate": one.all_failures,
                 "clip_rate": finite_or_none(one.clip_rate),
+                "mean_coefficient": finite_or_none(one.mean_coefficient),
                 "no_clipping": one.never_clipped,
                 "stays": picks.stays(name) if picks.without else None,
             }

@@ -18,7 +18,7 @@ from autoclip.tuning import outcome
 from autoclip.tuning.pareto_plot import pareto_picture
 from autoclip.tuning.picks import Picks, pick
 
-LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds")
+LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")
 """Columns that a table does without where the terminal is too narrow for all, in this order."""
 
 
@@ -63,6 +63,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
         "+-  ",
         "failed",
         "clipped",
+        "left",
         "seeds",
         "to target",
     )
@@ -134,6 +135,7 @@ def _as_json(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | Non
                 "failed": one.failures,
                 "failed_at_any_rate": one.all_failures,
                 "clip_rate": finite_or_none(one.clip_rate),
+                "mean_coefficient": finite_or_none(one.mean_coefficient),
                 "pareto": one in front,
             }
             for one in results

@@ -97,6 +97,7 @@ def _logged(trace: NormTrace) -> Series:
         norms=norms,
         thresholds=thresholds,
         losses=np.full(len(trace), np.nan) if trace.losses is None else trace.losses,
+        coefficients=np.full(len(trace), np.nan),
         clipped=norms > thresholds,
         skipped=nothing,
         warmup=nothing,
@@ -110,9 +111,11 @@ def _replayed(trace: NormTrace, section: Mapping[str, Any]) -> Series:
     warmup = np.zeros(len(trace), dtype=np.bool_)
     warmup[: int(result.active.argmax()) if result.active.any() else len(trace)] = True
     finite = np.isfinite(trace.norms)
+    logged = _logged(trace)
     return replace(
-        _logged(trace),
+        logged,
         thresholds=result.thresholds,
+        coefficients=np.divide(result.left, logged.norms, out=logged.coefficients.copy(), where=logged.usable),
         clipped=result.clipped,
         skipped=(result.left == 0) & finite & (trace.norms > 0),
         warmup=warmup,

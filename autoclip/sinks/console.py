@@ -10,11 +10,11 @@ from autoclip.sinks.scalars import Scalars, Watched
 class ConsoleSink:
     """Says in one line every `every` steps what became of them, as plain text.
 
-        step     99  loss 0.531 (max 4.2)  norm 12.3 (max 873) -> 4.1  threshold 4.08  clipped 52% (45% of all)
+        step     99  loss 0.53 (max 4.2)  norm 12.3 (max 873) -> 4.1  threshold 4.08  clipped 52% (45% of all)  left 71%
 
     Norms are means over the steps of the line, before and after clipping; "clipped" are the shares of the last hundred
-    active steps, or of the line's, if those are more, and of all. Until a step is active, it says "warm-up". Numbers
-    that were not finite are counted, not averaged.
+    active steps, or of the line's, if those are more, and of all; "left" is the mean coefficient of all active steps.
+    Until a step is active, it says "warm-up". Numbers that were not finite are counted, not averaged.
 
     Args:
         every: steps of a line.
@@ -64,6 +64,7 @@ class ConsoleSink:
         else:
             recent, overall = (rate_text(scalars.get(name), 0) for name in ("recent_clip_rate", "clip_rate"))
             parts.append(f"clipped {recent} ({overall} of all)")
+            parts.append(f"left {rate_text(scalars.get('mean_coefficient'), 0)}")
         nonfinite, skipped = scalars["nonfinite_steps"], scalars["skipped_steps"]
         if nonfinite > self._unusual[0]:
             parts.append(f"norm not finite in {nonfinite - self._unusual[0]:.0f}")

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Protocol
 
 from autoclip.notices import Notices
-from autoclip.records import ClipRecord, clip_rate, is_active
+from autoclip.records import ClipRecord, clip_rate, is_active, mean_coefficient
 
 RECENT = 100
 """Number of active steps that the recent clip rate is of, where a window is not longer."""
@@ -18,6 +18,10 @@ class Watched(Protocol):
     @property
     def clip_rate(self) -> float:
         """Share of the active steps in which anything was clipped; NaN before the first."""
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean coefficient of the active steps; NaN before the first."""
 
     @property
     def skipped_steps(self) -> int:
@@ -42,12 +46,14 @@ class Scalars:
         loss              mean, where the loop gave one;      loss_max
         clip_rate         share of the active steps in which anything was clipped, so far
         recent_clip_rate  the same of the last 100 active steps, or of the last `every`, if those are more
+        mean_coefficient  share of the gradient's length that is left: mean coefficient of the active steps, so far
         skipped_steps     number so far;  nonfinite_steps: number of non-finite norms that this sink was told of
         layer_norm/<name> norm of that parameter's gradient before clipping, of every `layers_every`-th step
 
     The largest and smallest are left out where a window is one step. Numbers that are not finite are left out of means,
-    and what has no finite number in a window is missing there, as are rates before the first active step. The clip rate
-    and the skipped steps are those of the watched clipper; without one, those of the records since the sink was made.
+    and what has no finite number in a window is missing there, as are rates before the first active step. Clip rate,
+    mean coefficient and skipped steps are those of the watched clipper; without one, those of the records since the
+    sink was made.
 
     Args:
         every: steps of a window.
@@ -64,6 +70,7 @@ class Scalars:
         self._records: list[ClipRecord] = []
         self._recent: deque[bool] = deque(maxlen=max(self.every, RECENT))
         self._active = self._clipped = self._skipped = self._nonfinite = 0
+        self._coefficients = 0.0  # their sum over the active steps
         self._notices = Notices()
 
     def watch(self, clipper: Watched) -> None:
@@ -93,6 +100,7 @@ class Scalars:
         if is_active(record.phase, record.total_norm):
             self._active += 1
             self._clipped += record.clipped
+            self._coefficients += record.coefficient
             self._recent.append(record.clipped)
 
     def _flushed(self) -> dict[str, float]:
@@ -102,6 +110,9 @@ class Scalars:
         rates = {
             "clip_rate": clip_rate(self._clipped, self._active) if watched is None else watched.clip_rate,
             "recent_clip_rate": clip_rate(sum(self._recent), len(self._recent)),
+            "mean_coefficient": mean_coefficient(self._coefficients, self._active)
+            if watched is None
+            else watched.mean_coefficient,
         }
         scalars |= {name: rate for name, rate in rates.items() if isfinite(rate)}
         scalars["skipped_steps"] = float(self._skipped if watched is None else watched.skipped_steps)

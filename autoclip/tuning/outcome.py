@@ -109,6 +109,12 @@ class Result:
         return fmean(known) if known else nan
 
     @property
+    def mean_coefficient(self) -> float:
+        """Mean of the mean coefficients at the configured learning rate, over the runs that have one; NaN without."""
+        known = [one.mean_coefficient for one in self.base if one.mean_coefficient is not None]
+        return fmean(known) if known else nan
+
+    @property
     def never_clipped(self) -> bool:
         """Whether no step of any run was clipped after the warm-up, at any learning rate."""
         return all(one.clip_rate == 0 for one in self.scores)
@@ -191,6 +197,7 @@ def _row(one: Result, *, pareto: bool) -> dict[str, Any]:
         "seeds": one.seeds,
         "runs": len(one.scores),
         "clip_rate": "" if isnan(one.clip_rate) else f"{one.clip_rate:.4f}",
+        "mean_coefficient": "" if isnan(one.mean_coefficient) else f"{one.mean_coefficient:.4f}",
         "steps_to_target": "" if one.steps_to_target is None else f"{one.steps_to_target:g}",
         "spikes": sum(score.spikes for score in one.base),
         "steps": sum(score.steps for score in one.scores),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoclip.errors import RunError
-from autoclip.records import clip_rate, finite_or_none, is_active
+from autoclip.records import clip_rate, finite_or_none, is_active, mean_coefficient
 from autoclip.run_directory import METRICS, SUMMARY, read_json
 from autoclip.tuning.replay import spikes
 
@@ -26,6 +26,7 @@ class Run:
     Attributes:
         losses: training loss before each update, one per step taken; NaN where it was not finite.
         clipped: of the active steps (see `records.is_active`), whether each was clipped.
+        coefficients: of the same steps.
         planned_steps: number of steps configured, at least `len(losses)`.
         validation_loss: at the end; NaN where the run diverged.
         initial_loss: validation loss before the first step, L0.
@@ -36,6 +37,7 @@ class Run:
 
     losses: tuple[float, ...]
     clipped: tuple[bool, ...]
+    coefficients: tuple[float, ...]
     planned_steps: int
     validation_loss: float
     initial_loss: float
@@ -83,6 +85,7 @@ def _read_run(directory: Path) -> Run:
     lines = json.loads(f"[{','.join(text.splitlines())}]")  # much faster than line by line
     if len(lines) != summary["steps"]:
         raise RunError(f"{directory / METRICS} has {len(lines)} lines, its summary tells of {summary['steps']} steps")
+    active = [line for line in lines if is_active(line["phase"], line["total_norm"])]
     initial = _number(summary["initial_validation_loss"])
     if not isfinite(initial):
         raise RunError(
@@ -91,7 +94,8 @@ def _read_run(directory: Path) -> Run:
         )
     return Run(
         losses=tuple(_number(line["loss"]) for line in lines),
-        clipped=tuple(line["clipped"] for line in lines if is_active(line["phase"], line["total_norm"])),
+        clipped=tuple(line["clipped"] for line in active),
+        coefficients=tuple(_number(line["coefficient"]) for line in active),
         planned_steps=summary["planned_steps"],
         validation_loss=_number(summary["validation_loss"]),
         initial_loss=initial,
@@ -129,6 +133,8 @@ class Score:
         steps: steps taken.
         seconds: of training.
         trivial_loss: Ltriv; None where the task names none.
+        mean_coefficient: share of the gradient's length that is left, over the active steps; None without one, and in
+            scores of before it was kept.
         lows: (steps taken, smoothed training loss) wherever the latter was lower than ever before by a thousandth of
             the first; a sweep keeps them at the configured learning rate only.
     """
@@ -145,6 +151,7 @@ class Score:
     steps: int
     seconds: float
     trivial_loss: float | None = None
+    mean_coefficient: float | None = None
     lows: tuple[tuple[int, float], ...] = ()
 
 
@@ -163,6 +170,7 @@ def score(run: Run, multiplier: float, seed: int) -> Score:
         steps=len(run.losses),
         seconds=run.seconds,
         trivial_loss=run.trivial_loss if isfinite(run.trivial_loss) else None,
+        mean_coefficient=finite_or_none(mean_coefficient(sum(run.coefficients), len(run.coefficients))),
         lows=_lows(run.losses),
     )
 

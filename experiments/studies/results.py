@@ -37,6 +37,8 @@ class RunRow:
         recovery: median over the spikes of the steps until the mean of the next ten losses lies within one standard
             deviation of the mean before; one that never does counts the steps that were left. None without a spike.
         seconds: of training.
+        mean_coefficient: share of the gradient's length that is left, over the same steps as the clip rate; None
+            without one, and in tables of before it was kept.
     """
 
     task: str
@@ -55,6 +57,7 @@ class RunRow:
     spikes: int
     recovery: float | None
     seconds: float
+    mean_coefficient: float | None = None
 
     @property
     def key(self) -> Key:
@@ -68,6 +71,8 @@ class RunRow:
 
 
 COLUMNS = [field.name for field in fields(RunRow)]
+OLDER = COLUMNS[: COLUMNS.index("mean_coefficient")]
+"""Columns of the tables that were begun without the later ones; they are read, and continued, as they are."""
 
 
 class RunTable:
@@ -118,7 +123,8 @@ class RunTable:
                 if row.key in before:
                     return False
                 self._refuse_other_data(row)
-                text = ("" if whole else ",".join(COLUMNS) + "\n") + _line(row)
+                columns = content[:whole].decode().splitlines()[0].split(",") if whole else COLUMNS
+                text = ("" if whole else ",".join(COLUMNS) + "\n") + _line(row, columns)
                 os.write(file.fileno(), text.encode())
                 os.fsync(file.fileno())
         except OSError as error:
@@ -140,9 +146,9 @@ def chosen(table: RunTable, jobs: Iterable[Job]) -> list[RunRow]:
     return [rows[job.key] for job in jobs if job.key in rows]
 
 
-def _line(row: RunRow) -> str:
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerow([_written(value) for value in asdict(row).values()])
+def _line(row: RunRow, columns: Sequence[str]) -> str:
+    text, values = StringIO(), asdict(row)
+    csv.writer(text, lineterminator="\n").writerow([_written(values[name]) for name in columns])
     return text.getvalue()
 
 
@@ -162,14 +168,14 @@ def _parse(path: Path) -> list[RunRow]:
     if not lines:
         return []
     reader = csv.DictReader(lines)
-    if reader.fieldnames != COLUMNS:
+    if reader.fieldnames not in (COLUMNS, OLDER):
         raise UsageError(f"{path} must have the columns {', '.join(COLUMNS)}; move it away to start over")
     return [_row(path, number, values) for number, values in enumerate(reader, start=2)]
 
 
 def _row(path: Path, number: int, values: dict[str, str]) -> RunRow:
     def optional(name: str) -> float | None:
-        return float(values[name]) if values[name] else None
+        return float(value) if (value := values.get(name)) else None
 
     try:
         row = RunRow(
@@ -189,6 +195,7 @@ def _row(path: Path, number: int, values: dict[str, str]) -> RunRow:
             spikes=int(values["spikes"]),
             recovery=optional("recovery"),
             seconds=float(values["seconds"]),
+            mean_coefficient=optional("mean_coefficient"),
         )
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}:{number}: must be a row of figures, got an error: {error}") from None

@@ -113,6 +113,7 @@ def row_of(job: Job, directory: Path, data: str) -> RunRow:
         spikes=figures.spikes,
         recovery=recovery(run.losses),
         seconds=run.seconds,
+        mean_coefficient=figures.mean_coefficient,
     )
 
 

@@ -16,6 +16,8 @@ from autoclip.lab.yaml_source import read_document
 
 TRAINED = ("task", "optimizer", "steps", "precision", "accumulate", "clip")
 """Sections of a configuration that decide what comes out of a run."""
+LATER = {"max_nonfinite_in_a_row": None}
+"""Keys of the clip section that are younger than finished runs: at the value of before they are no part of the hash."""
 
 
 class StudyTask(Section):
@@ -186,5 +188,6 @@ def _config(study: Study, name: str, arm: str, lr: float, root: Path) -> Experim
 
 def _setting(config: ExperimentConfig) -> str:
     values = config.model_dump()
+    values["clip"] = {name: one for name, one in values["clip"].items() if name not in LATER or one != LATER[name]}
     decisive = json.dumps({name: values[name] for name in TRAINED}, sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]

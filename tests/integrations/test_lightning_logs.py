@@ -37,6 +37,7 @@ def test_the_trainers_logger_gets_what_the_clipper_recorded(tmp_path):
     assert rows[0]["autoclip/threshold"] == ""
     assert [float(row["autoclip/threshold"]) for row in rows[1:]] == [record.threshold for record in records.all[1:]]
     assert float(rows[-1]["autoclip/clip_rate"]) == callback.clipper.clip_rate > 0
+    assert float(rows[-1]["autoclip/mean_coefficient"]) == callback.clipper.mean_coefficient < 1
 
 
 def test_the_logger_gets_a_line_every_log_every_n_steps_and_barebones_gets_none(tmp_path):

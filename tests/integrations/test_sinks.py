@@ -29,8 +29,8 @@ from wandb.proto.wandb_internal_pb2 import Record  # noqa: E402
 ROOT = Path(__file__).parent.parent.parent
 PLAIN = ClipRecord(0, "active", 2.0, 1.0, 0.5, clipped=True, skipped=False, finite=True, loss=0.5)
 EVERY_TAG = [
-    *("clip_rate", "clipped_norm", "coefficient", "loss", "nonfinite_steps", "recent_clip_rate", "skipped_steps"),
-    *("threshold", "total_norm"),
+    *("clip_rate", "clipped_norm", "coefficient", "loss", "mean_coefficient", "nonfinite_steps", "recent_clip_rate"),
+    *("skipped_steps", "threshold", "total_norm"),
 ]
 
 

@@ -514,6 +514,7 @@ def test_logs_tell_norm_threshold_coefficient_and_clip_rate(tmp_path):
         assert logs.get("autoclip/threshold", math.inf) == record.threshold
     active = [record.clipped for record in records.all if record.phase == "active"]
     assert told[-1]["autoclip/clip_rate"] == pytest.approx(sum(active) / len(active))
+    assert told[-1]["autoclip/mean_coefficient"] == callback.clipper.mean_coefficient < 1
     others = [logs for logs in report.logs if "loss" not in logs]
     assert len(others) == 3  # two evaluations, and the end
     assert not any(key.startswith("autoclip/") for logs in others for key in logs)

@@ -25,7 +25,7 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import COUNTS, StepLog
+from autoclip.step_log import STATE, StepLog
 
 Tensor = Any  # TensorFlow comes without type information
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -60,6 +60,8 @@ class GradientClipper:
             own formula; "skip": the step is left out. None is the policy's own.
         on_nonfinite: of a step whose norm is NaN or Inf: "skip" leaves it out; "propagate" passes the gradients on as
             they are; "raise" raises. None of them teaches the policy anything.
+        max_nonfinite_in_a_row: so many steps in a row whose norm is not finite raise a RuntimeError, once the last of
+            them is recorded; None: none do. A warning tells of the first, and after 10, 100 and 1000 in a row.
         sinks: objects with `log(record)` and `close()`, told of every step.
         relearn_after: number of steps clipped in a row after which a policy begins anew from their norms; "auto": 20
             where they are skipped, else ten windows of the policy; None: never.
@@ -82,6 +84,7 @@ class GradientClipper:
         *,
         response: Response | None = None,
         on_nonfinite: OnNonfinite = "skip",
+        max_nonfinite_in_a_row: int | None = None,
         sinks: Iterable[Sink] = (),
         relearn_after: RelearnAfter = "auto",
     ) -> None:
@@ -100,7 +103,7 @@ class GradientClipper:
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
         self._relearn_after: RelearnAfter = relearn_after
         self._gate = Gate(self.policy, self.response, relearn_after)
-        self._log = StepLog(sinks)
+        self._log = StepLog(sinks, max_nonfinite_in_a_row)
         self._losses = ReportedLosses()
         self._attachment: Any = None
 
@@ -122,8 +125,9 @@ class GradientClipper:
             where a gradient is), for finite gradients at most the largest number of that dtype.
 
         Raises:
-            RuntimeError: a non-finite norm, with `on_nonfinite="raise"` (out of a graph TensorFlow passes it on as
-                `tf.errors.UnknownError`, with our message in its own); a graph for XLA; one replica of several.
+            RuntimeError: a non-finite norm, with `on_nonfinite="raise"` or as the last of `max_nonfinite_in_a_row`
+                (out of a graph TensorFlow passes it on as `tf.errors.UnknownError`, with our message in its own); a
+                graph for XLA; one replica of several.
             TypeError: gradients that are no floating-point numbers.
         """
         flat = tf.nest.flatten(gradients)
@@ -217,6 +221,15 @@ class GradientClipper:
         return self._log.clip_rate
 
     @property
+    def mean_coefficient(self) -> float:
+        """Share of the gradient's length that is left: mean over the active steps of norm after over norm before.
+
+        In [0, 1], NaN before the first. The steps are those of `clip_rate`, the coefficients those of the records; a
+        skipped step counts 0.
+        """
+        return self._log.mean_coefficient
+
+    @property
     def skipped_steps(self) -> int:
         """Number of steps that were left out."""
         return self._log.skipped_steps
@@ -231,7 +244,7 @@ class GradientClipper:
         Raises:
             ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
         """
-        missing = [name for name in (*COUNTS, "groups") if name not in state]
+        missing = [name for name in (*STATE, "groups") if name not in state]
         if missing:
             raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         if list(state["groups"]) != [ALL]:
