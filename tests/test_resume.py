@@ -60,6 +60,27 @@ class LateLoss(TinyTask):
         return float("nan") if self.calls == 1 else super().evaluate(model)
 
 
+class Scheduled(TinyTask):
+    """Its learning rate falls with every step."""
+
+    def lr_factor(self, step: int) -> float:
+        return 1 / (1 + step)
+
+
+def test_a_schedule_is_kept_to_and_a_resumed_run_goes_on_in_it(config: ExperimentConfig, tmp_path: Path) -> None:
+    ends = {}
+    for name, stops in {"whole": [config.steps], "halves": [7, config.steps]}.items():
+        for after in stops:
+            _, training = stopped(config, tmp_path / name, Scheduled(), after, resume=True)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert config.optimizer is not None
+        assert [line["lr"] for line in lines] == [
+            config.optimizer.lr * (1 / (1 + step)) for step in range(config.steps)
+        ]
+        ends[name] = torch.nn.utils.parameters_to_vector(training.model.parameters())
+    assert torch.equal(ends["whole"], ends["halves"])
+
+
 def test_an_initial_loss_that_was_not_finite_is_not_measured_later(config: ExperimentConfig, tmp_path: Path) -> None:
     task = LateLoss()
     stopped(config, tmp_path / "run", task, 9, resume=False)

@@ -84,6 +84,9 @@ def test_a_trivial_loss_may_be_any_number_or_none(configure: Callable[..., Exper
             {"a": torch.tensor(1.0)},
             "describe() must return a dict of texts and finite numbers, got {'a': tensor(1.)}",
         ),
+        ("lr_factor", -0.5, "lr_factor() must return a finite number of at least 0, got -0.5"),
+        ("lr_factor", float("nan"), "lr_factor() must return a finite number of at least 0, got nan"),
+        ("lr_factor", "1", "lr_factor() must return a finite number of at least 0, got '1'"),
         ("describe", [1], "describe() must return a dict of texts and finite numbers, got [1]"),
     ],
 )

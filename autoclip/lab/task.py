@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -74,6 +74,18 @@ def validation_loss_of(task: "Task", model: nn.Module) -> float:
         raise _wrong(task, "evaluate", "a number", loss) from None
 
 
+def lr_factor_of(task: "Task", step: int) -> float:
+    """The task's factor on the learning rate of the step that follows `step` others, 1 where it has no `lr_factor`.
+
+    Raises:
+        RunError: it is no finite number of at least 0.
+    """
+    factor = getattr(task, "lr_factor", lambda _: 1.0)(step)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < inf:
+        raise _wrong(task, "lr_factor", "a finite number of at least 0", factor)
+    return float(factor)
+
+
 def description_of(task: "Task") -> dict[str, Any]:
     """The facts that the task tells of itself, none where it has no `describe`.
 
@@ -111,7 +123,9 @@ class Task(Protocol):
 
     Optional attributes: `data_hash` (sha256 of the data as a text, kept with the results and compared on resume),
     `trivial_loss` (validation loss of the best constant predictor, a finite float) and `describe()` (a flat dict of
-    facts for `summary.json`: texts and finite numbers). Of each None, or none, says nothing.
+    facts for `summary.json`: texts and finite numbers). Of each None, or none, says nothing. Optional, too, is
+    `lr_factor(step)`, a schedule: what multiplies the configured learning rate in the step that follows `step` others
+    (0 for the first). It depends on its argument alone, so that a resumed run goes on as if it had never stopped.
     """
 
     def model(self, seed: int) -> nn.Module:

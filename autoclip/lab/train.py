@@ -22,7 +22,7 @@ from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
-from autoclip.lab.task import Task, batches_of, description_of, loss_of, model_of, validation_loss_of
+from autoclip.lab.task import Task, batches_of, description_of, loss_of, lr_factor_of, model_of, validation_loss_of
 from autoclip.records import ClipRecord, Sink, finite_or_none
 from autoclip.run_directory import LAYERS, METRICS, SUMMARY, LineLog, earlier_lines
 
@@ -120,6 +120,9 @@ class Training:
         return {name: finite_or_none(norms[name]) for name in self._order if name in norms}
 
     def _step(self) -> Step:
+        lr = trained_optimizer(self.config).lr * lr_factor_of(self.task, self.tally.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.config.accumulate):
