@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from experiments.checks import require_choice, require_positive, seeded
 
 SYMBOLS = ("\n" + "".join(sorted(string.printable[:95]))).encode("ascii")
+EVERYTHING_ELSE = bytes(set(range(256)) - set(SYMBOLS))
 CORPUS_CHARACTERS = 2_000_000
 VALIDATION_SHARE = 0.1
 VALIDATION_WINDOWS = 200
@@ -37,10 +38,9 @@ def load_corpus() -> Corpus:
     `Corpus.sha256` before comparing losses across machines.
     """
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    everything_else = bytes(set(range(256)) - set(SYMBOLS))
     text = b""
     for module in sorted(folder.glob("*.py")):
-        text += module.read_bytes().translate(None, everything_else)
+        text += module.read_bytes().translate(None, EVERYTHING_ELSE)
         if len(text) >= CORPUS_CHARACTERS:
             break
     text = text[:CORPUS_CHARACTERS]
@@ -49,12 +49,22 @@ def load_corpus() -> Corpus:
             f"only {len(text)} characters of Python source in {folder}: this task needs a Python installation that "
             "has its standard library as plain .py files (not in a zip archive)"
         )
+    return corpus_of(text)
+
+
+def corpus_of(text: bytes) -> Corpus:
+    """Turn a text of `SYMBOLS` alone into indices; its last tenth is for validation."""
     split = int((1 - VALIDATION_SHARE) * len(text))
     index_of_byte = torch.zeros(256, dtype=torch.uint8)
     index_of_byte[list(SYMBOLS)] = torch.arange(len(SYMBOLS), dtype=torch.uint8)
     indices = index_of_byte[torch.frombuffer(bytearray(text), dtype=torch.uint8).long()]
     sha256 = hashlib.sha256(text + f"|split {split}".encode()).hexdigest()
     return Corpus(indices[:split], indices[split:], sha256)
+
+
+def next_character_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per character; inputs and targets are int64 (B, T)."""
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 class RecurrentLM(nn.Module):
@@ -146,6 +156,8 @@ class CharLanguageModel:
     On layer normalization in the transformer architecture, 2020, arXiv 2002.04745 (pre- against post-norm).
     """
 
+    data = "source of Python's standard library"
+
     def __init__(
         self,
         *,
@@ -173,7 +185,7 @@ class CharLanguageModel:
         self.norm = norm
         self.batch_size = batch_size
         self.context = context
-        self.corpus = load_corpus()
+        self.corpus = self._corpus()
         self.data_hash = self.corpus.sha256
         self.trivial_loss = _unigram_loss(self.corpus)
         if context >= len(self.corpus.validation):
@@ -186,7 +198,7 @@ class CharLanguageModel:
                 return GPT(self.hidden, self.layers, self.heads, self.norm, self.context)
             return RecurrentLM(self.architecture, self.hidden, self.embedding, self.layers)
 
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
         """Endless windows from uniformly drawn places of the training text."""
         generator = torch.Generator().manual_seed(seed)
         places = len(self.corpus.train) - self.context
@@ -197,7 +209,7 @@ class CharLanguageModel:
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """Mean cross-entropy over all characters of a batch."""
         inputs, targets = batch
-        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        return next_character_loss(model, inputs, targets)
 
     def evaluate(self, model: nn.Module) -> float:
         """Mean cross-entropy over 200 evenly spaced windows of the validation text."""
@@ -207,19 +219,22 @@ class CharLanguageModel:
         losses = []
         for some in torch.split(starts, VALIDATION_BATCH):
             inputs, targets = self._windows(self.corpus.validation, some)
-            losses.append(self.loss(model, (inputs.to(device), targets.to(device))))
+            losses.append(next_character_loss(model, inputs.to(device), targets.to(device)))
         return torch.stack(losses).mean().item()
 
     def describe(self) -> dict[str, str | int | float]:
         """Facts for reports."""
         return {
-            "data": "source of Python's standard library",
+            "data": self.data,
             "architecture": self.architecture,
             "symbols": len(SYMBOLS),
             "train_characters": len(self.corpus.train),
             "validation_characters": len(self.corpus.validation),
             "trivial_loss": self.trivial_loss,
         }
+
+    def _corpus(self) -> Corpus:
+        return load_corpus()
 
     def _windows(self, text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (len(starts), context)."""

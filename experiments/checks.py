@@ -1,6 +1,7 @@
 """What the tasks share: checks of their arguments, and weights drawn from a seed alone."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +20,20 @@ def require_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def require_share(**arguments: float) -> None:
+    """Raise ValueError for the first argument that is not a number in [0, 1]."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value!r} (1 % is written 0.01)")
+
+
+def require_nonnegative(**arguments: float) -> None:
+    """Raise ValueError for the first argument that is not a finite number of at least 0."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

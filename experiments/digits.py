@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from experiments.checks import require_choice, require_positive, seeded
+from experiments.checks import require_choice, require_positive, require_share, seeded
 
 CLASSES = 10
 SIDE = 8
@@ -203,8 +203,7 @@ class CorruptedDigits(DigitsTask):
     ) -> None:
         super().__init__(batch_size)
         require_positive(hidden=hidden, layers=layers)
-        if not isinstance(corrupted_share, int | float) or not 0 <= corrupted_share <= 1:
-            raise ValueError(f"corrupted_share must be in [0, 1], got {corrupted_share!r} (1 % is written 0.01)")
+        require_share(corrupted_share=corrupted_share)
         if not isinstance(corruption_factor, int | float) or not 0 < corruption_factor < math.inf:
             raise ValueError(f"corruption_factor must be a finite number above 0, got {corruption_factor!r}")
         self.hidden = hidden

@@ -13,6 +13,7 @@ from autoclip.lab.experiment import make_task
 from experiments.char_lm import CharLanguageModel
 from experiments.digits import CorruptedDigits, DigitsCNN
 from experiments.sequences import AddingProblem, PixelDigits
+from experiments.text_lm import TextLanguageModel
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 TEXT = {"hidden": 32, "batch_size": 8, "context": 24}
@@ -30,6 +31,8 @@ TASKS = {  # name -> (class, arguments, learning rate at which a few steps help)
     "corrupted mlp": (CorruptedDigits, {"batch_size": 16}, 0.2),
     "pixels": (PixelDigits, {"hidden": 32, "batch_size": 16}, 0.01),
     "adding": (AddingProblem, {"length": 10, "hidden": 32, "batch_size": 16}, 0.01),
+    "text": (TextLanguageModel, {"hidden": 32, "layers": 2, "batch_size": 8, "context": 24}, 0.5),
+    "broken text": (TextLanguageModel, {"hidden": 32, "batch_size": 8, "context": 24, "broken_share": 0.05}, 0.5),
     "spirals": (Spirals, {"hidden": 32, "batch_size": 16}, 0.5),
 }
 
@@ -119,5 +122,6 @@ def test_every_configuration_names_a_command_or_a_task_that_trains(path, monkeyp
 
 def test_every_task_has_a_configuration():
     assert {path.stem for path in CONFIGS} >= {
-        *("char_lm", "char_gpt", "plain_cnn", "residual_cnn", "corrupted_digits", "pixel_rnn", "adding_problem")
+        *("char_lm", "char_gpt", "plain_cnn", "residual_cnn", "corrupted_digits", "pixel_rnn", "adding_problem"),
+        *("text_lm", "text_lm_broken", "spirals", "spirals_corrupted"),
     }
