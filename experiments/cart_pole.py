@@ -121,7 +121,8 @@ class CartPole:
         advantages = returns - values.detach()
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-6)
         surprise = F.binary_cross_entropy_with_logits(logits.float(), right[made].float(), reduction="none")
-        return (surprise * advantages).mean() + VALUE_WEIGHT * F.mse_loss(values, returns)
+        loss: Tensor = (surprise * advantages).mean() + VALUE_WEIGHT * F.mse_loss(values, returns)
+        return loss
 
     def evaluate(self, model: nn.Module) -> float:
         """Share of the steps of 64 fixed starts for which the pole did not stand."""

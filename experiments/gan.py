@@ -33,7 +33,7 @@ def feature_network() -> nn.Module:
         optimizer = torch.optim.Adam(classifier.parameters(), lr=0.01)
         for _ in range(CLASSIFIER_STEPS):
             optimizer.zero_grad()
-            F.cross_entropy(classifier(images), digits.train_labels).backward()
+            F.cross_entropy(classifier(images), digits.train_labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return body.requires_grad_(False).eval()
 
@@ -66,7 +66,8 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 def _root(matrix: Tensor) -> Tensor:
     """Square root of a symmetric matrix without negative eigenvalues, but for rounding."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
 
 
 class GAN(nn.Module):

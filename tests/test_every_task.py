@@ -14,6 +14,7 @@ from experiments.cart_pole import CartPole
 from experiments.char_lm import CharLanguageModel
 from experiments.digits import CorruptedDigits, DigitsCNN
 from experiments.gan import DigitsGAN
+from experiments.heavy_tails import HeavyTails
 from experiments.sequences import AddingProblem, PixelDigits
 from experiments.text_lm import TextLanguageModel
 
@@ -37,6 +38,7 @@ TASKS = {  # name -> (class, arguments, learning rate at which a few steps of SG
     "broken text": (TextLanguageModel, {"hidden": 32, "batch_size": 8, "context": 24, "broken_share": 0.05}, 0.5),
     "gan": (DigitsGAN, {"hidden": 64, "latent": 8, "batch_size": 16}, None),
     "cart pole": (CartPole, {"hidden": 16, "batch_size": 8, "length": 50}, None),
+    "heavy tails": (HeavyTails, {"hidden": 32, "batch_size": 16}, 0.1),
     "spirals": (Spirals, {"hidden": 32, "batch_size": 16}, 0.5),
 }
 
@@ -127,5 +129,5 @@ def test_every_configuration_names_a_command_or_a_task_that_trains(path, monkeyp
 def test_every_task_has_a_configuration():
     assert {path.stem for path in CONFIGS} >= {
         *("char_lm", "char_gpt", "plain_cnn", "residual_cnn", "corrupted_digits", "pixel_rnn", "adding_problem"),
-        *("text_lm", "text_lm_broken", "spirals", "spirals_corrupted", "gan", "cart_pole"),
+        *("text_lm", "text_lm_broken", "spirals", "spirals_corrupted", "gan", "cart_pole", "heavy_tails"),
     }
