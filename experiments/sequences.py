@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.checks import require_positive, seeded
+from experiments.checks import require_choice, require_positive, seeded
 from experiments.digits import CLASSES, DigitsTask
 
 VALIDATION_SEQUENCES = 500
@@ -36,13 +36,32 @@ class IdentityRNN(nn.Module):
         return out
 
 
+class GatedRNN(nn.Module):
+    """GRU with torch's initialisation: (B, T, inputs) -> (B, outputs), read last.
+
+    Reference: K. Cho et al., Learning phrase representations using RNN encoder-decoder, 2014, arXiv 1406.1078.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(inputs, hidden, batch_first=True)
+        self.readout = nn.Linear(hidden, outputs)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Outputs from the state after the last element."""
+        states, _ = self.recurrent(sequence)
+        out: Tensor = self.readout(states[:, -1])
+        return out
+
+
 class PixelDigits(DigitsTask):
-    """Classify a digit from its 64 pixels, read one by one into an identity-initialised ReLU network.
+    """Classify a digit from its 64 pixels, read one by one into an identity-initialised ReLU network, or into a GRU.
 
     Why clipping matters: the gradient passes 64 times through one recurrent matrix. It starts as the identity, which
     keeps the gradient's length; as soon as an eigenvalue grows past one, activations and gradients grow exponentially
     along the sequence, and the loss jumps or leaves the finite numbers. Norms rise by orders of magnitude while the
-    network learns, so that a threshold frozen early is wrong later.
+    network learns, so that a threshold frozen early is wrong later. The gates of a GRU hold that back: it is what
+    sequences are classified with, and tamer.
 
     Shapes: pixels (B, 64) -> sequence (B, 64, 1) -> logits (B, 10).
 
@@ -50,13 +69,16 @@ class PixelDigits(DigitsTask):
     units, 2015, arXiv 1504.00941, section 4.2 (there on the 784 pixels of MNIST).
     """
 
-    def __init__(self, *, hidden: int = 64, batch_size: int = 64) -> None:
+    def __init__(self, *, cell: str = "identity", hidden: int = 64, batch_size: int = 64) -> None:
         super().__init__(batch_size)
+        require_choice("cell", cell, ("identity", "gru"))
         require_positive(hidden=hidden)
+        self.cell = cell
         self.hidden = hidden
 
     def _network(self) -> nn.Module:
-        return nn.Sequential(nn.Unflatten(1, (-1, 1)), IdentityRNN(1, self.hidden, CLASSES))
+        recurrent = GatedRNN if self.cell == "gru" else IdentityRNN
+        return nn.Sequential(nn.Unflatten(1, (-1, 1)), recurrent(1, self.hidden, CLASSES))
 
 
 class AddingProblem:

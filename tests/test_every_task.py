@@ -33,6 +33,7 @@ TASKS = {  # name -> (class, arguments, learning rate at which a few steps of SG
     "group norm": (DigitsCNN, {**IMAGES, "normalisation": "group"}, 0.2),
     "corrupted mlp": (CorruptedDigits, {"batch_size": 16}, 0.2),
     "pixels": (PixelDigits, {"hidden": 32, "batch_size": 16}, 0.01),
+    "pixels gru": (PixelDigits, {"cell": "gru", "hidden": 32, "batch_size": 16}, 0.5),
     "adding": (AddingProblem, {"length": 10, "hidden": 32, "batch_size": 16}, 0.01),
     "text": (TextLanguageModel, {"hidden": 32, "layers": 2, "batch_size": 8, "context": 24}, 0.5),
     "broken text": (TextLanguageModel, {"hidden": 32, "batch_size": 8, "context": 24, "broken_share": 0.05}, 0.5),
@@ -132,5 +133,5 @@ def test_every_task_has_a_configuration():
     assert {path.stem for path in CONFIGS} >= {
         *("char_lm", "char_gpt", "plain_cnn", "residual_cnn", "corrupted_digits", "pixel_rnn", "adding_problem"),
         *("text_lm", "text_lm_broken", "spirals", "spirals_corrupted", "gan", "cart_pole", "heavy_tails"),
-        *("fine_tuning", "fine_tuning_lora"),
+        *("fine_tuning", "fine_tuning_lora", "pixel_gru"),
     }

@@ -35,8 +35,9 @@ def test_the_recurrence_starts_as_the_identity_and_keeps_the_length_of_a_gradien
     assert sequence.grad.abs().max() > 0
 
 
-def test_pixel_digits_reads_one_pixel_per_step():
-    task = PixelDigits(hidden=32, batch_size=16)
+@pytest.mark.parametrize("cell", ["identity", "gru"])
+def test_pixel_digits_reads_one_pixel_per_step(cell):
+    task = PixelDigits(cell=cell, hidden=32, batch_size=16)
     pixels, labels = first_batches(task, 0, 1)[0]
     assert pixels.shape == (16, 64)
     assert labels.shape == (16,)
@@ -98,6 +99,7 @@ def test_description_is_plain(task):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
+        (PixelDigits, {"cell": "lstm"}, "cell must be one of identity, gru, got 'lstm'"),
         (PixelDigits, {"hidden": 0}, "hidden must be an integer of at least 1, got 0"),
         (PixelDigits, {"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
         (AddingProblem, {"length": 1}, "length must be at least 2, one place for each marked number, got 1"),
