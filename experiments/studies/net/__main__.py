@@ -20,7 +20,7 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
             found.setdefault((job.arm, job.task, job.lr), []).append(rows[job.key])
     lines = [[arm, *(_cell(found.get((arm, *cell), [])) for cell in cells)] for arm in study.arms]
     header = ["rule", *(f"{task} {lr:g}" for task, lr in cells)]
-    write_section(output / "README.md", "the command", markdown_table(header, lines))
+    write_section(output / "README.md", "net", markdown_table(header, lines))
 
 
 def _cell(runs: Sequence[RunRow]) -> str:
