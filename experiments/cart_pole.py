@@ -80,9 +80,9 @@ class CartPole:
     the mean squared error of the value. The validation loss is the share of `length` steps for which the pole did not
     stand, in 64 episodes: 1 - mean return / length. `trivial_loss` is that of pushing at random.
 
-    Why clipping matters: returns grow from 10 to 100 while the policy learns, and with them the gradient of the value,
-    which the norm of all gradients then is; a run of bad luck unlearns the policy. The loss falls and rises with the
-    returns, whether the policy is good or not.
+    Why clipping matters: returns grow tenfold while the policy learns, and with them the gradient of the value, which
+    is nearly all of the norm; a run of bad luck unlearns the policy. The loss rises with the returns, and so when the
+    policy gets better.
 
     Shapes: a batch is (starts, luck), float32 (batch_size, 4) and (length, batch_size); an episode pushes to the right
     where its luck is below the policy's probability. The episodes' states are no part of the gradient.

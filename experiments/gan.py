@@ -99,7 +99,7 @@ class DigitsGAN:
     constant image has `trivial_loss`, as has a generator that has collapsed.
 
     Why clipping is not obvious: the loss of one network falls where the other's rises, and their sum tells nothing of
-    how good the images are; a rule that reads the loss is misled here. Norms grow as the discriminator wins.
+    how good the images are, which may mislead a rule that reads the loss. One norm is measured for both networks.
 
     Shapes: a batch is (images, noise), float32 (batch_size, 64) in [-1, 1] and (batch_size, latent).
 
