@@ -80,7 +80,7 @@ def test_two_commands_share_a_sweep_and_finish_every_candidate_exactly_once(stor
     for printed, errors, code in ended:
         assert code == 0, errors
         for name in NAMES:
-            assert f" {name} " in printed
+            assert f"\n{name} " in printed
     assert _complete(storage, "shared: runs") == sorted(f"{name}, seed {seed}" for name in NAMES for seed in (0, 1))
     assert _complete(storage, "shared") == NAMES
     trained = [{path.parts[-3:] for path in place.glob("runs/*/lr-x1/seed-*")} for place in places]

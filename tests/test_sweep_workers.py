@@ -235,7 +235,8 @@ def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 def test_the_output_directory_holds_all_that_was_promised(quiet: Swept) -> None:
     names = {path.name for path in quiet.out.iterdir()}
-    promised = {"runs", "study.db", "sweep.yaml", "trials.csv", "pareto.png", "recommended.yaml"}
+    picks = {"recommended.yaml", "fastest.yaml", "steadiest.yaml", "balanced.yaml"}
+    promised = {"runs", "study.db", "sweep.yaml", "trials.csv", "pareto.png", *picks}
     assert names == promised
     assert (quiet.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (quiet.out / "runs").iterdir()} == set(FOLDERS.values())
@@ -248,12 +249,12 @@ def test_the_output_directory_holds_all_that_was_promised(quiet: Swept) -> None:
 def test_the_table_and_the_csv_name_every_candidate(quiet: Swept) -> None:
     rows = (quiet.out / "trials.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["candidate", *NAMES]
-    table, _, rest = quiet.printed.partition("convergence: AULC")
+    table, _, rest = quiet.printed.partition("* on the Pareto front")
     for name in NAMES:
-        assert f" {name} " in table
+        assert f"\n{name} " in table
         assert name in quiet.errors, "each is named when it is finished"
     assert "fixed 0.1 *" in table
-    assert "recommended: fixed 0.1: lowest instability" in rest
+    assert "recommended: fixed 0.1, the balanced pick" in rest
     assert "autoclip.Clipper(model, autoclip.Fixed(threshold=0.1), on_nonfinite='propagate')" in rest
     assert "note: fixed 0.1 clipped every step" in rest
     assert "Traceback" not in quiet.errors
@@ -512,9 +513,8 @@ def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
 
 def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
-        run_sweep(
-            load_config(config_file).model_copy(update={"sweep": None}), tmp_path / "out", workers=1, storage=None
-        )
+        config = load_config(config_file).model_copy(update={"sweep": None})
+        run_sweep(config, tmp_path / "out", workers=1, storage=None, load_report=lambda: lambda _: 0)
     assert not (tmp_path / "out").exists()
 
 

@@ -230,7 +230,7 @@ def test_a_configured_database_lies_in_the_output_directory(
     config = load_config(path, [f"sweep={{storage: '{url}'}}"])
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=rf"sweep\.storage: .*{told}.* --storage"):
-        run_sweep(config, out, workers=1, storage=None)
+        run_sweep(config, out, workers=1, storage=None, load_report=lambda: lambda _: 0)
     assert sorted(tmp_path.rglob("*")) == before
     for inside in (
         f"sqlite:///{out}/x.db",

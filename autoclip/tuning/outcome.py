@@ -201,9 +201,9 @@ def _row(one: Result, *, pareto: bool) -> dict[str, Any]:
         "steps_to_target": "" if one.steps_to_target is None else f"{one.steps_to_target:g}",
         "spikes": sum(score.spikes for score in one.base),
         "steps": sum(score.steps for score in one.scores),
+        "reference": repr(one.reference),
         "seconds": f"{one.seconds:.2f}",
         "pareto": pareto,
-        "reference": repr(one.reference),
     }
 
 
