@@ -512,8 +512,8 @@ def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
 
 
 def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file).model_copy(update={"sweep": None})
     with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
-        config = load_config(config_file).model_copy(update={"sweep": None})
         run_sweep(config, tmp_path / "out", workers=1, storage=None, load_report=lambda: lambda _: 0)
     assert not (tmp_path / "out").exists()
 
