@@ -24,7 +24,7 @@ def made_up_score(candidate: int, seed: int) -> Score:
     """Figures that differ between candidates and seeds; none of them fails."""
     loss = 0.3 + 0.2 * (candidate * 7919 % 1000) / 1000 + 0.01 * seed
     lows = tuple((step, 2.0 / step) for step in range(1, 13))
-    return Score(1, seed, 2 * loss, loss, loss, 1.0, False, 0.5, 0, 12, 0.1, 1.0, lows)
+    return Score(1, seed, 2 * loss, loss, loss, 1.0, False, 0.5, 0, 12, 0.1, 1.0, lows=lows)
 
 
 def build(directory: Path, candidates: int, unfinished: int) -> Path:
