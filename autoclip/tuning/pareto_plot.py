@@ -128,7 +128,7 @@ def _short(one: Result) -> str:
 def _limits(results: Sequence[Result]) -> tuple[float, float]:
     """Of the horizontal axis: from the least to the largest of those that did not fail (or of all, where all did)."""
     shown = [one for one in results if not one.failures] or list(results)
-    left = min(one.convergence - one.convergence_spread for one in results)
+    left = min(*(one.convergence for one in results), *(one.convergence - one.convergence_spread for one in shown))
     right = max(one.convergence + one.convergence_spread for one in shown)
     margin = 0.08 * (right - left) or 0.1 * abs(right) or 0.1
     return left - margin, right + margin
