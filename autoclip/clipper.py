@@ -44,7 +44,7 @@ class Clipper:
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
             those it has now; of an optimizer also those that are added or exchanged later.
-        policy: what sets the threshold, one for each clipper; None is `LossAwareQuantile()`.
+        policy: what sets the threshold, one for each clipper; None is `ProbingQuantile()`.
         scope: whose norm is meant: "global": of all gradients together; "parameter": of each parameter's by itself;
             "group": of each group's. None is the policy's own.
         mode: "norm" scales gradients by one factor; "value" clamps each element to the threshold, and the observed

@@ -40,7 +40,7 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
 
     Args:
         optimizer: of torch, or a wrapper around one (accelerate, Fabric, Lightning).
-        policy: what sets the threshold; None is `LossAwareQuantile()`.
+        policy: what sets the threshold; None is `ProbingQuantile()`.
         clip_fn: somebody else's clipping, as of `Clipper.step`.
         options: as of `Clipper`. Names of parameters are the optimizer's, where it was given `named_parameters()`.
 

@@ -127,6 +127,74 @@ def loss_aware_thresholds(
     return thresholds
 
 
+def probing_thresholds(
+    norms: Sequence[float],
+    losses: Sequence[float | None],
+    *,
+    percentile: float = 90,
+    lowest: float = 10,
+    window: int = 100,
+    start: float = 0.3,
+    growth: float = 0.03,
+    margin: float = 0.75,
+    cut: float = 0.8,
+    floor: float = 0.1,
+    step_back: float = 40,
+    pace: float = 0.5,
+    memory: float = 0.7,
+    pause: int = 10,
+    patience: int = 5,
+) -> list[float]:
+    """Slow start at a share of the first norm, then a percentile that opens, or a cut and a step back.
+
+    In each later step the loss, if any, is looked at first: where the fast average lies above the slow one by more than
+    `margin` deviations the threshold is cut, not below the floor unless it lies there already, and the percentile steps
+    back if the last time was more than `pause` steps ago; but where `patience` times came within a window of the one
+    before, it does not step back, and the loss counts no more until the percentile is open. In all other steps it
+    opens, and the threshold is that percentile, or a little more than before where that is less. After ten losses
+    beyond the first a loss counts as at most three deviations away from the slow average, corrected for the start at
+    zero.
+    """
+    threshold = start * norms[0]
+    thresholds = [threshold, threshold]
+    q, opening, last_step_back, in_vain = lowest, pace, -inf, 0
+    fast_average = slow_average = losses[0]
+    variance, seen = 0.0, 0
+    for step, loss in enumerate(losses[1:-1], 1):
+        if loss is not None and slow_average is None:
+            fast_average = slow_average = loss
+        elif loss is not None:
+            if seen >= 10:
+                most = 3 * (variance / (1 - 0.97**seen)) ** 0.5
+                loss = min(max(loss, slow_average - most), slow_average + most)
+            variance = 0.97 * variance + 0.03 * (loss - slow_average) ** 2
+            fast_average = 0.8 * fast_average + 0.2 * loss
+            slow_average = 0.97 * slow_average + 0.03 * loss
+            seen += 1
+        recent = norms[max(0, step + 1 - window) : step + 1]
+        heard = loss is not None and in_vain < patience
+        if heard and fast_average - slow_average > margin * variance**0.5:
+            least = floor * float(np.median(recent))
+            threshold = max(cut * threshold, least) if threshold > least else threshold
+            if step - last_step_back > pause:
+                in_vain = in_vain + 1 if step - last_step_back <= window else 0
+                last_step_back = step
+                if in_vain == patience:
+                    opening = pace
+                else:
+                    q, opening = max(lowest, q - step_back), opening * memory
+        else:
+            q = min(percentile, q + opening)
+            if q == percentile:
+                opening, in_vain = pace, 0
+            threshold = min(float(np.percentile(recent, q)), threshold * (1 + growth))
+        if len(thresholds) == 10:
+            usual = sorted(norms[:10])[2]
+            threshold = start * usual if usual > 10 * norms[0] else threshold
+        thresholds.append(threshold)
+    return thresholds
+
+
 def decayed_moments(
     values: Sequence[float], decay: float, mean: float | None = None, variance: float = 0.0
 ) -> list[tuple[float, float]]:

@@ -21,6 +21,7 @@ ARGUMENTS = {
     "fixed": {"threshold": 1.5},
     "fixed_percentile": {},
     "running_quantile": {},
+    "probing_quantile": {},
     "loss_aware_quantile": {},
     "center_multiple": {},
     "autoclip": {"history": 200},

@@ -16,6 +16,7 @@ from tests.small_network import Records, batch, equal, network, weights_of
 STEPS, NONFINITE, ZERO, STOP = 40, 17, 23, 20
 OWN = {
     "fixed": {"threshold": 0.05},
+    "probing_quantile": {},
     "loss_aware_quantile": {},
     "autoclip": {},
     "none": {},

@@ -20,6 +20,7 @@ from autoclip import (
     FixedPercentile,
     LossAwareQuantile,
     NoClip,
+    ProbingQuantile,
     RunningQuantile,
     SkipStep,
     ZClip,
@@ -42,6 +43,7 @@ POLICIES = {
     "running_quantile": st.builds(RunningQuantile, percentiles, st.floats(0.01, 1), **warmups),
     "window": st.builds(RunningQuantile, percentiles, window=windows, **warmups),
     "loss_aware_quantile": st.builds(LossAwareQuantile, percentiles, st.floats(0.01, 1), **warmups),
+    "probing_quantile": st.builds(ProbingQuantile, percentiles, st.just(0), windows, **warmups),
     "center_multiple": st.builds(
         CenterMultiple, st.sampled_from(["median", "mean"]), st.floats(0.1, 10), windows, **warmups
     ),

@@ -51,7 +51,7 @@ class AutoClipCallback(Callback):
     does nothing.
 
     Args:
-        policy: what sets the threshold, cloned for each optimizer; None is `LossAwareQuantile()`.
+        policy: what sets the threshold, cloned for each optimizer; None is `ProbingQuantile()`.
         clipper_options: as of `autoclip.Clipper`. Names of parameters are the optimizer's, where `configure_optimizers`
             gives it `self.named_parameters()`. Sinks are told by rank 0 only, are for one optimizer, and stay open.
 

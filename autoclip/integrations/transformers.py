@@ -145,7 +145,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         learned: what the next training begins from, where the callback was made from a checkpoint.
 
     Args:
-        policy: what sets the threshold; None is `LossAwareQuantile()`. Every training begins with a copy of it. (A
+        policy: what sets the threshold; None is `ProbingQuantile()`. Every training begins with a copy of it. (A
             mapping is what a checkpoint holds instead.)
         options: as of `Clipper`. A `scope` other than "global", a `mode` other than "norm", and gradients in half
             precision are clipped by the clipper instead of the trainer. Sinks are told by the main process only, and

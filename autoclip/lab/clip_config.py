@@ -50,7 +50,7 @@ class ClipConfig(Section):
     )
     policy: AnyPolicySection = Field(
         default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
-        description="What sets the threshold, with its parameters; loss_aware_quantile where it is left out.",
+        description="What sets the threshold, with its parameters; probing_quantile where it is left out.",
     )
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ USUAL_POLICIES = (
     "kind=running_quantile,percentile=10",
     "kind=running_quantile,percentile=50",
     "kind=running_quantile,percentile=90",
-    "kind=loss_aware_quantile",
+    "kind=probing_quantile",
     "kind=autoclip",
     "kind=zclip",
 )

@@ -25,7 +25,7 @@ clip:
   mode: norm                    # or value
   on_nonfinite: skip            # or propagate, raise
   policy:                       # what sets the threshold: POLICIES
-    kind: loss_aware_quantile   # the default; or a class of your own, my_module:MyPolicy
+    kind: probing_quantile   # the default; or a class of your own, my_module:MyPolicy
     percentile: 10              # of the norms; a falling loss lifts the threshold from there, a rising one cuts it
 evaluate_every: 250             # steps between validations; null: only at the end
 checkpoint_every: 250           # autoclip run FILE --resume continues from there
@@ -35,7 +35,7 @@ sweep:                          # autoclip sweep FILE compares what stands here,
   none: true                    # no clipping
   thresholds: [1.0, 5.0, 10.0]  # fixed
   percentiles: [10, 50, 90]     # each in both forms: frozen after a warm-up, and running
-  policies: [{kind: loss_aware_quantile}]
+  policies: [{kind: probing_quantile}]
   seeds: [0, 1, 2]
   lr_multipliers: [1, 3, 10]    # instability is judged over these learning rates
   prefer: balanced              # what is recommended; or speed, stability

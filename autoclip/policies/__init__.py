@@ -7,6 +7,7 @@ from autoclip.policies.fixed import Fixed, NoClip
 from autoclip.policies.fixed_percentile import FixedPercentile
 from autoclip.policies.loss_aware_quantile import LossAwareQuantile
 from autoclip.policies.policy import Policy
+from autoclip.policies.probing_quantile import ProbingQuantile
 from autoclip.policies.running_quantile import RunningQuantile
 from autoclip.policies.skip_step import SkipStep
 from autoclip.policies.zclip import ZClip
@@ -16,6 +17,7 @@ POLICIES: dict[str, type[Policy]] = {
     "fixed": Fixed,
     "fixed_percentile": FixedPercentile,
     "running_quantile": RunningQuantile,
+    "probing_quantile": ProbingQuantile,
     "loss_aware_quantile": LossAwareQuantile,
     "center_multiple": CenterMultiple,
     "autoclip": AutoClip,
@@ -25,12 +27,12 @@ POLICIES: dict[str, type[Policy]] = {
 }
 """Every policy under its YAML `kind`."""
 
-DEFAULT_KIND = "loss_aware_quantile"
+DEFAULT_KIND = "probing_quantile"
 """The policy where none is given."""
 
 
 def default_policy() -> Policy:
-    """The policy where none is given: `LossAwareQuantile()`, chosen in `experiments/studies/thresholds`."""
+    """The policy where none is given: `ProbingQuantile()`, chosen in `experiments/studies/thresholds`."""
     return POLICIES[DEFAULT_KIND]()
 
 
@@ -45,6 +47,7 @@ __all__ = [
     "LossAwareQuantile",
     "NoClip",
     "Policy",
+    "ProbingQuantile",
     "RunningQuantile",
     "SkipStep",
     "ZClip",

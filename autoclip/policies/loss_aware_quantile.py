@@ -1,15 +1,11 @@
 """A running quantile that loosens while the loss falls and tightens while it rises."""
 
-from math import exp, hypot, sqrt
-from sys import float_info
+from math import exp
 from typing import Unpack
 
 from autoclip.policies.parameters import AtLeastOne, Bounds, Decay, Floor, Percentile, Rate, Share, Steps
-from autoclip.policies.policy import LARGEST_START, Policy
-from autoclip.statistics import GeometricQuantile, percentile_of
-
-FIRST_NORMS = 10
-"""So many norms tell whether the first one was of their kind."""
+from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
+from autoclip.statistics import GeometricQuantile, LossTrend, percentile_of
 
 
 class LossAwareQuantile(Policy):
@@ -55,6 +51,8 @@ class LossAwareQuantile(Policy):
     1905.03871.
     """
 
+    reads_loss = True
+
     def __init__(
         self,
         percentile: Percentile = 10,
@@ -84,7 +82,7 @@ class LossAwareQuantile(Policy):
         self.without_loss = self._checked("without_loss", without_loss)
         self.quantile = GeometricQuantile(self.percentile, self.rate)
         self.steady = GeometricQuantile(self.percentile, self.rate)
-        self.losses: list[float] = []  # fast and slow average, sd and its weight; empty before the first loss
+        self.losses = LossTrend(self.fast, self.slow)
         self.first_norms: list[float] = []  # until there are ten
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
@@ -125,29 +123,16 @@ class LossAwareQuantile(Policy):
         if len(norms) < FIRST_NORMS:
             return
         self.first_norms = []
-        usual = sorted(norms)[2]
-        if usual > LARGEST_START * norms[0]:
+        usual = usual_norm(norms)
+        if usual is not None:
             self.steady.start(usual)
             self.quantile.start(self.start * usual)
 
     def _factor(self, above: bool) -> float:
         """What the loss makes of the threshold; `above`: whether the step was clipped."""
-        fast, slow, deviation, weight = self.losses
-        if fast - slow > self.margin * deviation:
+        if self.losses.rises(self.margin):
             return float(self.cut)
-        if above and weight and slow - fast > self.margin * deviation / sqrt(weight):
-            return float(self.lift)
-        return 1.0
+        return float(self.lift) if above and self.losses.falls(self.margin) else 1.0
 
     def _observe_loss(self, loss: float) -> None:
-        if not self.losses:
-            self.losses = [loss, loss, 0.0, 0.0]
-            return
-        fast, slow, deviation, weight = self.losses
-        spread = hypot(sqrt(self.slow) * deviation, sqrt(1 - self.slow) * (loss - slow))
-        self.losses = [
-            self.fast * fast + (1 - self.fast) * loss,
-            self.slow * slow + (1 - self.slow) * loss,
-            min(spread, float_info.max),
-            self.slow * weight + (1 - self.slow),
-        ]
+        self.losses.update(loss)

@@ -1,6 +1,7 @@
 """The contract of every policy: warm-up, bounds, what is never learned, and state."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from typing import Any, Literal, Never, Self, final
@@ -30,6 +31,18 @@ WINDOWS_TO_STARVE = 10
 LARGEST_START = 10.0
 """Multiple of the automatic warm-up threshold above which a norm of the warm-up has exploded, and no tracker starts;
 percentile 99 of lognormal norms with a log-deviation of 1 lies there."""
+FIRST_NORMS = 10
+"""So many norms tell whether the first one was of their kind."""
+
+
+def usual_norm(first_norms: Sequence[float]) -> float | None:
+    """The third smallest of the first ten norms, where it lies more than ten times above the first; None elsewhere.
+
+    Such a first norm is that of a batch of which nearly all was masked, or of layers that begin at zero: a slow start
+    from it would take hundreds of steps.
+    """
+    usual = sorted(first_norms)[2]
+    return usual if usual > LARGEST_START * first_norms[0] else None
 
 
 class Policy(ABC):
@@ -58,6 +71,7 @@ class Policy(ABC):
     """
 
     inclusive: bool = False
+    reads_loss: bool = False
     needs_norms: bool = True  # False: active from the first step when warmup_steps is 0
     response: Response = "scale"
     scope: Scope = "global"

@@ -88,7 +88,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
 def loop_of(policy: Mapping[str, Any]) -> str:
     """What a training loop needs for the policy of a section."""
     attached = f"clipper = autoclip.attach(optimizer, {python_of(policy)})"
-    if policy["kind"] != "loss_aware_quantile":
+    if not POLICIES[policy["kind"]].reads_loss:
         return attached
     return f"{attached}\nclipper.report_loss(loss)  # in every step, before optimizer.step()"
 

@@ -2,12 +2,14 @@
 
 from autoclip.statistics.decayed_moments import DecayedMoments, mean_and_variance
 from autoclip.statistics.geometric_quantile import GeometricQuantile
+from autoclip.statistics.loss_trend import LossTrend
 from autoclip.statistics.sliding_mean import SlidingMean
 from autoclip.statistics.sliding_quantile import SlidingQuantile, percentile_of
 
 __all__ = [
     "DecayedMoments",
     "GeometricQuantile",
+    "LossTrend",
     "SlidingMean",
     "SlidingQuantile",
     "mean_and_variance",

@@ -55,7 +55,7 @@ class GradientClipper:
     and for gradients that are summed over the replicas already, nothing is special.
 
     Args:
-        policy: what sets the threshold, one for each clipper; None is `LossAwareQuantile()`.
+        policy: what sets the threshold, one for each clipper; None is `ProbingQuantile()`.
         response: what becomes of a norm n above the threshold c: "scale": c; "reciprocal": c * c / n, or the policy's
             own formula; "skip": the step is left out. None is the policy's own.
         on_nonfinite: of a step whose norm is NaN or Inf: "skip" leaves it out; "propagate" passes the gradients on as

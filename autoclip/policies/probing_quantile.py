@@ -1,0 +1,153 @@
+"""A running percentile that opens while training goes well, and steps back when the loss rises."""
+
+from math import nextafter
+from typing import Unpack
+
+from autoclip.policies.parameters import Bounds, Floor, Percentile, Positive, Share, Steps, Window
+from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
+from autoclip.statistics import LossTrend, SlidingQuantile
+
+LIMIT = 3.0
+"""Standard deviations that one loss counts at most, so that a wild batch is no rise."""
+LEAST = nextafter(0.0, 1.0)
+
+
+class ProbingQuantile(Policy):
+    """A percentile of recent norms that opens from low to high while all goes well, and steps back when the loss rises.
+
+        first step:   C = start * norm, read before that step is clipped;  q = lowest
+        each step:    q <- min(percentile, q + opening),  opening = pace at first, and again once q is `percentile`
+                      C <- min(percentile q of the last `window` norms, (1 + growth) C)
+        loss rises:   C <- max(cut * C, min(C, floor * median of the window))   instead
+                      q <- max(lowest, q - step_back), opening <- memory * opening,   at most once in `pause` steps
+        after ten:    C <- start * m   where m > 10 * first norm,  m = the third smallest of the first ten norms
+
+    It is probed how far the threshold may open, as a link is probed for its capacity. What it promises:
+
+    - A tame training is clipped in one step of ten once q is open, after `(percentile - lowest) / pace` = 160 steps.
+    - A spike is clipped, and one wild loss is no rise: a loss counts as three standard deviations at most.
+    - Where the learning rate is too high the loss rises again and again, by more than `margin` of its standard
+      deviations (see `LossTrend`): q stays low, as it opens the more slowly the oftener that happens. An explosion
+      cannot be followed in any case: the threshold falls with the norms at once, and rises by 3 % a step at most.
+    - A loss that means nothing, as of adversarial training, is not obeyed for long: where `patience` step backs follow
+      each other within a window, closing does not help; the loss is not listened to until q is open again.
+
+    Scale-free in norms and losses, and a constant added to the loss does not matter. In a step without a loss nothing
+    rises: without any, the high percentile and the bound on its growth are all there is.
+
+    Args:
+        percentile: in [0, 100], of the norms, that q opens to.
+        lowest: in [0, percentile], where q begins, and below which it does not step back.
+        window: >= 1, number of norms.
+        start: in (0, 1], the first threshold as a share of the first norm.
+        growth: > 0, the most by which the threshold rises in a step, as a share.
+        margin: >= 0, by how many standard deviations the loss has to rise.
+        cut: in (0, 1], factor on the threshold in a step of rising loss.
+        floor: in (0, 1], share of the window's median below which nothing is cut.
+        step_back: >= 0, points that q loses.
+        pace: >= 0, points that q gains in a step at first.
+        memory: in (0, 1], factor on the gain at each step back.
+        pause: >= 0, steps that lie at least between two step backs.
+        patience: >= 0, number of step backs in vain; 0 never listens to the loss.
+        warmup_steps: 0 by default; otherwise the threshold starts at percentile `lowest` of the warm-up's norms.
+        **bounds: see `Policy`.
+
+    Reference: our own, see `experiments/studies/thresholds` and `experiments/studies/ablation`.
+    """
+
+    reads_loss = True
+
+    def __init__(
+        self,
+        percentile: Percentile = 90,
+        lowest: Percentile = 10,
+        window: Window = 100,
+        start: Share = 0.3,
+        growth: Positive = 0.03,
+        margin: Floor = 0.75,
+        cut: Share = 0.8,
+        floor: Share = 0.1,
+        step_back: Floor = 40,
+        pace: Floor = 0.5,
+        memory: Share = 0.7,
+        pause: Steps = 10,
+        patience: Steps = 5,
+        *,
+        warmup_steps: Steps = 0,
+        **bounds: Unpack[Bounds],
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, **bounds)
+        self.percentile = self._checked("percentile", percentile)
+        self.lowest = self._checked("lowest", lowest)
+        self.window = self._checked("window", window)
+        self.start = self._checked("start", start)
+        self.growth = self._checked("growth", growth)
+        self.margin = self._checked("margin", margin)
+        self.cut = self._checked("cut", cut)
+        self.floor = self._checked("floor", floor)
+        self.step_back = self._checked("step_back", step_back)
+        self.pace = self._checked("pace", pace)
+        self.memory = self._checked("memory", memory)
+        self.pause = self._checked("pause", pause)
+        self.patience = self._checked("patience", patience)
+        if self.lowest > self.percentile:
+            raise ValueError(f"lowest must be at most percentile, got {self.lowest:g} > {self.percentile:g}")
+        self.norms = SlidingQuantile(self.window)
+        self.losses = LossTrend(limit=LIMIT)
+        self.current = 0.0
+        self.q = self.lowest
+        self.opening = self.pace
+        self.since = self.pause + self.window  # steps since the latest step back
+        self.in_vain = 0  # step backs in a row, each within a window of the one before
+        self.first_norms: list[float] = []  # until there are ten
+        self.inclusive = self.warmup_steps == 0  # until the first norm is known
+
+    def _start(self, warmup_norms: list[float]) -> None:
+        self.norms.extend(self._without_explosions(warmup_norms))
+        self.current = self.norms.get(self.q)
+        self.inclusive = False
+        if self.warmup_steps == 0:
+            self.current = max(LEAST, self.start * self.current)
+            self.first_norms = list(warmup_norms)
+
+    def _restart(self, norms: list[float]) -> None:
+        self._start(norms)
+        self.current = self.norms.get(self.q)  # the slow start is for untrained weights
+        self.first_norms = []
+
+    def _threshold(self) -> float:
+        return self.current
+
+    def _observe(self, norm: float, loss: float | None) -> None:
+        self.norms.update(norm)
+        self.since += 1
+        if loss is not None and self.in_vain < self.patience and self.losses.rises(self.margin):
+            self.current = max(self.cut * self.current, min(self.current, self.floor * self.norms.get(50)), LEAST)
+            if self.since > self.pause:
+                self._step_back()
+        else:
+            self.q = min(self.percentile, self.q + self.opening)
+            self.current = min(self.norms.get(self.q), (1 + self.growth) * self.current)
+            if self.q == self.percentile:
+                self.opening, self.in_vain = self.pace, 0
+        if self.first_norms:
+            self._look_at_the_first([*self.first_norms, norm])
+
+    def _step_back(self) -> None:
+        """Lower the percentile, or let go where that has not helped."""
+        self.in_vain = self.in_vain + 1 if self.since <= self.window else 0
+        self.since = 0
+        if self.in_vain == self.patience:
+            self.opening = self.pace
+            return
+        self.q = max(self.lowest, self.q - self.step_back)
+        self.opening *= self.memory
+
+    def _look_at_the_first(self, norms: list[float]) -> None:
+        """Begin anew where the first norm turns out to be far below those after it."""
+        self.first_norms = norms if len(norms) < FIRST_NORMS else []
+        if len(norms) == FIRST_NORMS and (usual := usual_norm(norms)) is not None:
+            self.current = self.start * usual
+
+    def _observe_loss(self, loss: float) -> None:
+        self.losses.update(loss)

@@ -1,0 +1,223 @@
+from itertools import pairwise
+from math import inf, nan
+
+import numpy as np
+import pytest
+
+from autoclip.policies import ProbingQuantile
+from tests.references import probing_thresholds
+from tests.streams import follow, loss_stream, norm_streams
+
+STEPS = 2000
+STREAMS = ["lognormal", "drift up", "drift down", "shift down", "spikes", "small at first"]
+
+
+def lognormal(steps, seed=0):
+    return np.random.default_rng(seed).lognormal(0, 0.5, steps).tolist()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"percentile": 95, "lowest": 95},
+        {"window": 7, "start": 1.0, "growth": 0.5},
+        {"margin": 0, "cut": 0.99, "floor": 1e-6},
+        {"margin": 0.25, "step_back": 5, "pace": 2, "memory": 1, "pause": 0},
+        {"pace": 0, "pause": 50, "margin": 0.25},
+        {"patience": 1, "margin": 0.25},
+        {"patience": 0},
+    ],
+)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_thresholds_equal_the_oracle(stream, parameters):
+    streams = norm_streams(STEPS, seed=5)
+    streams["small at first"] = [1e-3, *streams["lognormal"][1:]]
+    norms, losses = streams[stream], loss_stream(STEPS)
+    thresholds = follow(ProbingQuantile(**parameters), norms, losses)
+    assert thresholds == pytest.approx(probing_thresholds(norms, losses, **parameters), rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("missing", [None, nan])
+def test_steps_without_a_loss_open_and_do_not_move_the_averages(missing):
+    norms, losses = norm_streams(STEPS, seed=7)["lognormal"], loss_stream(STEPS)
+    gaps = np.random.default_rng(8).random(STEPS) < 0.3
+    gaps[:3] = True  # the averages begin at the first loss there is
+    given = [missing if gap else loss for gap, loss in zip(gaps, losses, strict=True)]
+    known = [None if gap else loss for gap, loss in zip(gaps, losses, strict=True)]
+    assert follow(ProbingQuantile(), norms, given) == pytest.approx(probing_thresholds(norms, known), rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("losses", [None, [2.0] * STEPS, [5 - 1e-3 * step for step in range(STEPS)]])
+def test_a_tame_training_is_clipped_in_one_step_of_ten_once_the_percentile_is_open(losses):
+    norms = lognormal(STEPS, seed=9)
+    clipped = np.asarray(norms) > follow(ProbingQuantile(), norms, losses)
+    assert clipped[300:].mean() == pytest.approx(0.1, abs=0.02)
+    assert clipped.mean() < 0.2
+
+
+def test_without_a_loss_it_is_as_with_one_that_never_rises():
+    norms = norm_streams(STEPS)["heavy tail"]
+    assert follow(ProbingQuantile(), norms) == follow(ProbingQuantile(), norms, [2.0] * STEPS)
+
+
+def test_an_explosion_cannot_be_followed_whatever_the_loss():
+    norms = [1.0] * 300 + [1.5**step for step in range(100)]
+    for losses in (None, [3 - 1e-3 * step for step in range(400)]):
+        thresholds = follow(ProbingQuantile(), norms, losses)
+        assert thresholds[299] == 1.0
+        assert max(after / before for before, after in pairwise(thresholds)) == pytest.approx(1.03)
+        assert 10 < thresholds[-1] < 1.03**100 < norms[-1]
+
+
+def test_the_threshold_falls_with_the_norms_at_once():
+    thresholds = follow(ProbingQuantile(lowest=50, percentile=50, window=9), [8.0] * 200 + [1.0] * 6)
+    assert thresholds[199] == 8.0
+    assert thresholds[-1] == 1.0
+
+
+def test_a_loss_that_rises_cuts_down_to_the_floor_and_the_percentile_steps_back_once_in_ten_steps():
+    norms, policy = [1.0] * 300, ProbingQuantile()
+    follow(policy, norms[:200], [5 - 0.01 * step for step in range(200)])
+    assert (policy.q, policy.current) == (90, 1.0)
+    thresholds, opened = [], []
+    for step in range(100):
+        policy.observe(1.0, 3 + 0.05 * step)
+        thresholds.append(policy.threshold())
+        opened.append(policy.q)
+    backs = [step for step, (before, after) in enumerate(pairwise([90.0, *opened])) if after < before]
+    assert opened[backs[0]] == 50
+    assert min(after - before for before, after in pairwise(backs)) == 11
+    assert min(thresholds) == pytest.approx(0.1)
+    assert min(opened) == 10
+
+
+def test_each_step_back_opens_more_slowly():
+    policy = ProbingQuantile()
+    follow(policy, [1.0] * 200, [2.0] * 200)
+    paces = [policy.opening]
+    for step in range(100):
+        policy.observe(1.0, 2 + 0.05 * step)
+        if policy.opening != paces[-1]:
+            paces.append(policy.opening)
+    assert paces[:4] == pytest.approx([0.5, 0.35, 0.245, 0.1715])
+
+
+def test_a_loss_that_rises_in_vain_is_not_listened_to_until_the_percentile_is_open_again():
+    policy, opened = ProbingQuantile(), []
+    follow(policy, [1.0] * 200, [2.0] * 200)
+    for step in range(400):  # steadily, whatever the threshold
+        policy.observe(1.0, 2 + 0.05 * step)
+        opened.append(policy.q)
+    let_go = opened.index(10) + 60
+    is_open = opened.index(90, let_go)
+    assert np.diff(opened[let_go : is_open + 1]) == pytest.approx(0.5)
+    assert min(opened[is_open:]) <= 50  # and listened to again
+
+
+def test_steps_back_that_are_far_apart_are_not_in_vain():
+    policy, noise = ProbingQuantile(), np.random.default_rng(2)
+    for level in range(10):
+        follow(policy, [1.0] * 150, noise.normal(level, 0.3, 150))
+        assert policy.in_vain < 4
+    assert policy.q < 90
+
+
+def test_once_it_is_open_again_the_pace_is_as_at_first():
+    policy = ProbingQuantile()
+    follow(policy, [1.0] * 200, [2.0] * 200)
+    follow(policy, [1.0] * 50, [3.0] * 50)
+    assert policy.opening < 0.5
+    follow(policy, [1.0] * 1000, [3.0] * 1000)
+    assert (policy.q, policy.opening) == (90, 0.5)
+
+
+def test_one_wild_batch_is_no_rise():
+    norms, quiet = lognormal(400), [3 - 1e-3 * step for step in range(400)]
+    noisy = (np.asarray(quiet) + np.random.default_rng(1).normal(0, 0.1, 400)).tolist()
+    wild = [*noisy[:200], 1e4, *noisy[201:]]
+    policy, undisturbed = ProbingQuantile(), ProbingQuantile()
+    assert follow(policy, norms, wild)[:202] == follow(undisturbed, norms, noisy)[:202]
+    assert policy.q == undisturbed.q == 90
+
+
+@pytest.mark.parametrize("count", [1, 10, 200])
+def test_a_threshold_below_the_floor_is_not_raised_by_a_cut(count):
+    norms = [1e-6, *[1.0] * 3] + [1.0] * count
+    thresholds = follow(ProbingQuantile(), norms, [1.0 + step for step in range(4 + count)])
+    assert all(after <= before for before, after in pairwise(thresholds[: min(10, len(norms))]))
+
+
+def test_without_patience_the_loss_is_never_listened_to():
+    norms = norm_streams(500)["lognormal"]
+    deaf = ProbingQuantile(patience=0)
+    assert follow(deaf.clone(), norms, loss_stream(500)) == follow(deaf.clone(), norms, [2.0] * 500)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(2.0**-40, 0.0), (2.0**40, 0.0), (1.0, 1024.0), (1.0, -4096.0)])
+def test_neither_the_scale_of_the_loss_nor_a_constant_matters(factor, shift):
+    norms, losses = norm_streams(500)["lognormal"], loss_stream(500)
+    moved = follow(ProbingQuantile(), norms, [loss * factor + shift for loss in losses])
+    assert moved == pytest.approx(follow(ProbingQuantile(), norms, losses), rel=1e-9, abs=0)
+
+
+def test_the_scale_of_the_norms_does_not_matter():
+    norms, losses = norm_streams(500)["spikes"], loss_stream(500)
+    moved = follow(ProbingQuantile(), [2.0**-30 * norm for norm in norms], losses)
+    assert moved == [2.0**-30 * one for one in follow(ProbingQuantile(), norms, losses)]
+
+
+def test_the_first_step_is_clipped_to_the_start_share_of_its_own_norm():
+    policy = ProbingQuantile()
+    assert policy.inclusive
+    assert follow(policy, [10.0, 10.0, 10.0]) == pytest.approx([3.0, 3.0, 3.09], rel=1e-12, abs=0)
+    assert not policy.inclusive
+
+
+@pytest.mark.parametrize("first", [1e-300, 1e-6, 1e-2, 0.09])
+def test_a_first_norm_that_is_far_too_small_costs_ten_steps(first):
+    thresholds = follow(ProbingQuantile(), [first, *[1.0] * 40], [1.0] * 41)
+    assert max(thresholds[:10]) < 0.4 * first
+    assert thresholds[10] == pytest.approx(0.3)
+
+
+def test_a_first_norm_that_has_exploded_is_forgotten_at_once():
+    thresholds = follow(ProbingQuantile(), [1e9, *lognormal(50)])
+    assert max(thresholds[12:]) < 1.0
+
+
+def test_with_a_warmup_it_starts_at_the_lowest_percentile_of_its_norms():
+    norms = lognormal(80)
+    policy = ProbingQuantile(warmup_steps=50)
+    assert not policy.inclusive
+    thresholds = follow(policy, norms)
+    assert thresholds[50] == pytest.approx(float(np.percentile(norms[:50], 10)))
+
+
+def test_a_new_level_is_taken_without_the_slow_start():
+    policy = ProbingQuantile()
+    follow(policy, [1.0] * 3)
+    policy.relearn([50.0] * 20)
+    assert policy.threshold() == 50.0
+    assert max(follow(policy, [1e9] * 20)) < 100
+
+
+@pytest.mark.parametrize("taken", [0, 5, 150])
+def test_it_continues_from_a_state_exactly(taken):
+    norms, losses = norm_streams(300)["lognormal"], loss_stream(300)
+    policy = ProbingQuantile()
+    begun = follow(policy, norms[:taken], losses[:taken])
+    resumed = policy.clone()
+    resumed.load_state_dict(policy.state_dict())
+    assert begun + follow(resumed, norms[taken:], losses[taken:]) == follow(policy.clone(), norms, losses)
+
+
+@pytest.mark.parametrize("norm", [5e-324, 1.7e308])
+def test_norms_at_the_ends_of_the_floats_give_a_threshold_in_between(norm):
+    thresholds = follow(ProbingQuantile(), [norm] * 200, [step % 2 * 1e308 for step in range(200)])
+    assert all(0 < one <= norm < inf for one in thresholds)
+
+
+def test_a_lowest_percentile_above_the_highest_is_refused():
+    with pytest.raises(ValueError, match="lowest must be at most percentile, got 60 > 50"):
+        ProbingQuantile(50, 60)
