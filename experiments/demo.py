@@ -61,7 +61,7 @@ ARMS = (
     Arm("fixed 5.0", ("clip.policy={kind: fixed, threshold: 5.0}", AS_TORCH)),
     Arm("fixed 10.0", ("clip.policy={kind: fixed, threshold: 10.0}", AS_TORCH)),
     Arm("running quantile", ("clip.policy={kind: running_quantile, percentile: 50}",)),
-    Arm("loss-aware quantile", ("clip.policy={kind: loss_aware_quantile}",)),
+    Arm("probing quantile", ("clip.policy={kind: probing_quantile}",)),
 )
 
 

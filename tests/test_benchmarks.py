@@ -292,8 +292,8 @@ def test_a_busy_machine_is_noted(load, notes, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("candidates", "words"),
     [
-        (["none,3.0,2.0", "loss_aware_quantile,2.0,1.0"], "rank 1 by convergence, 1 by instability, 1 by both"),
-        (["none,3.0,2.0"], "loss_aware_quantile (from 1 seeds) is no candidate of this sweep"),
+        (["none,3.0,2.0", "probing_quantile,2.0,1.0"], "rank 1 by convergence, 1 by instability, 1 by both"),
+        (["none,3.0,2.0"], "probing_quantile (from 1 seeds) is no candidate of this sweep"),
     ],
 )
 def test_a_suggestion_is_looked_up_in_a_sweep(candidates, words, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from autoclip.cli import app
 from autoclip.doctor import Row
 from autoclip.errors import RunError
 from autoclip.lab.config import load_config
-from autoclip.policies import POLICIES, LossAwareQuantile
+from autoclip.policies import POLICIES, ProbingQuantile
 
 ROOT = Path(__file__).parent.parent
 COMMAND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from autoclip.cli import main; main()"
@@ -98,9 +98,9 @@ def test_a_bad_configuration_is_exit_code_2_with_a_line_for_each_fault(experimen
         "command line: steps=0: steps: must be a whole number in [1, inf), got 0",
         "command line: clip.policy.percentile=0.9: clip.policy.percentile: must be in [0, 100], got 0.9 "
         "(did you mean 90?)",
-        "command line: clip.policy.flor=3: clip.policy.flor: unknown key of kind loss_aware_quantile (did you mean "
-        "floor?); known: kind, percentile, rate, cut, fast, slow, start, floor, lift, margin, without_loss, "
-        "warmup_steps, warmup_threshold, min_threshold, max_threshold",
+        "command line: clip.policy.flor=3: clip.policy.flor: unknown key of kind probing_quantile (did you mean "
+        "floor?); known: kind, percentile, lowest, window, start, growth, margin, cut, floor, step_back, pace, "
+        "memory, pause, patience, warmup_steps, warmup_threshold, min_threshold, max_threshold",
         "command line: x: must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got 'x'",
     ]
 
@@ -123,15 +123,15 @@ def test_validate_as_json(experiment):
     assert found["config"]["clip"]["policy"]["max_threshold"] == "inf"
     assert len(found["hash"]) == 64
 
-    result = call("validate", experiment, "clip.policy.rate=0", "-f", "json")
+    result = call("validate", experiment, "clip.policy.growth=0", "-f", "json")
     assert result.exit_code == 2
     assert json.loads(result.stdout) == {
         "valid": False,
         "faults": [
             {
-                "place": "command line: clip.policy.rate=0",
-                "key": ["clip", "policy", "rate"],
-                "message": "must be a number in (0, 10], got 0",
+                "place": "command line: clip.policy.growth=0",
+                "key": ["clip", "policy", "growth"],
+                "message": "must be a number in (0, inf), got 0",
             }
         ],
     }
@@ -155,8 +155,8 @@ def test_init_writes_a_commented_file_that_runs_anywhere(experiment):
     assert all(kind in text for kind in POLICIES)
     config = load_config(Path(experiment))
     assert config.task.target == "autoclip.lab.example:Spirals"
-    assert config.clip.policy.kind == config.sweep.policies[0].kind == "loss_aware_quantile"
-    assert config.clip.policy.percentile == LossAwareQuantile().percentile
+    assert config.clip.policy.kind == config.sweep.policies[0].kind == "probing_quantile"
+    assert config.clip.policy.percentile == ProbingQuantile().percentile
     result = process("run", experiment, "steps=60", "seeds=[0]", "--output-dir", "out")
     assert result.returncode == 0, result.stderr
     assert len(Path("out/seed-0/metrics.jsonl").read_text().splitlines()) == 60
@@ -214,7 +214,7 @@ def test_dry_run_shows_the_resolved_configuration_and_writes_nothing(experiment)
     assert shown["seeds"] == [3, 4]
     assert shown["optimizer"]["lr"] == 0.25
     assert "#   runs/spirals/seed-3\n#   runs/spirals/seed-4\n" in result.stdout
-    assert "LossAwareQuantile()" in result.stdout
+    assert "ProbingQuantile()" in result.stdout
     assert files() == [experiment]
 
     result = call("run", experiment, "--dry-run", "--output-dir", "out", "-f", "json")

@@ -49,7 +49,7 @@ def test_a_clipper_is_built_from_a_file_with_only_a_clip_section():
 
 def test_what_is_left_out_has_its_default():
     arguments = from_config(write("clip: {}"))
-    assert repr(arguments.pop("policy")) == "LossAwareQuantile()"
+    assert repr(arguments.pop("policy")) == "ProbingQuantile()"
     assert arguments == {
         "scope": None,
         "groups": None,

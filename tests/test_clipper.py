@@ -64,8 +64,8 @@ def test_the_record_holds_the_loss_as_it_was_given(loss, noted):
     assert clipper.last.loss == noted
 
 
-def test_the_default_policy_is_the_loss_aware_quantile():
-    assert repr(Clipper([one_weight()]).policy) == "LossAwareQuantile()"
+def test_the_default_policy_is_the_probing_quantile():
+    assert repr(Clipper([one_weight()]).policy) == "ProbingQuantile()"
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, inf])

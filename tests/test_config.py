@@ -100,7 +100,7 @@ def test_defaults(load):
     assert (config.device, config.threads) == ("auto", 1)
     assert (config.clip.scope, config.clip.mode, config.clip.response) == (None, "norm", None)
     assert config.clip.on_nonfinite == "skip"
-    assert config.clip.policy.kind == "loss_aware_quantile"
+    assert config.clip.policy.kind == "probing_quantile"
     assert (config.log.layers_every, config.log.sinks) == (None, ("jsonl",))
     assert config.sweep is None
     assert config.task.args == {"width": 8}
@@ -339,9 +339,7 @@ def test_arguments_of_a_task_and_a_policy_of_ones_own_survive_the_round_trip(loa
 def test_the_hash_depends_on_the_values_only(load):
     config = load(GOOD)
     assert len(config_hash(config)) == 64
-    assert config_hash(load(GOOD, "clip={policy: {percentile: 10.0, kind: loss_aware_quantile}}")) == config_hash(
-        config
-    )
+    assert config_hash(load(GOOD, "clip={policy: {percentile: 90.0, kind: probing_quantile}}")) == config_hash(config)
     assert config_hash(load(GOOD, "optimizer.lr=0.2")) != config_hash(config)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import autoclip
-from autoclip import AdaGC, Clipper, Fixed, LossAwareQuantile, NoClip, RunningQuantile, ZClip, attach
+from autoclip import AdaGC, Clipper, Fixed, LossAwareQuantile, NoClip, ProbingQuantile, RunningQuantile, ZClip, attach
 from autoclip.optimizer_hook import innermost
 from tests.small_network import Records, batch, equal, network, one_weight, weights_of
 
@@ -90,8 +90,8 @@ def test_an_attached_clipper_does_what_a_call_in_the_loop_does(kind, policy):
     assert all(norm <= record.threshold * (1 + 1e-6) for norm, record in zip(seen.found, records, strict=True))
 
 
-def test_by_default_the_policy_is_the_loss_aware_quantile():
-    assert isinstance(attach(torch.optim.SGD([one_weight()], lr=1.0)).policy, LossAwareQuantile)
+def test_by_default_the_policy_is_the_probing_quantile():
+    assert isinstance(attach(torch.optim.SGD([one_weight()], lr=1.0)).policy, ProbingQuantile)
 
 
 @every_optimizer

@@ -28,9 +28,9 @@ def test_the_page_of_a_trace():
     assert len(page.images) == 4
     for words in (
         "Gradient norms of by hand",
-        "suggested: autoclip.LossAwareQuantile()",
-        "kind: loss_aware_quantile",
-        "clipper = autoclip.attach(optimizer, autoclip.LossAwareQuantile())",
+        "suggested: autoclip.ProbingQuantile()",
+        "kind: probing_quantile",
+        "clipper = autoclip.attach(optimizer, autoclip.ProbingQuantile())",
         "95 % confidence intervals",
         "a replay cannot tell",
     ):

@@ -146,11 +146,11 @@ def test_calm_norms_lose_a_tenth_and_wild_ones_get_the_default():
     assert "nothing stands out" in calm.reason
     for wild in (lognormal(1000, deviation=1.0), [*lognormal(500, deviation=0.1), 50.0, *[1.0] * 100]):
         found = suggest(trace(wild))
-        assert found.policy == {"kind": "loss_aware_quantile"}
+        assert found.policy == {"kind": "probing_quantile"}
         assert "large steps occur" in found.reason
     broken = lognormal(1000, deviation=0.3)
     broken[500] = np.nan
-    assert suggest(trace(broken)).policy["kind"] == "loss_aware_quantile"
+    assert suggest(trace(broken)).policy["kind"] == "probing_quantile"
     assert "1 are not finite" in suggest(trace(broken)).reason
 
 
@@ -159,7 +159,7 @@ def test_calm_norms_of_a_training_that_is_stuck_get_the_default():
     falls, stays = np.linspace(3, 1, 1000), np.full(1000, 2.3)
     assert suggest(trace(norms, losses=falls)).policy["kind"] == "running_quantile"
     stuck = suggest(trace(norms, losses=stays))
-    assert stuck.policy["kind"] == "loss_aware_quantile"
+    assert stuck.policy["kind"] == "probing_quantile"
     assert "training may be stuck" in stuck.reason
     assert any("the loss hardly falls (median of the first fifth 2.3, of the last 2.3)" in one for one in stuck.doubts)
     unknown = np.full(1000, np.nan)

@@ -41,8 +41,8 @@ def test_a_suggestion_in_words_ends_in_yaml_and_python_that_can_be_used(log):
     assert "300 norms, every step" in text
     assert "drift: the median of the last fifth is" in text
     section = yaml.safe_load(text[text.index("    clip:") : text.index("in a training loop:")])
-    assert section == {"clip": {"policy": {"kind": "loss_aware_quantile"}}}
-    assert "autoclip.attach(optimizer, autoclip.LossAwareQuantile())\n    clipper.report_loss(loss)" in text
+    assert section == {"clip": {"policy": {"kind": "probing_quantile"}}}
+    assert "autoclip.attach(optimizer, autoclip.ProbingQuantile())\n    clipper.report_loss(loss)" in text
 
 
 def test_a_suggestion_as_json(log):
@@ -51,7 +51,7 @@ def test_a_suggestion_as_json(log):
     assert code == 0
     assert found["norms"] == STEPS
     assert found["spikes"]["value"] == pytest.approx(1 / STEPS)
-    assert found["recommended"]["policy"] == {"kind": "loss_aware_quantile"}
+    assert found["recommended"]["policy"] == {"kind": "probing_quantile"}
 
 
 @pytest.mark.parametrize("last", [-300, 300])

@@ -25,8 +25,8 @@ clip:
   mode: norm                    # or value
   on_nonfinite: skip            # or propagate, raise
   policy:                       # what sets the threshold: POLICIES
-    kind: probing_quantile   # the default; or a class of your own, my_module:MyPolicy
-    percentile: 10              # of the norms; a falling loss lifts the threshold from there, a rising one cuts it
+    kind: probing_quantile      # the default; or a class of your own, my_module:MyPolicy
+    percentile: 90              # of the norms; it opens up to there, and steps back when the loss rises
 evaluate_every: 250             # steps between validations; null: only at the end
 checkpoint_every: 250           # autoclip run FILE --resume continues from there
 device: auto                    # or cpu, cuda, cuda:0

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from autoclip.errors import UsageError
+from autoclip.policies import DEFAULT_KIND
 from autoclip.records import clip_rate
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import spikes
@@ -360,7 +361,7 @@ def _setting(
     if nonfinite:
         evidence.append(f"{nonfinite} are not finite")
     what = "training may be stuck" if stuck else "large steps occur"
-    return {"kind": "loss_aware_quantile"}, (
-        f"{what} ({', '.join(evidence)}): take the default, a low running percentile that bounds all steps, follows "
-        f"the norms, and is lifted while the loss falls, cut while it rises; {drift}"
+    return {"kind": DEFAULT_KIND}, (
+        f"{what} ({', '.join(evidence)}): take the default, a running percentile that opens while training goes well, "
+        f"rises by 3 % a step at most, and steps back when the loss rises; {drift}"
     )

@@ -35,6 +35,7 @@ from autoclip import (
     LossAwareQuantile,
     NoClip,
     Policy,
+    ProbingQuantile,
     RunningQuantile,
     SkipStep,
     ZClip,
@@ -51,6 +52,7 @@ FEW = 100_000
 USUAL: tuple[Policy, ...] = (
     RunningQuantile(),
     RunningQuantile(window=1000),
+    ProbingQuantile(),
     LossAwareQuantile(),
     AutoClip(),
 )

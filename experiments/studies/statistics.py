@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, log, nan, sqrt
 from statistics import fmean, median
 
 import numpy as np
@@ -28,6 +28,7 @@ class Cell:
         losses: (arms, seeds) Vc = min(V, L0), L0 where V is not finite.
         failed: (arms, seeds) bool.
         clip_rates: (arms, seeds).
+        lengths_left: (arms, seeds) mean coefficient; NaN where it was not kept.
         initial_loss: median of L0 over the seeds.
     """
 
@@ -38,6 +39,7 @@ class Cell:
     losses: NDArray[np.float64]
     failed: NDArray[np.bool_]
     clip_rates: NDArray[np.float64]
+    lengths_left: NDArray[np.float64]
     initial_loss: float
 
     @property
@@ -49,6 +51,14 @@ class Cell:
     def medians(self) -> NDArray[np.float64]:
         """(arms,) of the losses over the seeds."""
         return np.asarray(np.median(self.losses, axis=1))
+
+    def median_of(self, arm: str) -> float:
+        """The median loss of an arm of the cell."""
+        return float(self.medians[self.arms.index(arm)])
+
+    def failures_of(self, arm: str) -> int:
+        """Number of its failed runs."""
+        return int(self.failed[self.arms.index(arm)].sum())
 
     @property
     def regrets(self) -> NDArray[np.float64]:
@@ -98,10 +108,15 @@ def cells_of(rows: Iterable[RunRow], arms: Sequence[str]) -> list[Cell]:
                 losses=np.array([[row.bounded_loss for row in line] for line in grid]),
                 failed=np.array([[row.failed for row in line] for line in grid]),
                 clip_rates=np.array([[row.clip_rate for row in line] for line in grid]),
+                lengths_left=np.array([[_or_nan(row.mean_coefficient) for row in line] for line in grid]),
                 initial_loss=median(row.initial_loss for row in grid[0]),
             )
         )
     return cells
+
+
+def _or_nan(value: float | None) -> float:
+    return nan if value is None else value
 
 
 def wilson(failures: int, runs: int, confidence: float = 0.95) -> tuple[float, float]:

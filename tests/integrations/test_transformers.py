@@ -452,7 +452,7 @@ def test_a_callback_may_be_added_later_and_by_its_class(tmp_path):
     trainer.train()
     callback = trainer.pop_callback(AutoClipCallback)
     assert callback.clipper.last.step == 11
-    assert repr(callback.clipper.policy) == "LossAwareQuantile()"
+    assert repr(callback.clipper.policy) == "ProbingQuantile()"
 
 
 def test_two_callbacks_are_refused(tmp_path):

@@ -1,35 +1,47 @@
-"""Train what is missing of the study, and write the table into its README."""
+"""Train what is missing of the study, and write its tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from experiments.studies.command import main
-from experiments.studies.documents import markdown_table, write_section
-from experiments.studies.results import RunRow, RunTable
+from experiments.studies.costs import cell_table, cost_sections, is_tame
+from experiments.studies.documents import write_section
+from experiments.studies.results import RunTable, chosen
+from experiments.studies.statistics import cells_of
 from experiments.studies.study import Job, Study
+from experiments.studies.tables import is_untouched
 
 
 def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> None:
-    """Mean validation loss, failed runs and clip rate of every rule in every cell."""
-    rows = table.rows()
-    cells = sorted({(job.task, job.lr) for job in jobs})
-    found: dict[tuple[str, str, float], list[RunRow]] = {}
-    for job in jobs:
-        if job.key in rows:
-            found.setdefault((job.arm, job.task, job.lr), []).append(rows[job.key])
-    lines = [[arm, *(_cell(found.get((arm, *cell), [])) for cell in cells)] for arm in study.arms]
-    header = ["rule", *(f"{task} {lr:g}" for task, lr in cells)]
-    write_section(output / "README.md", "net", markdown_table(header, lines))
+    """The losses in every cell, and what follows of them, over all cells and over those that the design never saw."""
+    rows = chosen(table, jobs)
+    order = [(name, lr) for name, task in study.tasks.items() for lr in task.lrs]
+    cells = [cell for cell in cells_of(rows, list(study.arms)) if cell.arms == tuple(study.arms)]
+    cells.sort(key=lambda cell: order.index((cell.task, cell.lr)))
+    seeds = sorted({len(cell.seeds) for cell in cells})
+    unseen = [cell for cell in cells if is_untouched(study, cell)]
+    span = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "no"
+    parts = [
+        f"**{len(rows)} of the {len(jobs)} planned runs are in**: {len(cells)} of {len(order)} cells, with {span} "
+        f"seeds that every rule has finished.",
+        *cost_sections(study, cells),
+    ]
+    if unseen:
+        parts += ["### Cells that no part of the design of the default was tried on", *cost_sections(study, unseen)]
+    for title, those in (
+        ("Where no run fails without clipping", [cell for cell in cells if is_tame(cell)]),
+        ("Where runs fail without clipping", [cell for cell in cells if not is_tame(cell)]),
+    ):
+        parts += [f"### {title}", LOSSES, cell_table(study, those)]
+    write_section(output / "README.md", "results", "\n\n".join(parts))
+    print(f"{len(rows)} of {len(jobs)} runs; written: {output / 'README.md'}")
 
 
-def _cell(runs: Sequence[RunRow]) -> str:
-    if not runs:
-        return ""
-    failed = sum(run.failed for run in runs)
-    told = f"{fmean(run.bounded_loss for run in runs):.3f} ({fmean(run.clip_rate for run in runs):.2f})"
-    return f"{told} F{failed}" if failed else told
-
+LOSSES = (
+    "Median validation loss at the end, F: failed runs; then the default's loss over that of the best constant (none, "
+    "1, 5, 10), its normalised regret, the share of the steps that it clipped, and of the length that it left. A star "
+    "marks what no variant of the default was trained on before it was final."
+)
 
 if __name__ == "__main__":
     main(Path(__file__).parent, report)

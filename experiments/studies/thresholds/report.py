@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.studies.costs import cost_sections
 from experiments.studies.documents import percent, write_csv, write_section
 from experiments.studies.results import RunRow, RunTable, chosen
 from experiments.studies.statistics import Cell, cells_of
@@ -58,6 +59,7 @@ def _sections(study: Study, jobs: Sequence[Job], done: int, cells: Sequence[Cell
     parts = [
         f"**{done} of the {len(jobs)} planned runs are in**: {len(cells)} of {planned} cells, with {span} seeds that "
         f"every rule has finished.",
+        *cost_sections(study, cells),
         "![Normalised regret of every rule in every cell](regret.png)",
         "Normalised regret in percent at each learning rate: 0 is the best rule of the cell, 100 one that learned "
         "nothing. Median and worst cell with 95 % bootstrap intervals over the seeds; failed runs with Wilson's "
