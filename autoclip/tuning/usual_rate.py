@@ -90,7 +90,7 @@ def _cause(run: Steps) -> str:
         return "no finite loss was given, without which it has no brake: call clipper.report_loss(loss)"
     rises = _rises(run.losses) / count
     if rises > MANY_RISES:
-        return f"the loss rose again and again (in {rate_text(rises)} of the steps): lower the learning rate"
+        return f"the loss rose again and again (in {rate_text(rises)} of the steps): try a lower learning rate"
     first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
     if last >= GROWTH * first:
         return (
