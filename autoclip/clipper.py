@@ -114,7 +114,7 @@ class Clipper:
         self.norm_type = order if mode == "norm" else inf
         self.process_group = process_group
         self._groups = Groups(source, policy, self.scope, self.response, groups, relearn_after)
-        self._log = StepLog(sinks, max_nonfinite_in_a_row)
+        self._log = StepLog(sinks, max_nonfinite_in_a_row, policy)
         obstacle = why_wait(policy, self.mode, self.response, self.on_nonfinite)
         self._steps = Steps(
             self._groups,
@@ -145,6 +145,7 @@ class Clipper:
         Args:
             loss: of this step (under accumulation the mean over its micro-batches), for policies that look at it;
                 None: the mean of what `report_loss` was told since the step before. It is averaged over the ranks.
+                Without any the default goes by the norms alone, without its brake: it says so once, after 100 steps.
             clip_fn: somebody else's clipping, for gradients that are sharded in a way of their own: called with the
                 threshold, it scales all gradients and returns their norm before that. For mode "norm" and scope
                 "global".
@@ -368,7 +369,9 @@ class Clipper:
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        return f"Clipper({len(self._groups.parameters)} parameters, {self.policy!r}, mode={self.mode!r}{scope})"
+        policy, steps = self.policy, self._log.without_loss
+        loss = f", no loss in {steps} steps" if steps else ""
+        return f"Clipper({len(self._groups.parameters)} parameters, {policy!r}, mode={self.mode!r}{scope}{loss})"
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()

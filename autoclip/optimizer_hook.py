@@ -30,7 +30,8 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
     Right under closures (the gradients are clipped after the closure has computed them; those that a line search
     computes anew are clipped at the same threshold), under a `GradScaler` with and without `unscale_`, with fused
     optimizers, under accumulation, and where `step` is compiled. A step that a scaler leaves out because of an overflow
-    is none. The loss is what the closure returns, or what `clipper.report_loss(loss)` was told.
+    is none. The loss is what the closure returns, or what `clipper.report_loss(loss)` was told. Without one the default
+    goes by the norms alone, without its brake: it says so once, after 100 steps.
 
     `LBFGS` builds on the differences of gradients, which clipping falsifies: it is warned of.
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from autoclip.gate import Decision
 from autoclip.notices import Notices
-from autoclip.policies.policy import ALL, Phase
+from autoclip.policies.policy import ALL, Phase, Policy
 from autoclip.records import ClipRecord, Sink, clip_rate, is_active, mean_coefficient
 
 COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_in_a_row")
@@ -15,6 +15,8 @@ STATE = (*COUNTS, "coefficient_sum")
 """What a state of a clipper holds beside its groups; the sum of the coefficients is that of the active steps."""
 TOLD_AGAIN = (10, 100, 1000)
 """Numbers of steps in a row without a finite norm of which the user is told, after the first."""
+TOLD_OF_NO_LOSS = 100
+"""Number of steps after which the user is told that none had a loss, where the policy reads it."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -35,13 +37,21 @@ class StepLog:
     Args:
         sinks: are told of every step.
         max_nonfinite_in_a_row: so many steps in a row without a finite norm raise; None: no number does.
+        policy: of the clipper; None: it reads no loss.
+        by_hand: the call that gives a loss where the clipper is called by hand.
 
     Raises:
         TypeError: as of `checked_sinks`.
         ValueError: the number is no whole number >= 1.
     """
 
-    def __init__(self, sinks: Iterable[Sink], max_nonfinite_in_a_row: int | None = None) -> None:
+    def __init__(
+        self,
+        sinks: Iterable[Sink],
+        max_nonfinite_in_a_row: int | None = None,
+        policy: Policy | None = None,
+        by_hand: str = "clipper.step(loss=loss)",
+    ) -> None:
         most = max_nonfinite_in_a_row
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise ValueError(f"max_nonfinite_in_a_row must be a whole number >= 1 or None, got {most!r}")
@@ -53,6 +63,8 @@ class StepLog:
         self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
+        self._policy, self._by_hand = policy, by_hand
+        self._expect_loss()
 
     def watch(self, clipper: Any) -> None:
         """Let those sinks that want it know the clipper."""
@@ -111,6 +123,8 @@ class StepLog:
         finite = isfinite(norm)
         self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss)
         self.steps += 1
+        if self.without_loss is not None:
+            self._look_for_loss(finite, loss)
         self.skipped_steps += skipped
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if is_active(phase, norm):
@@ -129,6 +143,28 @@ class StepLog:
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
         effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
         self.notices.say("nonfinite", f"{found}: {effect}")
+
+    def _expect_loss(self) -> None:
+        """Count the steps without a loss from here on.
+
+        `without_loss` is the number of steps with a finite norm, of which none had a loss; None: one had, or the
+        policy reads none.
+        """
+        self.without_loss: int | None = 0 if self._policy is not None and self._policy.reads_loss else None
+
+    def _look_for_loss(self, finite: bool, loss: float | None) -> None:
+        """Count a step, and say once where the first hundred had no loss."""
+        if loss is not None or self.without_loss is None:
+            self.without_loss = None
+            return
+        self.without_loss += finite
+        if self.without_loss == TOLD_OF_NO_LOSS:
+            self.notices.say(
+                "no loss",
+                f"no loss was given in {TOLD_OF_NO_LOSS} steps, so that {self._policy!r} goes by the norms alone, "
+                f"without its brake: call clipper.report_loss(loss) before optimizer.step(), or {self._by_hand} where "
+                f"it is called by hand; or take a policy that needs none, as RunningQuantile()",
+            )
 
     def _meet_many_nonfinite(self) -> None:
         """Raise or say that the norms of so many steps in a row were not finite."""
@@ -161,3 +197,4 @@ class StepLog:
         self.steps, self.skipped_steps, self.active_steps, self.clipped_steps, self.nonfinite_in_a_row = counts
         self.coefficient_sum = float(total)
         self._latest, self.decisions = None, {}
+        self._expect_loss()

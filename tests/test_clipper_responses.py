@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from autoclip import CenterMultiple, Clipper, Fixed, FixedPercentile, RunningQuantile, SkipStep, ZClip
 from tests import references
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
-from tests.streams import norm_streams
+from tests.streams import loss_stream, norm_streams
 
 IMPLEMENTATIONS = {"foreach": {"foreach": True}, "fused": {"fused": True}, "for-loop": {"foreach": False}}
 OPTIMIZERS = {
@@ -97,12 +97,11 @@ def test_zclip_through_the_clipper_follows_the_published_loop():
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("response", ["scale", "reciprocal", "skip"])
 def test_any_policy_may_have_any_response_and_learns_the_same_from_it(policy, response):
-    norms = norm_streams(120)["spikes"]
+    norms, losses = norm_streams(120)["spikes"], loss_stream(120)
     weight, sink, plain = one_weight(), Records(), Records()
-    left = steps(
-        Clipper([weight], POLICIES[policy](), response=response, relearn_after=None, sinks=[sink]), weight, norms
-    )
-    steps(Clipper([weight], POLICIES[policy](), relearn_after=None, sinks=[plain]), weight, norms)
+    clipper = Clipper([weight], POLICIES[policy](), response=response, relearn_after=None, sinks=[sink])
+    left = steps(clipper, weight, norms, losses)
+    steps(Clipper([weight], POLICIES[policy](), relearn_after=None, sinks=[plain]), weight, norms, losses)
     assert [record.threshold for record in sink] == [record.threshold for record in plain]
     assert [record.clipped for record in sink] == [record.clipped for record in plain]
     for norm, record, after in zip(norms, sink, left, strict=True):

@@ -148,3 +148,26 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     before = [one.read_bytes() for one in (path, *files)]
     write_report(run)
     assert [one.read_bytes() for one in (path, *files)] == before
+
+
+DEFAULT = {"kind": "probing_quantile", "percentile": 90.0}
+CLIPS = "the default clips 10 to 40% of the steps of a healthy training; here "
+
+
+def test_of_the_default_it_is_told_whether_it_clips_as_often_as_it_should(tmp_path: Path) -> None:
+    lines = [line | {"phase": "active", "clipped": line["step"] < 24} for line in metrics_of()]
+    run = write_run(tmp_path / "seed-0", lines, policy=DEFAULT)
+    written = write_report(run)
+    assert written.notes == [f"{CLIPS}20.0%, as it should be"]
+    assert written.as_json()["notes"] == written.notes
+    text = loaded(run / "report.html").text
+    assert f"ok {CLIPS}20.0%, as it should be" in text
+    assert "of the steps after the warm-up were clipped, with" not in text
+    write_run(tmp_path / "seed-1", [line | {"clipped": True} for line in lines], policy=DEFAULT, seed=1)
+    told = f"{CLIPS}20.0% to 100.0%; seed 1: it has only 120 steps after the warm-up, of which the first 160 open the "
+    assert write_report(tmp_path).notes == [f"{told}threshold"]
+
+
+def test_of_other_policies_and_without_an_active_step_it_is_not_told(tmp_path: Path) -> None:
+    assert write_report(write_run(tmp_path / "a", metrics_of(), policy=QUANTILE)).notes == []
+    assert write_report(write_run(tmp_path / "b", metrics_of(10), policy=DEFAULT)).notes == []

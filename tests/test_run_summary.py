@@ -152,3 +152,24 @@ def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path
     ):
         run_experiment(configure(), tmp_path / "out", resume=False)
     assert metrics.read_text() == '{"step": 0}\n'
+
+
+def test_the_clip_rate_of_the_default_is_told_with_what_is_usual(configure, tmp_path, capsys) -> None:
+    default = configure("clip.policy={kind: probing_quantile}", "seeds=[0, 1]")
+    assert run_experiment(default, tmp_path / "out", resume=False) == 0
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())["clip_rate_verdict"]
+    assert told.startswith("the default clips 10 to 40% of the steps of a healthy training; here ")
+    assert f"clip rate: {told}" in capsys.readouterr().out.splitlines()
+    assert run_experiment(configure(), tmp_path / "other", resume=False) == 0
+    assert json.loads((tmp_path / "other" / "summary.json").read_text())["clip_rate_verdict"] is None
+    assert "clip rate: " not in capsys.readouterr().out
+
+
+def test_lines_that_somebody_changed_have_no_clip_rate_to_tell(configure, tmp_path) -> None:
+    config = configure("clip.policy={kind: probing_quantile}")
+    summary = {"seed": 0, "status": "finished", "steps": 5}
+    assert run_summary.clip_rate_verdict(config, [summary], tmp_path) is None
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "metrics.jsonl").write_text('{"step": 0}\n')
+    assert run_summary.clip_rate_verdict(config, [summary], tmp_path) is None
+    assert run_summary.clip_rate_verdict(config, [{"seed": 0, "status": "failed"}], tmp_path) is None

@@ -138,7 +138,7 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
                 except RunError as error:
                     progress.say(str(error))
                     summaries.append({"seed": seed, "status": "failed", "error": str(error)})
-        total = over_seeds(config, summaries)
+        total = over_seeds(config, summaries, output_dir)
         write_json(output_dir / SUMMARY, total)
     except OSError as error:
         raise RunError(f"cannot write the run: {error}; what is there is whole, and --resume continues it") from None

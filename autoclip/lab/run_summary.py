@@ -1,5 +1,8 @@
 """What is told of finished runs: the `summary.json` of a seed, that over the seeds, and the table of `autoclip run`."""
 
+import json
+from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -9,9 +12,10 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from autoclip.errors import RunError
 from autoclip.flow import GradientFlow, by_verdict, diagnose, read_samples
 from autoclip.lab.config import ExperimentConfig, build_policy
-from autoclip.records import rate_text, threshold_text
-from autoclip.run_directory import LAYERS, SUMMARY, read_json
+from autoclip.records import is_active, rate_text, threshold_text
+from autoclip.run_directory import LAYERS, METRICS, SUMMARY, earlier_lines, read_json
 from autoclip.terminal import aligned
+from autoclip.tuning.usual_rate import Steps, is_default, verdict
 
 SHOWN = (
     "seed",
@@ -55,8 +59,21 @@ def gradient_flow(directory: Path) -> GradientFlow | None:
     return diagnose(samples) if any(sample.norms for sample in samples) else None
 
 
-def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The summary over the seeds."""
+def clip_rate_verdict(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> str | None:
+    """A sentence on the clip rates of the seeds; None: the policy is not the default, or no step was active."""
+    if not is_default(config.clip.model_dump()):
+        return None
+    runs = {
+        f"seed {seed['seed']}": _active_steps(output_dir / f"seed-{seed['seed']}" / METRICS, seed["steps"])
+        for seed in summaries
+        if seed["status"] != "failed"
+    }
+    found = verdict({label: steps for label, steps in runs.items() if steps})
+    return found and found.text
+
+
+def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> dict[str, Any]:
+    """The summary over the seeds, whose directories lie in `output_dir`."""
     losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
     rates = [rate for summary in summaries if (rate := summary.get("clip_rate")) is not None]
     left = [share for summary in summaries if (share := summary.get("mean_coefficient")) is not None]
@@ -69,11 +86,12 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]]) -> dic
         "median_validation_loss": median(losses) if losses else None,
         "median_clip_rate": median(rates) if rates else None,
         "median_mean_coefficient": median(left) if left else None,
+        "clip_rate_verdict": clip_rate_verdict(config, summaries, output_dir),
     }
 
 
 def table(total: dict[str, Any], output_dir: Path) -> str:
-    """The summary over the seeds as text, a line for each, and what is known of the gradient flow."""
+    """The summary over the seeds as text, a line for each, and what is known of clip rate and gradient flow."""
     rows = [("seed", "status", "steps", "validation", "clipped", "left", "skipped", "last threshold")]
     for seed in total["seeds"]:
         loss = seed["validation_loss"]
@@ -93,7 +111,19 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
             )
         )
     heading = f"{total['name']}: {total['policy']}, in {output_dir}/seed-N"
-    return "\n".join([heading, *aligned(rows, "><>>>>>>"), *_flow_lines(total, output_dir)])
+    rates = [f"clip rate: {told}"] if (told := total.get("clip_rate_verdict")) else []
+    return "\n".join([heading, *aligned(rows, "><>>>>>>"), *rates, *_flow_lines(total, output_dir)])
+
+
+def _active_steps(metrics: Path, steps: int) -> Steps | None:
+    """The active ones of the first steps of a run; None where somebody has changed the lines."""
+    lines: list[Mapping[str, Any]] = [json.loads(line) for line in earlier_lines(metrics, steps).lines]
+    try:
+        active = [line for line in lines if is_active(line["phase"], line["total_norm"])]
+        losses = [nan if line["loss"] is None else float(line["loss"]) for line in active]
+        return Steps([line["total_norm"] for line in active], losses, [line["clipped"] is True for line in active])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:

@@ -13,10 +13,11 @@ from autoclip.pictures.picture import Picture
 from autoclip.records import rate_text, threshold_text
 from autoclip.report import plots
 from autoclip.report.configuration import read_configuration, read_summary
-from autoclip.report.page import LEVELS, code, figures, folded, heading, page, paragraph, readings, table
+from autoclip.report.page import LEVELS, Reading, code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
 from autoclip.report.series import Series, read_series
 from autoclip.run_directory import CONFIG, LAYERS
+from autoclip.tuning.usual_rate import Steps, Verdict, is_default, verdict
 
 QUANTITIES = {
     "norm": "gradient norm before clipping",
@@ -85,8 +86,20 @@ def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str,
     return [shortened(label, LONGEST_SEED) for label in dict.fromkeys(labels) if label not in known]
 
 
+def default_verdict(runs: Sequence[SeedRun]) -> Verdict | None:
+    """What to make of the clip rates; None: the policy is not the default, or no step was active."""
+    clip = runs[0].config.get("clip")
+    if not isinstance(clip, dict) or not is_default(clip):
+        return None
+    return verdict({run.series.label: _active_steps(run.series) for run in runs})
+
+
 def run_page(
-    runs: Sequence[SeedRun], total: Mapping[str, Any], flow_picture: Picture | None, stepless: Sequence[str] = ()
+    runs: Sequence[SeedRun],
+    total: Mapping[str, Any],
+    flow_picture: Picture | None,
+    stepless: Sequence[str] = (),
+    rates: Verdict | None = None,
 ) -> tuple[str, list[Picture]]:
     """The page of an experiment and its pictures.
 
@@ -95,6 +108,7 @@ def run_page(
         total: the summary over the seeds; empty for a single run directory.
         flow_picture: norms of the layers; None: none were logged.
         stepless: labels of the seeds that left no steps.
+        rates: what to make of the clip rates of the default; None: it is another policy.
     """
     config = runs[0].config
     clip = config["clip"] if isinstance(config.get("clip"), dict) else {}
@@ -107,7 +121,8 @@ def run_page(
         pictures.append(flow_picture)
     told = [
         *status_readings({run.series.label: run.summary for run in runs}, failed, stepless),
-        *rate_readings([run.series for run in runs], promised),
+        *([Reading("good" if rates.is_usual else "note", rates.text)] if rates else []),
+        *([] if rates else rate_readings([run.series for run in runs], promised)),
         *norm_readings([run.series for run in runs]),
         *flow_readings({run.series.label: run.flow for run in runs if run.flow}),
     ]
@@ -134,6 +149,11 @@ def run_page(
     if facts:
         blocks += [heading("Made with"), code(facts)]
     return page(name, f"Training run, {seeds}, clipped by {policy}", blocks), pictures
+
+
+def _active_steps(series: Series) -> Steps:
+    norms, losses, clipped = (array[series.active].tolist() for array in (series.norms, series.losses, series.clipped))
+    return Steps(norms, losses, clipped)
 
 
 def _pictures(runs: Sequence[SeedRun], quantity: str, promised: float | None, clip: Mapping[str, Any]) -> list[Picture]:

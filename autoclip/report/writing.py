@@ -29,7 +29,7 @@ class Written(NamedTuple):
         kind: what the directory holds: "run", "sweep" or "trace".
         page: the HTML file.
         pictures: the files beside it.
-        notes: sentences on what was left out, which are on the page too.
+        notes: sentences on what was left out, and on how often the default clipped, which are on the page too.
     """
 
     kind: str
@@ -131,7 +131,7 @@ def _page(
     if seeds:
         from autoclip.report.flow_picture import flow_picture
         from autoclip.report.readings import told_of
-        from autoclip.report.run_page import read_seed_run, run_page, stepless_seeds
+        from autoclip.report.run_page import default_verdict, read_seed_run, run_page, stepless_seeds
 
         _refuse_columns(directory, "a run", column, step_column)
         runs = [read_seed_run(path) for path in seeds]
@@ -139,7 +139,9 @@ def _page(
         total = read_summary(directory) if several else {}
         stepless = stepless_seeds(directory, runs, total) if several else []
         flow = flow_picture({run.series.label: run.flow for run in runs if run.flow})
-        return "run", *run_page(runs, total, flow, stepless), [told_of(stepless)] if stepless else []
+        rates = default_verdict(runs)
+        notes = [*([told_of(stepless)] if stepless else []), *([rates.text] if rates else [])]
+        return "run", *run_page(runs, total, flow, stepless, rates), notes
     from autoclip.report.trace_page import trace_page
     from autoclip.traces import read_traces
     from autoclip.tuning.suggest import suggest_each

@@ -103,7 +103,7 @@ class GradientClipper:
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
         self._relearn_after: RelearnAfter = relearn_after
         self._gate = Gate(self.policy, self.response, relearn_after)
-        self._log = StepLog(sinks, max_nonfinite_in_a_row)
+        self._log = StepLog(sinks, max_nonfinite_in_a_row, self.policy, "clipper.apply(gradients, loss=loss)")
         self._losses = ReportedLosses()
         self._attachment: Any = None
 

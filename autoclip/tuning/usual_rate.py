@@ -1,0 +1,110 @@
+"""Whether the default policy clips as often as it does in a healthy training, and why it clips more."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from autoclip.policies import ProbingQuantile
+from autoclip.policies.probing_quantile import LIMIT
+from autoclip.records import rate_text
+from autoclip.statistics import LossTrend
+
+LEAST_RATE, MOST_RATE = 0.1, 0.4
+"""Clip rates of the default in a healthy training."""
+FEWEST_STEPS = 300
+"""Active steps below which those that open the threshold weigh too much."""
+MANY_RISES = 0.01
+"""Share of the steps with a rising loss above which it is the cause."""
+GROWTH = 3.0
+"""Ratio of the median norms of last and first quarter from which they grow."""
+USUAL = ProbingQuantile()
+OPENING_STEPS = round((USUAL.percentile - USUAL.lowest) / USUAL.pace)
+
+
+class Steps(NamedTuple):
+    """The active steps of one run (see `records.is_active`).
+
+    Attributes:
+        norms: before clipping.
+        losses: NaN: not finite, or not given.
+        clipped: whether the norm lay above the threshold.
+    """
+
+    norms: Sequence[float]
+    losses: Sequence[float]
+    clipped: Sequence[bool]
+
+
+class Verdict(NamedTuple):
+    """What a clip rate means.
+
+    Attributes:
+        text: a sentence.
+        is_usual: no run was clipped more often than it should be.
+    """
+
+    text: str
+    is_usual: bool
+
+
+def is_default(clip: Mapping[str, Any]) -> bool:
+    """Whether a `clip` section has the default policy with its own parameters, on the norm of all gradients."""
+    policy = clip.get("policy")
+    if not isinstance(policy, Mapping) or policy.get("kind") != "probing_quantile":
+        return False
+    changed = [name for name, value in USUAL.parameters().items() if policy.get(name, value) != value]
+    usual = {"mode": ("norm",), "scope": ("global", None), "response": ("scale", None)}
+    return not changed and all(clip.get(name, known[0]) in known for name, known in usual.items())
+
+
+def verdict(runs: Mapping[str, Steps]) -> Verdict | None:
+    """What to make of the clip rates of the default; of several runs the one clipped most is looked into.
+
+    Args:
+        runs: by label.
+
+    Returns:
+        None without an active step.
+    """
+    rates = {label: fmean(run.clipped) for label, run in runs.items() if run.clipped}
+    if not rates:
+        return None
+    most, least = max(rates.values()), min(rates.values())
+    here = " to ".join(dict.fromkeys([rate_text(least), rate_text(most)]))
+    text = (
+        f"the default clips {LEAST_RATE * 100:.0f} to {MOST_RATE:.0%} of the steps of a healthy training; here {here}"
+    )
+    if most <= MOST_RATE:
+        return Verdict(f"{text}, {'as it should be' if least >= LEAST_RATE else 'which is no fault'}", True)
+    label = max(rates, key=lambda one: rates[one])
+    return Verdict(f"{text}{f'; {label}' if len(rates) > 1 else ''}: {_cause(runs[label])}", False)
+
+
+def _cause(run: Steps) -> str:
+    """Why a run was clipped too often."""
+    count = len(run.norms)
+    if count < FEWEST_STEPS:
+        return f"it has only {count} steps after the warm-up, of which the first {OPENING_STEPS} open the threshold"
+    if not any(map(isfinite, run.losses)):
+        return "no finite loss was given, without which it has no brake: call clipper.report_loss(loss)"
+    rises = _rises(run.losses) / count
+    if rises > MANY_RISES:
+        return f"the loss rose again and again (in {rate_text(rises)} of the steps): try a lower learning rate"
+    first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
+    if last >= GROWTH * first:
+        return (
+            f"the norms grow, by a factor of {last / first:.2g} from the first quarter to the last: the threshold, "
+            f"a percentile of the last {USUAL.window}, comes after them, by {USUAL.growth:.0%} a step at most"
+        )
+    return "nothing stands out in the losses and norms"
+
+
+def _rises(losses: Sequence[float]) -> int:
+    """Number of steps in which the policy takes the loss for rising."""
+    trend, count = LossTrend(limit=LIMIT), 0
+    for loss in losses:
+        if isfinite(loss):
+            trend.update(loss)
+            count += trend.rises(USUAL.margin)
+    return count
