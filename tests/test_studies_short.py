@@ -37,7 +37,7 @@ def run(losses: list[float]) -> Run:
 
 def cell(lr: float, losses: list[list[float]], failed: list[list[bool]]) -> Cell:
     array = np.array(losses)
-    return Cell("a", lr, ("x", "y"), (0, 1), array, np.array(failed), np.zeros_like(array), 2.0)
+    return Cell("a", lr, ("x", "y"), (0, 1), array, np.array(failed), np.zeros_like(array), np.ones_like(array), 2.0)
 
 
 def test_what_is_kept_is_not_computed_again_and_what_is_not_asked_goes(tmp_path: Path):
