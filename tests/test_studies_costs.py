@@ -1,11 +1,12 @@
+from dataclasses import replace
 from math import isnan
 
 import pytest
 
 from experiments.studies.costs import cell_table, cost_sections, cost_table, is_saved, is_tame, ratio
-from experiments.studies.results import RunRow
 from experiments.studies.statistics import Cell, cells_of
 from experiments.studies.study import Study
+from tests.test_studies_statistics import row
 
 ARMS = ["none", "fixed 1", "net"]
 STUDY = Study.model_validate(
@@ -21,23 +22,8 @@ STUDY = Study.model_validate(
 
 def cell(task: str, losses: list[float], failed: tuple[str, ...] = (), left: float | None = 0.9) -> Cell:
     rows = [
-        RunRow(
-            task=task,
-            arm=arm,
-            lr=0.1,
-            seed=seed,
-            setting="00000000",
-            data="",
-            failed=arm in failed and seed == 0,
-            validation_loss=loss + 0.01 * (seed - 1),
-            initial_loss=2.0,
-            trivial_loss=2.0,
-            aulc=1.0,
-            steps=10,
-            clip_rate=0.25,
-            spikes=0,
-            recovery=None,
-            seconds=1.0,
+        replace(
+            row(arm, seed, loss + 0.01 * (seed - 1), task=task, failed=arm in failed and seed == 0),
             mean_coefficient=left,
         )
         for arm, loss in zip(ARMS, losses, strict=True)
