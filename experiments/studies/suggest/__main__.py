@@ -28,7 +28,7 @@ from experiments.studies.statistics import Cell, cells_of
 from experiments.studies.study import Job, Study
 
 LOOKED_AT = "none"
-ALWAYS = ("none", "fixed 1", "running quantile 50", "loss-aware quantile")
+ALWAYS = ("none", "fixed 1", "running quantile 50", "probing quantile", "loss-aware quantile")
 """Rules that one might have taken without looking."""
 
 
