@@ -35,7 +35,8 @@ def test_a_steady_run_with_one_spike():
     assert (row["above_1"], row["above_5"], row["above_10"]) == (1.0, 0.01, 0.01)
     assert row["drift"] == 1.0
     assert row["largest_over_median"] == pytest.approx(20)
-    assert row["largest_at"] == 0.6
+    assert row["largest_later"] == pytest.approx(20)
+    assert described(run([2.0] * 4 + [40.0] + [2.0] * 95))["largest_later"] == pytest.approx(1)
     assert row["p99_over_median"] == pytest.approx(20**0.01), "numpy's percentile lies between ranks 98 and 99"
     assert (row["held_50"], row["held_90"]) == (0.02, 0.02), "one of 50 is above 2 in the second half"
     assert (row["suggested"], row["suggested_first"]) == ("running_quantile", "running_quantile")

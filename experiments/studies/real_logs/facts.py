@@ -74,7 +74,7 @@ def described(run: NormTrace) -> dict[str, object]:
         "trend_high": high,
         "p99_over_median": exp(float(np.percentile(rest, 99)) - middle),
         "largest_over_median": exp(float(rest.max()) - middle),
-        "largest_at": float(rest.argmax() / len(rest)),
+        "largest_later": exp(float(rest[len(rest) // 20 :].max()) - middle),
         "lag_1": lag_1(rest),
         "independent": effective_count(rest),
         "independent_with_trend": with_trend,

@@ -113,8 +113,10 @@ def _shape(runs: Table) -> list[str]:
     ratios = _numbers(runs, "drift")
     falling = _count(runs, "trend_high", lambda end: end < 0)
     rising = _count(runs, "trend_low", lambda end: end > 0)
-    largest = _numbers(runs, "largest_over_median")
-    early = sum(float(row["largest_at"]) < 0.05 for row in runs if float(row["largest_over_median"]) > 3)
+    above, later = (
+        [sum(value > limit for value in _numbers(runs, name)) for limit in (3, 10)]
+        for name in ("largest_over_median", "largest_later")
+    )
     long = [row for row in runs if float(row["norms"]) >= LONG]
     lines = [
         ["norms", *_spread(_numbers(runs, "norms"))],
@@ -122,7 +124,7 @@ def _shape(runs: Table) -> list[str]:
         ["median of the last fifth over that of the first", *_spread(ratios)],
         ["rank correlation with time", *_spread(_numbers(runs, "trend"))],
         ["percentile 99 over the median, trend taken out", *_spread(_numbers(runs, "p99_over_median"))],
-        ["largest over the median, trend taken out", *_spread(largest)],
+        ["largest over the median, trend taken out", *_spread(_numbers(runs, "largest_over_median"))],
     ]
     for title, name in (
         ("correlation of neighbours, trend taken out", "lag_1"),
@@ -139,8 +141,8 @@ def _shape(runs: Table) -> list[str]:
         f"{sum(ratio > 2 for ratio in ratios)}. The 95 % interval of the rank correlation lies below zero in {falling} "
         f"runs, above in {rising}, and holds zero in {count - falling - rising}.",
         f"**Tails**: with the trend taken out the largest norm is above three medians in "
-        f"{sum(value > 3 for value in largest)} runs and above ten in {sum(value > 10 for value in largest)}; of the "
-        f"former it is one of the first twentieth of the run in {early}.",
+        f"{above[0]} runs and above ten in {above[1]}; after the first twentieth of the run, in {later[0]} and "
+        f"{later[1]}.",
     ]
 
 
