@@ -93,6 +93,7 @@ def test_norms_that_resemble_their_neighbours_are_worth_fewer():
         expected = 20_000 * (1 - coefficient) / (1 + coefficient)
         assert effective_count(np.array(values)) == pytest.approx(expected, rel=0.3)
     assert effective_count(np.ones(50)) == 50
+    assert effective_count(np.tile([1.0, 2.0], 50)) == 100, "not fewer where neighbours differ"
 
 
 def test_what_fixed_thresholds_would_clip():

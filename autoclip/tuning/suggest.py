@@ -237,7 +237,7 @@ def effective_count(values: NDArray[np.float64]) -> float:
     lags = np.arange(1, count)
     enough = lags >= LAGS_PER_TIME * times
     time = times[int(enough.argmax())] if enough.any() else times.max()
-    return float(min(max(count / time, 1.0), count))
+    return float(max(count / max(time, 1.0), 1.0))  # neighbours that differ make the time less than 1, even negative
 
 
 def interval_ranks(share: float, count: int, effective: float) -> tuple[int, int]:

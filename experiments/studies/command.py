@@ -27,7 +27,7 @@ def main(folder: Path, analyse: Analysis, arguments: Sequence[str] | None = None
     parser.add_argument("--dry-run", action="store_true", help="say what is left and train nothing")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     given = parser.parse_args(arguments)
-    with _ends():
+    with ends():
         for name, least in (("workers", given.workers), ("seeds", given.seeds)):
             if least is not None and least < 1:
                 raise UsageError(f"--{name} must be at least 1, got {least}")
@@ -55,7 +55,7 @@ def short_main(
 ) -> None:
     """Run the command of a study that takes minutes, in this process, and leave with its exit code."""
     given = _parser(folder).parse_args(arguments)
-    with _ends():
+    with ends():
         study, output = _asked_study(folder, model, given)
         work(study, plan(study), output)
 
@@ -71,7 +71,8 @@ def runs_in(folder: Path) -> Path:
 
 
 @contextmanager
-def _ends() -> Iterator[None]:
+def ends() -> Iterator[None]:
+    """Leave with the exit code of what goes wrong within, after one line about it."""
     try:
         yield
     except (UsageError, RunError) as error:
