@@ -114,6 +114,12 @@ class TestJSONLines:
         (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
         np.testing.assert_array_equal(trace.norms, [1, math.nan, math.inf])
 
+    @pytest.mark.parametrize("name", ["global_step/max_steps", "step"])
+    def test_a_step_of_all_steps(self, tmp_path, name):
+        rows = [{name: f"{step}/438", "grad_norm": 1, "percentage": "1%"} for step in (1, 10, 20)]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert (trace.steps.tolist(), trace.notes) == ([1, 10, 20], ())
+
     def test_rows_without_steps_are_numbered(self, tmp_path):
         rows = [{"note": "start"}, {"gnorm": 3.0}, {"lr": 1}, {"gnorm": 2.0}]
         (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
