@@ -103,12 +103,12 @@ def test_the_likeliest_norm_is_taken_and_others_are_named_by_likeliness():
 
 
 def test_losses_of_the_same_model_go_with_its_norms():
-    names = ["loss", "actor/pg_loss", "critic/vf_loss", "actor_pg_loss", "train/policy_loss"]
+    names = ["loss", "actor/pg_loss", "critic/loss", "actor_pg_loss", "train/policy_loss"]
     assert [part_of(name) for name in names] == ["", "actor", "critic", "actor", "actor"]
     assert all(loss_rank(name) is not None for name in [*names, "loss_metrics/global_avg_loss", "reduced_train_loss"])
     for column, loss in (("actor/grad_norm", 2), ("critic/grad_norm", 3), ("grad_norm", 1)):
         log = ScalarLog(Selection(), "log")
-        for name, value in ((column, 9), ("loss", 1), ("actor/pg_loss", 2), ("critic/vf_loss", 3)):
+        for name, value in ((column, 9), ("loss", 1), ("actor/pg_loss", 2), ("critic/loss", 3)):
             log.add(name, 0, value)
         assert log.trace().losses.tolist() == [loss]
 

@@ -1,11 +1,15 @@
 """Which files count as logs, and what belongs together."""
 
+import gzip
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.traces import read_traces
 from tests.log_writers import events, history, wandb
@@ -141,6 +145,49 @@ def test_a_pipe_is_never_waited_for(logs):
     assert len(read_traces(logs)) == 5
     with pytest.raises(UsageError, match=r"pipe.csv is no file that can be read again"):
         read_traces(logs / "a" / "pipe.csv")
+
+
+FILES = ["a/metrics.jsonl", "b/trainer_state.json", "c/run-x.wandb", "d/metrics.csv", f"e/{EVENTS}"]
+
+
+def test_packed_files_of_every_format_are_read_in_directories_and_under_any_name(logs):
+    for path in FILES:
+        (logs / f"{path}.gz").write_bytes(gzip.compress((logs / path).read_bytes()))
+        (logs / path).unlink()
+    assert [trace.norms[0] for trace in read_traces(logs)] == [1, 2, 3, 4, 5]
+    for number, path in enumerate(FILES):
+        (logs / f"{path}.gz").rename(logs / "packed")
+        assert read_traces(logs / "packed")[0].norms[0] == number + 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_format_is_read_from_standard_input(logs, packed):
+    for path, column in zip(FILES, ("total_norm", "grad_norm", "gnorm", "grad_norm", "grad-norm"), strict=True):
+        data = (logs / path).read_bytes()
+        result = CliRunner().invoke(app, ["replay", "-", "-f", "json"], input=gzip.compress(data) if packed else data)
+        assert result.exit_code == 0, result.output
+        (replayed,) = json.loads(result.stdout)
+        assert replayed["source"] == f"standard input [{column}]"
+    result = CliRunner().invoke(app, ["suggest", "-"], input="nothing")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "standard input is no log of a known format" in result.output
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "trainer_state.json", "run-x.wandb", EVENTS, "log"])
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UsageError, match=f"{name} cannot be read: it is a pointer of Git LFS, .* `git lfs pull`"):
+        read_traces(tmp_path / name)
+    if name != "log":
+        with pytest.raises(UsageError, match=f"{name} cannot be read: it is a pointer of Git LFS"):
+            read_traces(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["https://host/a/metrics.csv", "s3://bucket/x"])
+def test_an_address_is_refused_in_one_sentence(address):
+    for given in (address, Path(address)):
+        with pytest.raises(UsageError, match=f"^{address} is an address, not a file: download it first, and name the"):
+            read_traces(given)
 
 
 @pytest.fixture

@@ -13,14 +13,12 @@ _NORM = re.compile(
 )
 _WHOLE = {"l2_norm/grad/global", "grad/norm/total"}  # Composer, Levanter
 # Words around such a name that change nothing, that name the norms we want most, and that make it something else.
-_LONGER = re.compile(r"(.+_)?((total|grad|gradient|gradients|global)_norm|gnorm|gradnorm)(_.+)?")
-_SAME = re.compile(
-    "train(ing|er)?|learning|optim|metrics|stats|model|total|global|all|overall|mean|avg|l2|step"
-)
+_LONGER = re.compile(r"(\w+_)?((total|grad|gradient|gradients|global)_norm|gnorm|gradnorm)(_\w+)?")
+_SAME = re.compile("train(ing|er)?|learning|optim|metrics|stats|model|total|global|all|overall|mean|avg|l2|step")
 _BEFORE = re.compile("before|pre|preclip|unclipped|raw")
 _DIFFERENT = re.compile(
     "eval|evaluation|val|valid|validation|test|after|post|postclip|clipped|clip|clipping|max|min|std|var|ratio|limit|"
-    "threshold|target|epoch|vs|params?|weights?|bias|layers?|blocks?|update|ema"
+    r"threshold|target|epoch|vs|\d+|params?|weights?|bias|layers?|blocks?|update|ema"
 )
 _OWN = re.compile(r"(.*/)?autoclip/total_norm(/\d+)?")  # a number for each of several optimizers
 _THRESHOLD = re.compile(r"(.*/)?threshold(/\d+)?")
@@ -40,11 +38,9 @@ _LOSSES = (
     "train_loss_step",
     "loss_step",
     "pg_loss",
-    "vf_loss",
-    "value_loss",
 )
-_GROUP = re.compile(r"(train|training|learning|autoclip|loss_metrics)/")
-_PART = re.compile(r"(actor|policy|critic|generator|discriminator)[/_]")
+_GROUP = re.compile(r"^(train|training|learning|autoclip|loss_metrics)/")
+_PART = re.compile(r"^(actor|policy|critic|generator|discriminator)[/_]")
 
 # Best first: `step` may start anew in each epoch where there is a `global_step`, and W&B's `_step` counts log calls.
 _STEPS = (
@@ -63,6 +59,10 @@ _STEPS = (
 )
 _STEP_NAMES = {name.rsplit("/", 1)[-1] for name in _STEPS}
 _SHOWN = 30
+
+DOWNLOAD = ["Wall time", "Step", "Value"]
+"""The columns of what TensorBoard's page gives to download; the tag is, at best, in the file's name."""
+DOWNLOADED = "read as TensorBoard's download of one tag: the log does not say which"
 
 
 def _plain(name: str) -> str:
