@@ -111,6 +111,30 @@ def test_the_trainers_rows_without_steps_are_numbered_and_nan_and_inf_are_number
     assert "rows are numbered" in trace.notes[0]
 
 
+def test_the_trainers_steps_are_those_of_the_bar_that_is_drawn_behind_each_row(tmp_path):
+    tqdm = pytest.importorskip("tqdm").tqdm
+    with (tmp_path / "run.log").open("w", encoding="utf-8") as file:
+        for size, every in ((200, 10), (3, 1)):  # the latter stands for an evaluation
+            with tqdm(total=size, file=file, mininterval=0.5) as bar:
+                for step in range(1, size + 1):
+                    bar.update(1)
+                    if step % every == 0 and size == 200:
+                        bar.write(str({"loss": 2.0, "grad_norm": step + 0.5, "epoch": 0.1}), file=file)
+    (trace,) = read_traces(tmp_path / "run.log")
+    assert trace.steps.tolist() == list(range(10, 201, 10))
+    assert trace.norms.tolist() == [step + 0.5 for step in trace.steps]
+    assert trace.notes == ("read as a console log of Transformers' Trainer",)
+
+
+def test_a_bar_that_is_overwritten_without_a_line_end_is_read(tmp_path):
+    (tmp_path / "run.err").write_text(
+        "".join(f"\r| {s}/9 [00:01<00:09, 9.9it/s, grad_norm={s}.5]" for s in range(1, 5))
+    )
+    (trace,) = read_traces(tmp_path)
+    assert trace.steps.tolist() == [1, 2, 3]
+    assert trace.notes[1].startswith("the last line has no line end")
+
+
 def test_steps_of_an_epoch_are_counted_on(tmp_path):
     places = [(epoch, step) for epoch in (1, 2, 3) for step in (50, 100)]
     (tmp_path / "a.log").write_text("".join(f"Epoch [{e}][{s}/110]\tloss: 1, grad_norm: {e}\n" for e, s in places))

@@ -14,9 +14,10 @@ from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
+_TRAINER = "Transformers' Trainer"
 # `epoch` counts from 0 and `nth` from 1; the step is one of `of` in it.
 PROGRAMS = {
-    "Transformers' Trainer": r"\{(?=')",
+    _TRAINER: r"\{(?=')",
     "a program that prints JSON": r'\{(?=")',
     "Megatron-LM": r"\biteration +(?P<iteration>\d+)/ *\d+ \|",
     "mmengine": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d+)\]\[|Iter(?:\(train\))? +\[) *(?P<step>\d+)/ *(?P<of>\d+)\]",
@@ -38,6 +39,7 @@ _PAIR = re.compile(
     rf"['\"]?(?:(?:np\.\w{{1,9}}|tensor)\()?({_NUMBER})(?!\w|\.\d)"
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_BAR = re.compile(r"\| *(\d+)/\d+ \[")
 _RANK = re.compile(r"\[(?:rank|default)\d+\]|\d+: ")
 _LONGEST = 2**16  # characters; a longer line is no print of a step
 
@@ -49,18 +51,38 @@ class _Row(NamedTuple):
     torn: bool
 
 
-def _rows(path: Path, selection: Selection, most: int | None) -> Iterator[_Row]:
-    # The rows of the program that is first seen to print norms, on the first of several ranks.
-    first: _Row | None = None
+def _texts(path: Path, most: int | None) -> Iterator[tuple[str, bool]]:
+    # Lines, and what a progress bar writes from a line's start again, each with whether it has an end.
     read = 0
-    for text, whole in lines(path):
-        read += len(text)
-        for line in text.split("\r"):  # a progress bar goes back to the line's start
-            if 0 < len(line) <= _LONGEST and (row := _row(line, selection, first, not whole)) is not None:
-                first = first or row
-                yield row
+    for line, whole in lines(path):
+        *overwritten, last = line.split("\r")
+        yield from ((text, True) for text in overwritten)
+        yield last, whole
+        read += len(line)
         if most is not None and read > most:
             return
+
+
+def _rows(path: Path, selection: Selection, most: int | None = None) -> Iterator[_Row]:
+    # The rows of the program that is first seen to print norms, on the first of several ranks.
+    first: _Row | None = None
+    held: _Row | None = None  # the Trainer prints no step, but tqdm draws its bar anew behind what is printed
+    for text, whole in _texts(path, most):
+        if not text.strip() or len(text) > _LONGEST:
+            continue
+        if held is not None:
+            bar = _BAR.search(text)
+            yield held._replace(values={"step": bar[1], **held.values}) if bar else held
+            held = None
+        row = _row(text, selection, first, not whole)
+        if row is not None:
+            first = first or row
+            if row.program == _TRAINER:
+                held = row
+            else:
+                yield row
+    if held is not None:
+        yield held
 
 
 def _row(line: str, selection: Selection, first: _Row | None, torn: bool) -> _Row | None:
@@ -110,7 +132,7 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
     rows = RowLog(selection, str(path))
     program = ""
     torn = False
-    for row in _rows(path, selection, None):
+    for row in _rows(path, selection):
         program, torn = row.program, row.torn
         if not torn:  # 1.5 may be what is left of 1.53
             rows.add(row.values)
