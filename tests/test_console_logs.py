@@ -160,6 +160,13 @@ def test_lines_of_another_program_are_none_of_the_run(tmp_path):
     assert trace.norms.tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_configuration_as_json_may_come_first(tmp_path, indent):
+    config = json.dumps({"lr": 0.1, "data": {"paths": ["a", "b"]}}, indent=indent)
+    (tmp_path / "run.log").write_text(f"{config}\nstep 1 norm 2\n")
+    assert read_traces(tmp_path)[0].norms.tolist() == [2]
+
+
 def test_a_torn_last_line_is_left_out(tmp_path):
     path = log(tmp_path / "run.log", LINES["llm.c"][0])
     path.write_text(path.read_text() + "step   33/19560 | loss 2.25 (+nanz)| norm 4.5")

@@ -14,11 +14,12 @@ from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
+PRINTS_JSON = "a program that prints JSON"
 _TRAINER = "Transformers' Trainer"
 # `epoch` counts from 0 and `nth` from 1; the step is one of `of` in it.
 PROGRAMS = {
     _TRAINER: r"\{(?=')",
-    "a program that prints JSON": r'\{(?=")',
+    PRINTS_JSON: r'\{(?=")',
     "Megatron-LM": r"\biteration +(?P<iteration>\d+)/ *\d+ \|",
     "mmengine": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d+)\]\[|Iter(?:\(train\))? +\[) *(?P<step>\d+)/ *(?P<of>\d+)\]",
     "torchvision or Swin": r"\b(?:Epoch|Train): +\[(?P<epoch>\d+)(?:/\d+)?\]\s*\[ *(?P<step>\d+)/ *(?P<of>\d+)\]",

@@ -14,7 +14,7 @@ import numpy as np
 
 from autoclip.errors import UsageError
 from autoclip.traces.columns import DOWNLOAD, NoNormError, Selection, SeveralNormsError
-from autoclip.traces.console_log import program_of, read_console
+from autoclip.traces.console_log import PRINTS_JSON, program_of, read_console
 from autoclip.traces.csv_file import header, read_csv
 from autoclip.traces.json_file import TRAINER_STATE, reached, read_json_rows, states_by_run
 from autoclip.traces.jsonl import first_row, read_jsonl, row_of
@@ -223,14 +223,19 @@ def _format_of(path: Path, selection: Selection, most: int | None = None) -> For
         if starts_record(head):
             return Format.EVENTS
         row, only = first_row(path)
+        names = [] if row else header(path)
+        if len(names) > 1 and any(map(selection.is_norm, names)):
+            return Format.CSV
+        # A console log may begin with a configuration as JSON, and a JSON file holds lines that look like prints.
+        has_norms = any(map(selection.is_norm, row))
+        program = None if has_norms or path.suffix == ".json" else program_of(path, selection, most)
+        if program not in (None, PRINTS_JSON):
+            return Format.CONSOLE
         if row and not (only and _has_lists(row, selection)) and "log_history" not in row:
             return Format.JSONL
         if _JSON.match(head):
             return Format.JSON
-        names = header(path)
-        if any(map(selection.is_norm, names)) and len(names) > 1:
-            return Format.CSV
-        if program_of(path, selection, most):
+        if program:
             return Format.CONSOLE
         if len(names) > 1 and b"\0" not in head:
             return Format.CSV
