@@ -154,7 +154,7 @@ def test_of_several_ranks_the_first_is_read(tmp_path):
 
 
 def test_lines_of_another_program_are_none_of_the_run(tmp_path):
-    text = "step 1 loss 2 grad_norm 3\n{'loss': 9, 'grad_norm': 9}\nstep 2 loss 2 grad_norm 4\n"
+    text = "{'clip': {'grad_norm': 9}}\nstep 1 loss 2 grad_norm 3\nstep 2 loss 2 grad_norm 4\n{'loss': 9}\n"
     (tmp_path / "run.log").write_text(text)
     (trace,) = read_traces(tmp_path / "run.log")
     assert trace.norms.tolist() == [3, 4]

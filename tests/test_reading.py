@@ -173,6 +173,14 @@ def test_every_format_is_read_from_standard_input(logs, packed):
     assert "standard input is no log of a known format" in result.output
 
 
+def test_what_is_packed_is_not_unpacked_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoclip.traces.text.LARGEST", 1000)
+    for name in ("trainer_state.json", EVENTS):
+        (tmp_path / name).write_bytes(gzip.compress(events([]) + bytes(1000)))
+        with pytest.raises(UsageError, match=f"{name} cannot be read: it has more than"):
+            read_traces(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "trainer_state.json", "run-x.wandb", EVENTS, "log"])
 def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")

@@ -4,6 +4,7 @@ A line counts where one of the patterns of `PROGRAMS` is found in it; behind tha
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,7 @@ _PAIR = re.compile(
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"\| *(\d+)/\d+ \[")
-_RANK = re.compile(r"\[(?:rank|default)\d+\]|\d+: ")
+_RANK = re.compile(r"\[(?:rank|default)\d+\]")
 _LONGEST = 2**16  # characters; a longer line is no print of a step
 
 
@@ -65,8 +66,8 @@ def _texts(path: Path, most: int | None) -> Iterator[tuple[str, bool]]:
 
 
 def _rows(path: Path, selection: Selection, most: int | None = None) -> Iterator[_Row]:
-    # The rows of the program that is first seen to print norms, on the first of several ranks.
-    first: _Row | None = None
+    # The rows of all programs that print norms, from the first line of each that has one.
+    seen: set[str] = set()
     held: _Row | None = None  # the Trainer prints no step, but tqdm draws its bar anew behind what is printed
     for text, whole in _texts(path, most):
         if not text.strip() or len(text) > _LONGEST:
@@ -75,31 +76,28 @@ def _rows(path: Path, selection: Selection, most: int | None = None) -> Iterator
             bar = _BAR.search(text)
             yield held._replace(values={"step": bar[1], **held.values}) if bar else held
             held = None
-        row = _row(text, selection, first, not whole)
-        if row is not None:
-            first = first or row
-            if row.program == _TRAINER:
-                held = row
-            else:
-                yield row
+        row = _row(text, selection, seen, not whole)
+        if row is not None and row.program == _TRAINER:
+            held = row
+        elif row is not None:
+            yield row
     if held is not None:
         yield held
 
 
-def _row(line: str, selection: Selection, first: _Row | None, torn: bool) -> _Row | None:
+def _row(line: str, selection: Selection, seen: set[str], torn: bool) -> _Row | None:
     line = _COLOUR.sub("", line)
-    rank = found[0] if (found := _RANK.match(line)) else ""
-    for program in _PATTERNS if first is None else [first.program]:
-        begun = _PATTERNS[program].search(line)
+    for program, pattern in _PATTERNS.items():
+        begun = pattern.search(line)
         if begun is None:
             continue
         values: dict[str, str | int] = {}
         for name, value in _PAIR.findall(line, begun.end()):
             values.setdefault("grad_norm" if name == "norm" and selection.column is None else name, value)
-        if first is None and not any(map(selection.is_norm, values)):
-            continue
-        if first is None or first.rank == rank:
-            return _Row(program, rank, values | _step(begun), torn)
+        if program in seen or any(map(selection.is_norm, values)):
+            seen.add(program)
+            rank = _RANK.match(line)
+            return _Row(program, rank[0] if rank else "", values | _step(begun), torn)
     return None
 
 
@@ -124,21 +122,27 @@ def program_of(path: Path, selection: Selection, most: int | None = None) -> str
 
 
 def read_console(path: Path, selection: Selection) -> ScalarLog:
-    """Read the lines that a program printed.
+    """Read the lines of the program, and of the rank, that printed most.
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: the column of the steps is missing, or what holds the lines is no text.
+        UsageError: there is none, the column of the steps is missing, or what holds the lines is no text.
     """
-    rows = RowLog(selection, str(path))
-    program = ""
-    torn = False
+    logs: dict[tuple[str, str], RowLog] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    torn = None
     for row in _rows(path, selection):
-        program, torn = row.program, row.torn
-        if not torn:  # 1.5 may be what is left of 1.53
+        printer = (row.program, row.rank)
+        rows = logs.setdefault(printer, RowLog(selection, str(path)))
+        torn = printer if row.torn else None
+        if not row.torn:  # 1.5 may be what is left of 1.53
             rows.add(row.values)
-    log = rows.finished()
-    log.notes.append(f"read as a console log of {program}")
-    if torn:
+            counts[printer] += any(map(selection.is_norm, row.values))
+    if not counts:
+        raise UsageError(f"{path} has no whole line with gradient norms as training programs print them")
+    most = max(counts, key=lambda printer: counts[printer])
+    log = logs[most].finished()
+    log.notes.append(f"read as a console log of {most[0]}")
+    if torn == most:
         log.notes.append("the last line has no line end, may be torn, and is left out")
     return log

@@ -64,16 +64,19 @@ def read_traces(
     """Read the gradient norms in logs: one trace for each run found.
 
     Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one of the largest
-    `global_step`), TensorBoard event files (those of a directory are one run), Lightning's `metrics.csv`, W&B's
-    `run-<id>.wandb`, and any CSV or JSON lines, whose nested objects have dotted names. Directories are searched
-    through; symbolic links and hidden directories in them are not followed, and tables without norms are passed over;
-    what cannot be read in them is told in the notes of the first trace. A trace that repeats another one, as where a
-    run was logged twice, is left out.
+    `global_step`), TensorBoard event files (those of a directory are one run) and downloads, Lightning's `metrics.csv`,
+    W&B's `run-<id>.wandb` and exported charts (each run a trace), any CSV, JSON with rows or columns under any key
+    (each list of rows a trace), JSON lines, whose nested objects have dotted names, and console logs with lines as
+    training programs print them; all of them also packed by gzip.
+
+    Directories are searched through; symbolic links and hidden directories in them are not followed, and files without
+    norms are passed over, as are console logs with another log beside or below them; what cannot be read is told in the
+    notes of the first trace. A trace that repeats another one, as where a run was logged twice, is left out.
 
     Args:
         paths: a file or directory, or several; "-" is standard input.
         column: tag, key or column of the norms; None: the one with a name in use for them, such as `total_norm`,
-            `train/grad_norm`, `grad-norm`, `grad_2.0_norm_total` or `gnorm`.
+            `train/grad_norm`, `grad-norm`, `grad_2.0_norm_total`, `gnorm`, `actor_grad_norm`; of several the likeliest.
         step_column: key or column of the optimizer step, in logs of rows; None: the one with a name in use for it.
 
     Raises:
@@ -138,7 +141,7 @@ def _logs(
             if not logs and len(passed_over) == before:
                 raise UsageError(
                     f"{path} holds no log with gradient norms that is known (metrics.jsonl, {TRAINER_STATE}, "
-                    "event files, .wandb, or a CSV or JSON-lines file with a column known to hold them)"
+                    "event files, .wandb, a CSV or JSON file with a column known to hold them, or a console log)"
                 )
         elif is_file or path is STANDARD_INPUT:
             logs = {path: _format_of(path, selection)}
@@ -170,6 +173,10 @@ def _probed(path: Path, selection: Selection, passed_over: list[UsageError]) -> 
         return kind
     try:
         if kind is None and Path(path.name.removesuffix(".gz")).suffix.lower() in _TEXTS:
+            with opened(path) as file:
+                speaks = b"norm" in file.read(_PROBED_TEXT).lower() or _TAG.search(path.name.lower())
+            if not speaks and selection.column is None:  # one of thousands of texts that are no logs
+                return None
             kind = _format_of(path, selection, _PROBED_TEXT)
         if kind is None or kind is Format.CONSOLE:
             return kind
