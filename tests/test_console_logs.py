@@ -7,7 +7,9 @@ import pytest
 from autoclip.errors import UsageError
 from autoclip.traces import read_traces
 from autoclip.traces.console_log import PROGRAMS
+from tests.log_writers import history, wandb
 
+DIGITS = "9" * 5000  # Python refuses to make an int of them
 STAMP = "2026-01-01 00:00:01,000"
 # Program -> a line with norm 1.5 and loss 2.25 at step 30, and what else it prints.
 LINES = {
@@ -44,6 +46,8 @@ LINES = {
     "fairseq": [
         f"{STAMP} | INFO | train_inner | epoch 001:     30 / 1000 loss=2.25, nll_loss=2, ppl=4, wps=9, num_updates=30, "
         "lr=0.1, gnorm=1.5, loss_scale=128, train_wall=9, wall=9",
+    ],
+    "fairseq, a mean for each epoch": [
         f"{STAMP} | INFO | train | epoch 001 | loss 2.25 | nll_loss 2 | ppl 4 | num_updates 30 | lr 0.1 | gnorm 1.5 | "
         "train_wall 9",
     ],
@@ -205,6 +209,14 @@ def test_more_precise_logs_beside_or_below_are_read_instead(tmp_path):
     assert [len(trace) for trace in read_traces(tmp_path)] == [3, 4]
 
 
+def test_the_output_that_wandb_keeps_is_not_a_second_run(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "run-x.wandb").write_bytes(wandb(history({"grad_norm": f"{s}.12345"}, s) for s in range(3)))
+    log(tmp_path / "files" / "output.log", LINES["torchtitan"][0])
+    (trace,) = read_traces(tmp_path)
+    assert trace.source.startswith(f"{tmp_path / 'run-x.wandb'} [")
+
+
 def test_long_lines_are_read_in_no_time(tmp_path):
     for text in (
         "a " * 10**6,
@@ -213,6 +225,7 @@ def test_long_lines_are_read_in_no_time(tmp_path):
         "'" * 10**6,
         "{'" + "a: " * 20_000,
         "step 1 " + "a/" * 30_000,
+        f"Epoch [1][{DIGITS}/{DIGITS}] grad_norm: 1",
     ):
         (tmp_path / "run.log").write_text(text + "\n" + "step 1 grad_norm 2\n")
         assert read_traces(tmp_path / "run.log")[0].norms.tolist() == [2]

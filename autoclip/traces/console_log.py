@@ -17,14 +17,16 @@ from autoclip.traces.text import lines
 
 PRINTS_JSON = "a program that prints JSON"
 _TRAINER = "Transformers' Trainer"
+_OF_EPOCH = r" *(?P<step>\d{1,9})/ *(?P<of>\d{1,9})\]"
 # `epoch` counts from 0 and `nth` from 1; the step is one of `of` in it.
 PROGRAMS = {
     _TRAINER: r"\{(?=')",
     PRINTS_JSON: r'\{(?=")',
     "Megatron-LM": r"\biteration +(?P<iteration>\d+)/ *\d+ \|",
-    "mmengine": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d+)\]\[|Iter(?:\(train\))? +\[) *(?P<step>\d+)/ *(?P<of>\d+)\]",
-    "torchvision or Swin": r"\b(?:Epoch|Train): +\[(?P<epoch>\d+)(?:/\d+)?\]\s*\[ *(?P<step>\d+)/ *(?P<of>\d+)\]",
-    "fairseq": r"\bepoch \d+(?= \||: +\d+ / \d+ )",
+    "mmengine": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d{1,9})\]\[|Iter(?:\(train\))? +\[)" + _OF_EPOCH,
+    "torchvision or Swin": r"\b(?:Epoch|Train): +\[(?P<epoch>\d{1,9})(?:/\d+)?\]\s*\[" + _OF_EPOCH,
+    "fairseq": r"\bepoch \d+: +\d+ / \d+(?= )",
+    "fairseq, a mean for each epoch": r"\bepoch \d+(?= \|)",
     "verl": r"\bstep:(?P<step>\d+) - ",
     "torchtitan": r"\bstep: *(?P<step>\d+)  ",
     "llm.c": r"\bstep +(?P<step>\d+)/\d+ \|",

@@ -92,7 +92,9 @@ def read_traces(
     places: set[Path] = set()
     runs = enumerate(_runs(found, named, passed_over))
     for order, (kind, files) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
-        if kind is Format.CONSOLE and files[0] not in named and files[0].parent in places:
+        # W&B keeps a run's output in a directory of its own, below the run's.
+        place = files[0].parent.parent if files[0].name == "output.log" else files[0].parent
+        if kind is Format.CONSOLE and files[0] not in named and place in places:
             passed_over.append(UsageError(f"{files[0]}, a console log: what is beside or below it is more precise"))
             continue
         try:
