@@ -160,6 +160,16 @@ def test_packed_files_of_every_format_are_read_in_directories_and_under_any_name
         assert read_traces(logs / "packed")[0].norms[0] == number + 1
 
 
+def test_of_a_runs_packed_states_the_furthest_is_read(tmp_path):
+    for steps in (3, 5, 4):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        state = {"global_step": steps, "log_history": [{"step": s, "grad_norm": 1 + s / 9} for s in range(steps)]}
+        packed = gzip.compress(json.dumps(state).encode())
+        (tmp_path / f"checkpoint-{steps}" / "trainer_state.json.gz").write_bytes(packed)
+    (trace,) = read_traces(tmp_path)
+    assert (len(trace), trace.notes) == (5, ())
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_format_is_read_from_standard_input(logs, packed):
     for path, column in zip(FILES, ("total_norm", "grad_norm", "gnorm", "grad_norm", "grad-norm"), strict=True):

@@ -210,11 +210,15 @@ def _is_download(path: Path, kind: Format, names: list[str]) -> bool:
     return _TAG.search(path.name.lower()) is not None and (names == DOWNLOAD or (kind is Format.JSON and not names))
 
 
+def _is_state(path: Path) -> bool:
+    return path.name.removesuffix(".gz") == TRAINER_STATE
+
+
 def _by_name(path: Path) -> Format | None:
     name = path.name.removesuffix(".gz")
     if "tfevents" in name:
         return Format.EVENTS
-    if name == TRAINER_STATE:
+    if _is_state(path):
         return Format.JSON
     return _SUFFIXES.get(Path(name).suffix.lower())
 
@@ -267,7 +271,7 @@ def _runs(
 ) -> Iterator[tuple[Format, list[Path]]]:
     # Files that make up one trace: the event files of a directory; of a run's states the one that goes furthest;
     # otherwise each its own.
-    states = {run[0]: run for run in states_by_run(path for path in found if path.name == TRAINER_STATE)}
+    states = {run[0]: run for run in states_by_run(filter(_is_state, found))}
     events: dict[Path, list[Path]] = {}
     for path, kind in found.items():
         if kind is Format.EVENTS:
@@ -276,7 +280,7 @@ def _runs(
         if kind is Format.EVENTS:
             if path == events[path.parent][0]:
                 yield kind, events[path.parent]
-        elif path.name != TRAINER_STATE:
+        elif not _is_state(path):
             yield kind, [path]
         elif path in states:
             yield from ((kind, [furthest]) for furthest in _furthest(states[path], named, passed_over))
