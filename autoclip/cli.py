@@ -51,7 +51,8 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Changes to it, as in optimizer.lr=0.1 or seeds=[0,1]."),
 ]
 TracePaths = Annotated[
-    list[Path], typer.Argument(metavar="PATH ...", help="Logs (files or directories that are searched).")
+    list[Path],
+    typer.Argument(metavar="PATH ...", help="Logs (files, directories that are searched, - for standard input)."),
 ]
 TraceColumn = Annotated[str | None, typer.Option(help="Column or tag that holds the norms.")]
 StepColumn = Annotated[str | None, typer.Option(help="Column that holds the steps.")]

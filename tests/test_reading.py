@@ -1,11 +1,15 @@
 """Which files count as logs, and what belongs together."""
 
+import gzip
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.traces import read_traces
 from tests.log_writers import events, history, wandb
@@ -141,6 +145,67 @@ def test_a_pipe_is_never_waited_for(logs):
     assert len(read_traces(logs)) == 5
     with pytest.raises(UsageError, match=r"pipe.csv is no file that can be read again"):
         read_traces(logs / "a" / "pipe.csv")
+
+
+FILES = ["a/metrics.jsonl", "b/trainer_state.json", "c/run-x.wandb", "d/metrics.csv", f"e/{EVENTS}"]
+
+
+def test_packed_files_of_every_format_are_read_in_directories_and_under_any_name(logs):
+    for path in FILES:
+        (logs / f"{path}.gz").write_bytes(gzip.compress((logs / path).read_bytes()))
+        (logs / path).unlink()
+    assert [trace.norms[0] for trace in read_traces(logs)] == [1, 2, 3, 4, 5]
+    for number, path in enumerate(FILES):
+        (logs / f"{path}.gz").rename(logs / "packed")
+        assert read_traces(logs / "packed")[0].norms[0] == number + 1
+
+
+def test_of_a_runs_packed_states_the_furthest_is_read(tmp_path):
+    for steps in (3, 5, 4):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        state = {"global_step": steps, "log_history": [{"step": s, "grad_norm": 1 + s / 9} for s in range(steps)]}
+        packed = gzip.compress(json.dumps(state).encode())
+        (tmp_path / f"checkpoint-{steps}" / "trainer_state.json.gz").write_bytes(packed)
+    (trace,) = read_traces(tmp_path)
+    assert (len(trace), trace.notes) == (5, ())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_format_is_read_from_standard_input(logs, packed):
+    for path, column in zip(FILES, ("total_norm", "grad_norm", "gnorm", "grad_norm", "grad-norm"), strict=True):
+        data = (logs / path).read_bytes()
+        result = CliRunner().invoke(app, ["replay", "-", "-f", "json"], input=gzip.compress(data) if packed else data)
+        assert result.exit_code == 0, result.output
+        (replayed,) = json.loads(result.stdout)
+        assert replayed["source"] == f"standard input [{column}]"
+    result = CliRunner().invoke(app, ["suggest", "-"], input="nothing")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "standard input is no log of a known format" in result.output
+
+
+def test_what_is_packed_is_not_unpacked_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoclip.traces.text.LARGEST", 1000)
+    for name in ("trainer_state.json", EVENTS):
+        (tmp_path / name).write_bytes(gzip.compress(events([]) + bytes(1000)))
+        with pytest.raises(UsageError, match=f"{name} cannot be read: it has more than"):
+            read_traces(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "trainer_state.json", "run-x.wandb", EVENTS, "log"])
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UsageError, match=f"{name} cannot be read: it is a pointer of Git LFS, .* `git lfs pull`"):
+        read_traces(tmp_path / name)
+    if name != "log":
+        with pytest.raises(UsageError, match=f"{name} cannot be read: it is a pointer of Git LFS"):
+            read_traces(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["https://host/a/metrics.csv", "s3://bucket/x"])
+def test_an_address_is_refused_in_one_sentence(address):
+    for given in (address, Path(address)):
+        with pytest.raises(UsageError, match=f"^{address} is an address, not a file: download it first, and name the"):
+            read_traces(given)
 
 
 @pytest.fixture

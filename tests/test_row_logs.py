@@ -114,6 +114,12 @@ class TestJSONLines:
         (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
         np.testing.assert_array_equal(trace.norms, [1, math.nan, math.inf])
 
+    @pytest.mark.parametrize("name", ["global_step/max_steps", "step"])
+    def test_a_step_of_all_steps(self, tmp_path, name):
+        rows = [{name: f"{step}/438", "grad_norm": 1, "percentage": "1%"} for step in (1, 10, 20)]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert (trace.steps.tolist(), trace.notes) == ([1, 10, 20], ())
+
     def test_rows_without_steps_are_numbered(self, tmp_path):
         rows = [{"note": "start"}, {"gnorm": 3.0}, {"lr": 1}, {"gnorm": 2.0}]
         (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
@@ -250,6 +256,68 @@ class TestTrainerState:
         assert trace.notes == ("1 entry of the log left out: no JSON object",)
 
 
+ROWS = tuple({"step": 10 * n, "loss": 9 - n, "grad_norm": n + 0.5} for n in range(4))
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+
+
+class TestJSONFiles:
+    @pytest.mark.parametrize("indent", [None, 1])
+    @pytest.mark.parametrize(
+        ("content", "place"),
+        [
+            ({"config": {"name": "sft", "betas": [0.9, 0.99]}, "steps": ROWS}, ": steps"),
+            ({"run": {"a": 1, "history": {"train": ROWS, "eval": [{"loss": 1}]}}}, ": run.history.train"),
+            (COLUMNS, ""),
+            ({"args": {"layers": [1, 2]}, "log": {**COLUMNS, "evals": [1, 2]}}, ": log"),
+            ([{"step": row["step"], "train": row} for row in ROWS], ""),
+        ],
+    )
+    def test_rows_and_columns_under_any_key(self, tmp_path, content, place, indent):
+        path = write(tmp_path / "log.json", json.dumps(content, indent=indent))
+        write(tmp_path / "config.json", json.dumps({"grad_norm": 1.0, "betas": [0.9, 0.99]}, indent=1))
+        write(tmp_path / "vocabulary.json", json.dumps({"the": 1, "gradient": 2}))
+        for given in (path, tmp_path):
+            (trace,) = read_traces(given)
+            assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 10, 20, 30], [0.5, 1.5, 2.5, 3.5])
+            assert trace.losses.tolist() == [9, 8, 7, 6]
+            assert trace.source.startswith(f"{path}{place} [")
+            assert trace.notes == ()
+
+    def test_each_of_several_lists_of_rows_is_a_run(self, tmp_path):
+        content = {"a": ROWS, "b": [*ROWS[:2], {"step": 20, "grad_norm": 9}], "c": [{"grad_norm": None}]}
+        path = write(tmp_path / "log.json", json.dumps(content))
+        first, second = read_traces(path)
+        assert (first.source, second.source) == (f"{path}: a [grad_norm]", f"{path}: b [grad_norm]")
+        assert second.norms.tolist() == [0.5, 1.5, 9]
+        assert first.notes == (f"passed over: {path}: c [grad_norm]: no number in it",)
+
+    def test_without_norms_the_columns_are_named(self, tmp_path):
+        path = write(tmp_path / "log.json", json.dumps({"a": [1], "rows": [{"step": 1, "gradsize": 2, "lr": 3}] * 2}))
+        with pytest.raises(
+            UsageError, match=r"log.json: rows has no column .* it has 'gradsize', 'lr', 'step': choose"
+        ):
+            read_traces(path)
+        assert read_traces(path, column="gradsize")[0].norms.tolist() == [2, 2]
+        write(tmp_path / "log.json", json.dumps({"a": 1, "b": "text"}, indent=1))
+        with pytest.raises(UsageError, match=r"log.json holds no log: neither `log_history`"):
+            read_traces(path)
+
+    @pytest.mark.parametrize("name", ["run-x-tag-train_grad_norm", "export"])
+    @pytest.mark.parametrize("suffix", ["json", "csv"])
+    def test_tensorboards_downloads(self, tmp_path, name, suffix):
+        rows = [[1748869402.789242 + n, 50 * n, n + 0.5] for n in range(4)]
+        table = "Wall time,Step,Value\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+        path = write(tmp_path / f"{name}.{suffix}", table if suffix == "csv" else json.dumps(rows))
+        (trace,) = read_traces(path)
+        assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 50, 100, 150], [0.5, 1.5, 2.5, 3.5])
+        assert trace.notes == ("read as TensorBoard's download of one tag: the log does not say which",)
+        if name == "export":
+            with pytest.raises(UsageError, match="holds no log with gradient norms that is known"):
+                read_traces(tmp_path)
+        else:
+            assert read_traces(tmp_path)[0].source == trace.source == f"{path} [Value]"
+
+
 class TestTables:
     def test_lightnings_metrics(self, tmp_path):
         text = (
@@ -268,6 +336,25 @@ class TestTables:
         (trace,) = read_traces(write(tmp_path / "export.csv", "\ufeff" + text))
         assert trace.norms.tolist() == [1.5, 2.5]
         assert trace.notes == ()
+
+    def test_wandbs_export_of_a_chart_of_several_runs(self, tmp_path):
+        keys = [f"{run} - train/grad_norm{end}" for run in ("a - 1", "b", "c") for end in ("", "__MIN", "__MAX")]
+        text = '"train/global_step",' + ",".join(f'"{key}"' for key in ["b - _step", *keys]) + "\n"
+        text += "0,7,1.5,1,2,3.5,1,2,,,\n10,8,2.5,1,2,,,,,,\n20,9,,,,4.5,1,2,,,\n"
+        path = write(tmp_path / "export.csv", text)
+        for given in (path, tmp_path):
+            first, second = read_traces(given)
+            assert (first.steps.tolist(), first.norms.tolist()) == ([0, 10], [1.5, 2.5])
+            assert (second.steps.tolist(), second.norms.tolist()) == ([0, 20], [3.5, 4.5])
+            assert first.source == f"{path} [a - 1 - train/grad_norm]"
+            assert first.notes == (f"passed over: {path} [c - train/grad_norm]: no number in it",)
+        assert [trace.norms[0] for trace in read_traces(path, column="b - train/grad_norm")] == [3.5]
+
+    def test_a_directory_names_the_columns_that_come_near(self, tmp_path):
+        write(tmp_path / "log.csv", "step,lr,gradient_norms\n1,2,3\n")
+        write(tmp_path / "data.csv", "text,label\n1,2\n")
+        with pytest.raises(UsageError, match=r"log.csv has no column .* it has 'gradient_norms', 'lr', 'step': choose"):
+            read_traces(tmp_path)
 
     @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
     def test_delimiters_and_a_chosen_column(self, tmp_path, delimiter):

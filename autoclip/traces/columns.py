@@ -1,7 +1,7 @@
 """Which column, tag or key of a log holds what: the names in the wild, and the choice among them."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from autoclip.errors import UsageError
@@ -11,7 +11,15 @@ from autoclip.errors import UsageError
 _NORM = re.compile(
     r"(total|grad|gradient|g|total_grad|global_grad|global)_?norm|grad_(\d+(\.\d+)?|inf)_norm_total(_step)?"
 )
-_COMPOSER = "l2_norm/grad/global"
+_WHOLE = {"l2_norm/grad/global", "grad/norm/total"}  # Composer, Levanter
+# Words around such a name that change nothing, that name the norms we want most, and that make it something else.
+_LONGER = re.compile(r"(\w+_)?((total|grad|gradient|gradients|global)_norm|gnorm|gradnorm)(_\w+)?")
+_SAME = re.compile("train(ing|er)?|learning|optim|metrics|stats|model|total|global|all|overall|mean|avg|l2|step")
+_BEFORE = re.compile("before|pre|preclip|unclipped|raw")
+_DIFFERENT = re.compile(
+    "eval|evaluation|val|valid|validation|test|after|post|postclip|clipped|clip|clipping|max|min|std|var|ratio|limit|"
+    r"threshold|target|epoch|vs|\d+|params?|weights?|bias|layers?|blocks?|update|ema"
+)
 _OWN = re.compile(r"(.*/)?autoclip/total_norm(/\d+)?")  # a number for each of several optimizers
 _THRESHOLD = re.compile(r"(.*/)?threshold(/\d+)?")
 _HELD_OUT = re.compile(r"(eval|evaluation|val|valid|validation|test)")
@@ -23,23 +31,38 @@ _LOSSES = (
     "loss/train/total",
     "lm_loss",
     "ce_loss",
+    "total_loss",
+    "global_avg_loss",
+    "avg_loss",
+    "reduced_train_loss",
     "train_loss_step",
     "loss_step",
+    "pg_loss",
 )
+_GROUP = re.compile(r"^(train|training|learning|autoclip|loss_metrics)/")
+_PART = re.compile(r"^(actor|policy|critic|generator|discriminator)[/_]")
 
 # Best first: `step` may start anew in each epoch where there is a `global_step`, and W&B's `_step` counts log calls.
 _STEPS = (
     "trainer/global_step",
     "train/global_step",
+    "training/global_step",
     "global_step",
+    "global_step/max_steps",
     "num_updates",
     "step",
     "iteration",
     "iter",
+    "train_step",
+    "current_steps",
     "_step",
 )
 _STEP_NAMES = {name.rsplit("/", 1)[-1] for name in _STEPS}
 _SHOWN = 30
+
+DOWNLOAD = ["Wall time", "Step", "Value"]
+"""The columns of what TensorBoard's page gives to download; the tag is, at best, in the file's name."""
+DOWNLOADED = "read as TensorBoard's download of one tag: the log does not say which"
 
 
 def _plain(name: str) -> str:
@@ -54,17 +77,49 @@ def is_norm(name: str) -> bool:
     >>> is_norm("train/grad_norm"), is_norm("grad-norm"), is_norm("grad_2.0_norm/weight"), is_norm("eval/grad_norm")
     (True, True, False, False)
     """
+    return norm_rank(name) is not None
+
+
+def norm_rank(name: str) -> int | None:
+    """0 for the likeliest name of the total gradient norm before clipping, then 1, ...; None for what is none.
+
+    >>> [norm_rank(name) for name in ("autoclip/total_norm", "grad_norm_before_clip", "grad_norm", "actor_grad_norm")]
+    [0, 1, 2, 6]
+    """
     plain = _plain(name)
+    if _OWN.fullmatch(plain):
+        return 0
+    if plain in _WHOLE:
+        return 2
     *path, last = plain.split("/")
-    if any(_HELD_OUT.fullmatch(part) for part in path):
-        return False
-    return plain == _COMPOSER or (_NORM.fullmatch(last) or _OWN.fullmatch(plain)) is not None
+    longer = None if _NORM.fullmatch(last) else _LONGER.fullmatch(last)
+    if not _NORM.fullmatch(last) and longer is None:
+        return None
+    words = set(filter(None, f"{longer[1] or ''}{longer[4] or ''}".split("_"))) if longer else set()
+    kept = {word for word in words if not _BEFORE.fullmatch(word)}
+    before = kept != words
+    if before:
+        kept -= {"clip", "clipping"}
+    if any(map(_DIFFERENT.fullmatch, kept)) or any(map(_HELD_OUT.fullmatch, path)):
+        return None
+    another = not all(map(_SAME.fullmatch, (*kept, *path)))
+    return 1 + 3 * another + (0 if before else 1 if longer is None else 2)
 
 
 def loss_rank(name: str) -> int | None:
     """0 for the likeliest name of the training loss, then 1, ...; None for what is none."""
-    plain = _plain(name).removeprefix("train/").removeprefix("autoclip/")
+    plain = _PART.sub("", _GROUP.sub("", _plain(name), count=1), count=1)
     return _LOSSES.index(plain) if plain in _LOSSES else None
+
+
+def part_of(name: str) -> str:
+    """Which of several models trained together a column is of, as the critic; empty where its name has none.
+
+    >>> part_of("actor/grad_norm"), part_of("policy_loss"), part_of("train/loss")
+    ('actor', 'actor', '')
+    """
+    part = _PART.match(_GROUP.sub("", _plain(name), count=1))
+    return "" if part is None else part[1].replace("policy", "actor")
 
 
 def may_be_step(name: str) -> bool:
@@ -107,7 +162,13 @@ class Selection:
 
     def is_norm(self, name: str) -> bool:
         """Whether this column may be the one of the norms."""
-        return name == self.column if self.column is not None else is_norm(name)
+        return self.rank(name) is not None
+
+    def rank(self, name: str) -> int | None:
+        """As `norm_rank`; of a column that was asked for 0."""
+        if self.column is None:
+            return norm_rank(name)
+        return 0 if name == self.column else None
 
     def wants(self, name: str) -> bool:
         """Whether this column's values are worth keeping."""
@@ -116,29 +177,38 @@ class Selection:
     def choose(self, filled: Collection[str], names: Collection[str], source: str) -> str:
         """The column of the norms, from those that hold numbers or, where none of those may be it, from all names.
 
-        Our own goes before others, as where a trainer's `grad_norm` is in the same log.
+        The likeliest goes before others: our own before a trainer's `grad_norm` in the same log.
 
         Raises:
             NoNormError: there is none.
             SeveralNormsError: there are several.
         """
         found = sorted(filter(self.is_norm, filled)) or sorted(filter(self.is_norm, names))
-        found = [name for name in found if _OWN.fullmatch(_plain(name))] or found
+        best = min(map(self._order, found), default=None)
+        several = [name for name in found if self._order(name) == best]
         if not names:
             raise NoNormError(f"{source} holds no values")
         if not found and self.column is not None:
             raise NoNormError(f"{source} has no column {self.column!r}; it has {listed(names)}")
         if not found:
-            raise NoNormError(
-                f"{source} has no column known to hold gradient norms; it has {listed(names)}: choose one with "
-                "--column (in Python: column=...)"
-            )
-        if len(found) > 1:
+            raise self.no_norm(names, source)
+        if len(several) > 1:
             raise SeveralNormsError(
-                f"{source} has several columns that may hold gradient norms, {listed(found)}: choose one with --column "
-                "(in Python: column=...)"
+                f"{source} has several columns that may hold gradient norms, {listed(found, self._order)}: choose one "
+                "with --column (in Python: column=...)"
             )
-        return found[0]
+        return several[0]
+
+    def no_norm(self, names: Collection[str], source: str) -> "NoNormError":
+        """What is told of a log whose columns have other names, those first that come near."""
+        return NoNormError(
+            f"{source} has no column known to hold gradient norms; it has {listed(names, _nearness)}: choose one with "
+            "--column (in Python: column=...)"
+        )
+
+    def _order(self, name: str) -> int:
+        rank = self.rank(name)
+        return 99 if rank is None else rank
 
 
 class NoNormError(UsageError):
@@ -149,7 +219,11 @@ class SeveralNormsError(UsageError):
     """A log has several columns that may be the gradient norms."""
 
 
-def listed(names: Collection[str]) -> str:
-    """The names in quotes, the first of them where they are many."""
-    shown = ", ".join(repr(name) for name in sorted(names)[:_SHOWN])
+def _nearness(name: str) -> int:
+    return ("norm" not in name.lower()) + ("grad" not in name.lower())
+
+
+def listed(names: Collection[str], key: Callable[[str], int] = lambda _: 0) -> str:
+    """The names in quotes, by a key and the alphabet, the first of them where they are many."""
+    shown = ", ".join(repr(name) for name in sorted(names, key=lambda name: (key(name), name))[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -1,14 +1,18 @@
 """Tables of comma-, tab- or semicolon-separated values: Lightning's CSVLogger, W&B's export, anybody's."""
 
 import csv
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import Selection, listed
+from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, Selection, is_epoch, listed, may_be_step
 from autoclip.traces.notes import counted
 from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
+
+_OF_RUN = " - "
 
 
 def _delimiter(header: str) -> str:
@@ -33,18 +37,22 @@ def header(path: Path) -> list[str]:
         return []
 
 
-def read_csv(path: Path, selection: Selection) -> ScalarLog:
-    """Read a table whose first line names the columns; blanks are no values.
+def read_csv(path: Path, selection: Selection) -> list[ScalarLog]:
+    """Read a table whose first line names the columns, a log for each run that it has norms of; blanks are no values.
 
     Raises:
         OSError: the file cannot be read.
         UsageError: it is no such table, or the column of the steps is missing.
     """
     names = header(path)
-    rows = RowLog(selection, str(path))
-    twice = {name for name in names if names.count(name) > 1 and (rows.wants(name) or name == selection.step_column)}
     if not names:
         raise UsageError(f"{path} is no table: its first line names no columns")
+    downloaded = names == DOWNLOAD and selection.column is None
+    if downloaded:
+        selection = replace(selection, column=DOWNLOAD[-1])
+    runs = [(RowLog(selection, str(path)), columns) for columns in _runs(names, selection)]
+    wanted = {name for name in names if selection.wants(name) or name == selection.step_column}
+    twice = {name for name in wanted if names.count(name) > 1}
     if twice:
         raise UsageError(f"{path} has several columns called {listed(twice)}")
     delimiter = ","
@@ -53,8 +61,9 @@ def read_csv(path: Path, selection: Selection) -> ScalarLog:
     for number, (line, whole) in enumerate(lines(path)):
         if not number:
             delimiter = _delimiter(line)
-            for name in names:
-                rows.wants(name)
+            for rows, columns in runs:
+                for place in columns:
+                    rows.wants(names[place])
             continue
         if not whole:  # 1.5 may be what is left of 1.5e3
             torn = True
@@ -65,12 +74,35 @@ def read_csv(path: Path, selection: Selection) -> ScalarLog:
             cells = [""]
         if len(cells) == len(names):
             if cells != names:  # the header, which is written again where a restarted job appends
-                rows.add(dict(zip(names, cells, strict=True)))
+                for rows, columns in runs:
+                    rows.add({names[place]: cells[place] for place in columns})
         elif line.strip():
             strange += 1
-    log = rows.finished()
-    if torn:
-        log.notes.append("the last line has no line end, may be torn, and is left out")
-    if strange:
-        log.notes.append(f"{counted(strange, 'row')} left out: not as many cells as the header")
-    return log
+    logs = [rows.finished() for rows, _ in runs]
+    for log in logs:
+        if downloaded:
+            log.notes.append(DOWNLOADED)
+        if torn:
+            log.notes.append("the last line has no line end, may be torn, and is left out")
+        if strange:
+            log.notes.append(f"{counted(strange, 'row')} left out: not as many cells as the header")
+    return logs
+
+
+def _runs(names: Sequence[str], selection: Selection) -> list[list[int]]:
+    # The places of the columns of each run: W&B's export of a chart calls them `<run> - <key>`, beside a common step.
+    prefixes = [name.rpartition(_OF_RUN)[0] for name in names]
+    runs = dict.fromkeys(prefix for prefix, name in zip(prefixes, names, strict=True) if selection.is_norm(name))
+    runs.pop("", None)
+    if len(runs) < 2:
+        return [list(range(len(names)))]
+    common = [
+        place
+        for place, name in enumerate(names)
+        if not prefixes[place] and (may_be_step(name) or is_epoch(name) or name == selection.step_column)
+    ]
+    own = {run: list(common) for run in runs}
+    for place, prefix in enumerate(prefixes):
+        if prefix in own:
+            own[prefix].append(place)
+    return list(own.values())

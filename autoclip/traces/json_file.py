@@ -1,17 +1,20 @@
-"""JSON files that hold their rows in one list: Hugging Face's `trainer_state.json`, or a bare list of objects."""
+"""JSON files: Hugging Face's `trainer_state.json`, lists of rows or columns under any key, TensorBoard's downloads."""
 
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
 from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import Selection
+from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, NoNormError, Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.rows import RowLog, flattened
+from autoclip.traces.rows import DEEPEST, LONGEST_GROUP, RowLog, flattened
 from autoclip.traces.scalars import ScalarLog, number
+from autoclip.traces.text import content
 
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -35,8 +38,8 @@ def reached(path: Path) -> tuple[float, float]:
         OSError: the file cannot be read.
         UsageError: it is no such file.
     """
-    content = _content(path)
-    step = number(content.get("global_step")) if isinstance(content, dict) else None
+    state = _content(path)
+    step = number(state.get("global_step")) if isinstance(state, dict) else None
     return -1.0 if step is None or isnan(step) else step, _checkpoint(path)
 
 
@@ -47,28 +50,83 @@ def _checkpoint(path: Path) -> float:
 
 
 def _content(path: Path) -> Any:
-    """The JSON value in a file that holds a log."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+        return json.loads(content(path).decode("utf-8-sig", errors="replace"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no whole JSON file ({error})") from None
-    if not isinstance(content.get("log_history") if isinstance(content, dict) else content, list):
-        raise UsageError(
-            f"{path} holds no log: neither `log_history`, as a trainer_state.json has, nor a list of objects"
-        )
-    return content
 
 
-def read_json_rows(path: Path, selection: Selection) -> ScalarLog:
-    """Read the rows of `log_history`, or of a file that is a list; NaN and Infinity are numbers there.
+def rows_in(found: Any, selection: Selection) -> dict[str, list[Any]]:
+    """The lists of rows in a JSON value, by the dotted keys of their places; those with norms where there are any.
+
+    Rows are a list of objects, one of TensorBoard's triples (wall time, step, value), or an object of equally long
+    lists, a column each. The place of the value itself, and of a `log_history` in it, is empty.
+
+    >>> rows_in({"name": "a", "log": {"step": [1, 2], "grad_norm": [0.5, 0.7]}}, Selection())
+    {'log': [{'step': 1, 'grad_norm': 0.5}, {'step': 2, 'grad_norm': 0.7}]}
+    """
+    if isinstance(found, dict) and isinstance(found.get("log_history"), list):
+        return {"": found["log_history"]}
+    places: dict[str, list[Any]] = {"": found} if isinstance(found, list) else {}
+    level = {"": found} if isinstance(found, dict) else {}
+    for _ in range(DEEPEST):
+        below: dict[str, Any] = {}
+        for place, one in level.items():
+            lists: dict[str, list[Any]] = {}
+            for key, value in one.items():
+                within = f"{place}.{key}" if place else key
+                if isinstance(value, list) and value and not isinstance(value[0], dict | list):
+                    lists[key] = value
+                elif isinstance(value, list):
+                    places[within] = value
+                elif isinstance(value, dict) and len(within) <= LONGEST_GROUP:
+                    below[within] = value
+            places[place] = _columns(lists, selection)
+        level = below
+    is_norm = cache(selection.is_norm)
+    filled = {place: rows for place, rows in places.items() if any(isinstance(row, dict) for row in rows)}
+    with_norms = {
+        place: rows
+        for place, rows in filled.items()
+        if any(any(map(is_norm, flattened(row))) for row in rows if isinstance(row, dict))
+    }
+    if filled or not isinstance(found, list):
+        return with_norms or dict(sorted(filled.items(), key=lambda one: -len(one[1]))[:1])
+    return {"": [dict(zip(DOWNLOAD, row, strict=True)) if _is_triple(row) else row for row in found]}
+
+
+def _columns(lists: dict[str, list[Any]], selection: Selection) -> list[Any]:
+    # Only lists as long as that of the norms have values at the same steps.
+    longest = max(map(len, lists.values()), default=0)
+    lengths = [len(values) for name, values in lists.items() if selection.is_norm(name)]
+    names = [name for name, values in lists.items() if len(values) == max(lengths, default=longest)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*(lists[name] for name in names), strict=True)]
+
+
+def _is_triple(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == len(DOWNLOAD) and all(number(value) is not None for value in row)
+
+
+def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
+    """Read the rows of `log_history`, or under other keys, a log for each; NaN and Infinity are numbers there.
 
     Raises:
         OSError: the file cannot be read.
         UsageError: it is no such file.
     """
-    content = _content(path)
-    history = content["log_history"] if isinstance(content, dict) else content
-    rows = RowLog(selection, str(path))
+    found = _content(path)
+    places = rows_in(found, selection)
+    if not places:
+        raise NoNormError(
+            f"{path} holds no log: neither `log_history`, as a trainer_state.json has, nor another list of objects, "
+            "nor columns of norms"
+        )
+    return [_log(rows, selection, f"{path}: {place}" if place else str(path)) for place, rows in places.items()]
+
+
+def _log(history: list[Any], selection: Selection, source: str) -> ScalarLog:
+    downloaded = selection.column is None and any(isinstance(row, dict) and [*row] == DOWNLOAD for row in history)
+    rows = RowLog(replace(selection, column=DOWNLOAD[-1]) if downloaded else selection, source)
     strange = 0
     for row in history:
         if isinstance(row, dict):
@@ -76,6 +134,8 @@ def read_json_rows(path: Path, selection: Selection) -> ScalarLog:
         else:
             strange += 1
     log = rows.finished()
+    if downloaded:
+        log.notes.append(DOWNLOADED)
     if strange:
         log.notes.append(
             f"{counted(strange, 'entry')} of the log left out: no JSON object".replace("entrys", "entries")

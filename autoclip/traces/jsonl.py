@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,17 @@ def row_of(text: str) -> Mapping[str, Any] | None:
     return flattened(row) if isinstance(row, dict) else None
 
 
-def first_keys(path: Path) -> set[str]:
-    """The keys of the first line's object; empty where it holds none.
+def first_row(path: Path) -> tuple[Mapping[str, Any], bool]:
+    """The first line's object, empty where it holds none, and whether it is the only line.
 
     Raises:
         OSError: the file cannot be read.
     """
     try:
-        return set(row_of(next(lines(path), ("", False))[0]) or ())
-    except UsageError:
-        return set()
+        first, *others = islice(lines(path), 2)
+    except (UsageError, ValueError):
+        return {}, True
+    return row_of(first[0]) or {}, not others
 
 
 def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
@@ -53,7 +55,7 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
         OSError: the file cannot be read.
         UsageError: no line is a JSON object, or the column of the steps is missing.
     """
-    rows = RowLog(selection, str(path), _OWN_NULLS if first_keys(path) >= OWN_KEYS else None)
+    rows = RowLog(selection, str(path), _OWN_NULLS if first_row(path)[0].keys() >= OWN_KEYS else None)
     number = objects = strange = first_strange = 0
     torn = False
     for number, (line, whole) in enumerate(lines(path), start=1):

@@ -1,27 +1,37 @@
 """From files and directories to traces: which files are logs, which belong together, and how each is read."""
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from enum import IntEnum
 from itertools import islice
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
+from autoclip.traces.columns import DOWNLOAD, NoNormError, Selection, SeveralNormsError
+from autoclip.traces.console_log import PRINTS_JSON, program_of, read_console
 from autoclip.traces.csv_file import header, read_csv
 from autoclip.traces.json_file import TRAINER_STATE, reached, read_json_rows, states_by_run
-from autoclip.traces.jsonl import first_keys, read_jsonl, row_of
+from autoclip.traces.jsonl import first_row, read_jsonl, row_of
+from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.tensorboard import read_events
-from autoclip.traces.text import lines
+from autoclip.traces.text import READ_ERRORS, STANDARD_INPUT, lines, opened
 from autoclip.traces.tfrecord import starts_record
 from autoclip.traces.trace import NormTrace
 from autoclip.traces.wandb_file import IDENT, read_wandb
 
 _PROBED_LINES = 64
+_JSON = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*["}]|\[\s*[\[{\]])')
+_KEY = re.compile(r'"([^"\\]{1,200})"\s*:')
+_TAG = re.compile(r"(grad|gradient|total|g)[_ -]?norm")
+_ADDRESS = re.compile(r"(?s)([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)")
+_PROBED_TEXT = 2**20
+_TEXTS = {".json", ".log", ".txt", ".out", ".err"}
 _SHOWN = 10
 _SHORTEST_COPY = 3
 
@@ -34,6 +44,7 @@ class Format(IntEnum):
     WANDB = 2
     CSV = 3
     EVENTS = 4
+    CONSOLE = 5
 
 
 _SUFFIXES = {
@@ -53,45 +64,65 @@ def read_traces(
     """Read the gradient norms in logs: one trace for each run found.
 
     Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one of the largest
-    `global_step`), TensorBoard event files (those of a directory are one run), Lightning's `metrics.csv`, W&B's
-    `run-<id>.wandb`, and any CSV or JSON lines, whose nested objects have dotted names. Directories are searched
-    through; symbolic links and hidden directories in them are not followed, and tables without norms are passed over;
-    what cannot be read in them is told in the notes of the first trace. A trace that repeats another one, as where a
-    run was logged twice, is left out.
+    `global_step`), TensorBoard event files (those of a directory are one run) and downloads, Lightning's `metrics.csv`,
+    W&B's `run-<id>.wandb` and exported charts (each run a trace), any CSV, JSON with rows or columns under any key
+    (each list of rows a trace), JSON lines, whose nested objects have dotted names, and console logs with lines as
+    training programs print them; all of them also packed by gzip.
+
+    Directories are searched through; symbolic links and hidden directories in them are not followed, and files without
+    norms are passed over, as are console logs with another log beside or below them; what cannot be read is told in the
+    notes of the first trace. A trace that repeats another one, as where a run was logged twice, is left out.
 
     Args:
-        paths: a file or directory, or several.
+        paths: a file or directory, or several; "-" is standard input.
         column: tag, key or column of the norms; None: the one with a name in use for them, such as `total_norm`,
-            `train/grad_norm`, `grad-norm`, `grad_2.0_norm_total` or `gnorm`.
+            `train/grad_norm`, `grad-norm`, `grad_2.0_norm_total`, `gnorm`, `actor_grad_norm`; of several the likeliest.
         step_column: key or column of the optimizer step, in logs of rows; None: the one with a name in use for it.
 
     Raises:
         UsageError: a file cannot be read, no norms are found, or several columns may be the norms.
     """
     selection = Selection(column, step_column)
-    given = [Path(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
+    given = [_place(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
     if not given:
         raise UsageError("no log was given: name a file or a directory")
     passed_over: list[UsageError] = []
     found, named = _logs(given, selection, passed_over)
-    traces: list[tuple[Format, NormTrace]] = []
-    for kind, files in _runs(found, named, passed_over):
+    traces: dict[int, list[tuple[Format, NormTrace]]] = {}
+    places: set[Path] = set()
+    runs = enumerate(_runs(found, named, passed_over))
+    for order, (kind, files) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
+        # W&B keeps a run's output in a directory of its own, below the run's.
+        place = files[0].parent.parent if files[0].name == "output.log" else files[0].parent
+        if kind is Format.CONSOLE and files[0] not in named and place in places:
+            passed_over.append(UsageError(f"{files[0]}, a console log: what is beside or below it is more precise"))
+            continue
         try:
-            traces.append((kind, _read(kind, files, selection)))
+            traces[order] = [(kind, trace) for trace in _read(kind, files, selection, passed_over)]
         except SeveralNormsError:
             raise
         except UsageError as error:
             if named.intersection(files):
                 raise
             passed_over.append(error)
+        else:
+            if kind is not Format.CONSOLE:
+                places.update(files[0].parents)
     if not traces:
         shown = "\n  ".join(map(str, passed_over[:_SHOWN]))
         more = f"\n  and {len(passed_over) - _SHOWN} more" if len(passed_over) > _SHOWN else ""
         raise UsageError(f"no gradient norms in {', '.join(map(str, given))}:\n  {shown}{more}")
-    kept = _without_copies(traces)
+    kept = _without_copies([one for order in sorted(traces) for one in traces[order]])
     unreadable = (f"passed over: {error}" for error in passed_over if not isinstance(error, NoNormError))
     kept[0] = replace(kept[0], notes=(*kept[0].notes, *unreadable))
     return kept
+
+
+def _place(path: str | PathLike[str]) -> Path:
+    # A path has lost one of an address's slashes.
+    if (address := _ADDRESS.match(os.fspath(path))) and not Path(path).exists():
+        raise UsageError(f"{address[1]}://{address[2]} is an address, not a file: download it first, and name the file")
+    return STANDARD_INPUT if os.fspath(path) == "-" else Path(path)
 
 
 def _logs(
@@ -112,10 +143,10 @@ def _logs(
             if not logs and len(passed_over) == before:
                 raise UsageError(
                     f"{path} holds no log with gradient norms that is known (metrics.jsonl, {TRAINER_STATE}, "
-                    "event files, .wandb, or a CSV or JSON-lines file with a column known to hold them)"
+                    "event files, .wandb, a CSV or JSON file with a column known to hold them, or a console log)"
                 )
-        elif is_file:
-            logs = {path: _format_of(path)}
+        elif is_file or path is STANDARD_INPUT:
+            logs = {path: _format_of(path, selection)}
             named.add(path)
         else:
             raise UsageError(f"{path} is no file that can be read again" if path.exists() else f"{path} does not exist")
@@ -138,52 +169,101 @@ def _files(directory: Path, passed_over: list[UsageError]) -> Iterator[Path]:
 
 
 def _probed(path: Path, selection: Selection, passed_over: list[UsageError]) -> Format | None:
-    # A directory holds more than logs: a table counts only where it has norms, which its first lines show.
+    # A directory holds more than logs: a table or a text counts only where it has norms, which its beginning shows.
     kind = _by_name(path)
+    if kind in (Format.EVENTS, Format.WANDB, Format.JSON):
+        return kind
     try:
-        if kind is Format.CSV:
-            return kind if any(map(selection.is_norm, header(path))) else None
-        if kind is Format.JSONL or (kind is None and path.suffix == ".json"):
-            rows = (row_of(line) for line, _ in islice(lines(path), _PROBED_LINES))
-            has_norms = any(any(map(selection.is_norm, row)) for row in rows if row)
-            return Format.JSONL if has_norms else None
-    except OSError as error:
+        if kind is None and Path(path.name.removesuffix(".gz")).suffix.lower() in _TEXTS:
+            with opened(path) as file:
+                speaks = b"norm" in file.read(_PROBED_TEXT).lower() or _TAG.search(path.name.lower())
+            if not speaks and selection.column is None:  # one of thousands of texts that are no logs
+                return None
+            kind = _format_of(path, selection, _PROBED_TEXT)
+        if kind is None or kind is Format.CONSOLE:
+            return kind
+        names = _names(path, kind)
+        if any(map(selection.is_norm, names)) or (_is_download(path, kind, names) and selection.column is None):
+            return kind
+        if any("norm" in name.lower() and "grad" in name.lower() for name in names):
+            passed_over.append(selection.no_norm(names, str(path)))
+    except READ_ERRORS as error:
         passed_over.append(_unreadable(path, error))
-        return None
     except UsageError:
-        return None
-    return kind
+        pass
+    return None
+
+
+def _names(path: Path, kind: Format) -> list[str]:
+    # The columns that a file's beginning shows; of JSON, any key.
+    if kind is Format.CSV:
+        return header(path)
+    if kind is Format.JSONL:
+        rows = (row_of(line) for line, _ in islice(lines(path), _PROBED_LINES))
+        return list({name: None for row in rows if row for name in row})
+    with opened(path) as file:
+        return list(dict.fromkeys(_KEY.findall(file.read(_PROBED_TEXT).decode(errors="replace"))))
+
+
+def _is_download(path: Path, kind: Format, names: list[str]) -> bool:
+    # What TensorBoard gives to download has the tag in its name only.
+    return _TAG.search(path.name.lower()) is not None and (names == DOWNLOAD or (kind is Format.JSON and not names))
+
+
+def _is_state(path: Path) -> bool:
+    return path.name.removesuffix(".gz") == TRAINER_STATE
 
 
 def _by_name(path: Path) -> Format | None:
-    if "tfevents" in path.name:
+    name = path.name.removesuffix(".gz")
+    if "tfevents" in name:
         return Format.EVENTS
-    if path.name == TRAINER_STATE:
+    if _is_state(path):
         return Format.JSON
-    return _SUFFIXES.get(path.suffix.lower())
+    return _SUFFIXES.get(Path(name).suffix.lower())
 
 
-def _format_of(path: Path) -> Format:
-    # Of a file that was named by the user: by its name, else by how it begins.
+def _format_of(path: Path, selection: Selection, most: int | None = None) -> Format:
+    # By the name, else by how it begins, and by lines with norms among so many characters.
     kind = _by_name(path)
     if kind is not None:
         return kind
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = file.read(512)
         if head.startswith(IDENT):
             return Format.WANDB
         if starts_record(head):
             return Format.EVENTS
-        if (keys := first_keys(path)) and "log_history" not in keys:
-            return Format.JSONL
-        if head.lstrip()[:1] in (b"{", b"["):
-            return Format.JSON
-        if len(header(path)) > 1 and b"\0" not in head:
+        row, only = first_row(path)
+        names = [] if row else header(path)
+        if len(names) > 1 and any(map(selection.is_norm, names)):
             return Format.CSV
-    except OSError as error:
+        # A console log may begin with a configuration as JSON, and a JSON file holds lines that look like prints.
+        has_norms = any(map(selection.is_norm, row))
+        program = None if has_norms or path.suffix == ".json" else program_of(path, selection, most)
+        if program not in (None, PRINTS_JSON):
+            return Format.CONSOLE
+        if row and not (only and _has_lists(row, selection)) and "log_history" not in row:
+            return Format.JSONL
+        if _JSON.match(head):
+            return Format.JSON
+        if program:
+            return Format.CONSOLE
+        if len(names) > 1 and b"\0" not in head:
+            return Format.CSV
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from None
-    raise UsageError(f"{path} is no log of a known format: no JSON, no table, no event file, no .wandb file")
+    raise UsageError(
+        f"{path} is no log of a known format: no JSON, no table, no event file, no .wandb file, no lines "
+        "with gradient norms as training programs print them"
+    )
+
+
+def _has_lists(row: Mapping[str, Any], selection: Selection) -> bool:
+    # Whether an object holds columns or rows, rather than being a row.
+    norms = [value for name, value in row.items() if selection.is_norm(name)]
+    return any(isinstance(value, list) for value in norms or row.values())
 
 
 def _runs(
@@ -191,7 +271,7 @@ def _runs(
 ) -> Iterator[tuple[Format, list[Path]]]:
     # Files that make up one trace: the event files of a directory; of a run's states the one that goes furthest;
     # otherwise each its own.
-    states = {run[0]: run for run in states_by_run(path for path in found if path.name == TRAINER_STATE)}
+    states = {run[0]: run for run in states_by_run(filter(_is_state, found))}
     events: dict[Path, list[Path]] = {}
     for path, kind in found.items():
         if kind is Format.EVENTS:
@@ -200,7 +280,7 @@ def _runs(
         if kind is Format.EVENTS:
             if path == events[path.parent][0]:
                 yield kind, events[path.parent]
-        elif path.name != TRAINER_STATE:
+        elif not _is_state(path):
             yield kind, [path]
         elif path in states:
             yield from ((kind, [furthest]) for furthest in _furthest(states[path], named, passed_over))
@@ -212,26 +292,46 @@ def _furthest(states: list[Path], named: set[Path], passed_over: list[UsageError
     for path in states:
         try:
             ranked.append((reached(path), path))
-        except (OSError, UsageError) as error:
-            refusal = _unreadable(path, error) if isinstance(error, OSError) else error
+        except (*READ_ERRORS, UsageError) as error:
+            refusal = error if isinstance(error, UsageError) else _unreadable(path, error)
             if path in named:
                 raise refusal from None
             passed_over.append(refusal)
     return [max(ranked)[1]] if ranked else []
 
 
-def _read(kind: Format, files: list[Path], selection: Selection) -> NormTrace:
+def _read(kind: Format, files: list[Path], selection: Selection, passed_over: list[UsageError]) -> list[NormTrace]:
     try:
-        if kind is Format.EVENTS:
-            return read_events(files, selection).trace()
-        reader = {Format.JSONL: read_jsonl, Format.JSON: read_json_rows, Format.WANDB: read_wandb, Format.CSV: read_csv}
-        return reader[kind](files[0], selection).trace()
-    except OSError as error:
+        logs = _logs_in(kind, files, selection)
+    except READ_ERRORS as error:
         raise _unreadable(files[0], error) from None
+    if len(logs) == 1:
+        return [logs[0].trace()]
+    traces: list[NormTrace] = []
+    refused: list[UsageError] = []
+    for log in logs:
+        try:
+            traces.append(log.trace())
+        except UsageError as error:
+            refused.append(error)
+    if not traces:
+        raise refused[0]
+    passed_over += refused
+    return traces
 
 
-def _unreadable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be read: {error.strerror or error}")
+def _logs_in(kind: Format, files: list[Path], selection: Selection) -> list[ScalarLog]:
+    if kind is Format.EVENTS:
+        return [read_events(files, selection)]
+    if kind in (Format.JSON, Format.CSV):
+        return (read_json_rows if kind is Format.JSON else read_csv)(files[0], selection)
+    return [
+        {Format.JSONL: read_jsonl, Format.WANDB: read_wandb, Format.CONSOLE: read_console}[kind](files[0], selection)
+    ]
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:

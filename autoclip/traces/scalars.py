@@ -1,5 +1,6 @@
 """The scalars of a log while it is read, whatever its format, and what becomes of them: a trace."""
 
+import re
 from array import array
 from math import inf, nan
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import Selection, loss_rank, threshold_of
+from autoclip.traces.columns import Selection, loss_rank, part_of, threshold_of
 from autoclip.traces.notes import counted
 from autoclip.traces.trace import Floats, Ints, NormTrace
 
 MAX_STEP = 2**53  # beyond it a float is no exact step, and no optimizer gets there
+
+_OF_ALL = re.compile(r"(?<=\d)\s*/\s*\d+\s*$")
 
 
 class Series:
@@ -159,8 +162,13 @@ class ScalarLog:
             )
         if f"{column}_max" in self._names:
             notes.append("each value is a mean over several steps: the norms of single steps are spread more widely")
-        ranked = sorted((rank, name) for name in self._series if (rank := loss_rank(name)) is not None)
-        losses = [found for _, name in ranked if (found := self._beside(name, column, steps)) is not None]
+        part = part_of(column)
+        ranked = sorted(
+            (part_of(name) != part, rank, name)
+            for name in self._series
+            if (rank := loss_rank(name)) is not None and part_of(name) in ("", part or "actor")
+        )
+        losses = [found for *_, name in ranked if (found := self._beside(name, column, steps)) is not None]
         thresholds = self._beside(threshold_of(column), column, steps)
         if thresholds is not None and (thresholds <= 0).any():
             thresholds = None
@@ -213,6 +221,6 @@ def number(value: Any) -> float | None:
 
 
 def whole_number(value: Any) -> int | None:
-    """The value as a step, also where it was written as text or with a decimal point; None for what is none."""
-    found = number(value)
+    """The value as a step, also where it was written as text, with a decimal point or as "10/438"; None for none."""
+    found = number(_OF_ALL.sub("", value, count=1) if isinstance(value, str) else value)
     return int(found) if found is not None and abs(found) <= MAX_STEP and found == int(found) else None

@@ -1,11 +1,77 @@
-"""Lines of text files that may be torn, damaged, or no text at all."""
+"""Log files as they are opened: packed or not, or standard input; and their lines, torn, damaged, or no text at all."""
 
+import gzip
+import os
+import sys
+import zlib
 from collections.abc import Iterator
+from functools import lru_cache
+from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
+from typing import TextIO
 
 from autoclip.errors import UsageError
 
 LONGEST = 16 * 2**20  # bytes; a longer line is no line
+LARGEST = 2**30  # bytes that are read as a whole
+STANDARD_INPUT = Path("standard input")
+"""This very object stands for standard input; another path of that name is a file's."""
+READ_ERRORS = (OSError, EOFError, zlib.error)
+"""What reading an opened file may raise; the latter two where a packed one is damaged."""
+
+_GZIP = b"\x1f\x8b"
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@lru_cache(maxsize=1)  # it can be read once
+def _standard_input(stream: TextIO) -> bytes:
+    return stream.buffer.read()
+
+
+def opened(path: Path) -> BufferedIOBase:
+    """Open a log to be read, a packed one unpacked.
+
+    Raises:
+        OSError: it cannot be read, or is a pointer of Git LFS.
+    """
+    with _as_it_is(path) as file:
+        head = file.read(len(_LFS))
+    if head == _LFS:
+        raise OSError(0, "it is a pointer of Git LFS, not the log: fetch that with `git lfs pull`")
+    if head.startswith(_GZIP):
+        return gzip.open(_as_it_is(path) if path is STANDARD_INPUT else path)
+    return _as_it_is(path)
+
+
+def _as_it_is(path: Path) -> BufferedIOBase:
+    return BytesIO(_standard_input(sys.stdin)) if path is STANDARD_INPUT else path.open("rb")
+
+
+def content(path: Path) -> bytes:
+    """All of a log.
+
+    Raises:
+        OSError: it cannot be read (or another of the `READ_ERRORS`), or is larger than 1 GiB.
+    """
+    with opened(path) as file:
+        found = file.read(LARGEST + 1)
+    if len(found) > LARGEST:
+        raise OSError(0, f"it has more than {LARGEST >> 30} GiB")
+    return found
+
+
+def measured(path: Path) -> tuple[BufferedIOBase, int]:
+    """An opened log with its size; a packed one is in memory.
+
+    Raises:
+        OSError: as of `content`.
+    """
+    file = opened(path)
+    if isinstance(file, BufferedReader):
+        return file, os.fstat(file.fileno()).st_size
+    file.close()
+    found = content(path)
+    return BytesIO(found), len(found)
 
 
 def lines(path: Path) -> Iterator[tuple[str, bool]]:
@@ -14,10 +80,10 @@ def lines(path: Path) -> Iterator[tuple[str, bool]]:
     Bytes that are no UTF-8 become U+FFFD, and a byte-order mark is dropped.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read (or another of the `READ_ERRORS`).
         UsageError: a line is longer than 16 MiB.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         start = True
         while line := file.readline(LONGEST + 1):
             if len(line) > LONGEST:

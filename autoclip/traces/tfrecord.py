@@ -4,7 +4,6 @@ A record is the length (8 bytes), the length's checksum (4), the data, and the d
 Reference: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 """
 
-import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from struct import Struct
 from autoclip.errors import UsageError
 from autoclip.traces.crc32c import masked_crc32c
 from autoclip.traces.notes import counted
+from autoclip.traces.text import measured
 
 _HEAD = Struct("<QI")
 _CHECKSUM = Struct("<I")
@@ -42,8 +42,8 @@ def records(path: Path, notes: list[str]) -> Iterator[bytes]:
         UsageError: it does not begin as a TFRecord file does.
     """
     corrupt = 0
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size  # what a running job appends from now on waits for the next reading
+    file, size = measured(path)  # what a running job appends from now on waits for the next reading
+    with file:
         position = 0
         while position < size:
             head = file.read(_HEAD.size)

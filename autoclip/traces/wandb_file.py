@@ -20,6 +20,7 @@ from autoclip.traces.notes import counted
 from autoclip.traces.protobuf import BYTES, FIXED64, VARINT, MalformedError, fields, key, number, zigzag
 from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
+from autoclip.traces.text import opened
 
 IDENT = b":W&B"
 _HEADER = IDENT + (0xBEE1).to_bytes(2, "little") + b"\0"  # the last byte is the version
@@ -65,7 +66,7 @@ def _records(path: Path, notes: list[str]) -> Iterator[bytes]:
     # where the data was damaged; if that fails too the length was, and reading goes on with the next block.
     damaged = 0
     torn = False
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(len(_HEADER))
         if head[:-1] != _HEADER[:-1]:
             raise UsageError(f"{path} is no .wandb file: it does not begin as one")
