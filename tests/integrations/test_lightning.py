@@ -149,7 +149,7 @@ def test_a_run_resumed_from_a_checkpoint_equals_the_uninterrupted_one(tmp_path):
 
 def test_a_checkpoint_of_another_policy_or_other_optimizers_is_refused(tmp_path):
     fit(Regression(), AutoClipCallback(autoclip.ZClip())).save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ValueError, match=r"another AutoClipCallback.*state of a ZClip cannot be loaded into a Loss"):
+    with pytest.raises(ValueError, match=r"another AutoClipCallback.*state of a ZClip cannot be loaded into a Probing"):
         fit(Regression(), AutoClipCallback(), ckpt_path=tmp_path / "one.ckpt", max_epochs=2)
     fit(Adversaries(), AutoClipCallback()).save_checkpoint(tmp_path / "two.ckpt")
 
