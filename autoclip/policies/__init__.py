@@ -32,7 +32,7 @@ DEFAULT_KIND = "probing_quantile"
 
 
 def default_policy() -> Policy:
-    """The policy where none is given: `ProbingQuantile()`, chosen in `experiments/studies/thresholds`."""
+    """The policy where none is given: `ProbingQuantile()`, see `experiments/studies/default`."""
     return POLICIES[DEFAULT_KIND]()
 
 

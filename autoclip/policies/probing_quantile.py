@@ -52,7 +52,7 @@ class ProbingQuantile(Policy):
         warmup_steps: 0 by default; otherwise the threshold starts at percentile `lowest` of the warm-up's norms.
         **bounds: see `Policy`.
 
-    Reference: our own, see `experiments/studies/thresholds` and `experiments/studies/ablation`.
+    Reference: our own, see `experiments/studies/default` and `experiments/studies/ablation`.
     """
 
     reads_loss = True

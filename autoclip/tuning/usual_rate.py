@@ -90,7 +90,10 @@ def _cause(run: Steps) -> str:
         return "no finite loss was given, without which it has no brake: call clipper.report_loss(loss)"
     rises = _rises(run.losses) / count
     if rises > MANY_RISES:
-        return f"the loss rose again and again (in {rate_text(rises)} of the steps): try a lower learning rate"
+        return (
+            f"the loss rose again and again (in {rate_text(rises)} of the steps), or its noise passes for that, as in "
+            f"long runs: try a lower learning rate, or RunningQuantile(90)"
+        )
     first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
     if last >= GROWTH * first:
         return (
