@@ -136,7 +136,8 @@ def probing_thresholds(
     window: int = 100,
     start: float = 0.3,
     growth: float = 0.03,
-    margin: float = 0.75,
+    margin: float = 0.5,
+    setback: float = 0.1,
     cut: float = 0.8,
     floor: float = 0.1,
     step_back: float = 40,
@@ -148,11 +149,12 @@ def probing_thresholds(
     """Slow start at a share of the first norm, then a percentile that opens, or a cut and a step back.
 
     In each later step the loss, if any, is looked at first: where the fast average lies above the slow one by more than
-    `margin` deviations the threshold is cut, not below the floor unless it lies there already, and the percentile steps
-    back if the last time was more than `pause` steps ago; but where `patience` times came within a window of the one
-    before, it does not step back, and the loss counts no more until the percentile is open. In all other steps it
+    `margin` deviations, and by more than the share `setback` of all that the slow one has ever moved, the threshold is
+    cut, not below the floor unless it lies there already, and the percentile steps back if the last time was more than
+    `pause` steps ago; but where `patience` times came within a window of the one before, it does not step back, and the
+    loss counts no more until the percentile is open and the last rise is more than a window ago. In all other steps it
     opens, and the threshold is that percentile, or a little more than before where that is less. After ten losses
-    beyond the first a loss counts as at most three deviations away from the slow average, corrected for the start at
+    beyond the first a loss counts as at most 2.5 deviations away from the slow average, corrected for the start at
     zero.
     """
     threshold = start * norms[0]
@@ -160,20 +162,25 @@ def probing_thresholds(
     q, opening, last_step_back, in_vain = lowest, pace, -inf, 0
     fast_average = slow_average = losses[0]
     variance, seen = 0.0, 0
+    levels = [] if slow_average is None else [slow_average]
     for step, loss in enumerate(losses[1:-1], 1):
         if loss is not None and slow_average is None:
             fast_average = slow_average = loss
+            levels.append(loss)
         elif loss is not None:
             if seen >= 10:
-                most = 3 * (variance / (1 - 0.97**seen)) ** 0.5
+                most = 2.5 * (variance / (1 - 0.97**seen)) ** 0.5
                 loss = min(max(loss, slow_average - most), slow_average + most)
             variance = 0.97 * variance + 0.03 * (loss - slow_average) ** 2
             fast_average = 0.8 * fast_average + 0.2 * loss
             slow_average = 0.97 * slow_average + 0.03 * loss
+            levels.append(slow_average)
             seen += 1
         recent = norms[max(0, step + 1 - window) : step + 1]
-        heard = loss is not None and in_vain < patience
-        if heard and fast_average - slow_average > margin * variance**0.5:
+        moved = max(levels) - min(levels) if levels else 0.0
+        rise = 0.0 if loss is None else fast_average - slow_average
+        rises = rise > margin * variance**0.5 and rise > setback * moved
+        if rises and in_vain < patience:
             least = floor * float(np.median(recent))
             threshold = max(cut * threshold, least) if threshold > least else threshold
             if step - last_step_back > pause:
@@ -184,9 +191,11 @@ def probing_thresholds(
                 else:
                     q, opening = max(lowest, q - step_back), opening * memory
         else:
+            last_step_back = step if rises else last_step_back
             q = min(percentile, q + opening)
             if q == percentile:
-                opening, in_vain = pace, 0
+                opening = pace
+                in_vain = in_vain if step - last_step_back <= window else 0
             threshold = min(float(np.percentile(recent, q)), threshold * (1 + growth))
         if len(thresholds) == 10:
             usual = sorted(norms[:10])[2]

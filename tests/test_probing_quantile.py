@@ -23,9 +23,11 @@ def lognormal(steps, seed=0):
         {"percentile": 95, "lowest": 95},
         {"window": 7, "start": 1.0, "growth": 0.5},
         {"margin": 0, "cut": 0.99, "floor": 1e-6},
-        {"margin": 0.25, "step_back": 5, "pace": 2, "memory": 1, "pause": 0},
+        {"margin": 0.25, "setback": 0, "step_back": 5, "pace": 2, "memory": 1, "pause": 0},
         {"pace": 0, "pause": 50, "margin": 0.25},
-        {"patience": 1, "margin": 0.25},
+        {"patience": 1, "margin": 0.25, "setback": 0.01},
+        {"patience": 1, "margin": 0, "setback": 0, "pace": 4, "window": 20},
+        {"setback": 0.5},
         {"patience": 0},
     ],
 )
@@ -103,24 +105,38 @@ def test_each_step_back_opens_more_slowly():
     assert paces[:4] == pytest.approx([0.5, 0.35, 0.245, 0.1715])
 
 
-def test_a_loss_that_rises_in_vain_is_not_listened_to_until_the_percentile_is_open_again():
+def test_a_loss_that_rises_in_vain_is_not_listened_to_until_it_has_not_risen_for_a_window():
     policy, opened = ProbingQuantile(), []
     follow(policy, [1.0] * 200, [2.0] * 200)
-    for step in range(400):  # steadily, whatever the threshold
-        policy.observe(1.0, 2 + 0.05 * step)
+    losses = [2 + 0.05 * step for step in range(400)]  # steadily, whatever the threshold
+    for loss in losses + [losses[-1]] * 300:
+        policy.observe(1.0, loss)
         opened.append(policy.q)
     let_go = opened.index(10) + 60
     is_open = opened.index(90, let_go)
     assert np.diff(opened[let_go : is_open + 1]) == pytest.approx(0.5)
-    assert min(opened[is_open:]) <= 50  # and listened to again
+    assert set(opened[is_open:]) == {90}
+    follow(policy, [1.0] * 60, [losses[-1] + 20] * 60)
+    assert policy.q < 90  # listened to again
 
 
 def test_steps_back_that_are_far_apart_are_not_in_vain():
     policy, noise = ProbingQuantile(), np.random.default_rng(2)
-    for level in range(10):
-        follow(policy, [1.0] * 150, noise.normal(level, 0.3, 150))
+    follow(policy, [1.0] * 300, np.linspace(10, 0, 300))
+    for level in range(4):
+        follow(policy, [1.0] * 150, noise.normal(2 * level, 0.3, 150))
         assert policy.in_vain < 4
     assert policy.q < 90
+
+
+def test_the_noise_of_a_loss_that_has_come_down_closes_nothing_in_ten_thousand_steps():
+    steps = 10_000
+    losses = 10 * np.exp(-np.arange(steps) / 200) + np.random.default_rng(3).exponential(0.3, steps)
+    policy, touchy = ProbingQuantile(), ProbingQuantile(setback=0)
+    norms = lognormal(steps)
+    clipped, too_many = (np.mean(np.asarray(norms) > follow(one, norms, losses)) for one in (policy, touchy))
+    assert policy.q == 90
+    assert clipped < 0.15 < 0.5 < too_many
 
 
 def test_once_it_is_open_again_the_pace_is_as_at_first():

@@ -7,7 +7,7 @@ from autoclip.policies.parameters import Bounds, Floor, Percentile, Positive, Sh
 from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
 from autoclip.statistics import LossTrend, SlidingQuantile
 
-LIMIT = 3.0
+LIMIT = 2.5
 """Standard deviations that one loss counts at most, so that a wild batch is no rise."""
 LEAST = nextafter(0.0, 1.0)
 
@@ -18,19 +18,22 @@ class ProbingQuantile(Policy):
         first step:   C = start * norm, read before that step is clipped;  q = lowest
         each step:    q <- min(percentile, q + opening),  opening = pace at first, and again once q is `percentile`
                       C <- min(percentile q of the last `window` norms, (1 + growth) C)
-        loss rises:   C <- max(cut * C, min(C, floor * median of the window))   instead
+        loss rises:   fast - slow average > margin * sd  and  > setback * (highest - lowest slow), see `LossTrend`
+                      C <- max(cut * C, min(C, floor * median of the window))   instead
                       q <- max(lowest, q - step_back), opening <- memory * opening,   at most once in `pause` steps
         after ten:    C <- start * m   where m > 10 * first norm,  m = the third smallest of the first ten norms
 
     It is probed how far the threshold may open, as a link is probed for its capacity. What it promises:
 
     - A tame training is clipped in one step of ten once q is open, after `(percentile - lowest) / pace` = 160 steps.
-    - A spike is clipped, and one wild loss is no rise: a loss counts as three standard deviations at most.
-    - Where the learning rate is too high the loss rises again and again, by more than `margin` of its standard
-      deviations (see `LossTrend`): q stays low, as it opens the more slowly the oftener that happens. An explosion
-      cannot be followed in any case: the threshold falls with the norms at once, and rises by 3 % a step at most.
+      The noise of a loss that has come down is no rise: to be one, it has to undo a tenth of all that it fell.
+    - A spike is clipped, and one wild loss is no rise: a loss counts as 2.5 standard deviations at most.
+    - Where the learning rate is too high the loss rises again and again: q stays low, as it opens the more slowly the
+      oftener that happens. An explosion cannot be followed in any case: the threshold falls with the norms at once,
+      and rises by 3 % a step at most.
     - A loss that means nothing, as of adversarial training, is not obeyed for long: where `patience` step backs follow
-      each other within a window, closing does not help; the loss is not listened to until q is open again.
+      each other within a window, closing does not help; the loss is not listened to before q is open and a window has
+      passed without a rise.
 
     Scale-free in norms and losses, and a constant added to the loss does not matter. In a step without a loss nothing
     rises: without any, the high percentile and the bound on its growth are all there is.
@@ -42,6 +45,7 @@ class ProbingQuantile(Policy):
         start: in (0, 1], the first threshold as a share of the first norm.
         growth: > 0, the most by which the threshold rises in a step, as a share.
         margin: >= 0, by how many standard deviations the loss has to rise.
+        setback: >= 0, which share of its range so far it has to rise by.
         cut: in (0, 1], factor on the threshold in a step of rising loss.
         floor: in (0, 1], share of the window's median below which nothing is cut.
         step_back: >= 0, points that q loses.
@@ -64,7 +68,8 @@ class ProbingQuantile(Policy):
         window: Window = 100,
         start: Share = 0.3,
         growth: Positive = 0.03,
-        margin: Floor = 0.75,
+        margin: Floor = 0.5,
+        setback: Floor = 0.1,
         cut: Share = 0.8,
         floor: Share = 0.1,
         step_back: Floor = 40,
@@ -83,6 +88,7 @@ class ProbingQuantile(Policy):
         self.start = self._checked("start", start)
         self.growth = self._checked("growth", growth)
         self.margin = self._checked("margin", margin)
+        self.setback = self._checked("setback", setback)
         self.cut = self._checked("cut", cut)
         self.floor = self._checked("floor", floor)
         self.step_back = self._checked("step_back", step_back)
@@ -97,7 +103,7 @@ class ProbingQuantile(Policy):
         self.current = 0.0
         self.q = self.lowest
         self.opening = self.pace
-        self.since = self.pause + self.window  # steps since the latest step back
+        self.since = self.pause + self.window  # steps since the latest step back, or rise not listened to
         self.in_vain = 0  # step backs in a row, each within a window of the one before
         self.first_norms: list[float] = []  # until there are ten
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
@@ -121,15 +127,19 @@ class ProbingQuantile(Policy):
     def _observe(self, norm: float, loss: float | None) -> None:
         self.norms.update(norm)
         self.since += 1
-        if loss is not None and self.in_vain < self.patience and self.losses.rises(self.margin):
+        rises = loss is not None and self.losses.rises(self.margin, self.setback)
+        if rises and self.in_vain < self.patience:
             self.current = max(self.cut * self.current, min(self.current, self.floor * self.norms.get(50)), LEAST)
             if self.since > self.pause:
                 self._step_back()
         else:
+            if rises:
+                self.since = 0
             self.q = min(self.percentile, self.q + self.opening)
             self.current = min(self.norms.get(self.q), (1 + self.growth) * self.current)
             if self.q == self.percentile:
-                self.opening, self.in_vain = self.pace, 0
+                self.opening = self.pace
+                self.in_vain = self.in_vain if self.since <= self.window else 0
         if self.first_norms:
             self._look_at_the_first([*self.first_norms, norm])
 

@@ -15,8 +15,8 @@ class LossTrend:
         sd^2 <- d sd^2 + (1 - d) e^2,  w <- d w + 1 - d,  d = slow_decay;  both 0 at first
         slow <- d slow + (1 - d) (slow + e),  fast likewise;  both the first loss at first
 
-    So in the first steps a rise counts at once, and a fall only when it is clear. Neither the scale of the loss nor a
-    constant added to it matters.
+    So in the first steps a rise counts at once, and a fall only when it is clear. The highest and the lowest slow average
+    tell how far the loss has come. Neither the scale of the loss nor a constant added to it matters.
 
     Args:
         fast_decay: in [0, 1).
@@ -32,14 +32,14 @@ class LossTrend:
 
     def __init__(self, fast_decay: float = 0.8, slow_decay: float = 0.97, limit: float = inf) -> None:
         self.fast_decay, self.slow_decay, self.limit = fast_decay, slow_decay, limit
-        self._averages: list[float] = []  # fast, slow, sd, w; empty before the first loss
+        self._averages: list[float] = []  # fast, slow, sd, w, highest and lowest slow; empty before the first loss
 
     def update(self, loss: float) -> None:
         """Add a finite loss."""
         if not self._averages:
-            self._averages = [loss, loss, 0.0, 0.0]
+            self._averages = [loss, loss, 0.0, 0.0, loss, loss]
             return
-        fast, slow, deviation, weight = self._averages
+        fast, slow, deviation, weight, highest, lowest = self._averages
         surprise = loss - slow
         if weight > CERTAIN_WEIGHT and deviation > 0 and self.limit < inf:
             most = self.limit * deviation / sqrt(weight)
@@ -47,33 +47,36 @@ class LossTrend:
                 surprise = most if surprise > 0 else -most
                 loss = slow + surprise
         spread = hypot(sqrt(self.slow_decay) * deviation, sqrt(1 - self.slow_decay) * surprise)
+        slow = self.slow_decay * slow + (1 - self.slow_decay) * loss
         self._averages = [
             self.fast_decay * fast + (1 - self.fast_decay) * loss,
-            self.slow_decay * slow + (1 - self.slow_decay) * loss,
+            slow,
             min(spread, float_info.max),
             self.slow_decay * weight + (1 - self.slow_decay),
+            max(highest, slow),
+            min(lowest, slow),
         ]
 
-    def rises(self, margin: float) -> bool:
-        """Whether fast - slow > margin * sd; False before the first loss."""
+    def rises(self, margin: float, share: float = 0.0) -> bool:
+        """Whether fast - slow > max(margin * sd, share * (highest - lowest slow average)); False before the first loss."""
         if not self._averages:
             return False
-        fast, slow, deviation, _ = self._averages
-        return fast - slow > margin * deviation
+        fast, slow, deviation, _, highest, lowest = self._averages
+        return fast - slow > margin * deviation and fast - slow > share * (highest - lowest)
 
     def falls(self, margin: float) -> bool:
         """Whether slow - fast > margin * sd / sqrt(w); False before the second loss."""
         if not self._averages:
             return False
-        fast, slow, deviation, weight = self._averages
+        fast, slow, deviation, weight, _, _ = self._averages
         return weight > 0 and slow - fast > margin * deviation / sqrt(weight)
 
     def state_dict(self) -> list[float]:
-        """Both averages, the deviation and its weight; empty before the first loss."""
+        """Both averages, the deviation and its weight, the extremes of the slow one; empty before the first loss."""
         return list(self._averages)
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from the numbers of a `state_dict()`."""
-        if len(state) not in (0, 4):
-            raise ValueError(f"the state of a LossTrend has none or four numbers, got {state!r:.100}")
+        if len(state) not in (0, 6):
+            raise ValueError(f"the state of a LossTrend has none or six numbers, got {state!r:.100}")
         self._averages = [float(value) for value in state]
