@@ -91,8 +91,8 @@ def _cause(run: Steps) -> str:
     rises = _rises(run.losses) / count
     if rises > MANY_RISES:
         return (
-            f"the loss rose again and again (in {rate_text(rises)} of the steps), or its noise passes for that, as in "
-            f"long runs: try a lower learning rate, or RunningQuantile(90)"
+            f"the loss rose again and again (in {rate_text(rises)} of the steps): try a lower learning rate, or "
+            f"RunningQuantile(90) where the loss tells nothing, as in adversarial training"
         )
     first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
     if last >= GROWTH * first:
@@ -109,5 +109,5 @@ def _rises(losses: Sequence[float]) -> int:
     for loss in losses:
         if isfinite(loss):
             trend.update(loss)
-            count += trend.rises(USUAL.margin)
+            count += trend.rises(USUAL.margin, USUAL.setback)
     return count
