@@ -14,7 +14,7 @@ LEAST_RATE, MOST_RATE = 0.1, 0.4
 """Clip rates of the default in a healthy training."""
 FEWEST_STEPS = 300
 """Active steps below which those that open the threshold weigh too much."""
-MANY_RISES = 0.01
+MANY_RISES = 0.02
 """Share of the steps with a rising loss above which it is the cause."""
 GROWTH = 3.0
 """Ratio of the median norms of last and first quarter from which they grow."""
