@@ -27,7 +27,7 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
         *cost_sections(study, cells),
     ]
     if unseen:
-        parts += ["### Cells that no part of the design of the default was tried on", *cost_sections(study, unseen)]
+        parts += ["### Cells by which nothing of the default was chosen", *cost_sections(study, unseen)]
     for title, those in (
         ("Where no run fails without clipping", [cell for cell in cells if is_tame(cell)]),
         ("Where runs fail without clipping", [cell for cell in cells if not is_tame(cell)]),
@@ -40,7 +40,7 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
 LOSSES = (
     "Median validation loss at the end, F: failed runs; then the default's loss over that of the best constant (none, "
     "1, 5, 10), its normalised regret, the share of the steps that it clipped, and of the length that it left. A star "
-    "marks what no variant of the default was trained on before it was final."
+    "marks cells by which nothing of the default was chosen."
 )
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _fresh_sections(study: Study, rows: Sequence[RunRow]) -> list[str]:
         return []
     seeds = sorted({seed for cell in cells for seed in cell.seeds})
     return [
-        f"Those runs alone in which the design of the default had no part: seeds {seeds[0]} to {seeds[-1]} of "
+        f"Those runs alone by which nothing of the default was chosen: seeds {seeds[0]} to {seeds[-1]} of "
         f"{', '.join(fresh.tasks)}, {len(cells)} cells. Regret in percent, to the best of all rules on these seeds.",
         fresh_table(study, cells),
     ]
