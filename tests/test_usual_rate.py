@@ -47,8 +47,8 @@ def test_a_learning_rate_that_is_too_high_is_told_by_the_loss():
     assert not found.is_usual
     assert found.text.startswith(f"{HEAD}{np.mean(run.clipped):.1%}: the loss rose again and again (in ")
     assert found.text.endswith(
-        "% of the steps): try a lower learning rate, or RunningQuantile(90) where the loss tells nothing, as in "
-        "adversarial training"
+        "% of the steps), as where the learning rate is too high, or the loss tells little: try a lower rate, or "
+        "RunningQuantile(90)"
     )
 
 
