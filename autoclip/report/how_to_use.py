@@ -11,7 +11,7 @@ from autoclip.traces import NormTrace
 Framework = Literal["transformers", "lightning"]
 
 _LIGHTNING = re.compile(r"\bgrad_[\d.]+_norm_total\]$")
-_TRAINER_STATE = re.compile(r"trainer_state\.json(?:\.gz)?(?=:? |$)")
+_TRAINER_STATE = re.compile(r"(?:^|[/\\])trainer_state\.json(?:\.gz)?(?=:? |$)")
 
 
 def framework_of(trace: NormTrace) -> Framework | None:
@@ -20,10 +20,9 @@ def framework_of(trace: NormTrace) -> Framework | None:
     A `trainer_state.json` and lines that Transformers' Trainer prints are Transformers'; below `lightning_logs`, and in
     a column such as `grad_2.0_norm_total`, they are Lightning's.
     """
-    path = PurePath(trace.source)
-    if _TRAINER_STATE.match(path.name) or any("Transformers" in note for note in trace.notes):
+    if _TRAINER_STATE.search(trace.source) or any("Transformers" in note for note in trace.notes):
         return "transformers"
-    return "lightning" if "lightning_logs" in path.parts or _LIGHTNING.search(trace.source) else None
+    return "lightning" if "lightning_logs" in PurePath(trace.source).parts or _LIGHTNING.search(trace.source) else None
 
 
 def python_of(policy: Mapping[str, Any]) -> str:
@@ -42,6 +41,7 @@ def code_of(policy: Mapping[str, Any], framework: Framework | None = None, *, wi
     """
     if framework:
         return (
+            "import autoclip\n"
             f"from autoclip.integrations.{framework} import AutoClipCallback\n"
             f"trainer = Trainer(..., callbacks=[AutoClipCallback({python_of(policy)})])"
         )

@@ -158,7 +158,13 @@ def _percentile_rows(one: Suggestion) -> list[list[str]]:
     return [
         [f"{name:g} %", f"{value.value:.4g}", f"{value.low:.4g} to {value.highest('.4g')}"]
         for name, value in one.percentiles.items()
-    ] + [["largest", f"{one.largest:.4g}", f"{times_text(one.largest_ratio)} times the median"]]
+    ] + [
+        [
+            "largest",
+            f"{one.largest:.4g}",
+            f"at step {one.largest_step}, {times_text(one.largest_ratio)} times the median",
+        ]
+    ]
 
 
 def _fixed_rows(one: Suggestion) -> list[list[str]]:

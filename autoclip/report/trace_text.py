@@ -72,7 +72,8 @@ def print_suggestion(suggestion: Suggestion) -> None:
         out.print(f"note: {note}")
     out.print(f"log: {trace.source}: {size_of(suggestion)}; with 95 % confidence intervals:")
     percentiles = [(f"{name:g}", str(one)) for name, one in suggestion.percentiles.items()]
-    largest = ("largest", f"{suggestion.largest:.3g}, {times_text(suggestion.largest_ratio)} times the median")
+    ratio = times_text(suggestion.largest_ratio)
+    largest = ("largest", f"{suggestion.largest:.3g} at step {suggestion.largest_step}, {ratio} times the median")
     fixed = [(f"{limit:g}", _percent(one)) for limit, one in suggestion.fixed.items()]
     for rows in ([("percentile", "norm"), *percentiles, largest], [("threshold", "would clip"), *fixed]):
         _print_table(out, aligned(rows, "><"))

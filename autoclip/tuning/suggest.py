@@ -76,6 +76,7 @@ class Suggestion:
         nonfinite: number of norms that are NaN or inf.
         percentiles: percentile -> norm.
         largest: norm.
+        largest_step: step of the largest norm, the first where it occurs again.
         largest_ratio: the largest norm over the median of all, at most 1e304.
         fixed: threshold -> share of the finite norms above zero that it would clip, the clip rate of its replay.
         drift: of the norms.
@@ -96,6 +97,7 @@ class Suggestion:
     nonfinite: int
     percentiles: Mapping[float, Interval]
     largest: float
+    largest_step: int
     largest_ratio: float
     fixed: Mapping[float, Interval]
     drift: Drift
@@ -127,6 +129,7 @@ class Suggestion:
             "nonfinite": self.nonfinite,
             "percentiles": {f"{name:g}": interval(one) for name, one in self.percentiles.items()},
             "largest": self.largest,
+            "largest_step": self.largest_step,
             "largest_over_median": self.largest_ratio,
             "clipped_by_fixed": {f"{name:g}": interval(one) for name, one in self.fixed.items()},
             "drift": {"ratio": self.drift.ratio, "tau": self.drift.tau, "p_value": self.drift.p_value},
@@ -168,6 +171,7 @@ def suggest(trace: NormTrace) -> Suggestion:
         nonfinite=int((~np.isfinite(trace.norms)).sum()),
         percentiles=percentiles,
         largest=float(norms.max()),
+        largest_step=int(trace.steps[(trace.norms == norms.max()).argmax()]),
         largest_ratio=_largest_ratio(norms),
         fixed={
             limit: share_interval(clip_rate(int((norms > limit).sum()), len(norms)), effective) for limit in THRESHOLDS
