@@ -214,7 +214,7 @@ def contradictions(trace, told):
     if sum(low < norm <= high for norm in norms) > max(1, len(norms) / 100):
         wrong.append("number")
     worth = re.findall(r"worth at most about (\d+) independent", told)
-    wrong += [f"worth {one}" for one in worth if int(one) > 0.8 * len(norms) + 0.5]
+    wrong += [f"worth {one}" for one in worth if int(one) > 0.5 * len(norms) + 0.5]
     for threshold in (1, 5, 10):
         share = sum(norm > threshold for norm in norms) / len(norms)
         check(rf"^ +{threshold}  (\S+)% \[", f"{100 * share:.2f}")

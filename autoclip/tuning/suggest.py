@@ -36,7 +36,7 @@ NUMBER_PERCENTILE = 90
 NUMBER_SHARE = 0.01
 """Share of the norms that may lie between that percentile and its rounded value."""
 FEW_INDEPENDENT = 50
-WORTH_LESS = 0.8
+WORTH_LESS = 0.5
 """Share of the norms that their worth is below, before it is told."""
 SCALED_MEDIAN = 1e4
 """Norms of this size are seldom but where gradients carry the factor of a `GradScaler`."""
