@@ -186,27 +186,30 @@ def suggest(
     column: TraceColumn = None,
     step_column: StepColumn = None,
     html: Annotated[Path | None, typer.Option(help="Also write this page, with the figures.")] = None,
+    details: Annotated[bool, typer.Option("--details", help="Show the figures of several logs, too.")] = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Recommend a setting from gradient norms that were logged."""
     with _exit_codes():
-        from autoclip.report.trace_text import print_suggestion
+        from autoclip.report.trace_text import print_suggestions
         from autoclip.traces import read_traces
         from autoclip.tuning.suggest import suggest_each
 
         suggestions, refused = suggest_each(read_traces(paths, column=column, step_column=step_column))
+        if output_format == Format.json:
+            told = {"suggestions": [one.as_json() for one in suggestions], "refused": [one.figures for one in refused]}
+            _print_json(told)
+        if not suggestions:
+            raise UsageError("\n".join(map(str, refused)))
         for reason in refused:
             _tell(f"note: {reason}")
         if html:
             from autoclip.report.writing import write_suggestions
 
-            write_suggestions(suggestions, html, refused)
+            write_suggestions(suggestions, html, [*map(str, refused)])
             _tell(f"wrote {html}")
-        if output_format == Format.json:
-            _print_json([one.as_json() for one in suggestions])
-            return
-        for one in suggestions:
-            print_suggestion(one)
+        if output_format == Format.text:
+            print_suggestions(suggestions, details=details)
 
 
 @app.command()

@@ -106,7 +106,8 @@ def test_a_replay_of_the_same_policy_has_the_same_figures_and_suggest_those_of_f
     (row,) = [line for line in shown.splitlines() if "RunningQuantile" in line]
     assert f" {rate_text(own['clip_rate'])} " in row
     assert row.endswith(f" {threshold_text(own['threshold'])}")
-    (suggested,) = json.loads(CliRunner().invoke(app, ["suggest", str(out / "seed-0"), "-f", "json"]).output)
+    found = CliRunner().invoke(app, ["suggest", str(out / "seed-0"), "-f", "json"]).output
+    (suggested,) = json.loads(found)["suggestions"]
     told = [suggested["clipped_by_fixed"][limit]["value"] for limit in limits]
     assert told == [one["clip_rate"] for one in fixed]
 

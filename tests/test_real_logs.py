@@ -39,9 +39,16 @@ def test_a_steady_run_with_one_spike():
     assert described(run([2.0] * 4 + [40.0] + [2.0] * 95))["largest_later"] == pytest.approx(1)
     assert row["p99_over_median"] == pytest.approx(20**0.01), "numpy's percentile lies between ranks 98 and 99"
     assert (row["held_50"], row["held_90"]) == (0.02, 0.02), "one of 50 is above 2 in the second half"
+    assert row["suggested"] == "probing_quantile"
+    assert row["suggested_first"] is None, "equal norms look clipped"
+    assert (row["promised"], row["realised"]) == (None, None)
+
+
+def test_a_calm_run_whose_warm_up_ends_with_it():
+    row = described(run(np.random.default_rng(0).lognormal(0, 0.2, 100)))
     assert (row["suggested"], row["suggested_first"]) == ("running_quantile", "running_quantile")
     assert row["promised"] == pytest.approx(0.1)
-    assert row["realised"] is None, "the warm-up ends with the run"
+    assert row["realised"] is None
 
 
 def test_a_run_that_rises_all_along():

@@ -75,7 +75,10 @@ def test_suggest_writes_a_page_beside_what_it_prints(log: Path) -> None:
         (lambda place: (place / "sweep.yaml").write_text("name: x"), "has not finished"),
         (lambda place: place.rmdir(), "does not exist; a report needs a directory"),
         (lambda place: (place.rmdir(), place.touch()), "is a file; a report needs a directory"),
-        (lambda place: (place / "a.csv").write_text("step,grad_norm\n1,2\n"), "too few to tell anything"),
+        (
+            lambda place: (place / "a.csv").write_text("step,grad_norm\n1,2\n"),
+            "1 finite norm above zero (median 2, largest 2): advice takes at least 20",
+        ),
         (lambda place: write_run(place, metrics_of()) and (place / "report").touch(), "report is a file"),
         (lambda place: (place / "report.html").mkdir(), "report.html is no file, and the page needs this name: move"),
     ],
@@ -165,8 +168,10 @@ def test_a_log_that_tells_too_little_does_not_hide_the_others(log: Path, poor: s
         assert f"note: {log}/{told}" in result.stderr
         assert "recommended: autoclip." in result.stdout
         assert told in loaded(log.parent / "page.html").text
-        (found,) = json.loads(call("suggest", *words, "-f", "json").stdout)
+        told_of = json.loads(call("suggest", *words, "-f", "json").stdout)
+        (found,), (refused,) = told_of["suggestions"], told_of["refused"]
         assert found["source"] == f"{log / 'metrics.csv'} [grad_norm]"
+        assert f"{log}/{told}{refused['reason']}" == f"{refused['source']}: {refused['reason']}"
     result = call("report", log, "-f", "json")
     (note,) = json.loads(result.stdout)["notes"]
     assert result.exit_code == 0
@@ -177,7 +182,10 @@ def test_a_log_that_tells_too_little_does_not_hide_the_others(log: Path, poor: s
     for command in ("suggest", "report"):
         result = call(command, log)
         assert result.exit_code == 2
-        assert result.stderr.count("are too few to tell anything") == 2
+        assert len(result.stderr.splitlines()) == 2
+    result = call("suggest", log, "-f", "json")
+    assert (result.exit_code, json.loads(result.stdout)["suggestions"]) == (2, [])
+    assert len(json.loads(result.stdout)["refused"]) == 2
 
 
 def test_report_is_told_the_columns_of_a_log(log: Path, tmp_path: Path) -> None:

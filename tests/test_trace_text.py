@@ -1,7 +1,9 @@
 """`autoclip suggest` and `autoclip replay` on the command line."""
 
 import json
+import math
 import re
+from statistics import median
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from typer.testing import CliRunner
 import autoclip
 from autoclip.cli import app
 from autoclip.records import ClipRecord
-from autoclip.report.trace_text import python_of
+from autoclip.report.trace_text import print_suggestions
 from autoclip.sinks import JSONLSink
+from autoclip.traces import NormTrace
+from autoclip.tuning.log_findings import times_text
+from autoclip.tuning.suggest import suggest_each
 
 STEPS = 300
 
@@ -47,9 +52,10 @@ def test_a_suggestion_in_words_ends_in_yaml_and_python_that_can_be_used(log):
 
 def test_a_suggestion_as_json(log):
     code, text = run("suggest", log, "-f", "json")
-    (found,) = json.loads(text)
+    (found,) = json.loads(text)["suggestions"]
     assert code == 0
     assert found["norms"] == STEPS
+    assert json.loads(text)["refused"] == []
     assert found["spikes"]["value"] == pytest.approx(1 / STEPS)
     assert found["recommended"]["policy"] == {"kind": "probing_quantile"}
 
@@ -70,7 +76,7 @@ def test_an_end_of_an_interval_that_is_not_known_is_said(log):
     _, text = run("suggest", log)
     (line,) = [line for line in text.splitlines() if line.split()[:1] == ["99"]]
     assert ", unknown]" in line
-    (found,) = json.loads(run("suggest", log, "-f", "json")[1])
+    (found,) = json.loads(run("suggest", log, "-f", "json")[1])["suggestions"]
     assert found["percentiles"]["99"]["high"] is None
 
 
@@ -117,7 +123,188 @@ def test_wrong_input_is_named_and_exits_2(tmp_path, monkeypatch, words, message)
     assert "Traceback" not in text
 
 
-def test_a_policy_is_written_as_python_would_have_it():
-    assert python_of({"kind": "fixed", "threshold": 2}) == "autoclip.Fixed(threshold=2.0)"
-    written = python_of({"kind": "running_quantile", "percentile": 90, "warmup_threshold": float("inf")})
-    assert eval(written, {"autoclip": autoclip}).warmup_threshold == float("inf")  # noqa: S307
+def random_trace(seed):
+    """Norms of one of many kinds, and losses of one of many."""
+    random = np.random.default_rng(seed)
+    count = int(random.choice([5, 20, 21, 40, 150, 700]))
+    norms = random.lognormal(random.normal(0, 3), random.choice([0.05, 0.3, 1.0]), count)
+    if random.random() < 0.4:
+        norms = norms * random.choice([0.01, 0.3, 20]) ** np.linspace(0, 1, count)
+    if random.random() < 0.4:
+        norms[random.integers(count, size=int(random.integers(1, 4)))] *= random.choice([1.5, 4, 1471, 1e6])
+    if random.random() < 0.2:
+        norms = norms * (1 + np.abs(random.standard_t(1.5, count)))
+    if random.random() < 0.2:
+        norms = np.minimum(norms, np.percentile(norms, random.choice([50, 90, 97])))
+    if random.random() < 0.2:
+        norms = np.round(norms, 2)
+    if random.random() < 0.3:
+        norms[random.random(count) < random.choice([0.02, 0.9])] = random.choice([0.0, np.inf, np.nan])
+    if random.random() < 0.2:
+        norms[int(random.integers(count)) :] = np.nan
+    losses = [None, np.zeros(count), random.normal(0, 1, count), np.linspace(3, 1, count), random.normal(5, 0.1, count)]
+    every = int(random.choice([1, 1, 10]))
+    return NormTrace(every * np.arange(count), norms, "a log", losses[int(random.integers(len(losses)))])
+
+
+def plain_ratios(norms):
+    """The log of each norm over the median of those about it, in plain Python."""
+    half = min(min(max(len(norms) // 5, 21), 101) // 2, (len(norms) - 1) // 2)
+    ratios = []
+    for at, norm in enumerate(norms):
+        side = min(half, max(min(at, len(norms) - 1 - at), 5))
+        ratios.append(math.log(norm) - median(map(math.log, norms[max(at - side, 0) : at + side + 1])))
+    return ratios
+
+
+def contradictions(trace, told):
+    """What a plain look at a trace says against what is told of it."""
+    norms = [norm for norm in trace.norms.tolist() if math.isfinite(norm) and norm > 0]
+    total = len(trace)
+    wrong = []
+
+    def check(pattern, *expected):
+        found = [one if isinstance(one, tuple) else (one,) for one in re.findall(pattern, told, re.MULTILINE)]
+        wrong.extend((pattern, one, expected) for one in found if one != tuple(map(str, expected)))
+
+    counts = {
+        "NaN": sum(map(math.isnan, trace.norms)),
+        "infinite": sum(map(math.isinf, trace.norms)),
+        "zero": sum(norm == 0 for norm in trace.norms),
+    }
+    for name, count in counts.items():
+        check(rf"(\d+) of (\d+) norms (?:is|are) {name}", count, total)
+        if count and f"{count} of {total} norms" not in told and f"all {count} norms are NaN" not in told:
+            wrong.append(f"{name} is not told")
+    check(r"(\d+) of (\d+) norms (?:is|are) not finite", counts["NaN"] + counts["infinite"], total)
+    for count, step in re.findall(r"all (\d+) norms are NaN from step (\d+) on", told):
+        tail = trace.norms[trace.steps >= int(step)]
+        if int(count) != len(tail) or len(tail) < 10 or not np.isnan(tail).all():
+            wrong.append(f"broke down at {step}")
+    if not norms:
+        return wrong
+    middle, largest = median(norms), max(norms)
+    check(r"\(median (\S+), largest (\S+)\)", f"{middle:.3g}", f"{largest:.3g}")
+    piled = sum(norm >= largest * 0.999 for norm in norms)
+    if "after clipping" in told and piled < max(3, 0.05 * len(norms)):
+        wrong.append("clipped")
+    if "recommended" not in told:
+        return wrong if "after clipping" in told or len(norms) < 20 else [*wrong, "refused"]
+
+    check(r"the largest norm is (\S+) times the median of all", times_text(largest / middle))
+    step = trace.steps[trace.norms.tolist().index(largest)]
+    check(r"^ +largest  (\S+) at step (\d+), (\S+) times", f"{largest:.3g}", step, times_text(largest / middle))
+    if not re.search(r"^ +largest  ", told, re.MULTILINE):
+        wrong.append("no largest")
+    ratios = plain_ratios(norms)
+    limit = max(math.log(3), 6 * 1.4826 * median(map(abs, ratios)))
+    spikes, tail = sum(ratio > limit for ratio in ratios), math.exp(np.percentile(ratios, 99))
+    check(r"(\d+) of (\d+) norms (?:is a spike|are spikes|tested)", spikes, len(norms))
+    check(r"none of (\d+) norms is a spike", len(norms))
+    check(r"percentile 99 is (\S+) times the running median", times_text(tail))
+    if ("none of" in told and spikes) or ("large steps occur" in told) != (spikes > 0 or tail > 3):
+        wrong.append("large steps")
+    fifth = len(norms) // 5
+    change = median(norms[-fifth:]) / median(norms[:fifth])
+    check(r"the median of the last fifth(?: of the norms)? is (\S+) times that of the first", f"{change:.3g}")
+    if "no constant stays right" in told and 1 / 1.5 < change < 1.5:
+        wrong.append("drift")
+    check(r"max_grad_norm=\S+, percentile 90 of the (\d+) norms", len(norms))
+    low, high = sorted((float(re.search(r"max_grad_norm=([\d.e+-]+)", told)[1]), float(np.percentile(norms, 90))))
+    if sum(low < norm <= high for norm in norms) > max(1, len(norms) / 100):
+        wrong.append("number")
+    worth = re.findall(r"worth at most about (\d+) independent", told)
+    wrong += [f"worth {one}" for one in worth if int(one) > 0.5 * len(norms) + 0.5]
+    for threshold in (1, 5, 10):
+        share = sum(norm > threshold for norm in norms) / len(norms)
+        check(rf"^ +{threshold}  (\S+)% \[", f"{100 * share:.2f}")
+    losses = [] if trace.losses is None else trace.losses.tolist()
+    tells = len(losses) >= 20 and (min(losses) > 0 or max(losses) < 0)
+    if ("report_loss" in told or "when the loss rises" in told) and not tells:
+        wrong.append("advice about a loss that tells nothing")
+    fifth = len(losses) // 5
+    if re.search(r"falls? \(median", told) and not (tells and median(losses[-fifth:]) > 0.95 * median(losses[:fifth])):
+        wrong.append("the loss does fall")
+    return wrong
+
+
+def test_nothing_that_is_told_of_a_log_is_contradicted_by_it(capsys):
+    told_of = set()
+    for seed in range(600):
+        trace = random_trace(seed)
+        suggestions, refused = suggest_each([trace])
+        print_suggestions(suggestions)
+        told = "".join([*map(str, refused), capsys.readouterr().out])
+        assert not contradictions(trace, told), (seed, told)
+        told_of |= {word for word in ("spike", "broke down", "after clipping", "advice takes", "worth") if word in told}
+    assert len(told_of) == 5, "every kind of statement was there"
+
+
+def test_several_logs_have_a_line_each_and_details_show_the_rest(tmp_path):
+    random = np.random.default_rng(0)
+    logs = {"calm": random.lognormal(0, 0.2, 100), "broken": np.append(random.lognormal(0, 0.2, 60), [np.nan] * 40)}
+    for name, norms in logs.items():
+        rows = [json.dumps({"step": step, "grad_norm": norm}) + "\n" for step, norm in enumerate(norms.tolist())]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    code, text = run("suggest", tmp_path)
+    lines = text.splitlines()
+    assert (code, len(lines)) == (0, 3)
+    assert re.search(
+        r"broken.*: autoclip.ProbingQuantile\(\), or max_grad_norm=[\d.]+, percentile 90 of the 60 norms", text
+    )
+    assert lines[0].endswith("no norm is finite from step 60 on; 1 remark")
+    _, text = run("suggest", tmp_path, "--details")
+    assert text.count("recommended: ") == text.count("why: ") == 2
+
+
+def test_the_first_line_is_the_answer(log):
+    _, text = run("suggest", log)
+    first, second = text.splitlines()[:2]
+    assert re.fullmatch(
+        r"recommended: autoclip.ProbingQuantile\(\); if your trainer takes only a number: max_grad_norm=[\d.]+, "
+        r"percentile 90 of the 300 norms",
+        first,
+    )
+    assert second.startswith("why: large steps occur (")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "lines"),
+    [
+        (
+            "trainer_state.json",
+            json.dumps(
+                {"log_history": [{"step": at, "grad_norm": 1 + at % 7 / 10, "loss": 9 - at / 9} for at in range(50)]}
+            ),
+            "from autoclip.integrations.transformers import AutoClipCallback\n"
+            "    trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=90.0))])",
+        ),
+        (
+            "metrics.csv",
+            "step,grad_2.0_norm_total\n" + "".join(f"{at},{1 + at % 7 / 10}\n" for at in range(50)),
+            "from autoclip.integrations.lightning import AutoClipCallback\n"
+            "    trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=90.0))])",
+        ),
+        (
+            "log.csv",
+            "step,grad_norm\n" + "".join(f"{at},{1 + at % 7 / 10}\n" for at in range(50)),
+            "clipper = autoclip.attach(optimizer, autoclip.RunningQuantile(percentile=90.0))",
+        ),
+    ],
+)
+def test_the_python_is_that_of_the_framework_that_wrote_the_log(tmp_path, name, rows, lines):
+    (tmp_path / name).write_text(rows)
+    _, text = run("suggest", tmp_path / name)
+    assert f"    {lines}\n" in text
+    assert ("gradient_clip_val=" in text) == ("lightning" in lines)
+
+
+def test_a_replay_counts_norms_that_are_none(tmp_path):
+    rows = ["1.0", "NaN", "0.0", "0.0", "2.0"]
+    (tmp_path / "log.jsonl").write_text(
+        "".join(f'{{"step": {step}, "grad_norm": {norm}}}\n' for step, norm in enumerate(rows))
+    )
+    _, text = run("replay", tmp_path / "log.jsonl")
+    assert "5 norms; 1 of 5 norms is NaN; 2 of 5 norms are zero" in text
+    (found,) = json.loads(run("replay", tmp_path / "log.jsonl", "-f", "json")[1])
+    assert (found["norms"], found["zero"], found["nonfinite"]) == (5, 2, 1)

@@ -10,9 +10,9 @@ from autoclip.flow import GradientFlow, by_verdict
 from autoclip.report.page import Level, Reading
 from autoclip.report.series import FEWEST_STEPS, Series, pooled_norms
 from autoclip.run_directory import METRICS
+from autoclip.tuning.log_findings import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift, times_text
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
 from autoclip.tuning.scoring import learned_nothing
-from autoclip.tuning.suggest import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift
 
 PROMISE_KEPT = 0.1
 """A clip rate this close to the promised one is as it should be: short runs have not settled closer."""
@@ -98,8 +98,8 @@ def norm_readings(runs: Sequence[Series]) -> list[Reading]:
         found.append(
             Reading(
                 "note",
-                f"large steps occur: percentile 99 of the norms is {_times(tail / median)} times the median, the "
-                f"largest norm {_times(largest / median)} times; a threshold near the median bounds them",
+                f"large steps occur: percentile 99 of the norms is {times_text(tail / median)} times the median, the "
+                f"largest norm {times_text(largest / median)} times; a threshold near the median bounds them",
             )
         )
     else:
@@ -158,7 +158,7 @@ def _drifts(runs: Sequence[Series]) -> list[Reading]:
             moved.setdefault("rose" if drift > 0 else "fell", []).append((run, exp(min(abs(drift), LARGEST_LOG_RATIO))))
     found = []
     for direction, own in moved.items():
-        factors = " to ".join(_ends([_times(ratio) for ratio in sorted(ratio for _, ratio in own)]))
+        factors = " to ".join(_ends([times_text(ratio) for ratio in sorted(ratio for _, ratio in own)]))
         found.append(
             Reading(
                 "note",
@@ -185,7 +185,3 @@ def _range(rates: Sequence[float]) -> str:
 def _ends(texts: Sequence[str]) -> list[str]:
     """First and last, or one where they are the same."""
     return list(dict.fromkeys([texts[0], texts[-1]]))
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:,.0f}" if ratio < 1e6 else f"{ratio:.1e}"

@@ -11,12 +11,14 @@ import yaml
 from autoclip.pictures.picture import Picture
 from autoclip.policies import POLICIES
 from autoclip.report import plots
+from autoclip.report.how_to_use import code_of, framework_of
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
 from autoclip.report.series import Series
-from autoclip.report.trace_text import LIMITS, loop_of, python_of
+from autoclip.report.trace_text import LIMITS, answer_of, size_of, spikes_of
 from autoclip.traces import NormTrace
+from autoclip.tuning.log_findings import times_text
 from autoclip.tuning.replay import replay
-from autoclip.tuning.suggest import Interval, Suggestion
+from autoclip.tuning.suggest import Suggestion
 
 QUANTITY = "gradient norm, as logged"
 
@@ -42,8 +44,8 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
             readings(_readings(one)),
             paragraph("In a configuration:"),
             code(yaml.safe_dump({"clip": {"policy": dict(one.policy)}}, sort_keys=False)),
-            paragraph("In a training loop:"),
-            code(loop_of(one.policy)),
+            paragraph("In Python:"),
+            code(code_of(one.policy, framework_of(one.trace), with_loss=one.loss.is_usable)),
             heading("Figures"),
             figures(own),
             paragraph(f"The threshold is that of a replay: {LIMITS}."),
@@ -136,30 +138,32 @@ def _fixed(logged: Series, thresholds: Sequence[float]) -> list[Series]:
 
 
 def _readings(one: Suggestion) -> list[Reading]:
-    trace, drift = one.trace, one.drift
-    every = "every step" if trace.stride == 1 else f"one step in {trace.stride}"
+    drift = one.drift
     found = [
-        Reading("good", f"suggested: {python_of(one.policy)}: {one.reason}"),
-        Reading(
-            "note",
-            f"{one.count} norms, {every}, worth {one.effective_count:.0f} independent ones; {one.nonfinite} not "
-            f"finite, {one.zero} zero",
-        ),
+        Reading("good", f"suggested: {answer_of(one)}"),
+        Reading("note", one.reason),
+        Reading("note", size_of(one)),
         Reading(
             "note",
             f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first (Kendall's tau "
             f"{drift.tau:.2f}, p = {drift.p_value:.2g})",
         ),
-        Reading("note", f"spikes: {_percent(one.spikes)} of the steps, above mean + 6 sd of the 128 before"),
+        Reading("note", f"spikes: {spikes_of(one)}"),
     ]
     found += [Reading("note", doubt) for doubt in one.doubts]
-    return found + [Reading("note", note) for note in trace.notes]
+    return found + [Reading("note", note) for note in one.trace.notes]
 
 
 def _percentile_rows(one: Suggestion) -> list[list[str]]:
     return [
         [f"{name:g} %", f"{value.value:.4g}", f"{value.low:.4g} to {value.highest('.4g')}"]
         for name, value in one.percentiles.items()
+    ] + [
+        [
+            "largest",
+            f"{one.largest:.4g}",
+            f"at step {one.largest_step}, {times_text(one.largest_ratio)} times the median",
+        ]
     ]
 
 
@@ -168,7 +172,3 @@ def _fixed_rows(one: Suggestion) -> list[list[str]]:
         [f"{limit:g}", f"{share.value:.2%}", f"{share.low:.2%} to {share.high:.2%}"]
         for limit, share in one.fixed.items()
     ]
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"

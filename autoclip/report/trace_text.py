@@ -1,18 +1,19 @@
 """What `autoclip suggest` and `autoclip replay` print, for people and as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from rich.cells import cell_len
 from rich.console import Console
 
-from autoclip.policies import POLICIES
 from autoclip.records import rate_text, threshold_text
+from autoclip.report.how_to_use import code_of, framework_of, python_of
 from autoclip.terminal import aligned, console, print_code
 from autoclip.traces import NormTrace
+from autoclip.tuning.log_findings import CALM_RATIO, SPIKE_SIGMAS, broken_from, times_text, useless_norms
 from autoclip.tuning.replay import Replay
-from autoclip.tuning.suggest import Suggestion
+from autoclip.tuning.suggest import NUMBER_PERCENTILE, Suggestion
 
 LIMITS = (
     "a replay cannot tell how training would have gone: norms that were not clipped then would change the loss, and so "
@@ -26,44 +27,97 @@ COLUMNS = (
 """What the headings of the table of replays mean."""
 
 
+def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = False) -> None:
+    """Print what traces tell: of one all, of several a line each.
+
+    Args:
+        suggestions: any number.
+        details: print all of several, too.
+    """
+    if len(suggestions) == 1 or details:
+        for one in suggestions:
+            print_suggestion(one)
+        return
+    out = console()
+    for one in suggestions:
+        broken = broken_from(one.trace)
+        more = "" if broken is None else f"; no norm is finite from step {broken} on"
+        remarks = len(one.doubts) + len(one.trace.notes)
+        more += f"; {remarks} remark{'s' * (remarks > 1)}" if remarks else ""
+        out.print(f"{one.trace.source}: {python_of(one.policy)}, or {_number(one)}{more}")
+    if suggestions:
+        out.print("reasons, figures and remarks: --details")
+
+
+def answer_of(suggestion: Suggestion) -> str:
+    """What to use, and the number for a trainer that takes nothing else."""
+    return f"{python_of(suggestion.policy)}; if your trainer takes only a number: {_number(suggestion)}"
+
+
+def _number(suggestion: Suggestion) -> str:
+    name = "gradient_clip_val" if framework_of(suggestion.trace) == "lightning" else "max_grad_norm"
+    number = repr(suggestion.max_grad_norm).removesuffix(".0")
+    return f"{name}={number}, percentile {NUMBER_PERCENTILE} of the {suggestion.count} norms"
+
+
 def print_suggestion(suggestion: Suggestion) -> None:
-    """Print what a trace tells, and the setting as YAML and as Python."""
+    """Print the answer, the reason, the figures of a trace, and the setting as YAML and as Python."""
     out = console()
     trace, drift = suggestion.trace, suggestion.drift
-    out.print(trace.source, style="bold")
-    others = [
-        f"{count} {name}" for count, name in ((suggestion.nonfinite, "not finite"), (suggestion.zero, "zero")) if count
-    ]
-    out.print(
-        f"{suggestion.count} norms{''.join(', ' + other for other in others)}, "
-        f"{'every step' if trace.stride == 1 else f'one step in {trace.stride}'}, worth "
-        f"{suggestion.effective_count:.0f} independent ones; with 95 % confidence intervals:"
-    )
+    out.print(f"recommended: {answer_of(suggestion)}", style="bold")
+    out.print(f"why: {suggestion.reason}")
+    for doubt in suggestion.doubts:
+        out.print(f"doubt: {doubt}")
+    for note in trace.notes:
+        out.print(f"note: {note}")
+    out.print(f"log: {trace.source}: {size_of(suggestion)}; with 95 % confidence intervals:")
     percentiles = [(f"{name:g}", str(one)) for name, one in suggestion.percentiles.items()]
+    ratio = times_text(suggestion.largest_ratio)
+    largest = ("largest", f"{suggestion.largest:.3g} at step {suggestion.largest_step}, {ratio} times the median")
     fixed = [(f"{limit:g}", _percent(one)) for limit, one in suggestion.fixed.items()]
-    for rows in ([("percentile", "norm"), *percentiles], [("threshold", "would clip"), *fixed]):
+    for rows in ([("percentile", "norm"), *percentiles, largest], [("threshold", "would clip"), *fixed]):
         _print_table(out, aligned(rows, "><"))
     out.print(
         f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first "
         f"(Kendall's tau {drift.tau:.2f}, p = {drift.p_value:.2g})"
     )
-    out.print(f"spikes: {_percent(suggestion.spikes)} of the steps, above mean + 6 sd of the 128 before")
-    for note in trace.notes:
-        out.print(f"note: {note}")
-    for doubt in suggestion.doubts:
-        out.print(f"doubt: {doubt}")
-    out.print(f"recommended: {python_of(suggestion.policy)}: {suggestion.reason}")
-    out.print("in YAML:")
-    for line in yaml.safe_dump({"clip": {"policy": dict(suggestion.policy)}}, sort_keys=False).splitlines():
-        out.print(f"    {line}")
-    out.print("in a training loop:")
-    print_code(out, loop_of(suggestion.policy))
+    out.print(f"spikes: {spikes_of(suggestion)}")
+    framework = framework_of(trace)
+    if framework:
+        out.print(f"with {framework.capitalize()}, which wrote this log:")
+    else:
+        out.print("in YAML:")
+        for line in yaml.safe_dump({"clip": {"policy": dict(suggestion.policy)}}, sort_keys=False).splitlines():
+            out.print(f"    {line}")
+        out.print("in a training loop:")
+    print_code(out, code_of(suggestion.policy, framework, with_loss=suggestion.loss.is_usable))
+
+
+def size_of(suggestion: Suggestion) -> str:
+    """How many norms a trace has, and what they are worth where that is clearly less."""
+    others = [
+        f"{count} {name}" for count, name in ((suggestion.nonfinite, "not finite"), (suggestion.zero, "zero")) if count
+    ]
+    stride = suggestion.trace.stride
+    worth = (
+        f", worth at most about {suggestion.effective_count:.0f} independent ones" if suggestion.is_worth_less else ""
+    )
+    every = "every step" if stride == 1 else f"one step in {stride}"
+    return f"{suggestion.count} norms{''.join(', ' + other for other in others)}, {every}{worth}"
+
+
+def spikes_of(suggestion: Suggestion) -> str:
+    """How many norms are spikes, and what one is."""
+    return (
+        f"{int(suggestion.tail.spikes.sum())} of {suggestion.count} norms tested, {_percent(suggestion.spikes)}: above "
+        f"{CALM_RATIO:g} times the running median and {SPIKE_SIGMAS:g} robust standard deviations of the logs about it"
+    )
 
 
 def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
     """Print a row for each policy, which has a line of its own where both do not fit beside each other."""
     out = console()
-    out.print(f"{trace.source}: {len(trace.norms)} norms", style="bold")
+    out.print("; ".join([f"{trace.source}: {len(trace)} norms", *useless_norms(trace)]), style="bold")
     rows = [("clipped", "rolling", "skipped", "left", "spikes", "streak", "anew", "threshold"), *map(_figures, replays)]
     figures = aligned(rows, ">" * len(rows[0]))
     policies = ["policy", *(one.policy for one in replays)]
@@ -85,24 +139,13 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
     out.print(f"note: {LIMITS}")
 
 
-def loop_of(policy: Mapping[str, Any]) -> str:
-    """What a training loop needs for the policy of a section."""
-    attached = f"clipper = autoclip.attach(optimizer, {python_of(policy)})"
-    if not POLICIES[policy["kind"]].reads_loss:
-        return attached
-    return f"{attached}\nclipper.report_loss(loss)  # in every step, before optimizer.step()"
-
-
-def python_of(policy: Mapping[str, Any]) -> str:
-    """The policy of a section as it is written in Python."""
-    parameters = {name: value for name, value in policy.items() if name != "kind"}
-    return f"autoclip.{POLICIES[policy['kind']](**parameters)!r}".replace("=inf", "=float('inf')")
-
-
 def replays_as_json(trace: NormTrace, replays: Sequence[Replay]) -> dict[str, Any]:
     """Plain values for JSON."""
     return {
         "source": trace.source,
+        "norms": len(trace),
+        "zero": int((trace.norms == 0).sum()),
+        "nonfinite": len(trace) - len(trace.finite_norms),
         "stride": trace.stride,
         "notes": list(trace.notes),
         "limits": LIMITS,

@@ -152,7 +152,10 @@ def _page(
         traces = read_traces([directory], column, step_column)
     except UsageError as error:
         raise UsageError(f"{directory} holds nothing to report on; looked for {LOOKED_FOR}: {error}") from None
-    suggestions, refused = suggest_each(traces)
+    suggestions, without = suggest_each(traces)
+    refused = [*map(str, without)]
+    if not suggestions:
+        raise UsageError("\n".join(refused))
     return "trace", *trace_page(suggestions, directory.resolve().name, refused), refused
 
 

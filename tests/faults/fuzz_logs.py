@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["autoclip.traces", "autoclip.tuning.suggest"]):
+with atheris.instrument_imports(include=["autoclip.traces", "autoclip.tuning.log_findings", "autoclip.tuning.suggest"]):
     from autoclip.errors import UsageError
     from autoclip.traces import read_traces
     from autoclip.tuning.suggest import suggest

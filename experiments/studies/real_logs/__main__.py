@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoclip.errors import UsageError
-from autoclip.tuning.suggest import LEAST_NORMS
+from autoclip.tuning.log_findings import LEAST_NORMS
 from experiments.studies.command import ends
 from experiments.studies.documents import read_csv, write_csv, write_section
 from experiments.studies.real_logs.facts import described, replayed

@@ -1,6 +1,7 @@
 """What the norms of one run are like, and what each rule would have done to them."""
 
 from math import atanh, exp, sqrt, tanh
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,10 @@ from autoclip.policies import (
 )
 from autoclip.records import clip_rate
 from autoclip.traces import NormTrace
+from autoclip.tuning.intervals import effective_count
+from autoclip.tuning.log_findings import LEAST_NORMS, log_drift
 from autoclip.tuning.replay import replay
-from autoclip.tuning.suggest import LEAST_NORMS, THRESHOLDS, effective_count, log_drift, suggest
+from autoclip.tuning.suggest import THRESHOLDS, NoAdviceError, suggest
 from experiments.studies.drift.replays import promised_rate
 
 Floats = NDArray[np.float64]
@@ -116,10 +119,11 @@ def in_second_half(run: NormTrace) -> dict[str, object]:
         f"held_{percentile}": float((second > np.percentile(first, percentile)).mean()) if told else None
         for percentile in HALVED
     }
-    row |= {"suggested": suggest(run).policy["kind"], "suggested_first": None, "promised": None, "realised": None}
-    if told:
-        losses = None if run.losses is None else run.losses[:half]
-        section = dict(suggest(NormTrace(run.steps[:half], first, run.source, losses)).policy)
+    whole = _suggested(run)
+    row |= {"suggested": whole["kind"] if whole else None, "suggested_first": None, "promised": None, "realised": None}
+    losses = None if run.losses is None else run.losses[:half]
+    section = _suggested(NormTrace(run.steps[:half], first, run.source, losses)) if told else {}
+    if section:
         kind = section.pop("kind")
         policy = POLICIES[kind](**section)
         result = replay(run.norms, policy, losses=run.losses)
@@ -127,6 +131,14 @@ def in_second_half(run: NormTrace) -> dict[str, object]:
         row["promised"] = promised_rate(policy)
         row["realised"] = _rate(result.clipped, result.active & (np.arange(len(run)) >= half))
     return row
+
+
+def _suggested(run: NormTrace) -> dict[str, Any]:
+    """The policy section that is suggested; empty where none is."""
+    try:
+        return dict(suggest(run).policy)
+    except NoAdviceError:
+        return {}
 
 
 def detrended(norms: Floats) -> Floats:

@@ -1,0 +1,51 @@
+"""The lines that put a policy to use: in a plain loop, or in the framework that wrote a log."""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, Literal
+
+from autoclip.policies import POLICIES
+from autoclip.traces import NormTrace
+
+Framework = Literal["transformers", "lightning"]
+
+_LIGHTNING = re.compile(r"\bgrad_[\d.]+_norm_total\]$")
+_TRAINER_STATE = re.compile(r"(?:^|[/\\])trainer_state\.json(?:\.gz)?(?=:? |$)")
+
+
+def framework_of(trace: NormTrace) -> Framework | None:
+    """The framework that wrote a log, where its name, its column or a note on it tell.
+
+    A `trainer_state.json` and lines that Transformers' Trainer prints are Transformers'; below `lightning_logs`, and in
+    a column such as `grad_2.0_norm_total`, they are Lightning's.
+    """
+    if _TRAINER_STATE.search(trace.source) or any("Transformers" in note for note in trace.notes):
+        return "transformers"
+    return "lightning" if "lightning_logs" in PurePath(trace.source).parts or _LIGHTNING.search(trace.source) else None
+
+
+def python_of(policy: Mapping[str, Any]) -> str:
+    """The policy of a section as it is written in Python."""
+    parameters = {name: value for name, value in policy.items() if name != "kind"}
+    return f"autoclip.{POLICIES[policy['kind']](**parameters)!r}".replace("=inf", "=float('inf')")
+
+
+def code_of(policy: Mapping[str, Any], framework: Framework | None = None, *, with_loss: bool = True) -> str:
+    """What a training needs for the policy of a section.
+
+    Args:
+        policy: the section.
+        framework: whose callback is used; None: a loop.
+        with_loss: whether the loop reports the loss, to a policy that reads it; a callback does so by itself.
+    """
+    if framework:
+        return (
+            "import autoclip\n"
+            f"from autoclip.integrations.{framework} import AutoClipCallback\n"
+            f"trainer = Trainer(..., callbacks=[AutoClipCallback({python_of(policy)})])"
+        )
+    attached = f"clipper = autoclip.attach(optimizer, {python_of(policy)})"
+    if not (with_loss and POLICIES[policy["kind"]].reads_loss):
+        return attached
+    return f"{attached}\nclipper.report_loss(loss)  # in every step, before optimizer.step()"

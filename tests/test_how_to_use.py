@@ -1,0 +1,38 @@
+"""The lines that put a policy to use."""
+
+import pytest
+
+import autoclip
+from autoclip.report.how_to_use import code_of, framework_of, python_of
+from autoclip.traces import NormTrace
+
+
+@pytest.mark.parametrize(
+    ("source", "notes", "framework"),
+    [
+        ("out/checkpoint-3/trainer_state.json [grad_norm]", (), "transformers"),
+        ("trainer_state.json.gz [train/grad_norm]", (), "transformers"),
+        ("my_trainer_state.json [grad_norm]", (), None),
+        ("trainer_state.json/a.csv [grad_norm]", (), None),
+        ("out.log [grad_norm]", ("read as a console log of Transformers' Trainer",), "transformers"),
+        ("a/lightning_logs/version_0/metrics.csv [norm]", (), "lightning"),
+        ("metrics.csv [grad_2.0_norm_total]", (), "lightning"),
+        ("metrics.jsonl [total_norm]", ("torn",), None),
+    ],
+)
+def test_which_framework_wrote_a_log(source, notes, framework):
+    assert framework_of(NormTrace([0], [1.0], source, notes=notes)) == framework
+
+
+def test_a_loop_reports_the_loss_only_to_a_policy_that_reads_it_and_where_it_is_wanted():
+    probing, running = {"kind": "probing_quantile"}, {"kind": "running_quantile"}
+    assert "report_loss" in code_of(probing)
+    assert "report_loss" not in code_of(probing, with_loss=False)
+    assert "report_loss" not in code_of(running)
+    assert "report_loss" not in code_of(probing, "transformers")
+
+
+def test_a_policy_is_written_as_python_would_have_it():
+    assert python_of({"kind": "fixed", "threshold": 2}) == "autoclip.Fixed(threshold=2.0)"
+    written = python_of({"kind": "running_quantile", "percentile": 90, "warmup_threshold": float("inf")})
+    assert eval(written, {"autoclip": autoclip}).warmup_threshold == float("inf")  # noqa: S307
