@@ -64,7 +64,9 @@ def test_two_wild_losses_in_a_row_are_a_rise():
     assert follow(LossTrend(limit=2.5), [*noise, 1e6, 1e6]).rises(0.5)
 
 
-@pytest.mark.parametrize(("margin", "fall", "share", "most"), [(0.75, 0, 0.0, 100), (0.5, 0, 0.0, 1600), (0.5, 20, 0.1, 0)])
+@pytest.mark.parametrize(
+    ("margin", "fall", "share", "most"), [(0.75, 0, 0.0, 100), (0.5, 0, 0.0, 1600), (0.5, 20, 0.1, 0)]
+)
 def test_how_often_noise_alone_rises(margin, fall, share, most):
     """In 20 000 steps: by three quarters of a deviation seldom, by a half often, by a tenth of a long fall never."""
     trend, count = follow(LossTrend(limit=2.5), np.linspace(fall, 0, 100)), 0

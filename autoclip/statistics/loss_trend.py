@@ -15,8 +15,8 @@ class LossTrend:
         sd^2 <- d sd^2 + (1 - d) e^2,  w <- d w + 1 - d,  d = slow_decay;  both 0 at first
         slow <- d slow + (1 - d) (slow + e),  fast likewise;  both the first loss at first
 
-    So in the first steps a rise counts at once, and a fall only when it is clear. The highest and the lowest slow average
-    tell how far the loss has come. Neither the scale of the loss nor a constant added to it matters.
+    So in the first steps a rise counts at once, and a fall only when it is clear. The highest and the lowest slow
+    average tell how far the loss has come. Neither the scale of the loss nor a constant added to it matters.
 
     Args:
         fast_decay: in [0, 1).
@@ -58,7 +58,7 @@ class LossTrend:
         ]
 
     def rises(self, margin: float, share: float = 0.0) -> bool:
-        """Whether fast - slow > max(margin * sd, share * (highest - lowest slow average)); False before the first loss."""
+        """Whether fast - slow > max(margin * sd, share * (highest - lowest slow)); False before the first loss."""
         if not self._averages:
             return False
         fast, slow, deviation, _, highest, lowest = self._averages
