@@ -99,8 +99,8 @@ def test_a_bad_configuration_is_exit_code_2_with_a_line_for_each_fault(experimen
         "command line: clip.policy.percentile=0.9: clip.policy.percentile: must be in [0, 100], got 0.9 "
         "(did you mean 90?)",
         "command line: clip.policy.flor=3: clip.policy.flor: unknown key of kind probing_quantile (did you mean "
-        "floor?); known: kind, percentile, lowest, window, start, growth, margin, setback, cut, floor, step_back, pace, "
-        "memory, pause, patience, warmup_steps, warmup_threshold, min_threshold, max_threshold",
+        "floor?); known: kind, percentile, lowest, window, start, growth, margin, setback, cut, floor, step_back, "
+        "pace, memory, pause, patience, warmup_steps, warmup_threshold, min_threshold, max_threshold",
         "command line: x: must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got 'x'",
     ]
 
