@@ -61,7 +61,10 @@ def read_traces(
     column: str | None = None,
     step_column: str | None = None,
 ) -> list[NormTrace]:
-    """Read the gradient norms in logs: one trace for each run found.
+    """Read the gradient norms in logs: one trace for each training found.
+
+    Where steps go back to the first one of a log, or below it, another training begins; where they go back to a later
+    one, the training was continued from a checkpoint, and what it wrote again replaces what was there.
 
     Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one of the largest
     `global_step`), TensorBoard event files (those of a directory are one run) and downloads, Lightning's `metrics.csv`,
@@ -306,12 +309,12 @@ def _read(kind: Format, files: list[Path], selection: Selection, passed_over: li
     except READ_ERRORS as error:
         raise _unreadable(files[0], error) from None
     if len(logs) == 1:
-        return [logs[0].trace()]
+        return logs[0].traces()
     traces: list[NormTrace] = []
     refused: list[UsageError] = []
     for log in logs:
         try:
-            traces.append(log.trace())
+            traces += log.traces()
         except UsageError as error:
             refused.append(error)
     if not traces:
