@@ -218,9 +218,9 @@ class TestTrainerState:
         assert f"a{'/'}checkpoint-30" in first.source
         assert "checkpoint-110" in second.source
         assert (len(first), len(second)) == (31, 111)
-        write(tmp_path / "b" / "trainer_state.json", self.state(range(300)))
+        write(tmp_path / "b" / "trainer_state.json", self.state(range(98, 98 + 300)))
         assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
-        write(tmp_path / "a" / "trainer_state.json", self.state(range(50)))  # of a first training, which was continued
+        write(tmp_path / "a" / "trainer_state.json", self.state(range(97, 97 + 20)))  # it was continued then
         assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
         write(tmp_path / "a" / "trainer_state.json", self.state(range(97, 97 + 31)))  # as far as the last checkpoint
         assert read_traces(tmp_path)[0].source == f"{tmp_path / 'a' / 'trainer_state.json'} [grad_norm]"
