@@ -30,7 +30,7 @@ LINES = {
         "params norm: 9.5 | number of skipped iterations:   0 | number of nan iterations:   0 |",
         " [2026-01-01 00:00:01] iteration       30/     100 | lm loss: 2.25E+00 | grad norm: 1.5 |",
     ],
-    "mmengine": [
+    "mmengine or mmcv": [
         f"{STAMP} - mmdet - INFO - Iter [30/20000]\tlr: 1e-03, eta: 1 day, 2:03:04, time: 0.5, memory: 3920, "
         "decode.loss_ce: 0.5, loss: 2.25, grad_norm: 1.5",
         f"{STAMP} - mmdet - INFO - Epoch [1][30/7330]\tlr: 1.978e-03, time: 0.5, loss: 2.25, grad_norm: 1.5",

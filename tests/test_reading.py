@@ -100,6 +100,29 @@ def test_a_run_that_was_logged_twice_counts_once(tmp_path):
     assert other.norms[3] == 0.31
 
 
+@pytest.mark.parametrize("names", [("a.csv", "metrics.jsonl"), ("metrics.jsonl", "z.csv")])
+def test_a_copy_hides_no_note_of_the_log_that_is_kept(tmp_path, names):
+    norms = [0.1, 0.7, 0.2, 0.3]
+    copy = next(tmp_path / name for name in names if name.endswith(".csv"))
+    copy.write_text(table(norms))
+    (tmp_path / "metrics.jsonl").write_text(rows([*norms[:3], 0.9]) + rows(norms)[len(rows(norms[:3])) :] + "{}x\n")
+    (trace,) = read_traces(tmp_path)
+    assert trace.source == f"{tmp_path / 'metrics.jsonl'} [grad_norm]"
+    assert trace.notes == (
+        "1 line left out: no JSON object (the first is line 6)",
+        "steps occur more than once: the latest value of each is kept, 1 value left out",
+        f"{copy} [grad_norm] holds the same norms and is left out",
+    )
+
+
+def test_of_copies_the_one_whose_steps_are_known_is_kept(tmp_path):
+    (tmp_path / "log.csv").write_text(table([1, 2, 3]))
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"grad_norm": {norm}}}\n' for norm in (1, 2, 3)))
+    (trace,) = read_traces(tmp_path)
+    assert trace.source == f"{tmp_path / 'log.csv'} [grad_norm]"
+    assert trace.notes == (f"{tmp_path / 'metrics.jsonl'} [grad_norm] holds the same norms and is left out",)
+
+
 def test_what_cannot_be_read_in_a_directory_is_told(logs):
     (logs / "a" / "run-torn.wandb").write_bytes(b":W&B")
     (logs / "e" / "eval").mkdir()

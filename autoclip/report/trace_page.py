@@ -137,13 +137,12 @@ def _fixed(logged: Series, thresholds: Sequence[float]) -> list[Series]:
 
 def _readings(one: Suggestion) -> list[Reading]:
     trace, drift = one.trace, one.drift
-    every = "every step" if trace.stride == 1 else f"one step in {trace.stride}"
     found = [
         Reading("good", f"suggested: {python_of(one.policy)}: {one.reason}"),
         Reading(
             "note",
-            f"{one.count} norms, {every}, worth {one.effective_count:.0f} independent ones; {one.nonfinite} not "
-            f"finite, {one.zero} zero",
+            f"{one.count} norms, {trace.frequency}, worth {one.effective_count:.0f} independent ones; "
+            f"{one.nonfinite} not finite, {one.zero} zero",
         ),
         Reading(
             "note",

@@ -36,8 +36,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
     ]
     out.print(
         f"{suggestion.count} norms{''.join(', ' + other for other in others)}, "
-        f"{'every step' if trace.stride == 1 else f'one step in {trace.stride}'}, worth "
-        f"{suggestion.effective_count:.0f} independent ones; with 95 % confidence intervals:"
+        f"{trace.frequency}, worth {suggestion.effective_count:.0f} independent ones; with 95 % confidence intervals:"
     )
     percentiles = [(f"{name:g}", str(one)) for name, one in suggestion.percentiles.items()]
     fixed = [(f"{limit:g}", _percent(one)) for limit, one in suggestion.fixed.items()]
@@ -103,7 +102,7 @@ def replays_as_json(trace: NormTrace, replays: Sequence[Replay]) -> dict[str, An
     """Plain values for JSON."""
     return {
         "source": trace.source,
-        "stride": trace.stride,
+        "stride": trace.stride if trace.has_steps else None,
         "notes": list(trace.notes),
         "limits": LIMITS,
         "policies": [one.summary() for one in replays],

@@ -23,7 +23,7 @@ PROGRAMS = {
     _TRAINER: r"\{(?=')",
     PRINTS_JSON: r'\{(?=")',
     "Megatron-LM": r"\biteration +(?P<iteration>\d+)/ *\d+ \|",
-    "mmengine": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d{1,9})\]\[|Iter(?:\(train\))? +\[)" + _OF_EPOCH,
+    "mmengine or mmcv": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d{1,9})\]\[|Iter(?:\(train\))? +\[)" + _OF_EPOCH,
     "torchvision or Swin": r"\b(?:Epoch|Train): +\[(?P<epoch>\d{1,9})(?:/\d+)?\]\s*\[" + _OF_EPOCH,
     "fairseq": r"\bepoch \d+: +\d+ / \d+(?= )",
     "fairseq, a mean for each epoch": r"\bepoch \d+(?= \|)",
@@ -144,7 +144,8 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
         raise UsageError(f"{path} has no whole line with gradient norms as training programs print them")
     most = max(counts, key=lambda printer: counts[printer])
     log = logs[most].finished()
-    log.notes.append(f"read as a console log of {most[0]}")
+    log.program = most[0]
+    log.notes.append(f"read as a console log of {log.program}")
     if torn == most:
         log.notes.append("the last line has no line end, may be torn, and is left out")
     return log

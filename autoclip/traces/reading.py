@@ -336,7 +336,7 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
 
 
 def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:
-    # The same norms to float32's precision at the same steps, in the most precise format that has them.
+    # The same norms to float32's precision at the same steps: with known steps, in the most precise format.
     best: dict[object, int] = {}
     copies: dict[int, list[str]] = {}
     for place, (kind, trace) in enumerate(traces):
@@ -345,7 +345,8 @@ def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:
         same = (trace.steps.tobytes(), norms) if len(trace) >= _SHORTEST_COPY else place
         first = best.setdefault(same, place)
         if first != place:
-            better, other = (place, first) if kind < traces[first][0] else (first, place)
+            now, before = ((not one.has_steps, form) for form, one in ((kind, trace), traces[first]))
+            better, other = (place, first) if now < before else (first, place)
             best[same] = better
             copies.setdefault(better, []).extend([traces[other][1].source, *copies.pop(other, [])])
     notes = {

@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from math import inf, nan
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import Selection, loss_rank, part_of, threshold_of
+from autoclip.traces.columns import Selection, counts_other, loss_rank, part_of, program_of_means, threshold_of
 from autoclip.traces.notes import counted
 from autoclip.traces.trace import Floats, Ints, NormTrace
 
@@ -138,7 +139,8 @@ class ScalarLog:
         source: the file or directory, for messages.
 
     Attributes:
-        axes: by column, what its steps are; columns with different ones have no steps in common.
+        axes: by column, what its steps are, None: numbers of rows; columns with different ones have no steps in common.
+        program: that wrote the log, where the format tells.
     """
 
     def __init__(self, selection: Selection, source: str) -> None:
@@ -146,6 +148,7 @@ class ScalarLog:
         self.source = source
         self.notes: list[str] = []
         self.axes: dict[str, str | None] = {}
+        self.program = ""
         self._series: dict[str, Series] = {}
         self._names: set[str] = set()
         self._unwanted: set[str] = set()
@@ -223,7 +226,15 @@ class ScalarLog:
         thresholds = self._beside(threshold_of(column), column, training, steps)
         if thresholds is not None and (thresholds <= 0).any():
             thresholds = None
-        return NormTrace(steps, norms, source, losses[0] if losses else None, thresholds, tuple(notes))
+        axis = self.axes.get(column, "step")
+        has_steps = axis is not None and not counts_other(axis) and not training[column].numbered
+        if axis is not None and counts_other(axis):
+            notes.append(f"{axis!r} does not count optimizer steps: how many lie between two norms is not known")
+        trace = NormTrace(steps, norms, source, losses[0] if losses else None, thresholds, tuple(notes), has_steps)
+        program = program_of_means(column, self._names, self.program)
+        if program is None or trace.stride == 1:  # a mean over one step is none
+            return trace
+        return replace(trace, notes=(*notes, f"{program} logs means over several steps: spikes are flattened"))
 
     def _count_on(self, column: str) -> None:
         # Counts steps on through the epochs where they begin anew in each, in all columns with the steps of this one.

@@ -140,7 +140,7 @@ class Suggestion:
             "source": self.trace.source,
             "norms": self.count,
             "effective_norms": self.effective_count,
-            "stride": self.trace.stride,
+            "stride": self.trace.stride if self.trace.has_steps else None,
             "zero": self.zero,
             "nonfinite": self.nonfinite,
             "percentiles": {f"{name:g}": interval(one) for name, one in self.percentiles.items()},
@@ -168,7 +168,7 @@ def suggest(trace: NormTrace) -> Suggestion:
     if len(norms) < LEAST_NORMS:
         raise UsageError(
             f"{trace.source}: {len(norms)} finite norms above zero are too few to tell anything, {LEAST_NORMS} are the "
-            f"least; log the norm of every step"
+            f"least; log the norm of every step{''.join(f'; note: {note}' for note in trace.notes)}"
         )
     effective = effective_count(np.log(norms))
     percentiles: dict[float, Interval] = {p: _percentile(norms, p, effective) for p in PERCENTILES}
