@@ -42,6 +42,7 @@ _PAIR = re.compile(
     rf"(?<![\w./-])({_WORD}(?: {_WORD}){{0,3}})['\"]?(?:\s{{0,9}}[:=]\s{{0,9}}|\s{{1,9}})"
     rf"['\"]?(?:(?:np\.\w{{1,9}}|tensor)\()?({_NUMBER})(?!\w|\.\d)"
 )
+_EPOCH = re.compile(r"(?i)\bepoch[ :=#\[]{0,9}(\d{1,9})(?![.\d])")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"\| *(\d+)/\d+ \[")
 _RANK = re.compile(r"\[(?:rank|default)\d+\]")
@@ -96,6 +97,8 @@ def _row(line: str, selection: Selection, seen: set[str], torn: bool) -> _Row | 
         values: dict[str, str | int] = {}
         for name, value in _PAIR.findall(line, begun.end()):
             values.setdefault("grad_norm" if name == "norm" and selection.column is None else name, value)
+        if (epoch := _EPOCH.search(line, 0, begun.end())) is not None:  # in which the step may begin anew
+            values.setdefault("epoch", epoch[1])
         if program in seen or any(map(selection.is_norm, values)):
             seen.add(program)
             rank = _RANK.match(line)

@@ -46,8 +46,8 @@ class Series:
     @property
     def numbered(self) -> bool:
         """Whether the order of the values is all there is: their steps are one, or begin anew too often."""
-        steps = self.steps
-        all_one = len(steps) > 1 and not self._voids and min(steps) == max(steps)
+        steps = np.array(self.steps, dtype=np.int64)
+        all_one = len(steps) > 1 and not self._voids and bool((steps == steps[0]).all())
         return all_one or len(self._starts()) > MOST_TRAININGS
 
     @property
