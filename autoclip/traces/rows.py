@@ -41,7 +41,7 @@ class RowLog:
 
     Which column is the step of another one is decided by the first row that has the latter, unless `selection` does;
     where no known one is in it, rows are numbered. Values without that step later on are left out, as a second way of
-    counting steps would mix up their order. Steps that begin anew in each epoch are counted on (see `ScalarLog.traces`).
+    counting steps would mix up their order. Steps that begin anew in each epoch are counted on (`ScalarLog.traces`).
 
     Args:
         selection: what is wanted.

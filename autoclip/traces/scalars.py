@@ -19,6 +19,8 @@ MAX_STEP = 2**53  # beyond it a float is no exact step, and no optimizer gets th
 
 MOST_TRAININGS = 100
 """In one log; steps that begin anew more often count something else, such as the micro-batches of each step."""
+FEW = 10
+"""So do steps that begin anew more often than this, and have fewer values than this each time."""
 
 _OF_ALL = re.compile(r"(?<=\d)\s*/\s*\d+\s*$")
 
@@ -48,7 +50,8 @@ class Series:
         """Whether the order of the values is all there is: their steps are one, or begin anew too often."""
         steps = np.array(self.steps, dtype=np.int64)
         all_one = len(steps) > 1 and not self._voids and bool((steps == steps[0]).all())
-        return all_one or len(self._starts()) > MOST_TRAININGS
+        count = len(self._starts())
+        return all_one or count > MOST_TRAININGS or (count > FEW and len(steps) < FEW * count)
 
     @property
     def has_epochs(self) -> bool:
