@@ -110,7 +110,7 @@ def test_losses_of_the_same_model_go_with_its_norms():
         log = ScalarLog(Selection(), "log")
         for name, value in ((column, 9), ("loss", 1), ("actor/pg_loss", 2), ("critic/loss", 3)):
             log.add(name, 0, value)
-        assert log.trace().losses.tolist() == [loss]
+        assert log.traces()[0].losses.tolist() == [loss]
 
 
 def test_the_global_step_is_the_best_step():

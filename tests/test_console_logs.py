@@ -30,7 +30,7 @@ LINES = {
         "params norm: 9.5 | number of skipped iterations:   0 | number of nan iterations:   0 |",
         " [2026-01-01 00:00:01] iteration       30/     100 | lm loss: 2.25E+00 | grad norm: 1.5 |",
     ],
-    "mmengine": [
+    "mmengine or mmcv": [
         f"{STAMP} - mmdet - INFO - Iter [30/20000]\tlr: 1e-03, eta: 1 day, 2:03:04, time: 0.5, memory: 3920, "
         "decode.loss_ce: 0.5, loss: 2.25, grad_norm: 1.5",
         f"{STAMP} - mmdet - INFO - Epoch [1][30/7330]\tlr: 1.978e-03, time: 0.5, loss: 2.25, grad_norm: 1.5",
@@ -147,6 +147,43 @@ def test_steps_of_an_epoch_are_counted_on(tmp_path):
     one, two = read_traces(tmp_path)
     assert one.steps.tolist() == [50, 100, 160, 210, 270, 320]
     assert two.steps.tolist() == [160, 210, 270, 320, 380, 430]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Epoch {epoch}:  45%|####      | {step}/4 [00:10<00:12, 4.20it/s, loss=0.3, grad_norm={norm}]\n",
+        "epoch {epoch}/9 step {step}/4 loss 0.3 grad_norm {norm}\n",
+        "[epoch: {epoch}, iter: {step}] loss: 0.3, grad_norm: {norm}\n",
+    ],
+)
+def test_steps_that_begin_anew_in_each_epoch_are_of_one_training(tmp_path, line):
+    places = [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3, 4)]
+    texts = [line.format(epoch=epoch, step=step, norm=1.5 + n) for n, (epoch, step) in enumerate(places)]
+    (tmp_path / "run.log").write_text("".join(texts))
+    (trace,) = read_traces(tmp_path)
+    assert trace.steps.tolist() == list(range(1, 13))
+    assert trace.norms.tolist() == [1.5 + n for n in range(12)]
+
+
+def test_trainings_that_are_appended_to_one_log_are_told_apart(tmp_path):
+    line, _ = LINES["Megatron-LM"]
+    path = log(tmp_path / "run.log", line)
+    text = path.read_text()
+    path.write_text(text + text.replace("grad norm: ", "grad norm: 1"))
+    first, second = read_traces(path)
+    assert (first.norms.tolist(), second.norms.tolist()) == ([1.5, 2.5, 3.5], [11.5, 12.5, 13.5])
+
+
+@pytest.mark.parametrize("program", ["mmengine or mmcv", "fairseq"])
+def test_programs_that_log_means_are_told(tmp_path, program):
+    line = {
+        "mmengine or mmcv": "Iter [{}/40000]\tlr: 1.0e-02, eta: 5:00, time: 0.5, loss: 2.25, grad_norm: 1.5\n",
+        "fairseq": "| epoch 001: 10 / 99 loss=2.25, wps=9, ups=1, num_updates={}, lr=1, gnorm=1.5, clip=0\n",
+    }[program]
+    (tmp_path / "run.log").write_text("".join(map(line.format, range(50, 400, 50))))
+    (trace,) = read_traces(tmp_path)
+    assert trace.notes[1:] == (f"{program} logs means over several steps: spikes are flattened",)
 
 
 def test_of_several_ranks_the_first_is_read(tmp_path):

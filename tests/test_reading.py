@@ -100,6 +100,54 @@ def test_a_run_that_was_logged_twice_counts_once(tmp_path):
     assert other.norms[3] == 0.31
 
 
+@pytest.mark.parametrize("names", [("a.csv", "metrics.jsonl"), ("metrics.jsonl", "z.csv")])
+def test_a_copy_hides_no_note_of_the_log_that_is_kept(tmp_path, names):
+    norms = [0.1, 0.7, 0.2, 0.3]
+    copy = next(tmp_path / name for name in names if name.endswith(".csv"))
+    copy.write_text(table(norms))
+    (tmp_path / "metrics.jsonl").write_text(rows([*norms[:3], 0.9]) + rows(norms)[len(rows(norms[:3])) :] + "{}x\n")
+    (trace,) = read_traces(tmp_path)
+    assert trace.source == f"{tmp_path / 'metrics.jsonl'} [grad_norm]"
+    assert trace.notes == (
+        "1 line left out: no JSON object (the first is line 6)",
+        "steps occur more than once: the latest value of each is kept, 1 value left out",
+        f"{copy} [grad_norm] holds the same norms and is left out",
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "events", "wandb"])
+def test_trainings_in_one_log_are_told_apart_in_every_format(tmp_path, kind):
+    norms = [[1.0, 2.0, 3.0], [4.0, 5.0], [6.0, 7.0, 8.0, 9.0]]
+    rows = [{"step": 10 * n, "grad_norm": norm} for one in norms for n, norm in enumerate(one, start=1)]
+    written = {
+        "csv": "step,grad_norm\n" + "".join(f"{row['step']},{row['grad_norm']}\n" for row in rows),
+        "jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "json": json.dumps({"log": rows}),
+        "events": events((row["step"], {"grad_norm": row["grad_norm"]}) for row in rows),
+        "wandb": wandb(history({name: str(value) for name, value in row.items()}) for row in rows),
+    }[kind]
+    path = tmp_path / (EVENTS if kind == "events" else f"log.{kind}")
+    path.write_bytes(written if isinstance(written, bytes) else written.encode())
+    traces = read_traces(tmp_path)
+    assert [trace.norms.tolist() for trace in traces] == norms
+    assert traces[2].source.endswith("[grad_norm], training 3 of 3")
+
+
+def test_the_event_files_of_two_trainings_in_a_directory_are_two_traces(tmp_path):
+    for number, norms in ((1, [1.0, 2.0, 3.0]), (2, [4.0, 5.0])):
+        found = events((step, {"grad_norm": norm}) for step, norm in enumerate(norms))
+        (tmp_path / f"events.out.tfevents.{number}.host").write_bytes(found)
+    assert [trace.norms.tolist() for trace in read_traces(tmp_path)] == [[1, 2, 3], [4, 5]]
+
+
+def test_of_copies_the_one_whose_steps_are_known_is_kept(tmp_path):
+    (tmp_path / "log.csv").write_text(table([1, 2, 3]))
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"grad_norm": {norm}}}\n' for norm in (1, 2, 3)))
+    (trace,) = read_traces(tmp_path)
+    assert trace.source == f"{tmp_path / 'log.csv'} [grad_norm]"
+    assert trace.notes == (f"{tmp_path / 'metrics.jsonl'} [grad_norm] holds the same norms and is left out",)
+
+
 def test_what_cannot_be_read_in_a_directory_is_told(logs):
     (logs / "a" / "run-torn.wandb").write_bytes(b":W&B")
     (logs / "e" / "eval").mkdir()

@@ -64,7 +64,7 @@ class TestJSONLines:
         (trace,) = read_traces(write(tmp_path / "log.jsonl", text))
         assert (trace.steps.tolist(), trace.norms.tolist()) == ([1], [1.5])
         assert trace.notes == (
-            "2 values left out: without a step",
+            "2 values left out: without a step (no step: 2.5)",
             "1 value left out: no number, as 'high' in 'gnorm'",
             "3 lines left out: no JSON object (the first is line 1)",
         )
@@ -130,13 +130,60 @@ class TestJSONLines:
 
     def test_a_chosen_step_column(self, tmp_path):
         path = write(tmp_path / "log.jsonl", lines({"step": n % 5, "batch": 3 * n, "gnorm": n} for n in range(20)))
-        (trace,) = read_traces(path)
-        assert trace.steps.tolist() == list(range(5))
-        assert "15 values written before" in trace.notes[0]
+        traces = read_traces(path)
+        assert [trace.norms.tolist() for trace in traces] == [list(range(n, n + 5)) for n in (0, 5, 10, 15)]
+        assert traces[1].source == f"{path} [gnorm], training 2 of 4"
         (trace,) = read_traces(path, step_column="batch")
         assert trace.steps.tolist() == list(range(0, 60, 3))
         with pytest.raises(UsageError, match=r"no column 'time' for the steps; it has 'batch', 'gnorm', 'step'"):
             read_traces(path, step_column="time")
+
+    @pytest.mark.parametrize(
+        ("column", "shown"),
+        [
+            ("epoch", "0.02, 0.04, 0.06"),
+            ("percentage", "'1%', '2%', '3%'"),
+            ("name", "'a'"),
+            ("place", "a list"),
+        ],
+    )
+    def test_a_chosen_step_column_without_steps_is_refused_by_its_values(self, tmp_path, column, shown):
+        row = {"name": "a", "place": [1]}
+        rows = [row | {"epoch": n / 50, "percentage": f"{n}%", "gnorm": 1.0} for n in range(1, 40)]
+        with pytest.raises(UsageError) as refusal:
+            read_traces(write(tmp_path / "log.jsonl", lines(rows)), step_column=column)
+        assert str(refusal.value) == (
+            f"{tmp_path / 'log.jsonl'}: the column {column!r} does not hold steps, which are whole numbers; among its "
+            f"values are {shown}: choose another one with --step-column"
+        )
+
+    def test_a_few_values_that_are_no_steps_are_left_out_and_shown(self, tmp_path):
+        rows = [{"batch": n if n != 3 else "x", "gnorm": 1.0} for n in range(9)]
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)), step_column="batch")
+        assert (len(trace), trace.notes) == (8, ("1 value left out: without a step (no step: 'x')",))
+
+    @pytest.mark.parametrize("column", ["global_step/max_steps", "step", "train/global_step"])
+    def test_steps_of_all_steps(self, tmp_path, column):
+        rows = [{"loss": 3.0, "grad_norm": 1.0, column: f"{step}/438"} for step in (1, *range(10, 431, 10))]
+        (trace,) = read_traces(write(tmp_path / "logging.jsonl", lines(rows)))
+        assert trace.steps.tolist() == [1, *range(10, 431, 10)]
+        assert (trace.frequency, trace.notes) == ("one step in 10", ())
+
+    def test_numbers_of_rows_are_no_steps(self, tmp_path):
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", lines({"gnorm": n} for n in range(9))))
+        assert (trace.has_steps, trace.frequency) == (False, "optimizer steps not known")
+        rows = [{"step": 0, "gnorm": n} for n in range(9)]
+        assert not read_traces(write(tmp_path / "log.jsonl", lines(rows)))[0].has_steps
+
+    @pytest.mark.parametrize("column", ["env_step", "train/num_env_steps", "consumed_samples", "tokens seen"])
+    def test_a_count_of_something_else_is_no_stride(self, tmp_path, column):
+        path = write(tmp_path / "log.jsonl", lines({column: 2048 * n, "gnorm": n} for n in range(9)))
+        (trace,) = read_traces(path, step_column=column)
+        assert trace.steps.tolist() == list(range(0, 9 * 2048, 2048))
+        assert (trace.stride, trace.frequency) == (1, "optimizer steps not known")
+        assert trace.notes == (
+            f"{column!r} does not count optimizer steps: how many lie between two norms is not known",
+        )
 
     @pytest.mark.parametrize(("first", "stride"), [(0, 1), (0, 10), (10, 10), (5, 5)])
     def test_steps_that_begin_anew_in_each_epoch_are_counted_on(self, tmp_path, first, stride):
@@ -174,8 +221,25 @@ class TestJSONLines:
 
     def test_epochs_beyond_every_step_are_none(self, tmp_path):
         rows = [{"epoch": epoch, "step": step, "gnorm": 1} for epoch in (-(2**53), 2**53) for step in (0, 2**52)]
+        first, second = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
+        assert first.steps.tolist() == second.steps.tolist() == [0, 2**52]
+
+    @pytest.mark.parametrize(
+        ("program", "row"),
+        [
+            ("mmengine or mmcv", {"lr": 1e-3, "data_time": 0.01, "loss": 2.0, "grad_norm": 1.5, "time": 0.2}),
+            ("fairseq", {"loss": "2.0", "wps": "9", "ups": "1.2", "gnorm": "1.5", "lr": "1e-3"}),
+            ("fairseq", {"train_loss": "2.0", "train_wps": "9", "train_ups": "1.2", "train_gnorm": "1.5"}),
+            (None, {"lr": 1e-3, "loss": 2.0, "gnorm": 1.5, "time": 0.2}),
+            (None, {"data_time": 0.01, "time": 0.2, "autoclip/total_norm": 1.5}),
+        ],
+    )
+    @pytest.mark.parametrize("every", [1, 50])
+    def test_programs_that_log_means_are_told(self, tmp_path, program, row, every):
+        rows = [{"epoch": 1, "iter": every * n, **row} for n in range(1, 9)]
         (trace,) = read_traces(write(tmp_path / "log.jsonl", lines(rows)))
-        assert trace.steps.tolist() == [0, 2**52]
+        told = f"{program} logs means over several steps: spikes are flattened"
+        assert trace.notes == ((told,) if program and every > 1 else ())
 
     def test_no_json_at_all(self, tmp_path):
         with pytest.raises(UsageError, match=r"log.jsonl has no line that is a JSON object"):
@@ -218,9 +282,9 @@ class TestTrainerState:
         assert f"a{'/'}checkpoint-30" in first.source
         assert "checkpoint-110" in second.source
         assert (len(first), len(second)) == (31, 111)
-        write(tmp_path / "b" / "trainer_state.json", self.state(range(300)))
+        write(tmp_path / "b" / "trainer_state.json", self.state(range(98, 98 + 300)))
         assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
-        write(tmp_path / "a" / "trainer_state.json", self.state(range(50)))  # of a first training, which was continued
+        write(tmp_path / "a" / "trainer_state.json", self.state(range(97, 97 + 20)))  # it was continued then
         assert [len(trace) for trace in read_traces(tmp_path)] == [31, 300]
         write(tmp_path / "a" / "trainer_state.json", self.state(range(97, 97 + 31)))  # as far as the last checkpoint
         assert read_traces(tmp_path)[0].source == f"{tmp_path / 'a' / 'trainer_state.json'} [grad_norm]"

@@ -131,6 +131,18 @@ def test_a_sparse_log_is_said_to_miss_what_lies_between():
     assert any(doubt.startswith("one step in 50 was logged") and "98%" in doubt for doubt in found.doubts)
 
 
+def test_a_refusal_tells_what_was_noted_of_the_log():
+    with pytest.raises(UsageError, match=r": advice takes at least 20; note: a torn end; note: a restart$"):
+        suggest(trace([1.0] * 3, notes=("a torn end", "a restart")))
+
+
+def test_unknown_steps_have_no_stride():
+    found = suggest(trace(lognormal(100), every=10, has_steps=False))
+    assert found.as_json()["stride"] is None
+    assert not any("step in" in doubt for doubt in found.doubts)
+    assert found.trace.place(30) == "count 30"
+
+
 def test_it_is_the_same_in_any_unit():
     one, other = suggest(trace(lognormal(500))), suggest(trace(lognormal(500) * 1024.0))
     assert one.policy == other.policy

@@ -83,9 +83,9 @@ def test_a_value_of_the_wrong_length_is_malformed(tmp_path):
 
 
 def test_a_step_beyond_reason_is_malformed(tmp_path):
-    write(tmp_path, events([(1, {"gnorm": 1}), (2**62, {"gnorm": 2}), (-(2**62), {"gnorm": 3}), (-1, {"gnorm": 0})]))
+    write(tmp_path, events([(-1, {"gnorm": 1}), (2**62, {"gnorm": 2}), (-(2**62), {"gnorm": 3}), (1, {"gnorm": 0})]))
     (trace,) = read_traces(tmp_path)
-    assert trace.steps.tolist() == [-1]
+    assert trace.steps.tolist() == [-1, 1]
     assert trace.notes[0] == "2 events that cannot be parsed left out"
 
 

@@ -51,6 +51,13 @@ def test_the_stride_is_the_median_distance():
     assert trace(steps=[0, 10, 20, 1000], norms=[1.0] * 4).stride == 10
 
 
+def test_the_stride_is_told_where_steps_are_known():
+    assert trace().frequency == "every step"
+    assert trace(steps=[0, 10, 20]).frequency == "one step in 10"
+    unknown = trace(steps=[0, 10, 20], has_steps=False)
+    assert (unknown.stride, unknown.frequency) == (1, "optimizer steps not known")
+
+
 def test_pickles_to_another_process():
     found = pickle.loads(pickle.dumps(trace(notes=["torn"])))  # noqa: S301 - its own bytes
     assert found.norms.tolist() == [1.0, 2.0, 3.0]

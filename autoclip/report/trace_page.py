@@ -162,7 +162,7 @@ def _percentile_rows(one: Suggestion) -> list[list[str]]:
         [
             "largest",
             f"{one.largest:.4g}",
-            f"at step {one.largest_step}, {times_text(one.largest_ratio)} times the median",
+            f"at {one.trace.place(one.largest_step)}, {times_text(one.largest_ratio)} times the median",
         ]
     ]
 

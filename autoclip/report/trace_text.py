@@ -41,7 +41,7 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
     out = console()
     for one in suggestions:
         broken = broken_from(one.trace)
-        more = "" if broken is None else f"; no norm is finite from step {broken} on"
+        more = "" if broken is None else f"; no norm is finite from {one.trace.place(broken)} on"
         remarks = len(one.doubts) + len(one.trace.notes)
         more += f"; {remarks} remark{'s' * (remarks > 1)}" if remarks else ""
         out.print(f"{one.trace.source}: {python_of(one.policy)}, or {_number(one)}{more}")
@@ -73,7 +73,8 @@ def print_suggestion(suggestion: Suggestion) -> None:
     out.print(f"log: {trace.source}: {size_of(suggestion)}; with 95 % confidence intervals:")
     percentiles = [(f"{name:g}", str(one)) for name, one in suggestion.percentiles.items()]
     ratio = times_text(suggestion.largest_ratio)
-    largest = ("largest", f"{suggestion.largest:.3g} at step {suggestion.largest_step}, {ratio} times the median")
+    place = trace.place(suggestion.largest_step)
+    largest = ("largest", f"{suggestion.largest:.3g} at {place}, {ratio} times the median")
     fixed = [(f"{limit:g}", _percent(one)) for limit, one in suggestion.fixed.items()]
     for rows in ([("percentile", "norm"), *percentiles, largest], [("threshold", "would clip"), *fixed]):
         _print_table(out, aligned(rows, "><"))
@@ -98,12 +99,10 @@ def size_of(suggestion: Suggestion) -> str:
     others = [
         f"{count} {name}" for count, name in ((suggestion.nonfinite, "not finite"), (suggestion.zero, "zero")) if count
     ]
-    stride = suggestion.trace.stride
     worth = (
         f", worth at most about {suggestion.effective_count:.0f} independent ones" if suggestion.is_worth_less else ""
     )
-    every = "every step" if stride == 1 else f"one step in {stride}"
-    return f"{suggestion.count} norms{''.join(', ' + other for other in others)}, {every}{worth}"
+    return f"{suggestion.count} norms{''.join(', ' + other for other in others)}, {suggestion.trace.frequency}{worth}"
 
 
 def spikes_of(suggestion: Suggestion) -> str:
@@ -146,7 +145,7 @@ def replays_as_json(trace: NormTrace, replays: Sequence[Replay]) -> dict[str, An
         "norms": len(trace),
         "zero": int((trace.norms == 0).sum()),
         "nonfinite": len(trace) - len(trace.finite_norms),
-        "stride": trace.stride,
+        "stride": trace.stride if trace.has_steps else None,
         "notes": list(trace.notes),
         "limits": LIMITS,
         "policies": [one.summary() for one in replays],

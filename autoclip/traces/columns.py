@@ -57,6 +57,9 @@ _STEPS = (
     "current_steps",
     "_step",
 )
+_OTHER_COUNTS = {"env", "environment", "episode", "epoch", "example", "frame", "image", "sample", "timestep", "token"}
+# Programs that log means, of the last 10 steps (mmengine) or of the logging interval, with columns that tell them.
+_MEANS = {"mmengine or mmcv": {"data_time", "iter", "time"}, "fairseq": {"gnorm", "ups", "wps"}}
 _STEP_NAMES = {name.rsplit("/", 1)[-1] for name in _STEPS}
 _SHOWN = 30
 
@@ -125,6 +128,28 @@ def part_of(name: str) -> str:
 def may_be_step(name: str) -> bool:
     """Whether this is a name under which people log the optimizer step."""
     return _plain(name).rsplit("/", 1)[-1] in _STEP_NAMES
+
+
+def counts_other(name: str) -> bool:
+    """Whether this is a name for a count of something else than optimizer steps.
+
+    >>> counts_other("consumed_samples"), counts_other("train/num_env_steps"), counts_other("iteration")
+    (True, True, False)
+    """
+    return any(word.removesuffix("s") in _OTHER_COUNTS for word in re.split(r"[_/.]", _plain(name)))
+
+
+def program_of_means(column: str, names: Iterable[str], program: str = "") -> str | None:
+    """The program whose norms are means over several steps, by the names in its log; None for any other program.
+
+    >>> program_of_means("gnorm", ["loss", "wps", "ups", "gnorm"])
+    'fairseq'
+    """
+    if _OWN.fullmatch(_plain(column)):
+        return None
+    plain = {_plain(name).removeprefix("train/").removeprefix("train_") for name in names}
+    found = (one for one, columns in _MEANS.items() if program.startswith(one) or columns <= plain)
+    return next(found, None)
 
 
 def is_epoch(name: str) -> bool:

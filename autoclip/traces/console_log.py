@@ -23,7 +23,7 @@ PROGRAMS = {
     _TRAINER: r"\{(?=')",
     PRINTS_JSON: r'\{(?=")',
     "Megatron-LM": r"\biteration +(?P<iteration>\d+)/ *\d+ \|",
-    "mmengine": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d{1,9})\]\[|Iter(?:\(train\))? +\[)" + _OF_EPOCH,
+    "mmengine or mmcv": r"\b(?:Epoch(?:\(train\))? +\[(?P<nth>\d{1,9})\]\[|Iter(?:\(train\))? +\[)" + _OF_EPOCH,
     "torchvision or Swin": r"\b(?:Epoch|Train): +\[(?P<epoch>\d{1,9})(?:/\d+)?\]\s*\[" + _OF_EPOCH,
     "fairseq": r"\bepoch \d+: +\d+ / \d+(?= )",
     "fairseq, a mean for each epoch": r"\bepoch \d+(?= \|)",
@@ -42,6 +42,7 @@ _PAIR = re.compile(
     rf"(?<![\w./-])({_WORD}(?: {_WORD}){{0,3}})['\"]?(?:\s{{0,9}}[:=]\s{{0,9}}|\s{{1,9}})"
     rf"['\"]?(?:(?:np\.\w{{1,9}}|tensor)\()?({_NUMBER})(?!\w|\.\d)"
 )
+_EPOCH = re.compile(r"(?i)\bepoch[ :=#\[]{0,9}(\d{1,9})(?![.\d])")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"\| *(\d+)/\d+ \[")
 _RANK = re.compile(r"\[(?:rank|default)\d+\]")
@@ -96,6 +97,8 @@ def _row(line: str, selection: Selection, seen: set[str], torn: bool) -> _Row | 
         values: dict[str, str | int] = {}
         for name, value in _PAIR.findall(line, begun.end()):
             values.setdefault("grad_norm" if name == "norm" and selection.column is None else name, value)
+        if (epoch := _EPOCH.search(line, 0, begun.end())) is not None:  # in which the step may begin anew
+            values.setdefault("epoch", epoch[1])
         if program in seen or any(map(selection.is_norm, values)):
             seen.add(program)
             rank = _RANK.match(line)
@@ -144,7 +147,8 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
         raise UsageError(f"{path} has no whole line with gradient norms as training programs print them")
     most = max(counts, key=lambda printer: counts[printer])
     log = logs[most].finished()
-    log.notes.append(f"read as a console log of {most[0]}")
+    log.program = most[0]
+    log.notes.append(f"read as a console log of {log.program}")
     if torn == most:
         log.notes.append("the last line has no line end, may be torn, and is left out")
     return log

@@ -1,11 +1,8 @@
 """JSON files: Hugging Face's `trainer_state.json`, lists of rows or columns under any key, TensorBoard's downloads."""
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
-from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +13,14 @@ from autoclip.traces.rows import DEEPEST, LONGEST_GROUP, RowLog, flattened
 from autoclip.traces.scalars import ScalarLog, number
 from autoclip.traces.text import content
 
-TRAINER_STATE = "trainer_state.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
-
-def states_by_run(paths: Iterable[Path]) -> list[list[Path]]:
-    """The `trainer_state.json` of each run; a later one holds the history from the run's first step.
-
-    A run is an output directory: its own file, and those in its `checkpoint-<step>` directories.
-    """
-    runs: dict[Path, list[Path]] = {}
-    for path in paths:
-        runs.setdefault(path.parent if _checkpoint(path) == inf else path.parent.parent, []).append(path)
-    return list(runs.values())
-
-
-def reached(path: Path) -> tuple[float, float]:
-    """How far a `trainer_state.json` goes: its `global_step`, then the step in its directory's name.
+def json_value(path: Path) -> Any:
+    """The one JSON value of a file.
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is no such file.
+        UsageError: it holds no such value, or not all of it.
     """
-    state = _content(path)
-    step = number(state.get("global_step")) if isinstance(state, dict) else None
-    return -1.0 if step is None or isnan(step) else step, _checkpoint(path)
-
-
-def _checkpoint(path: Path) -> float:
-    """The step of the checkpoint that a file belongs to; inf: the whole run."""
-    named = _CHECKPOINT.fullmatch(path.parent.name)
-    return float(named[1]) if named else inf
-
-
-def _content(path: Path) -> Any:
     try:
         return json.loads(content(path).decode("utf-8-sig", errors="replace"))
     except (ValueError, RecursionError) as error:
@@ -114,7 +85,7 @@ def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
         OSError: the file cannot be read.
         UsageError: it is no such file.
     """
-    found = _content(path)
+    found = json_value(path)
     places = rows_in(found, selection)
     if not places:
         raise NoNormError(

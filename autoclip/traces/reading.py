@@ -16,13 +16,14 @@ from autoclip.errors import UsageError
 from autoclip.traces.columns import DOWNLOAD, NoNormError, Selection, SeveralNormsError
 from autoclip.traces.console_log import PRINTS_JSON, program_of, read_console
 from autoclip.traces.csv_file import header, read_csv
-from autoclip.traces.json_file import TRAINER_STATE, reached, read_json_rows, states_by_run
+from autoclip.traces.json_file import read_json_rows
 from autoclip.traces.jsonl import first_row, read_jsonl, row_of
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.tensorboard import read_events
 from autoclip.traces.text import READ_ERRORS, STANDARD_INPUT, lines, opened
 from autoclip.traces.tfrecord import starts_record
 from autoclip.traces.trace import NormTrace
+from autoclip.traces.trainer_state import TRAINER_STATE, State, by_output_directory, furthest, is_state, read_state
 from autoclip.traces.wandb_file import IDENT, read_wandb
 
 _PROBED_LINES = 64
@@ -61,13 +62,17 @@ def read_traces(
     column: str | None = None,
     step_column: str | None = None,
 ) -> list[NormTrace]:
-    """Read the gradient norms in logs: one trace for each run found.
+    """Read the gradient norms in logs: one trace for each training found.
 
-    Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of each run the one of the largest
-    `global_step`), TensorBoard event files (those of a directory are one run) and downloads, Lightning's `metrics.csv`,
-    W&B's `run-<id>.wandb` and exported charts (each run a trace), any CSV, JSON with rows or columns under any key
-    (each list of rows a trace), JSON lines, whose nested objects have dotted names, and console logs with lines as
-    training programs print them; all of them also packed by gzip.
+    Where steps go back to the first one of a log, or below it, another training begins; where they go back to a later
+    one, the training was continued from a checkpoint, and what it wrote again replaces what was there.
+
+    Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of those in one output directory the one
+    that goes furthest, and each that is no beginning of it: another training's), TensorBoard event files (those of a
+    directory are one log) and downloads, Lightning's `metrics.csv`, W&B's `run-<id>.wandb` and exported charts (each
+    run a trace), any CSV, JSON with rows or columns under any key (each list of rows a trace), JSON lines, whose nested
+    objects have dotted names, and console logs with lines as training programs print them; all of them also packed by
+    gzip.
 
     Directories are searched through; symbolic links and hidden directories in them are not followed, and files without
     norms are passed over, as are console logs with another log beside or below them; what cannot be read is told in the
@@ -90,7 +95,7 @@ def read_traces(
     found, named = _logs(given, selection, passed_over)
     traces: dict[int, list[tuple[Format, NormTrace]]] = {}
     places: set[Path] = set()
-    runs = enumerate(_runs(found, named, passed_over))
+    runs = enumerate(_runs(found, named, selection, passed_over))
     for order, (kind, files) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
         # W&B keeps a run's output in a directory of its own, below the run's.
         place = files[0].parent.parent if files[0].name == "output.log" else files[0].parent
@@ -210,15 +215,11 @@ def _is_download(path: Path, kind: Format, names: list[str]) -> bool:
     return _TAG.search(path.name.lower()) is not None and (names == DOWNLOAD or (kind is Format.JSON and not names))
 
 
-def _is_state(path: Path) -> bool:
-    return path.name.removesuffix(".gz") == TRAINER_STATE
-
-
 def _by_name(path: Path) -> Format | None:
     name = path.name.removesuffix(".gz")
     if "tfevents" in name:
         return Format.EVENTS
-    if _is_state(path):
+    if is_state(path):
         return Format.JSON
     return _SUFFIXES.get(Path(name).suffix.lower())
 
@@ -267,11 +268,11 @@ def _has_lists(row: Mapping[str, Any], selection: Selection) -> bool:
 
 
 def _runs(
-    found: dict[Path, Format], named: set[Path], passed_over: list[UsageError]
+    found: dict[Path, Format], named: set[Path], selection: Selection, passed_over: list[UsageError]
 ) -> Iterator[tuple[Format, list[Path]]]:
-    # Files that make up one trace: the event files of a directory; of a run's states the one that goes furthest;
+    # Files that make up one log: the event files of a directory; of a training's states the one that goes furthest;
     # otherwise each its own.
-    states = {run[0]: run for run in states_by_run(filter(_is_state, found))}
+    states = {paths[0]: paths for paths in by_output_directory(filter(is_state, found))}
     events: dict[Path, list[Path]] = {}
     for path, kind in found.items():
         if kind is Format.EVENTS:
@@ -280,24 +281,24 @@ def _runs(
         if kind is Format.EVENTS:
             if path == events[path.parent][0]:
                 yield kind, events[path.parent]
-        elif not _is_state(path):
+        elif not is_state(path):
             yield kind, [path]
         elif path in states:
-            yield from ((kind, [furthest]) for furthest in _furthest(states[path], named, passed_over))
+            readable = _states(states[path], named, selection, passed_over)
+            yield from ((kind, [one]) for one in furthest(readable))
 
 
-def _furthest(states: list[Path], named: set[Path], passed_over: list[UsageError]) -> list[Path]:
-    # The state that goes furthest; none where none can be read.
-    ranked = []
-    for path in states:
+def _states(
+    paths: list[Path], named: set[Path], selection: Selection, passed_over: list[UsageError]
+) -> Iterator[State]:
+    for path in paths:
         try:
-            ranked.append((reached(path), path))
+            yield read_state(path, selection)
         except (*READ_ERRORS, UsageError) as error:
             refusal = error if isinstance(error, UsageError) else _unreadable(path, error)
             if path in named:
                 raise refusal from None
             passed_over.append(refusal)
-    return [max(ranked)[1]] if ranked else []
 
 
 def _read(kind: Format, files: list[Path], selection: Selection, passed_over: list[UsageError]) -> list[NormTrace]:
@@ -306,12 +307,12 @@ def _read(kind: Format, files: list[Path], selection: Selection, passed_over: li
     except READ_ERRORS as error:
         raise _unreadable(files[0], error) from None
     if len(logs) == 1:
-        return [logs[0].trace()]
+        return logs[0].traces()
     traces: list[NormTrace] = []
     refused: list[UsageError] = []
     for log in logs:
         try:
-            traces.append(log.trace())
+            traces += log.traces()
         except UsageError as error:
             refused.append(error)
     if not traces:
@@ -335,7 +336,7 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
 
 
 def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:
-    # The same norms to float32's precision at the same steps, in the most precise format that has them.
+    # The same norms to float32's precision at the same steps: with known steps, in the most precise format.
     best: dict[object, int] = {}
     copies: dict[int, list[str]] = {}
     for place, (kind, trace) in enumerate(traces):
@@ -344,7 +345,8 @@ def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:
         same = (trace.steps.tobytes(), norms) if len(trace) >= _SHORTEST_COPY else place
         first = best.setdefault(same, place)
         if first != place:
-            better, other = (place, first) if kind < traces[first][0] else (first, place)
+            now, before = ((not one.has_steps, form) for form, one in ((kind, trace), traces[first]))
+            better, other = (place, first) if now < before else (first, place)
             best[same] = better
             copies.setdefault(better, []).extend([traces[other][1].source, *copies.pop(other, [])])
     notes = {

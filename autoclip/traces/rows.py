@@ -41,7 +41,7 @@ class RowLog:
 
     Which column is the step of another one is decided by the first row that has the latter, unless `selection` does;
     where no known one is in it, rows are numbered. Values without that step later on are left out, as a second way of
-    counting steps would mix up their order. Steps that begin anew in each epoch are counted on (see `ScalarLog.trace`).
+    counting steps would mix up their order. Steps that begin anew in each epoch are counted on (`ScalarLog.traces`).
 
     Args:
         selection: what is wanted.
@@ -58,6 +58,8 @@ class RowLog:
         self._epoch: str | None = None
         self._rows = 0
         self._without_step = 0
+        self._stepped = self._strange = 0
+        self._no_steps: list[str] = []  # the first values that are no steps
         self._no_numbers = 0
         self._no_number: dict[str, str] = {}  # the first value of a column that is none
 
@@ -102,8 +104,12 @@ class RowLog:
             step = self._rows if axis is None else whole_number(row.get(axis))
             if step is None:
                 self._without_step += 1
+                if axis is not None and row.get(axis) not in (None, ""):
+                    self._strange += 1
+                    self._no_steps = list(dict.fromkeys([*self._no_steps, _shown(row[axis])]))[:EXAMPLES]
             else:
                 self._log.add(name, step, found, epoch)
+                self._stepped += 1
         self._rows += bool(values)
 
     def _axis(self, name: str, row: Mapping[str, Any]) -> str | None:
@@ -118,15 +124,21 @@ class RowLog:
         """The scalars, with notes on what was left out.
 
         Raises:
-            UsageError: the column of the steps that was asked for is not there.
+            UsageError: the column of the steps that was asked for is not there, or holds something else.
         """
         log, step = self._log, self._selection.step_column
         if step is not None and step not in self._wanted:
             raise UsageError(f"{log.source} has no column {step!r} for the steps; it has {listed(self._wanted)}")
+        if step is not None and self._strange > self._stepped:
+            raise UsageError(
+                f"{log.source}: the column {step!r} does not hold steps, which are whole numbers; among its values are "
+                f"{', '.join(self._no_steps)}: choose another one with --step-column"
+            )
         if any(axis is None and self._selection.is_norm(name) for name, axis in log.axes.items()):
             log.notes.append("no column is known to hold the step: rows are numbered (choose one with --step-column)")
         if self._without_step:
-            log.notes.append(f"{counted(self._without_step, 'value')} left out: without a step")
+            strange = f" (no step: {', '.join(self._no_steps)})" if self._no_steps else ""
+            log.notes.append(f"{counted(self._without_step, 'value')} left out: without a step{strange}")
         if self._no_numbers:
             examples = [f"{value} in {name!r}" for name, value in islice(self._no_number.items(), EXAMPLES)]
             log.notes.append(f"{counted(self._no_numbers, 'value')} left out: no number, as {', '.join(examples)}")

@@ -2,17 +2,25 @@
 
 import re
 from array import array
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
 from math import inf, nan
 from typing import Any
 
 import numpy as np
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import Selection, loss_rank, part_of, threshold_of
+from autoclip.traces.columns import Selection, counts_other, loss_rank, part_of, program_of_means, threshold_of
 from autoclip.traces.notes import counted
 from autoclip.traces.trace import Floats, Ints, NormTrace
 
 MAX_STEP = 2**53  # beyond it a float is no exact step, and no optimizer gets there
+
+MOST_TRAININGS = 100
+"""In one log; steps that begin anew more often count something else, such as the micro-batches of each step."""
+FEW = 10
+"""So do steps that begin anew more often than this, and have fewer values than this each time."""
 
 _OF_ALL = re.compile(r"(?<=\d)\s*/\s*\d+\s*$")
 
@@ -39,9 +47,11 @@ class Series:
 
     @property
     def numbered(self) -> bool:
-        """Whether all values carry one step, so that their order is all there is."""
+        """Whether the order of the values is all there is: their steps are one, or begin anew too often."""
         steps = np.array(self.steps, dtype=np.int64)
-        return len(steps) > 1 and not self._voids and bool((steps == steps[0]).all())
+        all_one = len(steps) > 1 and not self._voids and bool((steps == steps[0]).all())
+        count = len(self._starts())
+        return all_one or count > MOST_TRAININGS or (count > FEW and len(steps) < FEW * count)
 
     @property
     def has_epochs(self) -> bool:
@@ -65,18 +75,45 @@ class Series:
         counted_on = (np.array(self.epochs) - first) * length + np.array(self.steps)
         self.steps = array("q", counted_on.tobytes())
 
+    def trainings(self) -> list["Series"]:
+        """The series cut where another training begins: the steps go back to the training's first one, or below it."""
+        starts = self._starts()
+        if len(starts) == 1 or self.numbered:
+            return [self]
+        return [self._part(start, end) for start, end in pairwise([*starts, len(self.steps)])]
+
+    def _starts(self) -> list[int]:
+        # A step that goes back to the start by itself, with the old count behind it, is damage and begins nothing.
+        steps = np.array(self.steps, dtype=np.int64)
+        starts = [0]
+        for place in np.flatnonzero(np.diff(steps) < 0) + 1:
+            if steps[place] <= steps[starts[-1]] and (steps[place + 1 : place + 2] <= steps[place - 1]).all():
+                starts.append(int(place))
+        return starts
+
+    def _part(self, start: int, end: int) -> "Series":
+        part = Series()
+        part.steps, part.values = self.steps[start:end], self.values[start:end]
+        # A restart from the start begins another training and voids nothing of this one.
+        voids = [(place - start, step) for place, step in self._voids if start < place <= end]
+        part._voids = [(place, step) for place, step in voids if step > part.steps[0]]
+        return part
+
     def latest(self) -> tuple[Ints, Floats, str | None]:
         """The values that count, with strictly ascending steps, and a note where others do not.
 
         A step that is written again, or goes back, voids whatever was written before for this step and later ones: the
-        run was continued from a checkpoint. That is TensorBoard's rule. Values that all carry one step are numbered.
+        run was continued from a checkpoint. That is TensorBoard's rule. Values whose steps tell nothing are numbered.
         """
         steps, values = np.array(self.steps, dtype=np.int64), np.array(self.values, dtype=np.float64)
         if self.numbered:
-            note = (
-                f"all {counted(len(steps), 'value')} carry step {steps[0]}: they are numbered in the order of writing"
+            turns = len(self._starts()) - 1
+            seen = (
+                f"the steps go back to the start {counted(turns, 'time')}: the values"
+                if turns
+                else f"all {counted(len(steps), 'value')} carry step {steps[0]}: they"
             )
-            return np.arange(len(steps)), values, note
+            return np.arange(len(steps)), values, f"{seen} are numbered in the order of writing"
         # A value counts where its step lies below all that come later, the steps of restarts included.
         limits = np.append(steps, 2 * MAX_STEP)
         for place, step in self._voids:
@@ -105,7 +142,8 @@ class ScalarLog:
         source: the file or directory, for messages.
 
     Attributes:
-        axes: by column, what its steps are; columns with different ones have no steps in common.
+        axes: by column, what its steps are, None: numbers of rows; columns with different ones have no steps in common.
+        program: that wrote the log, where the format tells.
     """
 
     def __init__(self, selection: Selection, source: str) -> None:
@@ -113,6 +151,7 @@ class ScalarLog:
         self.source = source
         self.notes: list[str] = []
         self.axes: dict[str, str | None] = {}
+        self.program = ""
         self._series: dict[str, Series] = {}
         self._names: set[str] = set()
         self._unwanted: set[str] = set()
@@ -139,8 +178,8 @@ class ScalarLog:
         for series in self._series.values():
             series.restart(step)
 
-    def trace(self) -> NormTrace:
-        """The trace of the norms.
+    def traces(self) -> list[NormTrace]:
+        """The traces of the norms, one for each training, in the order of writing.
 
         Steps that begin anew in each epoch are counted on: epoch times the steps of an epoch, plus the step.
 
@@ -151,7 +190,25 @@ class ScalarLog:
         column = self.selection.choose(self._series, self._names, self.source)
         source = f"{self.source} [{column}]"
         self._count_on(column)
-        steps, norms, note = self._series.get(column, Series()).latest()
+        norms = self._series.get(column, Series())
+        trainings = {name: series.trainings() for name, series in self._series.items()}
+        count = len(trainings.setdefault(column, [norms]))
+        if count == 1:
+            return [self._trace(column, source, {column: norms} | self._series)]
+        self.notes.append(
+            f"the steps go back to the start {counted(count - 1, 'time')}: what follows is read as another training"
+        )
+        return [
+            self._trace(
+                column,
+                f"{source}, training {place + 1} of {count}",
+                {name: parts[place] for name, parts in trainings.items() if len(parts) == count},
+            )
+            for place in range(count)
+        ]
+
+    def _trace(self, column: str, source: str, training: Mapping[str, Series]) -> NormTrace:
+        steps, norms, note = training[column].latest()
         notes = [*self.notes, *([note] if note else [])]
         if not len(steps):
             raise UsageError(f"{source}: no number in it" + (f" ({'; '.join(notes)})" if notes else ""))
@@ -165,14 +222,22 @@ class ScalarLog:
         part = part_of(column)
         ranked = sorted(
             (part_of(name) != part, rank, name)
-            for name in self._series
+            for name in training
             if (rank := loss_rank(name)) is not None and part_of(name) in ("", part or "actor")
         )
-        losses = [found for *_, name in ranked if (found := self._beside(name, column, steps)) is not None]
-        thresholds = self._beside(threshold_of(column), column, steps)
+        losses = [found for *_, name in ranked if (found := self._beside(name, column, training, steps)) is not None]
+        thresholds = self._beside(threshold_of(column), column, training, steps)
         if thresholds is not None and (thresholds <= 0).any():
             thresholds = None
-        return NormTrace(steps, norms, source, losses[0] if losses else None, thresholds, tuple(notes))
+        axis = self.axes.get(column, "step")
+        has_steps = axis is not None and not counts_other(axis) and not training[column].numbered
+        if axis is not None and counts_other(axis):
+            notes.append(f"{axis!r} does not count optimizer steps: how many lie between two norms is not known")
+        trace = NormTrace(steps, norms, source, losses[0] if losses else None, thresholds, tuple(notes), has_steps)
+        program = program_of_means(column, self._names, self.program)
+        if program is None or trace.stride == 1:  # a mean over one step is none
+            return trace
+        return replace(trace, notes=(*notes, f"{program} logs means over several steps: spikes are flattened"))
 
     def _count_on(self, column: str) -> None:
         # Counts steps on through the epochs where they begin anew in each, in all columns with the steps of this one.
@@ -193,11 +258,11 @@ class ScalarLog:
             self.axes[name] = f"{axis}, counted on"
         self.notes.append(f"the steps begin anew in each epoch: they are counted on, {length} to an epoch")
 
-    def _beside(self, name: str | None, column: str, steps: Ints) -> Floats | None:
+    def _beside(self, name: str | None, column: str, training: Mapping[str, Series], steps: Ints) -> Floats | None:
         # Another column's values at the steps of the norms, NaN where it has none; None where it has none at all.
-        if name is None or name == column or name not in self._series:
+        if name is None or name == column or name not in training:
             return None
-        series, norms = self._series[name], self._series[column]
+        series, norms = training[name], training[column]
         if series.numbered != norms.numbered or self.axes.get(name) != self.axes.get(column):
             return None
         other_steps, values, _ = series.latest()

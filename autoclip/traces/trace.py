@@ -27,6 +27,7 @@ class NormTrace:
         thresholds: > 0, float64, shape (n,): what the run was clipped at, inf where it was not, NaN where the log does
             not say; None where the log has none.
         notes: sentences that the user should be told: a torn end, records left out, restarts.
+        has_steps: whether `steps` are optimizer steps; else they only order the norms, or count something else.
 
     Raises:
         ValueError: an array is not as described.
@@ -42,6 +43,7 @@ class NormTrace:
     losses: Floats | None = None
     thresholds: Floats | None = None
     notes: tuple[str, ...] = ()
+    has_steps: bool = True
 
     def __post_init__(self) -> None:
         steps = np.array(self.steps)
@@ -73,8 +75,19 @@ class NormTrace:
 
     @property
     def stride(self) -> int:
-        """Optimizer steps from one norm to the next, the median: 1 where every step was logged, or there is but one."""
-        return 1 if len(self.steps) < 2 else int(np.median(np.diff(self.steps)))
+        """Optimizer steps from one norm to the next, the median; 1 where that is not known, or for a single norm."""
+        return int(np.median(np.diff(self.steps))) if self.has_steps and len(self.steps) > 1 else 1
+
+    @property
+    def frequency(self) -> str:
+        """How often a norm was logged, in words."""
+        if not self.has_steps:
+            return "optimizer steps not known"
+        return "every step" if self.stride == 1 else f"one step in {self.stride}"
+
+    def place(self, step: int) -> str:
+        """One of the steps in words; a count of what the log counts, where that is not optimizer steps."""
+        return f"{'step' if self.has_steps else 'count'} {step}"
 
     @property
     def finite_norms(self) -> Floats:

@@ -61,7 +61,7 @@ class NoAdviceError(UsageError):
             "largest": float(norms.max()) if some else None,
             "notes": list(trace.notes),
         }
-        super().__init__(f"{trace.source}: {reason}")
+        super().__init__("; note: ".join([f"{trace.source}: {reason}", *trace.notes]))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Suggestion:
             "source": self.trace.source,
             "norms": self.count,
             "effective_norms": self.effective_count,
-            "stride": self.trace.stride,
+            "stride": self.trace.stride if self.trace.has_steps else None,
             "zero": self.zero,
             "nonfinite": self.nonfinite,
             "percentiles": {f"{name:g}": interval(one) for name, one in self.percentiles.items()},
@@ -246,7 +246,7 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
         tail = trace.norms[trace.steps >= broken]
         what = "NaN" if np.isnan(tail).all() else "NaN or infinite"
         doubts.append(
-            f"all {len(tail)} norms are {what} from step {broken} on: the training broke down; all figures are of the "
+            f"all {len(tail)} norms are {what} from {trace.place(broken)} on: the training broke down; all figures are of the "
             f"norms before"
         )
     if broken is None or nonfinite[trace.steps < broken].any():
