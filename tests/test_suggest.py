@@ -132,7 +132,7 @@ def test_a_sparse_log_is_said_to_miss_what_lies_between():
 
 
 def test_a_refusal_tells_what_was_noted_of_the_log():
-    with pytest.raises(UsageError, match=r": advice takes at least 20; note: a torn end; note: a restart$"):
+    with pytest.raises(NoAdviceError, match=r": advice takes at least 20; note: a torn end; note: a restart$"):
         suggest(trace([1.0] * 3, notes=("a torn end", "a restart")))
 
 
