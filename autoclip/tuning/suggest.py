@@ -246,8 +246,8 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
         tail = trace.norms[trace.steps >= broken]
         what = "NaN" if np.isnan(tail).all() else "NaN or infinite"
         doubts.append(
-            f"all {len(tail)} norms are {what} from {trace.place(broken)} on: the training broke down; all figures are of the "
-            f"norms before"
+            f"all {len(tail)} norms are {what} from {trace.place(broken)} on: the training broke down; all figures are "
+            f"of the norms before"
         )
     if broken is None or nonfinite[trace.steps < broken].any():
         useless = ", ".join(one for one in useless_norms(trace) if not one.endswith("zero"))
