@@ -253,7 +253,8 @@ def test_a_training_that_broke_down_is_said_to():
     norms = np.concatenate([lognormal(120, deviation=0.25), np.full(180, np.nan)])
     found = suggest(trace(norms))
     (doubt,) = found.doubts
-    assert doubt.startswith("all 180 norms are NaN from step 120 on: the training broke down")
+    assert doubt.startswith("all 180 norms are NaN from step 120 on: the training broke down; clipping helps only if")
+    assert f"largest norm before is {found.largest_ratio:.2g} times the median" in doubt
     norms[50] = np.inf
     assert "180 of 300 norms are NaN, 1 of 300 norms is infinite" in suggest(trace(norms)).doubts[1]
     assert not [one for one in suggest(trace(norms[:125])).doubts if "broke down" in one]

@@ -64,9 +64,12 @@ def print_suggestion(suggestion: Suggestion) -> None:
     """Print the answer, the reason, the figures of a trace, and the setting as YAML and as Python."""
     out = console()
     trace, drift = suggestion.trace, suggestion.drift
+    first = 0 if broken_from(trace) is None else 1
+    for warning in suggestion.doubts[:first]:  # no advice helps a training that broke down
+        out.print(f"warning: {warning}", style="bold")
     out.print(f"recommended: {answer_of(suggestion)}", style="bold")
     out.print(f"why: {suggestion.reason}")
-    for doubt in suggestion.doubts:
+    for doubt in suggestion.doubts[first:]:
         out.print(f"doubt: {doubt}")
     for note in trace.notes:
         out.print(f"note: {note}")
@@ -109,7 +112,8 @@ def spikes_of(suggestion: Suggestion) -> str:
     """How many norms are spikes, and what one is."""
     return (
         f"{int(suggestion.tail.spikes.sum())} of {suggestion.count} norms tested, {_percent(suggestion.spikes)}: above "
-        f"{CALM_RATIO:g} times the running median and {SPIKE_SIGMAS:g} robust standard deviations of the logs about it"
+        f"{CALM_RATIO:g} times the running median and {SPIKE_SIGMAS:g} robust standard deviations of the logarithms "
+        f"about it"
     )
 
 

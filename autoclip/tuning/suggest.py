@@ -219,7 +219,7 @@ def _refusal(trace: NormTrace, norms: NDArray[np.float64]) -> str:
     """Why no setting can be read; empty where one can."""
     useless = useless_norms(trace)
     if not len(norms):
-        return "; ".join(useless)
+        return f"{'; '.join(useless)}: no advice; find out first why"
     figures = f"median {np.median(norms):.3g}, largest {norms.max():.3g}"
     if len(norms) < LEAST_NORMS:
         few = f"{len(norms)} finite {'norm' if len(norms) == 1 else 'norms'} above zero ({figures})"
@@ -246,8 +246,9 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
         tail = trace.norms[trace.steps >= broken]
         what = "NaN" if np.isnan(tail).all() else "NaN or infinite"
         doubts.append(
-            f"all {len(tail)} norms are {what} from {trace.place(broken)} on: the training broke down; all figures are "
-            f"of the norms before"
+            f"all {len(tail)} norms are {what} from {trace.place(broken)} on: the training broke down; clipping helps "
+            f"only if large steps did that, and the largest norm before is {times_text(_largest_ratio(norms))} times "
+            f"the median; all figures are of the norms before"
         )
     if broken is None or nonfinite[trace.steps < broken].any():
         useless = ", ".join(one for one in useless_norms(trace) if not one.endswith("zero"))
@@ -285,8 +286,8 @@ def _setting(
     largest = f"the largest norm is {times_text(_largest_ratio(norms))} times the median of all"
     if not (tail.is_large or nonfinite or loss.state == "does not fall"):
         return {"kind": "running_quantile", "percentile": 90}, (
-            f"none of {len(norms)} norms is a spike ({far}, {largest}): aim at the top tenth only, which is there when "
-            f"a step does explode; {drift}"
+            f"none of {len(norms)} norms is a spike ({far}, {largest}): clip the largest tenth of the steps only, as "
+            f"an insurance against one that explodes; {drift}"
         )
     evidence = []
     if tail.is_large:
@@ -296,10 +297,10 @@ def _setting(
         evidence.append(f"{nonfinite} of {len(trace)} norms {'is' if nonfinite == 1 else 'are'} not finite")
     if loss.state == "does not fall":
         evidence.append(loss.text)
-    rule = "a running percentile that opens to 90 and rises by 3 % a step at most"
+    rule = "a threshold that follows the recent norms up to their percentile 90, and rises by 3 % a step at most"
     if loss.is_usable:
         rule = (
-            "a running percentile that opens while training goes well, rises by 3 % a step at most, and steps back "
-            "when the loss rises"
+            "a threshold that follows the recent norms up to their percentile 90 while training goes well, rises by "
+            "3 % a step at most, and steps back when the loss rises"
         )
     return {"kind": DEFAULT_KIND}, f"{'; '.join(evidence)}: take the default, {rule}; {drift}"
