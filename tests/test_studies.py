@@ -72,10 +72,10 @@ def test_results_of_a_part_say_that_they_are_one(study: Path, capsys: pytest.Cap
     readme = (study / "README.md").read_text()
     assert "Written by hand." in readme
     assert "**2 of the 18 planned runs are in**: 2 of 2 cells, with 1 seeds" in readme
-    assert "had no part" not in readme
+    assert "nothing of the default was chosen" not in readme
     main(study, report, [])
     readme = (study / "README.md").read_text()
-    fresh = readme.partition("had no part: seeds 1 to 2 of tiny, 2 cells.")[2]
+    fresh = readme.partition("nothing of the default was chosen: seeds 1 to 2 of tiny, 2 cells.")[2]
     assert all(f"| {arm} |" in fresh for arm in ("none", "fixed 1", "**running quantile 50** (default)"))
     assert fresh.count(" of 4 |") == 3
     assert readme.count("planned runs are in") == 1
