@@ -26,7 +26,7 @@ class ProbingQuantile(Policy):
     It is probed how far the threshold may open, as a link is probed for its capacity. What it promises:
 
     - A tame training is clipped in one step of ten once q is open, after `(percentile - lowest) / pace` = 160 steps.
-      The noise of a loss that has come down is no rise: to be one, it has to undo a tenth of all that it fell.
+      The noise of a loss that has come down is no rise: to be one, it has to undo a tenth of all that it moved.
     - A spike is clipped, and one wild loss is no rise: a loss counts as 2.5 standard deviations at most.
     - Where the learning rate is too high the loss rises again and again: q stays low, as it opens the more slowly the
       oftener that happens. An explosion cannot be followed in any case: the threshold falls with the norms at once,
@@ -139,7 +139,8 @@ class ProbingQuantile(Policy):
             self.current = min(self.norms.get(self.q), (1 + self.growth) * self.current)
             if self.q == self.percentile:
                 self.opening = self.pace
-                self.in_vain = self.in_vain if self.since <= self.window else 0
+                if self.since > self.window:
+                    self.in_vain = 0
         if self.first_norms:
             self._look_at_the_first([*self.first_norms, norm])
 

@@ -83,7 +83,8 @@ class Suggestion:
         tail: how far the norms reach above their running median.
         spikes: share of the norms that are spikes, see `Tail`.
         loss: what the losses show.
-        doubts: sentences on what may be wrong with the log, or limits what it tells.
+        doubts: sentences on what may be wrong with the log, or limits what it tells; first that the training broke
+            down, where it did.
         max_grad_norm: for a trainer that takes only a number, percentile 90 of the norms. It has few digits, but at
             most one norm or 1 % of the norms lie between it and the percentile.
         policy: the `clip.policy` section of the setting.
