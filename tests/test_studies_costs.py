@@ -3,7 +3,7 @@ from math import isnan
 
 import pytest
 
-from experiments.studies.costs import cell_table, cost_sections, cost_table, is_saved, is_tame, ratio
+from experiments.studies.costs import cell_table, cost_sections, cost_table, headline_table, is_saved, is_tame, ratio
 from experiments.studies.statistics import Cell, cells_of
 from experiments.studies.study import Study
 from tests.test_studies_statistics import row
@@ -71,3 +71,15 @@ def test_the_cells_have_plain_losses_and_what_the_default_did():
         "| calm 0.1 | 0.5 | 0.4 | 0.44 | 1.10 | 2.5 | 25 | 90 |",
         "| wild 0.1* | 1.9 F1 | 0.5 | 0.8 | 1.60 | 20 | 25 | 90 |",
     ]
+
+
+def test_the_short_table_has_the_losses_of_the_named_cells_and_the_failures_of_all():
+    named = STUDY.model_copy(update={"headline": ("none", "net"), "headline_cells": {"calm net": "calm@0.1"}})
+    lines = headline_table(named, [CALM, WILD]).splitlines()
+    assert lines[0] == "|  | calm net | failed in all 2 |"
+    assert lines[2:] == ["| none | 0.5 | 1 of 6 |", "| **net** (default) | 0.44 | 0 of 6 |"]
+
+
+def test_a_cell_of_the_short_table_is_one_of_the_study():
+    with pytest.raises(ValueError, match="headline_cells must be among"):
+        Study.model_validate(STUDY.model_dump() | {"headline_cells": {"other": "calm@0.2"}})

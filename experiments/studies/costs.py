@@ -78,6 +78,19 @@ def cell_table(study: Study, cells: Sequence[Cell]) -> str:
     return markdown_table(["cell", *study.arms, "/ best constant", "regret, %", "clipped, %", "left, %"], lines)
 
 
+def headline_table(study: Study, cells: Sequence[Cell]) -> str:
+    """Row for each arm of the headline: its median loss in a few cells, and its failed runs in all."""
+    places = {f"{cell.task}@{cell.lr:g}": cell for cell in cells}
+    shown = {title: places[place] for title, place in study.headline_cells.items() if place in places}
+    lines = []
+    for arm in study.headline:
+        there = [cell for cell in cells if arm in cell.arms]
+        failed, runs = sum(cell.failures_of(arm) for cell in there), sum(len(cell.seeds) for cell in there)
+        name = f"**{arm}** (default)" if arm == study.default else arm
+        lines.append([name, *(_loss(cell, arm) for cell in shown.values()), f"{failed} of {runs}"])
+    return markdown_table(["", *shown, f"failed in all {len(cells)}"], lines)
+
+
 def cost_sections(study: Study, cells: Sequence[Cell]) -> list[str]:
     """The summary by rule, and what its columns mean; nothing where no arm is without clipping."""
     tame, saved = sum(map(is_tame, cells)), sum(map(is_saved, cells))

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.studies.command import main
-from experiments.studies.costs import cell_table, cost_sections, is_tame
+from experiments.studies.costs import cell_table, cost_sections, headline_table, is_tame
 from experiments.studies.documents import write_section
 from experiments.studies.results import RunTable, chosen
 from experiments.studies.statistics import cells_of
 from experiments.studies.study import Job, Study
 from experiments.studies.tables import is_untouched
+
+PROJECT_README = Path("README.md")
+"""Whose table follows from this study; the commands of the studies are run from the project's root."""
 
 
 def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> None:
@@ -34,6 +37,8 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
     ):
         parts += [f"### {title}", LOSSES, cell_table(study, those)]
     write_section(output / "README.md", "results", "\n\n".join(parts))
+    if output.resolve() == Path(__file__).parent:
+        write_section(PROJECT_README, "default", headline_table(study, cells))
     print(f"{len(rows)} of {len(jobs)} runs; written: {output / 'README.md'}")
 
 
