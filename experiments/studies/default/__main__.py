@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.studies.command import main
-from experiments.studies.costs import cell_table, cost_sections, headline_table, is_tame
+from experiments.studies.costs import cell_table, cost_sections, headline_table, is_tame, told_apart
 from experiments.studies.documents import write_section
 from experiments.studies.results import RunTable, chosen
 from experiments.studies.statistics import cells_of
@@ -28,6 +28,7 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
         f"**{len(rows)} of the {len(jobs)} planned runs are in**: {len(cells)} of {len(order)} cells, with {span} "
         f"seeds that every rule has finished.",
         *cost_sections(study, cells),
+        told_apart(study, cells),
     ]
     if unseen:
         parts += ["### Cells by which nothing of the default was chosen", *cost_sections(study, unseen)]
