@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from autoclip.lab.clip_section import from_config
     from autoclip.optimizer_hook import attach
     from autoclip.records import ClipRecord
+    from autoclip.tuner import Tuner
     from autoclip.tuning.replay import replay
 
 _WHEN_USED = {
     "Clipper": "autoclip.clipper",
     "ClipRecord": "autoclip.records",
+    "Tuner": "autoclip.tuner",
     "adaptive_grad_clip_": "autoclip.gradients",
     "attach": "autoclip.optimizer_hook",
     "clip_grad_norm_": "autoclip.gradients",
@@ -62,6 +64,7 @@ __all__ = [
     "ProbingQuantile",
     "RunningQuantile",
     "SkipStep",
+    "Tuner",
     "ZClip",
     "__version__",
     "adaptive_grad_clip_",

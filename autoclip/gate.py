@@ -82,6 +82,12 @@ class Gate:
         policy.observe(norm, loss)
         return self._counted(norm, decision)
 
+    def decide_ahead(self, norm: float, loss: float | None) -> Decision:
+        """Decide on a norm that was clipped at the threshold known before it, inclusive policy or not."""
+        decision = self.look(norm)
+        self.policy.observe(norm, loss)
+        return self._counted(norm, decision)
+
     def look(self, norm: float) -> Decision:
         """Decide without learning or counting, as for a step that other gradients have spoiled."""
         policy = self.policy

@@ -33,6 +33,7 @@ LAYERS = [
     "groups",
     "clipping",
     "step_log",
+    "tuner",
     "fused_optimizer",
     "late",
     "late_steps",

@@ -25,7 +25,8 @@ from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import STATE, StepLog
+from autoclip.step_log import StepLog
+from autoclip.tuner import load_state, state_of
 
 Tensor = Any  # TensorFlow comes without type information
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -236,7 +237,7 @@ class GradientClipper:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values; a `Clipper` of scope "global" has the same."""
-        return {**self._log.state_dict(), "groups": {ALL: self._gate.state_dict()}}
+        return state_of(self._log, self._gate)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` made with the same policy.
@@ -244,14 +245,7 @@ class GradientClipper:
         Raises:
             ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
         """
-        missing = [name for name in (*STATE, "groups") if name not in state]
-        if missing:
-            raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-        if list(state["groups"]) != [ALL]:
-            raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
-        StepLog(()).load_state_dict(state)  # raises before anything is changed
-        self._gate.load_state_dict(state["groups"][ALL])
-        self._log.load_state_dict(state)
+        load_state(self._log, self._gate, state)
         self.forget_losses()
 
     def close(self) -> None:
