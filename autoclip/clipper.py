@@ -144,7 +144,8 @@ class Clipper:
         Args:
             loss: of this step, for policies that read it (under accumulation the mean over its micro-batches). None:
                 the mean of what `report_loss` got since the step before. It is averaged over the ranks. Without any
-                loss the default goes by the norms alone, does not tighten, and says so once, after 100 steps.
+                loss the default goes by the norms alone, cannot react to a rising loss, and says so once, after 100
+                steps.
             clip_fn: somebody else's clip function, for gradients that are sharded in a way of their own. Called with
                 the threshold, it scales all gradients and returns their norm before that. For mode "norm" and scope
                 "global".

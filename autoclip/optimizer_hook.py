@@ -32,7 +32,7 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
     are clipped at the same threshold. A step that a scaler leaves out because of an overflow does not count.
 
     The loss is what you give to `clipper.report_loss(loss)`, else what the closure returns. Without one the default
-    goes by the norms alone, does not tighten, and says so once, after 100 steps.
+    goes by the norms alone, cannot react to a rising loss, and says so once, after 100 steps.
 
     `LBFGS` gets a warning: it builds on the differences of gradients, which clipping falsifies.
 
