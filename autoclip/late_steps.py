@@ -59,7 +59,7 @@ class LateSteps:
             captured: it goes into a CUDA graph.
 
         Raises:
-            ValueError: as of `check`.
+            ValueError: as in `check`.
             RuntimeError: this one has to wait, which a graph that is being captured cannot.
         """
         late = self._wait is not True and self._may_be_late(groups)

@@ -41,7 +41,7 @@ class StepLog:
         by_hand: the call that gives a loss where the clipper is called by hand.
 
     Raises:
-        TypeError: as of `checked_sinks`.
+        TypeError: as in `checked_sinks`.
         ValueError: the number is no whole number >= 1.
     """
 

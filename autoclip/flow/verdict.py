@@ -12,8 +12,8 @@ from scipy.special import stdtrit
 from autoclip.flow.layers import Sample, by_layer, in_order
 
 DECADES = 3.0
-"""So many decades between first and last layer are too many: with one learning rate for all, a layer that is moved by
-a thousandth of another's is as good as frozen."""
+"""Decades between first and last layer that are too many: with one learning rate for all, a layer that moves a
+thousandth as far as another is as good as frozen."""
 
 VANISHED = 1e-7
 """Norm below which a layer with weights of order one does not move: float32 tells 1 from 1 + 1.2e-7, no closer."""
@@ -23,7 +23,7 @@ EXPLODED = 1e3
 weights."""
 
 NONFINITE_SHARE = 0.25
-"""More non-finite samples than this are no search for a loss scale, which overflows once or twice at the start."""
+"""A larger share of non-finite samples is no search for a loss scale, which overflows once or twice at the start."""
 
 DEAD_SHARE = 0.25
 """A layer whose norm was zero in this last part of the samples is dead."""
@@ -38,7 +38,7 @@ LEAST_FREEDOM = 3
 Verdict = Literal["vanishing", "healthy", "exploding", "undetermined"]
 
 WORDS: dict[Verdict, str] = {"undetermined": "too little to tell"}
-"""How a verdict is shown, where not as it is called."""
+"""How a verdict is shown, if not by its name."""
 
 ADVICE: dict[Verdict, str] = {
     "vanishing": "residual connections, normalisation layers, or an initialisation that suits the activation (He for "

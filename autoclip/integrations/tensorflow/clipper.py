@@ -67,7 +67,7 @@ class GradientClipper:
             they are skipped, else ten windows of the policy. None: never.
 
     Raises:
-        TypeError: the policy is none.
+        TypeError: `policy` is no `Policy`.
         ValueError: an argument is out of its range, or the policy is one for each parameter by itself.
 
     >>> import tensorflow as tf

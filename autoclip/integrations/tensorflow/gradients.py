@@ -10,7 +10,7 @@ import tensorflow as tf
 Tensor = Any  # TensorFlow comes without type information
 
 KEPT, SCALED, SCALED_WIDE, SKIPPED = range(4)
-"""What becomes of the gradients of a step, as a number that a graph can branch on."""
+"""What to do with the gradients of a step, as a number that a graph can branch on."""
 
 LEAST_FAST_NORM = 1e-15
 """Where a norm in float32 is below this, squares of its elements may have been lost to underflow."""
