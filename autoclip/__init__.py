@@ -3,8 +3,8 @@
     clipper = autoclip.Clipper(model, autoclip.RunningQuantile(percentile=50, warmup_steps=100))
     loss.backward(); clipper.step(loss=loss); optimizer.step()
 
-What needs torch, or reads files, is imported when it is first used, so that the command line's `--help` and `validate`
-answer without torch.
+Modules that need torch or read files are imported at their first use, so that `--help` and `validate` answer without
+torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a clipper tells of its steps: their numbers, the record of the latest, and what is out of the ordinary."""
+"""What a clipper reports of its steps: counts, the latest record, and warnings."""
 
 from collections.abc import Iterable
 from math import isfinite
@@ -12,11 +12,11 @@ from autoclip.records import ClipRecord, Sink, clip_rate, is_active, mean_coeffi
 COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_in_a_row")
 """Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
 STATE = (*COUNTS, "coefficient_sum")
-"""What a state of a clipper holds beside its groups; the sum of the coefficients is that of the active steps."""
+"""What a state of a clipper holds beside its groups; the coefficients are summed over the active steps."""
 TOLD_AGAIN = (10, 100, 1000)
-"""Numbers of steps in a row without a finite norm of which the user is told, after the first."""
+"""The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 TOLD_OF_NO_LOSS = 100
-"""Number of steps after which the user is told that none had a loss, where the policy reads it."""
+"""Steps after which the user is warned that none had a loss, if the policy reads it."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -32,16 +32,16 @@ def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
 
 
 class StepLog:
-    """Counts the steps, and tells sinks and user of them.
+    """Counts the steps, passes their records to the sinks, and warns the user.
 
     Args:
-        sinks: are told of every step.
-        max_nonfinite_in_a_row: so many steps in a row without a finite norm raise; None: no number does.
+        sinks: get every record.
+        max_nonfinite_in_a_row: this many steps in a row without a finite norm raise; None: no number does.
         policy: of the clipper; None: it reads no loss.
         by_hand: the call that gives a loss where the clipper is called by hand.
 
     Raises:
-        TypeError: as of `checked_sinks`.
+        TypeError: as in `checked_sinks`.
         ValueError: the number is no whole number >= 1.
     """
 
@@ -67,13 +67,13 @@ class StepLog:
         self._expect_loss()
 
     def watch(self, clipper: Any) -> None:
-        """Let those sinks that want it know the clipper."""
+        """Give the clipper to those sinks that want it."""
         for sink in self.sinks:
             if hasattr(sink, "watch"):
                 sink.watch(clipper)
 
     def announce(self) -> None:
-        """Tell the sinks that want it that a step is made whose record comes at the next."""
+        """Tell the sinks that want it that a step is under way whose record comes at the next."""
         for sink in self.sinks:
             if hasattr(sink, "announce"):
                 sink.announce(self.steps)
@@ -106,10 +106,10 @@ class StepLog:
         skipped: bool,
         loss: float | None,
     ) -> None:
-        """Count and record a step; the record is made when somebody wants it.
+        """Count and record a step; the record is made only when somebody wants it.
 
         Raises:
-            RuntimeError: it is the last of `max_nonfinite_in_a_row` steps; it is counted and recorded.
+            RuntimeError: it is the last of `max_nonfinite_in_a_row` steps. It is counted and recorded.
         """
         self.decisions = decisions
         for group, decision in decisions.items():
@@ -137,7 +137,7 @@ class StepLog:
             self._meet_many_nonfinite()
 
     def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
-        """Raise or say that the norm of this step is not finite, in some parameters."""
+        """Raise or warn because the norm of this step is not finite, in some parameters."""
         found = f"non-finite gradient norm at step {self.steps}, in {where}"
         if on_nonfinite == "raise":
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
@@ -147,13 +147,13 @@ class StepLog:
     def _expect_loss(self) -> None:
         """Count the steps without a loss from here on.
 
-        `without_loss` is the number of steps with a finite norm, of which none had a loss; None: one had, or the
-        policy reads none.
+        `without_loss` is the number of steps with a finite norm, none of which had a loss. None: one had, or the policy
+        reads no loss.
         """
         self.without_loss: int | None = 0 if self._policy is not None and self._policy.reads_loss else None
 
     def _look_for_loss(self, finite: bool, loss: float | None) -> None:
-        """Count a step, and say once where the first hundred had no loss."""
+        """Count a step, and warn once if the first hundred had no loss."""
         if loss is not None or self.without_loss is None:
             self.without_loss = None
             return
@@ -167,7 +167,7 @@ class StepLog:
             )
 
     def _meet_many_nonfinite(self) -> None:
-        """Raise or say that the norms of so many steps in a row were not finite."""
+        """Raise or warn because the norms of this many steps in a row were not finite."""
         count, most = self.nonfinite_in_a_row, self.max_nonfinite_in_a_row
         found = (
             f"non-finite gradient norms in {count} steps in a row, by step {self.steps - 1}: lower the learning rate, "
@@ -183,10 +183,11 @@ class StepLog:
         return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count on from a `state_dict()`.
+        """Continue counting from a `state_dict()`.
 
         Raises:
-            ValueError: a count is no whole number, or the sum is none of so many coefficients; nothing is changed.
+            ValueError: a count is no whole number, or the sum cannot be one of that many coefficients. Nothing is
+                changed.
         """
         counts = [state[name] for name in COUNTS]
         if not all(isinstance(count, int) and count >= 0 for count in counts):

@@ -1,4 +1,4 @@
-"""The configuration of an experiment: one YAML file, checked as a whole, every fault with its place."""
+"""The configuration of an experiment: one YAML file, checked as a whole. Every fault is reported with its place."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ Command = Annotated[
 Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
 
 OF_A_TASK = ("task", "optimizer")
-"""Sections that may be left out where `sweep.command` trains something else."""
+"""Sections that may be left out if `sweep.command` trains something else."""
 
 _ABSENT = object()
 _Model = TypeVar("_Model", bound=Section)
@@ -93,7 +93,7 @@ def checked(document: Document, model: type[_Model]) -> _Model:
 
 
 def build_policy(section: PolicySection) -> Policy:
-    """Construct the policy of a section; a class of the user's own is imported from the working directory.
+    """Construct the policy of a section; your own class is imported from the working directory.
 
     Raises:
         ConfigError: the class is missing, no policy, refuses the parameters, or does not keep them.
@@ -110,7 +110,7 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
     """Keyword arguments of `Clipper` that a clip section holds, with a new policy.
 
     Raises:
-        ConfigError: as `build_policy`.
+        ConfigError: as in `build_policy`.
     """
     return {
         "policy": build_policy(section.policy),
@@ -125,10 +125,10 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
 
 
 def trained_task(config: "ExperimentConfig") -> "TaskConfig":
-    """Task section of an experiment that is to be trained here.
+    """Task section of an experiment that is trained here.
 
     Raises:
-        UsageError: there is no task or no optimizer, as the experiment is for `sweep.command`.
+        UsageError: there is no task or no optimizer, because the experiment is for `sweep.command`.
     """
     _refuse_command(config)
     assert config.task is not None
@@ -136,10 +136,10 @@ def trained_task(config: "ExperimentConfig") -> "TaskConfig":
 
 
 def trained_optimizer(config: "ExperimentConfig") -> AnyOptimizerConfig:
-    """Optimizer section of an experiment that is to be trained here.
+    """Optimizer section of an experiment that is trained here.
 
     Raises:
-        UsageError: as `trained_task`.
+        UsageError: as in `trained_task`.
     """
     _refuse_command(config)
     assert config.optimizer is not None
@@ -156,7 +156,7 @@ def _refuse_command(config: "ExperimentConfig") -> None:
 
 
 def to_yaml(config: Section) -> str:
-    """Write every setting, defaults included, as YAML that reads back to an equal configuration."""
+    """Every setting, defaults included, as YAML that reads back to an equal configuration."""
     return dump(config.model_dump())
 
 
@@ -188,7 +188,7 @@ def _compared(name: str, before: Any, after: Any) -> list[str]:
 
 
 def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> Fault:
-    """Name the key and the place of one of pydantic's errors, what should be there and what is."""
+    """Turn one of pydantic's errors into a fault: key, place, what should be there and what is."""
     location: tuple[str | int, ...] = error["loc"]
     if error["type"] == "extra_forbidden":
         path, section = _walk(model, location[:-1])
@@ -227,7 +227,7 @@ def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> F
 
 
 def _walk(model: type[Section], location: tuple[str | int, ...]) -> tuple[KeyPath, Any]:
-    """Keys of one of pydantic's locations, which also names members of unions, and the model (or members) there."""
+    """Keys of one of pydantic's locations (which also name members of unions), and the model (or members) there."""
     inside: Any = model
     path: KeyPath = ()
     for part in location:
@@ -252,7 +252,7 @@ def _follows(fault: Fault, known: Set[tuple[Place, KeyPath]]) -> bool:
 
 
 class ConfigError(UsageError):
-    """Everything that is wrong with a configuration, one line for each fault, in reading order."""
+    """Everything that is wrong with a configuration: one line for each fault, in reading order."""
 
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(message)
@@ -260,10 +260,10 @@ class ConfigError(UsageError):
 
 
 class TaskConfig(Section):
-    """A class and its constructor's arguments."""
+    """A class and the arguments of its constructor."""
 
     target: Annotated[str, matching(TARGET, "module:Class, as in my_module:MyTask")] = Field(
-        description="Module and class of the task; imported from the working directory when a run starts."
+        description="Module and class of the task, imported from the working directory when a run starts."
     )
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the task's constructor.")
 
@@ -275,17 +275,17 @@ def _with_jsonl(sinks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class LogConfig(Section):
-    """What is written down during training."""
+    """What is logged during training."""
 
-    layers_every: CountOrNever = Field(default=None, description="Steps between norms by layer; null: never.")
+    layers_every: CountOrNever = Field(default=None, description="Steps between logged layer norms; null: never.")
     sinks: Annotated[
         tuple[Literal["jsonl", "console", "tensorboard", "wandb"], ...],
         Items(least=1, distinct=True),
         AfterValidator(_with_jsonl),
     ] = Field(
         default=("jsonl",),
-        description="Where the steps go: jsonl is metrics.jsonl in the run directory, tensorboard a folder there, "
-        "wandb a run in the project of this experiment's name; the runs of a sweep write jsonl only.",
+        description="Where steps are logged: jsonl is metrics.jsonl in the run directory, tensorboard a folder there, "
+        "wandb a run in the project of this experiment's name. The runs of a sweep write jsonl only.",
         json_schema_extra={"contains": {"const": "jsonl"}},
     )
 
@@ -293,36 +293,36 @@ class LogConfig(Section):
 class SweepConfig(Section):
     """Candidates that `autoclip sweep` compares; nothing else reads this section."""
 
-    none: StrictBool = Field(default=True, description="Whether training without clipping is a candidate.")
+    none: StrictBool = Field(default=True, description="Whether no clipping is a candidate.")
     thresholds: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1.0, 5.0, 10.0), description="Fixed thresholds."
+        default=(1.0, 5.0, 10.0), description="Fixed thresholds that are candidates."
     )
     percentiles: Annotated[tuple[Annotated[float, like(Percentile)], ...], Items(distinct=True)] = Field(
-        default=(10, 25, 50, 75, 90, 95), description="Percentiles, tried with each of the kinds."
+        default=(10, 25, 50, 75, 90, 95), description="Percentiles, each tried with every one of the kinds."
     )
     kinds: Annotated[tuple[Annotated[str, one_of(PERCENTILE_KINDS)], ...], Items(distinct=True)] = Field(
-        default=("fixed_percentile", "running_quantile"), description="Policies that the percentiles are for."
+        default=("fixed_percentile", "running_quantile"), description="Policies that try the percentiles."
     )
-    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further candidates, written out.")
-    seeds: Seeds = Field(default=(0, 1, 2), description="Seeds that every candidate is trained with.")
+    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further candidates.")
+    seeds: Seeds = Field(default=(0, 1, 2), description="Seeds of every candidate.")
     lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1, 3, 10), description="Factors on the learning rate, for the instability objective."
+        default=(1, 3, 10), description="Factors on the learning rate, to measure instability."
     )
     prefer: Literal["speed", "balanced", "stability"] = Field(
-        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest one."
+        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest."
     )
     margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
         default=0.0,
-        description="Mean training loss by which a candidate may be slower than the fastest and still be fast enough.",
+        description="Mean training loss by which a candidate may be behind the fastest and still count as fast enough.",
     )
-    race: StrictBool = Field(default=False, description="Spend seeds only on candidates still in the running.")
+    race: StrictBool = Field(default=False, description="Train further seeds only of candidates that may still win.")
     command: Command | None = Field(
         default=None,
-        description="A training script of one's own, as program and arguments with the placeholders "
+        description="Your own training script: program and arguments, with the placeholders "
         + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
         + "; null trains the task.",
     )
-    refine_trials: WholeNumber = Field(default=0, description="Trials with continuous values afterwards.")
+    refine_trials: WholeNumber = Field(default=0, description="Further trials, with continuous values.")
     storage: Annotated[str, Url] | None = Field(
         default=None, description="Database of the study; null: study.db in the output directory."
     )
@@ -330,7 +330,7 @@ class SweepConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_rate_without_a_placeholder(cls, values: Any) -> Any:
-        """A script that cannot be told a learning rate is trained at its own, unless the file says otherwise."""
+        """Train a script that cannot be given a learning rate at its own only, unless the file says otherwise."""
         command = values.get("command") if isinstance(values, dict) else None
         if isinstance(command, list | tuple) and not any("{lr_multiplier}" in str(word) for word in command):
             return {"lr_multipliers": [1]} | values
@@ -345,7 +345,7 @@ class SweepConfig(Section):
 
 
 def _task_unless_command(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema what `ExperimentConfig` asks for where it has no command."""
+    """State in the JSON schema that an experiment without a command needs a task and an optimizer."""
     schema["required"] = [name for name in schema["required"] if name not in OF_A_TASK]
     command = {"properties": {"command": {"type": "array"}}, "required": ["command"], "type": "object"}
     schema["if"] = {"properties": {"sweep": command}, "required": ["sweep"]}
@@ -358,24 +358,24 @@ class ExperimentConfig(Section):
 
     model_config = ConfigDict(json_schema_extra=_task_unless_command)
 
-    name: Annotated[str, Name] = Field(description="Names the output directory.")
-    task: TaskConfig | None = Field(description="What is trained; only a sweep.command needs none.")
-    optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; goes with the task.")
+    name: Annotated[str, Name] = Field(description="Name of the output directory.")
+    task: TaskConfig | None = Field(description="What is trained; not needed with a sweep.command.")
+    optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; needed with a task.")
     steps: Count = Field(description="Optimizer steps of each run.")
-    seeds: Seeds = Field(default=(0,), description="One run each; a seed fixes initial weights and batches.")
+    seeds: Seeds = Field(default=(0,), description="One run each. A seed fixes the initial weights and the batches.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Of the forward and backward pass; the weights stay in float32."
+        default="float32", description="Of the forward and backward pass; weights stay in float32."
     )
-    accumulate: Count = Field(default=1, description="Batches whose mean loss makes one optimizer step.")
+    accumulate: Count = Field(default=1, description="Batches whose mean loss is one optimizer step's.")
     clip: ClipConfig = Field(default_factory=ClipConfig, description="How gradients are clipped.")
-    evaluate_every: CountOrNever = Field(default=None, description="Steps between validations; null: only at the end.")
+    evaluate_every: CountOrNever = Field(default=None, description="Steps between evaluations; null: only at the end.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
-    device: Annotated[str, Device] = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if there.")
+    device: Annotated[str, Device] = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if present.")
     threads: Annotated[int, in_range(Number(1, 1024, integer=True))] = Field(
-        default=1, description="Threads of torch on the CPU; with one, results are repeatable."
+        default=1, description="Threads of torch on the CPU; with 1, results are repeatable."
     )
-    log: LogConfig = Field(default_factory=LogConfig, description="What is written down.")
-    sweep: SweepConfig | None = Field(default=None, description="Candidates, read by `autoclip sweep` only.")
+    log: LogConfig = Field(default_factory=LogConfig, description="What is logged.")
+    sweep: SweepConfig | None = Field(default=None, description="Candidates; only `autoclip sweep` reads them.")
 
     @model_validator(mode="before")
     @classmethod

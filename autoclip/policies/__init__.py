@@ -1,4 +1,4 @@
-"""Policies turn the history of gradient norms into a threshold: plain Python, one published rule per class."""
+"""Policies turn the gradient norms of earlier steps into a threshold. Plain Python, one published rule per class."""
 
 from autoclip.policies.adagc import AdaGC
 from autoclip.policies.autoclip import AutoClip
