@@ -1,0 +1,92 @@
+"""What MkDocs cannot do by itself: gather pages from the repository, show formulas and search without a network.
+
+A page is known by its path in the repository, so that a link works on the site as it does between the files.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from posixpath import dirname, join, normpath
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from reference import reference_pages
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+LINK = re.compile(r"\]\(([^)\s:#]+)(?:#[^)\s]*)?\)")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
+ONCE_WRITTEN = ("CONTRIBUTING.md", "docs/architecture.md")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Add the pages for contributors, where they are there."""
+    if pages := [page for page in ONCE_WRITTEN if (ROOT / page).exists()]:
+        config.nav.append({"Contributing": pages})
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """All pages of docs/, what they link to, what that links to, and the generated reference."""
+    start = [f"docs/{path.name}" for path in DOCS.glob("*.md")]
+    linked = dict.fromkeys([*start, *(page for page in ONCE_WRITTEN if (ROOT / page).exists())])
+    for entry in _entries(config.nav):
+        if (ROOT / entry).exists():
+            linked[entry] = None
+    waiting = list(linked)
+    while waiting:
+        page = waiting.pop()
+        for target in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+            path = normpath(join(dirname(page), target))
+            if path not in linked and (ROOT / path).is_file():
+                linked[path] = None
+                if path.endswith(".md"):
+                    waiting.append(path)
+    gathered = [_file(path, config) for path in linked]
+    for path, text in reference_pages().items():
+        page = File.generated(config, f"docs/{path}", content=text)
+        page.dest_uri = path.removesuffix("md") + "html"
+        gathered.append(page)
+    gathered += [_file(f"docs/assets/{path.name}", config) for path in (DOCS / "assets").iterdir()]
+    return Files([*(file for file in files if file.src_dir != config.docs_dir), *gathered])
+
+
+def on_page_content(html: str, **context: Any) -> str:
+    """Turn formulas in TeX into MathML, which browsers show by themselves."""
+    return FORMULA.sub(lambda found: _math(found[2], "inline" if found[1] == "span" else "block"), html)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Let the search work in pages that are opened as files, where browsers start no worker from another file."""
+    (worker,) = Path(config.site_dir, "assets/javascripts/workers").glob("search.*.min.js")
+    script = json.dumps(worker.read_text(encoding="utf-8").split("//# sourceMappingURL")[0])
+    Path(config.site_dir, "assets/iframe-worker.js").write_text(
+        'if (location.protocol === "file:") {\n'
+        f"  const url = URL.createObjectURL(new Blob([{script}], {{type: 'text/javascript'}}))\n"
+        "  window.Worker = class extends Worker { constructor() { super(url) } }\n"
+        "}\n",
+        encoding="utf-8",
+    )
+
+
+def _entries(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from _entries(part)
+
+
+def _file(path: str, config: MkDocsConfig) -> File:
+    """A file of the repository; those of docs/ are at the top of the site."""
+    page = File(path, str(ROOT), config.site_dir, config.use_directory_urls)
+    page.dest_uri = page.dest_uri.removeprefix("docs/")
+    return page
+
+
+def _math(formula: str, display: str) -> str:
+    for escape, character in ESCAPES.items():
+        formula = formula.replace(escape, character)
+    return convert(formula, display=display)
