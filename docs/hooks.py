@@ -6,6 +6,7 @@ A page is known by its path in the repository, so that a link works on the site 
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from posixpath import dirname, join, normpath
 from typing import Any
@@ -13,13 +14,18 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from reference import reference_pages
+from mkdocs.structure.pages import Page
+from reference import PUBLIC, reference_pages
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 LINK = re.compile(r"\]\(([^)\s:#]+)(?:#[^)\s]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
+MENTION = re.compile(
+    r"^```.*?^```|^#[^\n]*|\[`[^`\n]*`\]|`(?:autoclip\.)?(?P<name>\w+)(?:\([^`\n]*\))?`", re.DOTALL | re.MULTILINE
+)
+"""Code in a text; what is passed over comes first: blocks, headings, links."""
+BOOSTS = {"docs/faq.md": 3, "CHANGELOG.md": 0.3, "experiments/LOG.md": 0.3}
 ONCE_WRITTEN = ("CONTRIBUTING.md", "docs/architecture.md")
 
 
@@ -54,9 +60,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return Files([*(file for file in files if file.src_dir != config.docs_dir), *gathered])
 
 
+def on_page_markdown(markdown: str, page: Page, **context: Any) -> str:
+    """Let the first mention of a public name lead to the reference, and the search to answers before history."""
+    page.meta["search"] = {"boost": BOOSTS.get(page.file.src_uri, 1)}
+    seen: set[str] = set()
+
+    def linked(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name is None or name in seen or name not in PUBLIC:
+            return found[0]
+        seen.add(name)
+        return f"[{found[0]}][autoclip.{name}]"
+
+    return markdown if "/reference/" in page.file.src_uri else MENTION.sub(linked, markdown)
+
+
 def on_page_content(html: str, **context: Any) -> str:
     """Turn formulas in TeX into MathML, which browsers show by themselves."""
-    return FORMULA.sub(lambda found: _math(found[2], "inline" if found[1] == "span" else "block"), html)
+    return FORMULA.sub(_math, html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -86,7 +107,6 @@ def _file(path: str, config: MkDocsConfig) -> File:
     return page
 
 
-def _math(formula: str, display: str) -> str:
-    for escape, character in ESCAPES.items():
-        formula = formula.replace(escape, character)
-    return convert(formula, display=display)
+def _math(found: re.Match[str]) -> str:
+    tag, formula = found[1], unescape(found[2])
+    return f'<{tag} class="arithmatex">{convert(formula, display="inline" if tag == "span" else "block")}</{tag}>'

@@ -28,6 +28,7 @@ PYTHON = {
     "TensorFlow and Keras": "autoclip.integrations.tensorflow GradientClipper",
 }
 """Heading -> module and the names in it."""
+PUBLIC = {name for text in PYTHON.values() if text.startswith("autoclip ") for name in text.split()[1:]}
 
 
 def reference_pages() -> dict[str, str]:
@@ -93,17 +94,17 @@ def _kind(section: dict[str, Any]) -> str | None:
 
 
 def _section(title: str, section: dict[str, Any], level: int = 2) -> list[str]:
-    lines = [f"{'#' * level} {title}", "", _sentence(section.get("description", "")), ""]
+    lines = [f"{'#' * level} {title}", "", section.get("description", ""), ""]
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, value in section["properties"].items():
         name = f"**`{key}`**" if key in section.get("required", ()) else f"`{key}`"
         default = f"`{json.dumps(value['default']).strip(chr(34))}`" if "default" in value else ""
-        lines.append(f"| {name} | {_values(value)} | {default} | {_sentence(value.get('description', ''))} |")
+        lines.append(f"| {name} | {_values(value)} | {default} | {_cell(value.get('description', ''))} |")
     return [*lines, ""]
 
 
-def _sentence(text: str) -> str:
-    return (text[:1].upper() + text[1:]).replace("|", "\\|").replace("\n", " ")
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _values(value: dict[str, Any]) -> str:
@@ -113,14 +114,13 @@ def _values(value: dict[str, Any]) -> str:
     if "enum" in value:
         return ", ".join(f"`{one}`" for one in value["enum"])
     if "$ref" in value:
-        return "a section, see below"
+        return "a section"
     for several in ("anyOf", "oneOf"):
         if several in value:
             return " or ".join(dict.fromkeys(_values(one) for one in value[several]))
     kind = value.get("type")
     if kind == "array":
-        inner = value.get("prefixItems", [value.get("items", {})])[0]
-        return f"a list: {_values(inner)}"
+        return f"a list of: {_values(value.get('prefixItems', [value.get('items', {})])[0])}"
     if kind in ("number", "integer"):
         return _interval("a number" if kind == "number" else "a whole number", value)
     return {"string": "text", "boolean": "`true`, `false`", "object": "keys and values"}.get(str(kind), "null")
@@ -128,5 +128,5 @@ def _values(value: dict[str, Any]) -> str:
 
 def _interval(word: str, value: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {value[name]:g}" for name, sign in signs.items() if name in value]
+    limits = [f"{sign}\u00a0{value[name]:g}" for name, sign in signs.items() if name in value]
     return " ".join([word, ", ".join(limits)]).strip()
