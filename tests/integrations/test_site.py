@@ -23,7 +23,6 @@ class Reader:
 
     def open(self, name: str) -> Any:
         self.page.goto((SITE / name).as_uri())
-        self.page.wait_for_load_state("networkidle")
         return self.page
 
 
