@@ -73,6 +73,15 @@ def test_search_finds_max_grad_norm(reader: Reader) -> None:
     assert reader.told == []
 
 
+def test_docstrings_are_shown_as_they_are_meant(reader: Reader) -> None:
+    page = reader.open("reference/python.html")
+    assert page.evaluate("document.querySelectorAll('main blockquote').length") == 0
+    assert (
+        page.evaluate("[...document.querySelectorAll('main pre')].filter(one => /^>>>/.test(one.innerText)).length")
+        >= 10
+    )
+
+
 def test_formulas_are_mathematics(reader: Reader) -> None:
     page = reader.open("policies.html")
     assert page.evaluate("document.querySelectorAll('math[display=block]').length") >= 11
