@@ -63,6 +63,7 @@ def test_the_colours_are_those_of_the_reader_and_can_be_changed(reader: Reader) 
 
 def test_search_finds_max_grad_norm(reader: Reader) -> None:
     page = reader.open("index.html")
+    page.wait_for_load_state("networkidle")  # the key is heard then
     page.keyboard.press("/")
     page.fill(".md-search__input", "max_grad_norm")
     page.wait_for_selector(".md-search-result__item")
