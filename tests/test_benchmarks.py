@@ -10,7 +10,7 @@ import torch
 
 from autoclip import POLICIES, ClipRecord
 from autoclip.sinks import JSONLSink
-from experiments.benchmarks import imports, overhead, policies, report, shapes, suggest, sweep, training
+from experiments.benchmarks import imports, overhead, policies, report, shapes, suggest, sweep, training, walk
 from experiments.benchmarks.results import table, write
 from experiments.benchmarks.steps import SHARES, Cell, Gradients, norms_of_step, time_cell
 from experiments.benchmarks.timing import alternate, ratios, spread
@@ -358,3 +358,11 @@ def test_a_policy_that_slows_down_or_grows_is_noticed():
     judged = report.goals({"benchmark": "policies", "settings": {}, "rows": rows})
     assert [goal.cells()["holds"] for goal in judged] == ["yes", "no", "no"]
     assert [goal.measured for goal in judged] == [3.0, 1.5, 100.0]
+
+
+def test_the_walk_of_a_step_names_the_files_in_order():
+    calls = walk.walk(walk.CASES["running quantile"]())
+    files = list(dict.fromkeys(file for file, _ in calls))
+    assert {"clipper.py", "gradients/norms.py", "policies/running_quantile.py"} <= set(files)
+    assert files.index("clipper.py") < files.index("policies/running_quantile.py") < files.index("step_log.py")
+    assert sys.getprofile() is None

@@ -3,7 +3,16 @@ from math import isnan
 
 import pytest
 
-from experiments.studies.costs import cell_table, cost_sections, cost_table, is_saved, is_tame, ratio
+from experiments.studies.costs import (
+    cell_table,
+    cost_sections,
+    cost_table,
+    headline_table,
+    is_saved,
+    is_tame,
+    ratio,
+    told_apart,
+)
 from experiments.studies.statistics import Cell, cells_of
 from experiments.studies.study import Study
 from tests.test_studies_statistics import row
@@ -71,3 +80,27 @@ def test_the_cells_have_plain_losses_and_what_the_default_did():
         "| calm 0.1 | 0.5 | 0.4 | 0.44 | 1.10 | 2.5 | 25 | 90 |",
         "| wild 0.1* | 1.9 F1 | 0.5 | 0.8 | 1.60 | 20 | 25 | 90 |",
     ]
+
+
+def test_the_short_table_has_the_losses_of_the_named_cells_and_the_failures_of_all():
+    named = STUDY.model_copy(update={"headline": ("none", "net"), "headline_cells": {"calm net": "calm@0.1"}})
+    lines = headline_table(named, [CALM, WILD]).splitlines()
+    assert lines[0] == "|  | calm net | failed in all 2 |"
+    assert lines[2:] == ["| none | 0.5 | 1 of 6 |", "| **net** (default) | 0.44 | 0 of 6 |"]
+
+
+def test_a_cell_of_the_short_table_is_one_of_the_study():
+    with pytest.raises(ValueError, match="headline_cells must be among"):
+        Study.model_validate(STUDY.model_dump() | {"headline_cells": {"other": "calm@0.2"}})
+
+
+def test_cells_are_told_apart_seed_by_seed_and_where_nothing_fails():
+    near = cell("lost", [0.5, 0.4, 0.402])
+    text = told_apart(STUDY, [CALM, near, WILD])
+    assert "in the 2 cells" in text
+    assert "behind the best constant in 2: calm 0.1 (1.1 [" in text
+    assert "lost 0.1 (" in text.partition("; ahead in 0: none;")[0]
+    better = cell("calm", [0.5, 0.44, 0.4])
+    assert "behind the best constant in 0: none; ahead in 1: calm 0.1 (0.909" in told_apart(STUDY, [better])
+    noisy = replace(CALM, losses=CALM.losses[:, [0, 1, 2]] * [[1, 1, 1], [1, 3, 1 / 3], [1, 1, 1]])
+    assert "in the other 1 the two cannot be told apart" in told_apart(STUDY, [noisy])

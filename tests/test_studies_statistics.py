@@ -10,7 +10,6 @@ from experiments.studies.study import Study
 from experiments.studies.tables import (
     failure_rows,
     failure_table,
-    headline_table,
     pair_table,
     regret_rows,
     regret_table,
@@ -146,11 +145,3 @@ def test_tables_hold_a_row_for_every_rule_and_mark_the_default_and_what_it_never
     pairs = pair_table(cells, ARMS, "x").splitlines()
     assert len(pairs) == 4, "the reference is not compared with itself"
     assert pairs[2].startswith(f"| y | {2**0.5:.2f} |"), "twice the loss in one cell, the same in the other"
-
-
-def test_the_short_table_has_the_worst_learning_rate_of_each_task_for_the_rules_that_are_named():
-    rows = HAND + [row(arm, seed, 1.0, task="b") for arm in ARMS for seed in range(3)]
-    study = STUDY.model_copy(update={"headline": ("z", "y")})
-    lines = headline_table(study, cells_of(rows, ARMS)).splitlines()
-    assert lines[0] == "| rule | a | b | median of all cells | worst of all | failed runs |"
-    assert lines[2:] == ["| z | 100 | 0 | 50 | 100 | 3 of 6 |", "| **y** (default) | 33 | 0 | 17 | 33 | 0 of 6 |"]

@@ -24,7 +24,7 @@ class LossTrend:
         limit: > 0, in deviations, so that one wild loss counts little; inf: none.
 
     >>> trend = LossTrend()
-    >>> for loss in (3.0, 2.0, 1.0):
+    >>> for loss in (3.0, 2.0, 1.0, 0.5, 0.4):
     ...     trend.update(loss)
     >>> trend.rises(0.5), trend.falls(0.5)
     (False, True)

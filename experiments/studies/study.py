@@ -60,7 +60,8 @@ class Study(Section):
         default=(), description="Cells `task@lr` (or whole tasks) that the default was not chosen on."
     )
     fresh: Fresh | None = None
-    headline: tuple[str, ...] = Field(default=(), description="Arms of the short table in the project's README.")
+    headline: tuple[str, ...] = Field(default=(), description="Arms of the short table or figure.")
+    headline_cells: dict[str, str] = Field(default={}, description="Columns of the short table: title, and `task@lr`.")
     reuse: tuple[str, ...] = Field(default=(), description="Studies whose finished runs count here too.")
     quick: Quick = Quick()
 
@@ -71,6 +72,7 @@ class Study(Section):
             ("references", self.references, self.arms),
             ("default", (self.default,) if self.default else (), self.arms),
             ("headline", self.headline, self.arms),
+            ("headline_cells", tuple(self.headline_cells.values()), cells),
             ("untouched", self.untouched, [*self.tasks, *cells]),
             ("fresh.tasks", self.fresh.tasks if self.fresh else (), self.tasks),
             ("quick.tasks", self.quick.tasks or (), self.tasks),

@@ -105,30 +105,6 @@ def regret_table(study: Study, cells: Sequence[Cell]) -> str:
     return markdown_table(header, lines)
 
 
-def headline_table(study: Study, cells: Sequence[Cell]) -> str:
-    """Row for each arm of the headline: regret in percent in its worst cell of each task, then over all cells."""
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
-    failures = {row["arm"]: row for row in failure_rows(cells, list(study.arms)) if row["task"] == "all"}
-    lines = []
-    for arm in study.headline:
-        there = [cell for cell in cells if arm in cell.arms]
-        if not there:
-            continue
-        over = pooled(there, arm)
-        worst = {task: [_regret_of(cell, arm) for cell in there if cell.task == task] for task in tasks}
-        lines.append(
-            [
-                f"**{arm}** (default)" if arm == study.default else arm,
-                *(percent(max(regrets)) if regrets else "-" for regrets in worst.values()),
-                percent(over.median),
-                percent(over.worst),
-                f"{failures[arm]['failed']} of {failures[arm]['runs']}",
-            ]
-        )
-    names = [task.replace("_", " ") for task in tasks]
-    return markdown_table(["rule", *names, "median of all cells", "worst of all", "failed runs"], lines)
-
-
 def fresh_table(study: Study, cells: Sequence[Cell]) -> str:
     """Row for each arm, least worst case first: regret in percent in the median and the worst cell, and failed runs."""
     failures = {str(row["arm"]): row for row in failure_rows(cells, list(study.arms)) if row["task"] == "all"}

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.studies.command import main
-from experiments.studies.costs import cell_table, cost_sections, is_tame
+from experiments.studies.costs import cell_table, cost_sections, headline_table, is_tame, told_apart
 from experiments.studies.documents import write_section
 from experiments.studies.results import RunTable, chosen
 from experiments.studies.statistics import cells_of
 from experiments.studies.study import Job, Study
 from experiments.studies.tables import is_untouched
+
+PROJECT_README = Path("README.md")
+"""Whose table follows from this study; the commands of the studies are run from the project's root."""
 
 
 def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> None:
@@ -25,6 +28,7 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
         f"**{len(rows)} of the {len(jobs)} planned runs are in**: {len(cells)} of {len(order)} cells, with {span} "
         f"seeds that every rule has finished.",
         *cost_sections(study, cells),
+        told_apart(study, cells),
     ]
     if unseen:
         parts += ["### Cells by which nothing of the default was chosen", *cost_sections(study, unseen)]
@@ -34,6 +38,8 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, output: Path) -> 
     ):
         parts += [f"### {title}", LOSSES, cell_table(study, those)]
     write_section(output / "README.md", "results", "\n\n".join(parts))
+    if output.resolve() == Path(__file__).parent:
+        write_section(PROJECT_README, "default", headline_table(study, cells))
     print(f"{len(rows)} of {len(jobs)} runs; written: {output / 'README.md'}")
 
 

@@ -16,16 +16,12 @@ from experiments.studies.tables import (
     failure_rows,
     failure_table,
     fresh_table,
-    headline_table,
     is_untouched,
     pair_rows,
     pair_table,
     regret_rows,
     regret_table,
 )
-
-PROJECT_README = Path("README.md")
-"""Whose short table follows from the study; the commands of the studies are run from the project's root."""
 
 
 def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> None:
@@ -44,8 +40,6 @@ def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> 
     draw(study, cells, folder / "regret.png")
     if study.headline:
         draw_headline(study, cells, folder / "headline.png")
-        if folder.resolve() == Path(__file__).parent:
-            write_section(PROJECT_README, "studies", headline_table(study, cells))
     sections = [*_sections(study, jobs, len(rows), cells), *_fresh_sections(study, rows)]
     write_section(folder / "README.md", "results", "\n\n".join(sections))
     print(f"{len(rows)} of {len(jobs)} runs; written: {folder / 'README.md'}, {folder / 'regret.png'}, {results}")
