@@ -136,6 +136,20 @@ def test_every_policy_has_a_section_with_its_formula_and_kind():
         assert f"YAML `{kind}`" in sections[cls.__name__]
 
 
+def rows_of(text):
+    rows = [[cell.strip(" *") for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row for row in rows}
+
+
+def test_figures_of_the_default_are_those_of_its_study():
+    study = rows_of((ROOT / "experiments/studies/default/README.md").read_text(encoding="utf-8"))
+    (title, *rules), _, *rows = rows_of(PAGES["default"]).values()
+    assert len(rows) == 4
+    columns = [study["cell"].index(rule) for rule in rules]
+    for name, *losses in rows:
+        assert losses == [study[name][column] for column in columns], name
+
+
 def test_the_ten_questions_are_answered():
     assert PAGES["faq"].count("\n## ") == 10
 
