@@ -26,22 +26,18 @@ MENTION = re.compile(
 )
 """Code in a text; what is passed over comes first: blocks, headings, links."""
 BOOSTS = {"docs/faq.md": 3, "CHANGELOG.md": 0.3, "experiments/LOG.md": 0.3}
-ONCE_WRITTEN = ("CONTRIBUTING.md", "docs/architecture.md")
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Add the pages for contributors, where they are there."""
-    if pages := [page for page in ONCE_WRITTEN if (ROOT / page).exists()]:
-        config.nav.append({"Contributing": pages})
+    """Put the notebooks before the guides."""
+    guides = next(part["Guides"] for part in config.nav if "Guides" in part)
+    guides[:0] = [f"docs/notebooks/{path.stem}.md" for path in NOTEBOOKS]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """All pages of docs/, what they link to, what that links to, and the generated reference."""
-    start = [f"docs/{path.name}" for path in DOCS.glob("*.md")]
-    linked = dict.fromkeys([*start, *(page for page in ONCE_WRITTEN if (ROOT / page).exists())])
-    for entry in _entries(config.nav):
-        if (ROOT / entry).exists():
-            linked[entry] = None
+    """The pages of the navigation, what they link to, what that links to, the reference and the notebooks."""
+    linked = dict.fromkeys(entry for entry in _entries(config.nav) if (ROOT / entry).exists())
     waiting = list(linked)
     while waiting:
         page = waiting.pop()
@@ -52,12 +48,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 if path.endswith(".md"):
                     waiting.append(path)
     gathered = [_file(path, config) for path in linked]
-    for path, text in reference_pages().items():
-        page = File.generated(config, f"docs/{path}", content=text)
-        page.dest_uri = path.removesuffix("md") + "html"
+    notebooks = {f"docs/notebooks/{path.stem}.md": _notebook(path) for path in NOTEBOOKS}
+    for path, text in {**reference_pages(), **notebooks}.items():
+        page = File.generated(config, path, content=text)
+        page.dest_uri = path.removeprefix("docs/").removesuffix("md") + "html"
         gathered.append(page)
     gathered += [_file(f"docs/assets/{path.name}", config) for path in (DOCS / "assets").iterdir()]
     return Files([*(file for file in files if file.src_dir != config.docs_dir), *gathered])
+
+
+def _notebook(path: Path) -> str:
+    """A notebook as it was run: text, code, and what the code gave."""
+    parts: list[str] = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            shown = output.get("data", {})
+            if "image/png" in shown:
+                parts.append(f"![What the cell above shows](data:image/png;base64,{shown['image/png'].strip()})")
+            elif text := "".join(output.get("text", shown.get("text/plain", ()))).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Page, **context: Any) -> str:
@@ -72,7 +84,9 @@ def on_page_markdown(markdown: str, page: Page, **context: Any) -> str:
         seen.add(name)
         return f"[{found[0]}][autoclip.{name}]"
 
-    return markdown if "/reference/" in page.file.src_uri else MENTION.sub(linked, markdown)
+    if "/reference/" in page.file.src_uri:
+        return markdown
+    return MENTION.sub(linked, markdown).replace(".ipynb)", ".md)")  # a notebook is a page here
 
 
 def on_page_content(html: str, **context: Any) -> str:

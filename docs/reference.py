@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from typer.main import get_command
 
+import autoclip
 from autoclip.cli import app
 from autoclip.lab.config import json_schema
 from autoclip.policies import POLICIES
@@ -18,7 +19,6 @@ PYTHON = {
     "Functions in place of torch's": "autoclip clip_grad_norm_ clip_grad_value_ adaptive_grad_clip_",
     "Policies": "autoclip NoClip Fixed FixedPercentile RunningQuantile ProbingQuantile LossAwareQuantile CenterMultiple"
     " AutoClip ZClip SkipStep AdaGC Policy",
-    "Configuration and replay": "autoclip from_config replay",
     "Logs of norms": "autoclip.traces read_traces NormTrace",
     "Where records go": "autoclip.sinks ConsoleSink JSONLSink TensorBoardSink WandbSink",
     "Gradient flow": "autoclip.flow FlowSink forward_order diagnose read_samples GradientFlow Layer Slope Sample"
@@ -28,15 +28,18 @@ PYTHON = {
     "TensorFlow and Keras": "autoclip.integrations.tensorflow GradientClipper",
 }
 """Heading -> module and the names in it."""
+NOT_SHOWN = {"POLICIES", "__version__", "flow", "sinks", "traces"}
+LISTED = {name for text in PYTHON.values() for name in text.split()[1:]} | NOT_SHOWN
+PYTHON["More"] = " ".join(["autoclip", *(name for name in autoclip.__all__ if name not in LISTED)])
 PUBLIC = {name for text in PYTHON.values() if text.startswith("autoclip ") for name in text.split()[1:]}
 
 
 def reference_pages() -> dict[str, str]:
-    """Path below docs/ -> Markdown."""
+    """Path of a page, as if it were in the repository -> Markdown."""
     return {
-        "reference/python.md": _python(),
-        "reference/configuration.md": _configuration(json_schema()),
-        "reference/commands.md": _commands(),
+        "docs/reference/python.md": _python(),
+        "docs/reference/configuration.md": _configuration(json_schema()),
+        "docs/reference/commands.md": _commands(),
     }
 
 
