@@ -143,7 +143,7 @@ def rows_of(text):
 
 def test_figures_of_the_default_are_those_of_its_study():
     study = rows_of((ROOT / "experiments/studies/default/README.md").read_text(encoding="utf-8"))
-    (title, *rules), _, *rows = rows_of(PAGES["default"]).values()
+    (_cell, *rules), _, *rows = rows_of(PAGES["default"]).values()
     assert len(rows) == 4
     columns = [study["cell"].index(rule) for rule in rules]
     for name, *losses in rows:
