@@ -9,6 +9,10 @@ INTEGRATIONS_PACKAGES := tensorflow-cpu playwright
 
 FUZZER := atheris==3.0.0
 
+DOCS := .docs/bin
+DOCS_PACKAGES := mkdocs-material mkdocstrings[python] latex2mathml
+DOCS_NEEDS := pydantic typer rich PyYAML ruff  # what is imported for the reference; ruff formats signatures
+
 PARITY := .parity/bin
 PARITY_PACKAGES := zclip==1.0.0 pytorch_optimizer==4.1.0
 PYPI_AUTOCLIP := autoclip==0.2.1
@@ -60,7 +64,7 @@ test-distributed: setup
 	$(BIN)/python -m pytest tests/distributed
 
 # The real trainers and TensorFlow (3 GB), in an environment of their own.
-test-integrations: .integrations/ready
+test-integrations: .integrations/ready docs
 	$(INTEGRATIONS)/python -m pytest tests/integrations
 
 .integrations/ready: pyproject.toml .ci/constraints.txt
@@ -82,6 +86,22 @@ parity: .parity/ready
 		$(PARITY_PACKAGES)
 	rm -rf .parity/pypi-autoclip
 	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/pypi-autoclip $(PYPI_AUTOCLIP)
+	touch $@
+
+# The documentation as pages that need no server and no network, in build/site; `make test-integrations` opens them.
+.PHONY: docs docs-serve
+docs: .docs/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict --config-file docs/mkdocs.yml
+	@echo build/site/index.html
+
+docs-serve: .docs/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs serve --config-file docs/mkdocs.yml
+
+# torch is not needed: the docstrings are read from the files, the rest from what imports none.
+.docs/ready: .ci/constraints.txt
+	$(PYTHON) -m venv .docs
+	$(DOCS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
+		$(DOCS_PACKAGES) $(DOCS_NEEDS)
 	touch $@
 
 # Under ten minutes on two cores. PyPI's packages are compared where `make parity` has installed them.
@@ -111,5 +131,5 @@ studies-quick: setup
 	for study in $(SHORT_STUDIES); do $(BIN)/python -m experiments.studies.$$study --quick || exit; done
 
 clean:
-	rm -rf .venv .parity .integrations build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .parity .integrations .docs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

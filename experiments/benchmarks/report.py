@@ -31,7 +31,7 @@ TITLES = {
 }
 HEAD = """# Results of the benchmarks
 
-`make bench` measures all of this on the CPU and writes this file from the JSON files in [results](results): do not edit
+`make bench` measures all of this on the CPU and writes this file from the JSON files in `results/`: do not edit
 it. Spreads in brackets are the middle half. Each script says in its first lines how it measures.
 """
 FLAT = 1.2

@@ -1,12 +1,5 @@
-"""The page of a report in a real browser: nothing on the console, no request, every picture there, on a phone too.
+"""The page of a report in a real browser: nothing on the console, no request, every picture there, on a phone too."""
 
-It needs `playwright` and a Chromium: the one of the system (Debian: `apt-get install chromium`), or that of the
-environment variable CHROMIUM.
-"""
-
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +7,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-sync_api = pytest.importorskip("playwright.sync_api")
 
-from autoclip.report.writing import write_report, write_suggestions  # noqa: E402 - after what it needs
-from autoclip.traces import NormTrace  # noqa: E402
-from autoclip.tuning.suggest import suggest  # noqa: E402
-from tests.report_runs import metrics_of, write_run, write_sweep  # noqa: E402
-from tests.test_report_run import write_layers  # noqa: E402
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+from autoclip.report.writing import write_report, write_suggestions
+from autoclip.traces import NormTrace
+from autoclip.tuning.suggest import suggest
+from tests.report_runs import metrics_of, write_run, write_sweep
+from tests.test_report_run import write_layers
 
 LONG = "m:Policy(" + ", ".join(f"parameter_{n}=0.123456789" for n in range(8)) + ")"
 NASTY = "<img src=https://example.invalid/x.png onerror=alert(1)>"
@@ -61,15 +49,6 @@ def a_trace(place: Path) -> Path:
 
 
 MAKERS = {"run": (a_run, 7), "sweep": (a_sweep, 3), "trace": (a_trace, 4)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The README's snippets for trainers, executed as they stand."""
+"""The snippets of docs/frameworks.md, executed as they stand."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import autoclip
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).parent.parent.parent
-SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## Use it in ...")[1].split("\n## ")[0]
-SNIPPETS = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+PAGE = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks, on the settings of a toy run
 
@@ -44,8 +44,8 @@ def plain():
     }
 
 
-def test_there_are_six():
-    assert len(SNIPPETS) == 6
+def test_there_are_five():
+    assert len(SNIPPETS) == 5
 
 
 def test_lightning(tmp_path, monkeypatch):
