@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from autoclip.pictures.picture import count_steps, kept, label_axes, new_figure, positive, put_legend, thinned
+from autoclip.pictures.picture import (
+    SCREEN_DPI,
+    count_steps,
+    kept,
+    label_axes,
+    new_figure,
+    positive,
+    put_legend,
+    thinned,
+)
 from autoclip.pictures.series import Series, series_of
 from autoclip.records import ClipRecord
 
@@ -59,6 +68,7 @@ def norms_figure(run: Series, quantity: str) -> Figure | None:
     label_axes(axes, "", quantity)
     count_steps(axes)
     put_legend(figure, entries)
+    figure.set_dpi(SCREEN_DPI)
     return figure
 
 

@@ -20,7 +20,7 @@ WIDTH, HEIGHT, DPI = 5.0, 3.4, 216
 """Inches, and dots per inch: 1080 dots wide."""
 
 SCREEN_DPI = DPI // 2
-"""Dots per inch in a notebook; fine screens show two dots for one."""
+"""Dots per inch on a screen; fine ones show two dots for one."""
 
 SMALL, MEDIUM = 8.5, 9.5
 """Points: tick labels and legends; axis labels. On a phone they come out at 8 and 9 pixels of CSS."""
@@ -113,7 +113,7 @@ def put_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: i
 def png_of(figure: Figure) -> bytes:
     """The file's bytes, which are the same for the same picture."""
     file = BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", dpi=DPI)
     return smaller(file.getvalue())
 
 
