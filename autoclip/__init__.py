@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from autoclip.lab.clip_section import from_config
     from autoclip.optimizer_hook import attach
     from autoclip.records import ClipRecord
+    from autoclip.report.log_plot import plot
     from autoclip.tuner import Tuner
     from autoclip.tuning.replay import replay
 
@@ -46,6 +47,7 @@ _WHEN_USED = {
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
     "from_config": "autoclip.lab.clip_section",
+    "plot": "autoclip.report.log_plot",
     "replay": "autoclip.tuning.replay",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "clip_grad_value_",
     "flow",
     "from_config",
+    "plot",
     "replay",
     "sinks",
     "traces",

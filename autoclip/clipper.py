@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ from autoclip.groups import Groups
 from autoclip.late import why_wait
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup
+from autoclip.pictures import need_matplotlib
 from autoclip.policies import Policy, default_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
 from autoclip.step_log import STATE, StepLog, checked_sinks
 from autoclip.steps import Steps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Mode = Literal["norm", "value", "agc"]
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -333,6 +337,22 @@ class Clipper:
         self.settle()
         names, each = self._steps.measured or ([], None)
         return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
+
+    def plot(self) -> "Figure":
+        """Draw norm and threshold of the latest 10 000 steps, as a matplotlib figure that a notebook shows.
+
+        Older ones, and those from before a `load_state_dict()`, are not kept: give a `JSONLSink` and call
+        `autoclip.plot` with its file.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: no step was recorded yet, or none whose norm is finite and above zero.
+        """
+        self.settle()
+        need_matplotlib("Clipper.plot")
+        from autoclip.pictures.norms import records_figure
+
+        return records_figure(self._log.recent, self.mode)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, group by group."""

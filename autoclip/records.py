@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from autoclip.policies.policy import Phase
 
+ROLLING_STEPS = 200
+"""Number of steps over which a rolling clip rate is taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClipRecord:

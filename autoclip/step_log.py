@@ -1,5 +1,6 @@
 """What a clipper reports of its steps: counts, the latest record, and warnings."""
 
+from collections import deque
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any, cast
@@ -13,6 +14,8 @@ COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_
 """Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
 STATE = (*COUNTS, "coefficient_sum")
 """What a state of a clipper holds beside its groups; the coefficients are summed over the active steps."""
+RECENT_STEPS = 10_000
+"""Number of steps whose records are kept for `Clipper.plot`, in 3 MB."""
 TOLD_AGAIN = (10, 100, 1000)
 """The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 TOLD_OF_NO_LOSS = 100
@@ -60,7 +63,8 @@ class StepLog:
         self.steps = self.skipped_steps = self.active_steps = self.clipped_steps = 0
         self.nonfinite_in_a_row = 0
         self.coefficient_sum = 0.0
-        self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
+        # Records, or their fields until they are wanted.
+        self._recent: deque[tuple[Any, ...] | ClipRecord] = deque(maxlen=RECENT_STEPS)
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
         self._policy, self._by_hand = policy, by_hand
@@ -91,9 +95,17 @@ class StepLog:
     @property
     def last(self) -> ClipRecord | None:
         """Record of the latest step."""
-        if isinstance(self._latest, tuple):
-            self._latest = ClipRecord(*self._latest)
-        return self._latest
+        if not self._recent:
+            return None
+        latest = self._recent[-1]
+        if isinstance(latest, tuple):
+            latest = self._recent[-1] = ClipRecord(*latest)
+        return latest
+
+    @property
+    def recent(self) -> list[ClipRecord]:
+        """Records of the latest steps, at most `RECENT_STEPS`; none from before a state was loaded."""
+        return [ClipRecord(*one) if isinstance(one, tuple) else one for one in self._recent]
 
     def add(
         self,
@@ -121,7 +133,7 @@ class StepLog:
                     f"anew from their norms",
                 )
         finite = isfinite(norm)
-        self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss)
+        self._recent.append((self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss))
         self.steps += 1
         if self.without_loss is not None:
             self._look_for_loss(finite, loss)
@@ -197,5 +209,6 @@ class StepLog:
             raise ValueError(f"coefficient_sum in the state of a clipper must be in [0, {active}], got {total!r}")
         self.steps, self.skipped_steps, self.active_steps, self.clipped_steps, self.nonfinite_in_a_row = counts
         self.coefficient_sum = float(total)
-        self._latest, self.decisions = None, {}
+        self._recent.clear()
+        self.decisions = {}
         self._expect_loss()

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from autoclip.gate import Gate, RelearnAfter
 from autoclip.policies import Policy
 from autoclip.policies.policy import Response
-from autoclip.records import clip_rate, is_active
+from autoclip.records import ROLLING_STEPS, clip_rate, is_active
 
-ROLLING_STEPS = 200
-"""Number of steps over which the rolling clip rate is taken."""
 SPIKE_STEPS = 128
 SPIKE_SIGMAS = 6.0
 MANY_NORMS = 500_000
