@@ -32,6 +32,7 @@ def plot(log: str | PathLike[str] | NormTrace, column: str | None = None, step_c
     Raises:
         ImportError: matplotlib is missing.
         UsageError: there is no log to be read, it holds several trainings, or no norm that is finite and above zero.
+        OSError: the file of a run cannot be read.
     """
     need_matplotlib("autoclip.plot")
     from autoclip.pictures.norms import norms_figure
