@@ -15,7 +15,7 @@ from autoclip.groups import Groups
 from autoclip.late import why_wait
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup
-from autoclip.policies import Policy, default_policy
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
@@ -102,9 +102,7 @@ class Clipper:
         relearn_after: RelearnAfter = "auto",
         host_wait: bool | Literal["auto"] = "auto",
     ) -> None:
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        policy = policy if policy is not None else default_policy()
+        policy = checked_policy(policy)
         policy.clone()  # raises now what would keep it from being resumed later
         self.scope: Scope = choice("scope", scope or policy.scope, Scope)
         self.mode: Mode = choice("mode", mode, Mode)

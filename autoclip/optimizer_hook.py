@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from autoclip.clipper import Clipper
 from autoclip.clipping import ClipFn
@@ -49,7 +50,7 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
         The clipper; its `detach()` takes it off again.
 
     Raises:
-        TypeError: there is no optimizer of torch in what was given.
+        TypeError: there is no optimizer of torch in what was given, or it is a scheduler.
         ValueError: the optimizer has a clipper already, its engine clips by itself, or `clip_fn` with another mode than
             "norm" or scope than "global".
 
@@ -90,7 +91,7 @@ def innermost(optimizer: Any) -> Optimizer:
     """The optimizer of torch within wrappers, whose hooks are called however it is stepped.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is none, or a scheduler was given.
         ValueError: it belongs to an engine that clips by itself.
     """
     found, seen = optimizer, list[Any]()
@@ -101,12 +102,18 @@ def innermost(optimizer: Any) -> Optimizer:
                 "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: set "
                 "gradient_clipping in its configuration; autoclip can only watch the norm that the engine reports"
             )
+        if isinstance(found, LRScheduler):
+            raise TypeError(
+                f"attach() needs the optimizer, got its scheduler, a {type(found).__name__}: write "
+                f"autoclip.attach(optimizer)"
+            )
         inner = getattr(found, "optimizer", None)
         if inner is None or inner is found or isinstance(inner, torch.nn.Module):
             break
         found = inner
     if not isinstance(found, Optimizer):
-        raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}")
+        cure = ": a model is clipped by autoclip.Clipper(model)" if isinstance(found, torch.nn.Module) else ""
+        raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}{cure}")
     return found
 
 

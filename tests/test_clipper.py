@@ -307,8 +307,9 @@ def test_clip_rate_is_the_share_of_active_finite_steps_that_were_clipped():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"policy": 1.0}, TypeError, r"policy must be a Policy such as RunningQuantile\(percentile=50\), got 1\.0"),
-        ({"policy": RunningQuantile}, TypeError, "policy must be a Policy"),
+        ({"policy": 1.0}, TypeError, r"policy must be .*, got 1\.0: a constant threshold is Fixed\(1\.0\)"),
+        ({"policy": "fixed"}, TypeError, r"such as RunningQuantile\(percentile=50\), got 'fixed'$"),
+        ({"policy": RunningQuantile}, TypeError, r"that is the class, write RunningQuantile\(\.\.\.\)"),
         ({"mode": "values"}, ValueError, "mode must be one of norm, value, agc, got 'values'"),
         ({"scope": "layer"}, ValueError, "scope must be one of global.*, got 'layer'"),
         ({"response": "explode"}, ValueError, "response must be one of scale.*, got 'explode'"),

@@ -17,7 +17,7 @@ from autoclip.clipping import ClipFn
 from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import innermost
-from autoclip.policies import POLICIES, NoClip, Policy, default_policy
+from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -155,11 +155,9 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Any) -> None:
         if isinstance(policy, Mapping):
             policy = _policy_from(policy)
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
         self.clipper: Clipper | None = None
         self.learned: dict[str, Any] | None = None
-        self._policy = default_policy() if policy is None else policy
+        self._policy = checked_policy(policy)
         self._options = options
         self._loss: Tensor | None = None
         self._replaced: list[_Replaced] = []
