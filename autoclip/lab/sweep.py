@@ -19,10 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from autoclip.errors import UsageError
 from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
 from autoclip.lab.code_version import code_version, refuse_other_code
-from autoclip.lab.config import ConfigError, ExperimentConfig, SweepConfig, checked, differences, to_yaml, trained_task
+from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.loading import load_object
 from autoclip.lab.script import run_script
+from autoclip.lab.sweep_section import SweepConfig
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
