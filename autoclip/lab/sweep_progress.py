@@ -74,7 +74,7 @@ class SweepProgress:
                 self._shown.add(key)
                 convergence, unsteadiness = trial.values
                 self._console.print(
-                    f"{trial.user_attrs['name']}: training loss {convergence:.4f}, instability {unsteadiness:.3f}, "
+                    f"{trial.user_attrs['candidate']}: training loss {convergence:.4f}, instability {unsteadiness:.3f}, "
                     f"failed {trial.user_attrs['failed runs at any rate']} of {rates * trial.user_attrs['seeds']}"
                 )
 
