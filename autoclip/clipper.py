@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,22 @@ from autoclip.steps import Steps
 
 Mode = Literal["norm", "value", "agc"]
 OnNonfinite = Literal["skip", "propagate", "raise"]
+
+
+class ClipperOptions(TypedDict, total=False):
+    """The keyword arguments of `Clipper`, for what hands them on."""
+
+    scope: Scope | None
+    mode: Mode
+    norm_type: float
+    response: Response | None
+    on_nonfinite: OnNonfinite
+    max_nonfinite_in_a_row: int | None
+    sinks: Iterable[Sink]
+    groups: Mapping[str, str] | None
+    process_group: ProcessGroup | Literal["world"] | None
+    relearn_after: RelearnAfter
+    host_wait: bool | Literal["auto"]
 
 
 class Clipper:

@@ -3,14 +3,14 @@
 import sys
 from math import inf
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from autoclip.clipper import Clipper
+from autoclip.clipper import Clipper, ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.fused_optimizer import FusedOptimizer
@@ -23,7 +23,9 @@ STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
 """Where torch wraps `step` in a function that calls the hooks."""
 
 
-def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Any) -> Clipper:
+def attach(
+    optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Unpack[ClipperOptions]
+) -> Clipper:
     """Let every `optimizer.step()` clip its gradients first, at the threshold of a policy.
 
         clipper = autoclip.attach(optimizer)

@@ -1,6 +1,8 @@
 import gc
+import inspect
 import warnings
 from math import inf, isnan, nan
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile
+from autoclip.clipper import ClipperOptions
 from autoclip.records import ClipRecord
 from tests.references import clip_coefficient
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
@@ -302,6 +305,12 @@ def test_clip_rate_is_the_share_of_active_finite_steps_that_were_clipped():
     assert clipper.clip_rate == 2 / 4
     assert clipper.mean_coefficient == pytest.approx((1 + 2 / 5 + 1 + 2 / 3) / 4, rel=1e-6)
     assert (clipper.skipped_steps, clipper.last.step) == (1, 6)
+
+
+def test_the_options_that_others_hand_on_are_all_there_are():
+    arguments = inspect.signature(Clipper).parameters
+    assert list(ClipperOptions.__annotations__) == [name for name in arguments if name not in ("source", "policy")]
+    assert get_type_hints(ClipperOptions).items() <= get_type_hints(Clipper.__init__).items()
 
 
 @pytest.mark.parametrize(

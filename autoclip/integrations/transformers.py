@@ -7,12 +7,12 @@ from copy import deepcopy
 from functools import partial, wraps
 from math import inf, isfinite, nan
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from autoclip.clipper import Clipper
+from autoclip.clipper import Clipper, ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
@@ -152,13 +152,13 @@ class AutoClipCallback(TrainerCallback, ExportableState):
             stay open.
     """
 
-    def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Unpack[ClipperOptions]) -> None:
         if isinstance(policy, Mapping):
             policy = _policy_from(policy)
         self.clipper: Clipper | None = None
         self.learned: dict[str, Any] | None = None
         self._policy = checked_policy(policy)
-        self._options = options
+        self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
         self._replaced: list[_Replaced] = []
         self._notices = Notices()

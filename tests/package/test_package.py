@@ -20,6 +20,7 @@ autoclip.Clipper(model, 1.0)
 autoclip.Clipper(model, mode="norms")
 autoclip.Clipper(model).step(loss="0.5")
 autoclip.Cliper(model)
+autoclip.attach(torch.optim.SGD(model.parameters()), scop="global")
 """
 CHECKERS = {
     "mypy": (
@@ -96,5 +97,5 @@ def test_mistakes_are_found_before_the_program_runs(tmp_path: Path, checker: str
     (tmp_path / "mistakes.py").write_text(MISTAKES, encoding="utf-8")
     process = run(*CHECKERS[checker], tmp_path / "mistakes.py", folder=tmp_path)
     assert process.returncode == 1, process.stdout + process.stderr
-    for line in (6, 7, 8, 9):
+    for line in (6, 7, 8, 9, 10):
         assert f"mistakes.py:{line}:" in process.stdout, process.stdout
