@@ -82,12 +82,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("flow", "sinks", "traces"):
-        return import_module(f"autoclip.{name}")
-    if name not in _WHEN_USED:
-        raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
-    return getattr(import_module(_WHEN_USED[name]), name)
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in ("flow", "sinks", "traces"):
+            return import_module(f"autoclip.{name}")
+        if name not in _WHEN_USED:
+            raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
+        return getattr(import_module(_WHEN_USED[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from autoclip.clipper_options import Mode, OnNonfinite
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.gate import RelearnAfter
@@ -16,7 +17,7 @@ from autoclip.late import why_wait
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup
 from autoclip.pictures import need_matplotlib
-from autoclip.policies import Policy, default_policy
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
@@ -25,9 +26,6 @@ from autoclip.steps import Steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Mode = Literal["norm", "value", "agc"]
-OnNonfinite = Literal["skip", "propagate", "raise"]
 
 
 class Clipper:
@@ -105,9 +103,7 @@ class Clipper:
         relearn_after: RelearnAfter = "auto",
         host_wait: bool | Literal["auto"] = "auto",
     ) -> None:
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        policy = policy if policy is not None else default_policy()
+        policy = checked_policy(policy)
         policy.clone()  # raises now what would keep it from being resumed later
         self.scope: Scope = choice("scope", scope or policy.scope, Scope)
         self.mode: Mode = choice("mode", mode, Mode)

@@ -118,6 +118,8 @@ def checked_loss(loss: float | Tensor) -> float | Tensor:
         TypeError: it is no number.
         ValueError: it is not one number.
     """
+    if isinstance(loss, str | bytes):
+        raise TypeError(f"loss must be a number or a tensor of one, got the text {loss!r:.100}: give float(...) of it")
     if not isinstance(loss, Tensor):
         try:
             return float(loss)

@@ -3,13 +3,15 @@
 import sys
 from math import inf
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from autoclip.clipper import Clipper
+from autoclip.clipper_options import ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.fused_optimizer import FusedOptimizer
@@ -22,7 +24,9 @@ STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
 """Where torch wraps `step` in a function that calls the hooks."""
 
 
-def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Any) -> Clipper:
+def attach(
+    optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Unpack[ClipperOptions]
+) -> Clipper:
     """Let every `optimizer.step()` clip its gradients first, at the threshold of a policy.
 
         clipper = autoclip.attach(optimizer)
@@ -50,7 +54,7 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
         The clipper; its `detach()` takes it off again.
 
     Raises:
-        TypeError: there is no optimizer of torch in what was given.
+        TypeError: there is no optimizer of torch in what was given, or it is a scheduler.
         ValueError: the optimizer has a clipper already, or its engine clips by itself; or `clip_fn` with a mode other
             than "norm" or a scope other than "global".
 
@@ -91,7 +95,7 @@ def innermost(optimizer: Any) -> Optimizer:
     """The optimizer of torch inside wrappers, whose hooks are called however it is stepped.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is none, or a scheduler was given.
         ValueError: it belongs to an engine that clips by itself.
     """
     found, seen = optimizer, list[Any]()
@@ -102,12 +106,18 @@ def innermost(optimizer: Any) -> Optimizer:
                 "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: set "
                 "gradient_clipping in its configuration; autoclip can only watch the norm that the engine reports"
             )
+        if isinstance(found, LRScheduler):
+            raise TypeError(
+                f"attach() needs the optimizer, got its scheduler, a {type(found).__name__}: write "
+                f"autoclip.attach(optimizer)"
+            )
         inner = getattr(found, "optimizer", None)
         if inner is None or inner is found or isinstance(inner, torch.nn.Module):
             break
         found = inner
     if not isinstance(found, Optimizer):
-        raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}")
+        cure = ": a model is clipped by autoclip.Clipper(model)" if isinstance(found, torch.nn.Module) else ""
+        raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}{cure}")
     return found
 
 

@@ -175,7 +175,7 @@ class StepLog:
                 "no loss",
                 f"no loss was given in {TOLD_OF_NO_LOSS} steps, so that {self._policy!r} goes by the norms alone, "
                 f"without its brake: call clipper.report_loss(loss) before optimizer.step(), or {self._by_hand} where "
-                f"it is called by hand; or take a policy that needs none, as RunningQuantile()",
+                f"it is called by hand; or take a policy that needs none, as RunningQuantile(percentile=50)",
             )
 
     def _meet_many_nonfinite(self) -> None:

@@ -31,6 +31,7 @@ LAYERS = [
     "claims",
     "watch",
     "losses",
+    "clipper_options",
     "groups",
     "clipping",
     "step_log",

@@ -12,7 +12,7 @@ from autoclip.step_log import RECENT_STEPS, TOLD_OF_NO_LOSS, StepLog
 CURE = (
     "no loss was given in 100 steps, so that ProbingQuantile() goes by the norms alone, without its brake: call "
     "clipper.report_loss(loss) before optimizer.step(), or clipper.step(loss=loss) where it is called by hand; or take "
-    "a policy that needs none, as RunningQuantile() (said once)"
+    "a policy that needs none, as RunningQuantile(percentile=50) (said once)"
 )
 
 
@@ -77,7 +77,7 @@ def test_a_policy_that_reads_no_loss_wants_none():
 
 def test_the_policy_is_named_as_it_is():
     _, (told,) = Training(LossAwareQuantile(percentile=20)).run(100)
-    assert "so that LossAwareQuantile(percentile=20.0) goes by the norms alone" in told
+    assert "so that LossAwareQuantile(percentile=20) goes by the norms alone" in told
 
 
 def test_a_step_without_a_finite_norm_does_not_count():

@@ -3,13 +3,14 @@
 from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip.clipper import Clipper
+from autoclip.clipper_options import ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.integrations.missing import missing
@@ -62,9 +63,9 @@ class AutoClipCallback(Callback):
             optimizer has a clipper already, or the checkpoint is of other policies or other optimizers.
     """
 
-    def __init__(self, policy: Policy | None = None, **clipper_options: Any) -> None:
+    def __init__(self, policy: Policy | None = None, **clipper_options: Unpack[ClipperOptions]) -> None:
         super().__init__()
-        self._options = {**clipper_options, "sinks": tuple(clipper_options.get("sinks", ()))}
+        self._options: dict[str, Any] = {**clipper_options, "sinks": tuple(clipper_options.get("sinks", ()))}
         # What is wrong with the options shows now, not when the model has been set up; patterns of names have to wait.
         checked = {name: option for name, option in self._options.items() if name != "groups"}
         self.policy = Clipper(torch.optim.SGD([torch.zeros(1)]), policy, **checked).policy

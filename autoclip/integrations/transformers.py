@@ -7,17 +7,18 @@ from copy import deepcopy
 from functools import partial, wraps
 from math import inf, isfinite, nan
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from autoclip.clipper import Clipper
+from autoclip.clipper_options import ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import innermost
-from autoclip.policies import POLICIES, NoClip, Policy, default_policy
+from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -151,15 +152,13 @@ class AutoClipCallback(TrainerCallback, ExportableState):
             open.
     """
 
-    def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Unpack[ClipperOptions]) -> None:
         if isinstance(policy, Mapping):
             policy = _policy_from(policy)
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
         self.clipper: Clipper | None = None
         self.learned: dict[str, Any] | None = None
-        self._policy = default_policy() if policy is None else policy
-        self._options = options
+        self._policy = checked_policy(policy)
+        self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
         self._replaced: list[_Replaced] = []
         self._notices = Notices()

@@ -2,42 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Sequence, Set
+import re
+from collections.abc import Callable, Sequence, Set
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autoclip.errors import UsageError
 from autoclip.lab.clip_config import ClipConfig
-from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
-from autoclip.lab.policy_section import (
-    POLICY_SECTIONS,
-    AnyPolicySection,
-    PolicySection,
-    custom_policy,
-    policy_parameters,
-)
-from autoclip.lab.values import TARGET, Items, Section, in_range, like, matching, one_of, suggestion
-from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, read_document, shortened, shown
+from autoclip.lab.policy_section import CUSTOM, POLICY_SECTIONS, PolicySection, custom_policy, policy_parameters
+from autoclip.lab.sweep_section import SweepConfig
+from autoclip.lab.values import TARGET, Items, Section, Seeds, in_range, matching, suggestion
+from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, key_name, read_document, shortened, shown
 from autoclip.policies import POLICIES, Policy
-from autoclip.policies.parameters import Number, Percentile, Positive, constructor_parameters
-
-PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in constructor_parameters(cls)]
+from autoclip.policies.parameters import Number
 
 Count = Annotated[int, in_range(Number(1, inf, high_open=True, integer=True))]
 CountOrNever = Annotated[int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))]
-WholeNumber = Annotated[int, in_range(Number(0, inf, high_open=True, integer=True))]
-Above0 = Annotated[float, like(Positive)]
-Seeds = Annotated[tuple[WholeNumber, ...], Items(least=1, distinct=True)]
 Name = matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", "a plain file name of letters, digits and . _ -")
 Device = matching(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
-Command = Annotated[
-    tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
-]
-Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
 
 OF_A_TASK = ("task", "optimizer")
 """Sections that may be left out if `sweep.command` trains something else."""
@@ -46,23 +32,65 @@ _ABSENT = object()
 _Model = TypeVar("_Model", bound=Section)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig":
+def load_config(
+    path: Path, overrides: Sequence[str] = (), tell: Callable[[str], object] | None = None
+) -> "ExperimentConfig":
     """Read and check a configuration; nothing that it names is imported.
+
+    A file without a `name` has its own. An override of a `kind` alone leaves out what the file has for the kind before.
 
     Args:
         path: YAML file.
         overrides: `KEY=VALUE` with dotted keys, laid over the file in their order.
+        tell: told what is left out, a line for each such override.
 
     Raises:
         ConfigError: the file cannot be read, or it holds faults; all of them are listed.
     """
     document = read_document(path, overrides)
+    given = document.values
+    if given is not None:
+        for line in _without_other_kinds(document):
+            if tell:
+                tell(f"note: {line}")
+        document.values = {"name": _name_of(path)} | given
     try:
         return checked(document, ExperimentConfig)
     except ConfigError as error:
-        if not isinstance(document.values, dict) or document.values.keys() != {"clip"}:
+        if given is None or given.keys() != {"clip"}:
             raise
         raise ConfigError(f"{error}\n{_clip_only(path)}", error.faults) from None
+
+
+def _name_of(path: Path) -> str:
+    """The name of a file without its ending, as far as it can be a folder's."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:100].lstrip(".-")
+    return name or "experiment"
+
+
+def _without_other_kinds(document: Document) -> list[str]:
+    """Take out what the file has beside a `kind` that an override replaces, but for what the new kind must be given."""
+    lines = []
+    for path, before in document.replaced.items():
+        section = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+        if path[-1] != "kind" or section not in ("optimizer", "policy", "policies") or path not in document.places:
+            continue
+        holder, models = document.value(path[:-1]), NESTED[section]
+        kind = str(holder["kind"])
+        model = models.get(kind) or (models.get(CUSTOM) if ":" in kind else None)
+        if kind == before or model is None:
+            continue
+        others = [
+            key
+            for key in holder
+            if document.places[*path[:-1], key].override == 0
+            and not (key in model.model_fields and model.model_fields[key].is_required())
+        ]
+        for key in others:
+            del holder[key]
+        if others:
+            lines.append(f"{key_name(path)}={kind} leaves out what the file has for {before}: {', '.join(others)}")
+    return lines
 
 
 def _clip_only(path: Path) -> str:
@@ -290,63 +318,9 @@ class LogConfig(Section):
     )
 
 
-class SweepConfig(Section):
-    """Candidates that `autoclip sweep` compares; nothing else reads this section."""
-
-    none: StrictBool = Field(default=True, description="Whether no clipping is a candidate.")
-    thresholds: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1.0, 5.0, 10.0), description="Fixed thresholds that are candidates."
-    )
-    percentiles: Annotated[tuple[Annotated[float, like(Percentile)], ...], Items(distinct=True)] = Field(
-        default=(10, 25, 50, 75, 90, 95), description="Percentiles, each tried with every one of the kinds."
-    )
-    kinds: Annotated[tuple[Annotated[str, one_of(PERCENTILE_KINDS)], ...], Items(distinct=True)] = Field(
-        default=("fixed_percentile", "running_quantile"), description="Policies that try the percentiles."
-    )
-    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further candidates.")
-    seeds: Seeds = Field(default=(0, 1, 2), description="Seeds of every candidate.")
-    lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1, 3, 10), description="Factors on the learning rate, to measure instability."
-    )
-    prefer: Literal["speed", "balanced", "stability"] = Field(
-        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest."
-    )
-    margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
-        default=0.0,
-        description="Mean training loss by which a candidate may be behind the fastest and still count as fast enough.",
-    )
-    race: StrictBool = Field(default=False, description="Train further seeds only of candidates that may still win.")
-    command: Command | None = Field(
-        default=None,
-        description="Your own training script: program and arguments, with the placeholders "
-        + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-        + "; null trains the task.",
-    )
-    refine_trials: WholeNumber = Field(default=0, description="Further trials, with continuous values.")
-    storage: Annotated[str, Url] | None = Field(
-        default=None, description="Database of the study; null: study.db in the output directory."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_rate_without_a_placeholder(cls, values: Any) -> Any:
-        """Train a script that cannot be given a learning rate at its own only, unless the file says otherwise."""
-        command = values.get("command") if isinstance(values, dict) else None
-        if isinstance(command, list | tuple) and not any("{lr_multiplier}" in str(word) for word in command):
-            return {"lr_multipliers": [1]} | values
-        return values
-
-    @model_validator(mode="after")
-    def _multipliers_need_a_placeholder(self) -> Self:
-        if self.command and set(self.lr_multipliers) != {1} and not uses(self.command, "lr_multiplier"):
-            got = ", ".join(f"{multiplier:g}" for multiplier in self.lr_multipliers)
-            raise ValueError(f"lr_multipliers must be [1] for a command without {{lr_multiplier}}, got [{got}]")
-        return self
-
-
 def _task_unless_command(schema: dict[str, Any]) -> None:
     """State in the JSON schema that an experiment without a command needs a task and an optimizer."""
-    schema["required"] = [name for name in schema["required"] if name not in OF_A_TASK]
+    schema["required"] = [name for name in schema["required"] if name not in (*OF_A_TASK, "name")]
     command = {"properties": {"command": {"type": "array"}}, "required": ["command"], "type": "object"}
     schema["if"] = {"properties": {"sweep": command}, "required": ["sweep"]}
     given = {name: {"type": "object"} for name in OF_A_TASK}
@@ -358,7 +332,7 @@ class ExperimentConfig(Section):
 
     model_config = ConfigDict(json_schema_extra=_task_unless_command)
 
-    name: Annotated[str, Name] = Field(description="Name of the output directory.")
+    name: Annotated[str, Name] = Field(description="Names the output directory; the file's name where left out.")
     task: TaskConfig | None = Field(description="What is trained; not needed with a sweep.command.")
     optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; needed with a task.")
     steps: Count = Field(description="Optimizer steps of each run.")

@@ -8,6 +8,7 @@ from typing import Any, Literal, Never, Self, final
 
 from autoclip.policies.parameters import (
     Floor,
+    Percentile,
     Steps,
     Threshold,
     WarmupThreshold,
@@ -284,8 +285,13 @@ class Policy(ABC):
         vars(self).update(vars(loaded))
 
     def __repr__(self) -> str:
-        defaults = constructor_parameters(type(self))
-        shown = [f"{name}={value!r}" for name, value in self.parameters().items() if value != defaults[name][1]]
+        """What constructs it anew: the arguments that are not at their defaults, and the percentile of a clip rate."""
+        declared = constructor_parameters(type(self))
+        shown = [
+            f"{name}={_as_written(value, declared[name][0])}"
+            for name, value in self.parameters().items()
+            if value != declared[name][1] or (name == "percentile" and not self.reads_loss)
+        ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @final
@@ -327,6 +333,14 @@ class Policy(ABC):
     def _state_names(self) -> list[str]:
         parameters = {self._attribute(name) for name in declared_parameters(type(self))}
         return [name for name in vars(self) if name not in parameters]
+
+
+def _as_written(value: Any, annotation: Any) -> str:
+    """A constructor argument in Python: a percentile as people write it, an infinity that can be pasted."""
+    if value == inf:
+        return "float('inf')"
+    whole = annotation == Percentile and float(value).is_integer()
+    return repr(int(value) if whole else value)
 
 
 def _alike(fresh: Any, value: Any) -> bool:

@@ -21,7 +21,7 @@ from autoclip.integrations.tensorflow.gradients import (
     total_norm,
 )
 from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
-from autoclip.policies import Policy, default_policy
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
@@ -89,14 +89,12 @@ class GradientClipper:
         sinks: Iterable[Sink] = (),
         relearn_after: RelearnAfter = "auto",
     ) -> None:
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        self.policy = policy if policy is not None else default_policy()
+        self.policy = checked_policy(policy)
         self.policy.clone()  # raises now what would keep it from being resumed later
         if self.policy.scope != "global":
             raise ValueError(
                 f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope} by itself, but this "
-                f"clipper measures all gradients together: use a policy such as RunningQuantile()"
+                f"clipper measures all gradients together: use a policy such as RunningQuantile(percentile=50)"
             )
         self.response: Response = choice("response", response or self.policy.response, Response)
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)

@@ -19,8 +19,11 @@ def _number(loss: Any) -> Any:
     """One number: a float of the host, or a 0-d tensor of a graph.
 
     Raises:
+        TypeError: it is a text.
         ValueError: it is several.
     """
+    if isinstance(loss, str | bytes):
+        raise TypeError(f"loss must be a number or a tensor of one, got the text {loss!r:.100}: give float(...) of it")
     if not tf.is_tensor(loss):
         return float(loss)
     if loss.shape.num_elements() not in (1, None):
