@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile
-from autoclip.clipper import ClipperOptions
+from autoclip.clipper_options import ClipperOptions
 from autoclip.records import ClipRecord
 from tests.references import clip_coefficient
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
