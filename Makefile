@@ -7,6 +7,10 @@ BIN := .venv/bin
 INTEGRATIONS := .integrations/bin
 INTEGRATIONS_PACKAGES := tensorflow-cpu playwright
 
+PACKAGE := .package/bin
+PACKAGE_TOOLS := build twine mypy pyright[nodejs] pytest
+FEW_TESTS := tests/test_policy.py tests/test_clipper.py tests/test_yaml_source.py tests/test_example.py
+
 FUZZER := atheris==3.0.0
 
 DOCS := .docs/bin
@@ -104,6 +108,27 @@ docs-serve: .docs/ready
 		$(DOCS_PACKAGES) $(DOCS_NEEDS)
 	touch $@
 
+# The distributions as others get them: built, checked, and installed into an empty environment, where they are used.
+.PHONY: package test-python
+package: .package/ready
+	rm -rf dist .package/empty
+	PIP_CONSTRAINT=$(CURDIR)/.ci/constraints.txt $(PACKAGE)/python -m build
+	$(PACKAGE)/twine check --strict dist/*
+	$(PYTHON) -m venv .package/empty
+	.package/empty/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.package/empty/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt dist/*.whl
+	$(PACKAGE)/python -m pytest --confcutdir=tests/package tests/package
+
+.package/ready: .ci/constraints.txt
+	$(PYTHON) -m venv .package
+	$(PACKAGE)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt $(PACKAGE_TOOLS)
+	touch $@
+
+# The same with another Python, and a few tests: make test-python PYTHON=python3.13
+test-python: package
+	.package/empty/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt pytest hypothesis
+	.package/empty/bin/python -m pytest $(FEW_TESTS)
+
 # Under ten minutes on two cores. PyPI's packages are compared where `make parity` has installed them.
 RESULTS := experiments/benchmarks/results
 SHORT_SWEEP := configs/sweep_corrupted_digits.yaml steps=600 sweep.seeds=[0,1,2] sweep.lr_multipliers=[1,3] \
@@ -131,5 +156,5 @@ studies-quick: setup
 	for study in $(SHORT_STUDIES); do $(BIN)/python -m experiments.studies.$$study --quick || exit; done
 
 clean:
-	rm -rf .venv .parity .integrations .docs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .parity .integrations .docs .package build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,8 +3,8 @@
     clipper = autoclip.Clipper(model, autoclip.RunningQuantile(percentile=50, warmup_steps=100))
     loss.backward(); clipper.step(loss=loss); optimizer.step()
 
-What needs torch, or reads files, is imported when it is first used, so that the command line's `--help` and `validate`
-answer without torch.
+Modules that need torch or read files are imported at their first use, so that `--help` and `validate` answer without
+torch.
 """
 
 from importlib import import_module
@@ -34,16 +34,20 @@ if TYPE_CHECKING:
     from autoclip.lab.clip_section import from_config
     from autoclip.optimizer_hook import attach
     from autoclip.records import ClipRecord
+    from autoclip.report.log_plot import plot
+    from autoclip.tuner import Tuner
     from autoclip.tuning.replay import replay
 
 _WHEN_USED = {
     "Clipper": "autoclip.clipper",
     "ClipRecord": "autoclip.records",
+    "Tuner": "autoclip.tuner",
     "adaptive_grad_clip_": "autoclip.gradients",
     "attach": "autoclip.optimizer_hook",
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
     "from_config": "autoclip.lab.clip_section",
+    "plot": "autoclip.report.log_plot",
     "replay": "autoclip.tuning.replay",
 }
 
@@ -62,6 +66,7 @@ __all__ = [
     "ProbingQuantile",
     "RunningQuantile",
     "SkipStep",
+    "Tuner",
     "ZClip",
     "__version__",
     "adaptive_grad_clip_",
@@ -70,18 +75,21 @@ __all__ = [
     "clip_grad_value_",
     "flow",
     "from_config",
+    "plot",
     "replay",
     "sinks",
     "traces",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("flow", "sinks", "traces"):
-        return import_module(f"autoclip.{name}")
-    if name not in _WHEN_USED:
-        raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
-    return getattr(import_module(_WHEN_USED[name]), name)
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in ("flow", "sinks", "traces"):
+            return import_module(f"autoclip.{name}")
+        if name not in _WHEN_USED:
+            raise AttributeError(f"module 'autoclip' has no attribute {name!r}")
+        return getattr(import_module(_WHEN_USED[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Which clipper has clipped a gradient, so that a second one on the same gradients is noticed."""
+"""Notes which clipper has clipped a gradient, so that a second one on the same gradients is noticed."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from autoclip.gradients.sharded import local_part
 
 CHECKED_STEPS = 3
-"""A second one shows at its first step; later ones are spared the look."""
+"""A second clipper shows at its first step, so later steps are not checked."""
 
 _MARKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Gradient -> the claim of the clipper that clipped it, and the version of its values since."""
@@ -22,11 +22,11 @@ class Claim:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is still something to look at, or to be marked."""
+        """Whether there is still something to check, or to mark."""
         return self._steps < CHECKED_STEPS
 
     def is_contested(self, gradients: Iterable[Tensor]) -> bool:
-        """Whether another clipper has clipped any of these gradients, not written to since."""
+        """Whether another clipper has clipped any of these gradients, and nothing has written to it since."""
         if not self.is_open:
             return False
         for gradient in gradients:
@@ -36,7 +36,7 @@ class Claim:
         return False
 
     def mark(self, gradients: Iterable[Tensor]) -> None:
-        """Note that this clipper has clipped the gradients (none, where it only watches) in a step."""
+        """Note that this clipper has clipped the gradients of a step (none, if it only watches)."""
         if not self.is_open:
             return
         self._steps += 1

@@ -110,7 +110,7 @@ def common(
 def run(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    output_dir: Annotated[OutputDir, _output_dir("Where the runs go; runs/NAME by default.")] = None,
+    output_dir: Annotated[OutputDir, _output_dir("For the runs; runs/NAME by default, named like the file.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what is in the output directory.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="Replaces the seeds of the file; repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
@@ -120,7 +120,7 @@ def run(
     with _exit_codes():
         from autoclip.lab.config import load_config
 
-        config = load_config(config_file, [*(overrides or ()), *([f"seeds={seed}"] if seed else ())])
+        config = load_config(config_file, [*(overrides or ()), *([f"seeds={seed}"] if seed else ())], _tell)
         directory = output_dir or Path("runs") / config.name
         if dry_run:
             _print_plan(config, directory, output_format)
@@ -136,7 +136,7 @@ def run(
 def sweep(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    output_dir: Annotated[OutputDir, _output_dir("Where all goes; sweeps/NAME by default.")] = None,
+    output_dir: Annotated[OutputDir, _output_dir("For it all; sweeps/NAME by default, named like the file.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     storage: Annotated[
         str | None, typer.Option(help="Database URL; SQLite in the output directory by default.")
@@ -154,7 +154,7 @@ def sweep(
     with _exit_codes():
         from autoclip.lab.config import load_config
 
-        config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())])
+        config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())], _tell)
         try:
             from autoclip.lab.forkserver import begin_imports
 
@@ -266,7 +266,7 @@ def validate(config_file: ConfigFile, overrides: Overrides = None, output_format
         from autoclip.lab.config import ConfigError, config_hash, load_config
 
         try:
-            config = load_config(config_file, overrides or ())
+            config = load_config(config_file, overrides or (), _tell)
         except ConfigError as error:
             if output_format == Format.text:
                 raise

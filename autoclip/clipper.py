@@ -1,12 +1,13 @@
-"""The clipper: parameters, a policy, and what happens above its threshold."""
+"""The clipper: it holds the parameters, a policy, and what happens above its threshold."""
 
 from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from autoclip.clipper_options import Mode, OnNonfinite
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.gate import RelearnAfter
@@ -15,64 +16,64 @@ from autoclip.groups import Groups
 from autoclip.late import why_wait
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup
-from autoclip.policies import Policy, default_policy
+from autoclip.pictures import need_matplotlib
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import ClipRecord, Sink
 from autoclip.step_log import STATE, StepLog, checked_sinks
 from autoclip.steps import Steps
 
-Mode = Literal["norm", "value", "agc"]
-OnNonfinite = Literal["skip", "propagate", "raise"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Clipper:
     """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
 
-    Call `step()` between `backward()` and `optimizer.step()`, once per optimizer step (with a `GradScaler`: after
+    Call `step()` once per optimizer step, between `backward()` and `optimizer.step()` (with a `GradScaler`: after
     `scaler.unscale_(optimizer)`), or let `autoclip.attach(optimizer)` do that. It measures the norm of all gradients,
     clips at the policy's threshold, and tells the policy the norm before clipping:
 
         coefficient = c / (norm + min(1e-6, c / 1000)) where norm > c, else the gradients are not touched
 
-    With a scope other than "global" every group has a policy of its own, a clone of the one given, and is measured and
-    clipped by itself. A group without a gradient in a step is left alone in that step.
+    With a scope other than "global" each group has its own clone of the policy, and is measured and clipped by itself.
+    A group without a gradient in a step is left alone in that step.
 
     Under DDP, FSDP2 and tensor parallelism (DTensors) every rank measures the norm of the whole gradients and holds the
     same thresholds. For other ways of sharding give `step()` their own clip function.
 
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
-            those it has now; of an optimizer also those that are added or exchanged later.
-        policy: what sets the threshold, one for each clipper; None is `ProbingQuantile()`.
-        scope: whose norm is meant: "global": of all gradients together; "parameter": of each parameter's by itself;
-            "group": of each group's. None is the policy's own.
-        mode: "norm" scales gradients by one factor; "value" clamps each element to the threshold, and the observed
-            norm is the largest absolute element; "agc" shrinks the gradient of each unit (row, filter) to the threshold
-            times the norm of its weights, and the observed norm is the largest such ratio (see
-            `adaptive_grad_clip_`).
-        norm_type: p > 0 or inf, the order of the norm in mode "norm" (not used in the others).
-        response: what becomes of a norm n above the threshold c: "scale": c; "reciprocal": c * c / n, or the policy's
-            own formula; "skip": the gradients are removed, and the step has no effect. None is the policy's own.
-        on_nonfinite: "skip" removes the gradients of a step whose norm is NaN or Inf (each `grad` becomes None), so
+            those it has now; of an optimizer also those added or exchanged later.
+        policy: sets the threshold; each clipper needs its own. None is `ProbingQuantile()`.
+        scope: whose norm is compared: "global": of all gradients together; "parameter": of each parameter's; "group":
+            of each group's. None is the policy's own.
+        mode: "norm" multiplies the gradients by one factor. "value" clamps each element to the threshold, and observes
+            the largest absolute element as the norm. "agc" shrinks the gradient of each unit (row, filter) to the
+            threshold times the norm of its weights, and observes the largest such ratio (see `adaptive_grad_clip_`).
+        norm_type: p > 0 or inf, order of the norm in mode "norm"; unused in the others.
+        response: what becomes of a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
+            own formula. "skip": the gradients are removed, and the step has no effect. None is the policy's own.
+        on_nonfinite: for a step whose norm is NaN or Inf. "skip" removes its gradients (each `grad` becomes None), so
             that the optimizer leaves parameters and momentum as they are (without a host wait they stay, and a fused
-            optimizer leaves out the step); "propagate" does as torch; "raise" raises.
-            None of them teaches the policy anything.
-        max_nonfinite_in_a_row: so many steps in a row whose norm is not finite raise a RuntimeError, once the last of
-            them is recorded (without a host wait at the next step, or where the clipper is read); None: none do. A
-            warning tells of the first, and after 10, 100 and 1000 in a row.
-        sinks: objects with `log(record)` and `close()`, told of every step; where one has `watch(clipper)`, that is
+            optimizer leaves out the step). "propagate" does as torch. "raise" raises. No policy learns from such a
+            step.
+        max_nonfinite_in_a_row: this many steps in a row with a non-finite norm raise a RuntimeError, once the last is
+            recorded (without a host wait at the next step, or when the clipper is read). None: never. A warning comes
+            at the first, and after 10, 100 and 1000 in a row.
+        sinks: objects with `log(record)`, called for every step, and `close()`. If one has `watch(clipper)`, that is
             called first.
-        groups: for scope "group": name -> regular expression found in the parameters' names; parameters that none fits
-            are the group "rest". None takes the parameter groups of an optimizer.
-        process_group: ranks over which a loss is averaged, each of which has to give one: "world": all, where
-            `torch.distributed` is initialised; None: this rank alone.
-        relearn_after: number of steps clipped in a row after which a policy begins anew from their norms; "auto": 20
-            where they are skipped, else ten windows of the policy; None: never.
+        groups: for scope "group": name -> regular expression searched in the parameters' names. Parameters that match
+            none are the group "rest". None takes the parameter groups of an optimizer.
+        process_group: ranks over which the loss is averaged; each of them has to give one. "world": all, if
+            `torch.distributed` is initialised. None: this rank alone.
+        relearn_after: after this many steps clipped in a row a policy starts again from their norms. "auto": 20 if they
+            are skipped, else ten windows of the policy. None: never.
         host_wait: whether the host waits in `step()` for the norm of that step. False: the device clips at the
-            threshold, which is known before, and the norm is read, learned from and recorded at the next step; the
-            thresholds are the same. "auto": so for parameters on a CUDA device, wherever the choices made here allow
-            it; docs/gpu.md has the table. The first three steps wait.
+            threshold, which is known before; the norm is read, learned from and recorded at the next step. The
+            thresholds are the same. "auto": False for parameters on a CUDA device, if the other choices allow it (table
+            in docs/gpu.md). The first three steps wait.
 
     >>> import torch
     >>> from autoclip import Fixed
@@ -102,9 +103,7 @@ class Clipper:
         relearn_after: RelearnAfter = "auto",
         host_wait: bool | Literal["auto"] = "auto",
     ) -> None:
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        policy = policy if policy is not None else default_policy()
+        policy = checked_policy(policy)
         policy.clone()  # raises now what would keep it from being resumed later
         self.scope: Scope = choice("scope", scope or policy.scope, Scope)
         self.mode: Mode = choice("mode", mode, Mode)
@@ -138,43 +137,46 @@ class Clipper:
     ) -> Tensor:
         """Clip the gradients of this optimizer step and learn from them.
 
-        A second call in the same step changes nothing and returns the norm of the first. It is told by the gradients
-        being the same tensors, not written to since, with the norm they were left with; gradients that are rewritten
-        without autograd's notice (through `.data`, or by a replayed CUDA graph) pass for new by their norm only.
+        A second call in the same step changes nothing and returns the norm of the first. It is known by its gradients:
+        the same tensors, not written to since, with the norm they were left with. If gradients are rewritten without
+        autograd's notice (through `.data`, or by a replayed CUDA graph), only a changed norm shows that they are new.
 
         Args:
-            loss: of this step (under accumulation the mean over its micro-batches), for policies that look at it;
-                None: the mean of what `report_loss` was told since the step before. It is averaged over the ranks.
-                Without any the default goes by the norms alone, without its brake: it says so once, after 100 steps.
-            clip_fn: somebody else's clipping, for gradients that are sharded in a way of their own: called with the
-                threshold, it scales all gradients and returns their norm before that. For mode "norm" and scope
+            loss: of this step, for policies that read it (under accumulation the mean over its micro-batches). None:
+                the mean of what `report_loss` got since the step before. It is averaged over the ranks. Without any
+                loss the default goes by the norms alone, cannot react to a rising loss, and says so once, after 100
+                steps.
+            clip_fn: somebody else's clip function, for gradients that are sharded in a way of their own. Called with
+                the threshold, it scales all gradients and returns their norm before that. For mode "norm" and scope
                 "global".
-            loss_scale: > 0, factor that the gradients still carry, as before `GradScaler.unscale_`; the norms are those
-                without it. Non-finite gradients are then an overflow, which is the scaler's to handle: they are left as
-                they are, and nothing is learned, counted or recorded.
+            loss_scale: > 0, factor that the gradients still carry, as before `GradScaler.unscale_`. The norms are those
+                without it. Non-finite gradients are then an overflow, which the scaler handles: they are left as they
+                are, and nothing is learned, counted or recorded.
 
         Returns:
             The total norm before clipping, 0-d.
 
         Raises:
-            RuntimeError: a non-finite norm, with `on_nonfinite="raise"`; the policy is as before, and so are the
-                gradients, unless a `clip_fn` has scaled them. Or the last of `max_nonfinite_in_a_row` steps, which is
-                recorded, and handled as `on_nonfinite` says. Or the step is captured in a CUDA graph, but has to wait.
+            RuntimeError: the norm is not finite and `on_nonfinite="raise"`: policy and gradients are as before (except
+                that a `clip_fn` may have scaled the gradients). Or it is the last of `max_nonfinite_in_a_row` steps,
+                which is recorded and handled as `on_nonfinite` says. Or the step is captured in a CUDA graph, but has
+                to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
-            ValueError: `clip_fn` with another mode or scope or a `loss_scale`, or that one is not above 0.
+            ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; or a `loss_scale` that is not above
+                0.
         """
         return self._steps.take(loss, clip_fn, loss_scale)
 
     def settle(self) -> None:
-        """Wait for the norm of the latest step, where that was not done yet; learn from it, and record it.
+        """Wait for the norm of the latest step if it was not read yet; then learn from it and record it.
 
-        The next `step()` does so first, and whatever is read of the clipper (see `host_wait`).
+        The next `step()` does so first, and so does whatever reads the clipper (see `host_wait`).
         """
         self._steps.settle()
 
     def replay(self, graph: Any) -> None:
-        """Replay a CUDA graph in which `step()` was captured, at the threshold of now.
+        """Replay a CUDA graph in which `step()` was captured, at the current threshold.
 
             for _ in range(3):  # as torch's notes on CUDA graphs have it, on a side stream
                 train_step()
@@ -184,8 +186,8 @@ class Clipper:
                 inputs.copy_(batch)
                 clipper.replay(graph)
 
-        With several graphs replay each once before the next is captured; use a new graph for another capture. A loss is
-        reported within the captured step.
+        With several graphs replay each once before you capture the next. Use a new graph for another capture. Report
+        the loss within the captured step.
 
         Args:
             graph: a `torch.cuda.CUDAGraph`.
@@ -197,13 +199,13 @@ class Clipper:
 
     @eager
     def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
-        """Clip gradients that were computed anew within the same optimizer step, as a line search does.
+        """Clip gradients that were computed again within the same optimizer step, as in a line search.
 
-        The thresholds are those of the step; nothing is learned, counted or recorded. Non-finite gradients are left as
+        The thresholds are those of the step. Nothing is learned, counted or recorded. Non-finite gradients are left as
         they are.
 
         Args:
-            loss_scale: as of `step`.
+            loss_scale: as in `step`.
 
         Returns:
             The total norm before clipping, 0-d.
@@ -211,11 +213,11 @@ class Clipper:
         return self._steps.again(loss_scale)
 
     def report_loss(self, loss: float | Tensor) -> None:
-        """Tell the loss of a batch before the step, where the step itself is not called by hand.
+        """Give the loss of a batch before the step, when you do not call `step` yourself.
 
         Under accumulation call it for every micro-batch, with the loss as it is (not divided by their number): the
-        step's loss is the mean. Tensors are kept on their device until the step. A `GradScaler` does not tell of a step
-        that it leaves out, unless the optimizer is fused: the losses of that one are part of the next one's mean.
+        step's loss is their mean. Tensors stay on their device until the step. Unless the optimizer is fused, a
+        `GradScaler` does not tell of a step that it skips: its losses then count in the next step's mean.
 
         Args:
             loss: one number, without the factor of a `GradScaler`.
@@ -224,20 +226,20 @@ class Clipper:
 
     @property
     def has_reported_loss(self) -> bool:
-        """Whether `report_loss` was called since the step before."""
+        """Whether `report_loss` was called since the last step."""
         return self._steps.losses.count > 0
 
     @torch.no_grad()
     def norm_now(self) -> float:
-        """Total norm of the gradients as they are; nothing is changed or learned."""
+        """Total norm of the gradients as they are. Changes nothing, learns nothing."""
         return self._steps.norm_now()
 
     def forget_losses(self) -> None:
-        """Forget what `report_loss` was told, as for a step that is left out."""
+        """Forget what `report_loss` got, for a step that is left out."""
         self._steps.losses.forget()
 
     def detach(self) -> None:
-        """Take the clipper off the optimizer that `autoclip.attach` put it on; its sinks stay open."""
+        """Take the clipper off the optimizer that `autoclip.attach` put it on. Its sinks stay open."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -248,22 +250,22 @@ class Clipper:
 
     @property
     def last(self) -> ClipRecord | None:
-        """Record of the latest step, None before the first.
+        """Record of the latest step; None before the first.
 
         With several groups its threshold is the bound that theirs set on the norm of all gradients together, its
-        coefficient the share of that norm that was left, and its phase "warmup" as long as a group's is.
+        coefficient the share of that norm that was left. Its phase is "warmup" as long as any group's is.
         """
         self.settle()
         return self._log.last
 
     @property
     def is_settled(self) -> bool:
-        """Whether all steps were learned from and recorded, so that reading the clipper waits for nothing."""
+        """Whether every step was learned from and recorded, so that reading the clipper does not wait."""
         return self._steps.late.pending is None
 
     @property
     def sinks(self) -> tuple[Sink, ...]:
-        """What is told of every step; others may take their place in the middle of training."""
+        """The objects that get every record. You may replace them in the middle of training."""
         return self._log.sinks
 
     @sinks.setter
@@ -283,13 +285,13 @@ class Clipper:
 
     @property
     def policy(self) -> Policy:
-        """The policy that was given: that of scope "global", and what other scopes have clones of."""
+        """The policy that was given: scope "global" uses it, other scopes use clones of it."""
         self.settle()
         return self._groups.policy
 
     @property
     def policies(self) -> dict[str, Policy]:
-        """Group's name -> its policy; the one of scope "global" is called "all"."""
+        """Group's name -> its policy; the one group of scope "global" is called "all"."""
         self.settle()
         return {name: gate.policy for name, gate in self._groups.gates.items()}
 
@@ -297,17 +299,16 @@ class Clipper:
     def clip_rate(self) -> float:
         """Share of the active steps in which anything was clipped, in [0, 1]; NaN before the first.
 
-        Steps of the warm-up (of any group), and those whose norm is zero or not finite, do not count.
+        Steps in the warm-up (of any group) do not count, nor do those whose norm is zero or not finite.
         """
         self.settle()
         return self._log.clip_rate
 
     @property
     def mean_coefficient(self) -> float:
-        """Share of the gradient's length that is left: mean over the active steps of norm after over norm before.
+        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
 
-        In [0, 1], NaN before the first. The steps are those of `clip_rate`, the coefficients those of the records; a
-        skipped step counts 0.
+        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
         """
         self.settle()
         return self._log.mean_coefficient
@@ -320,31 +321,47 @@ class Clipper:
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps that were made to have no effect."""
+        """Number of skipped steps, which had no effect."""
         self.settle()
         return self._log.skipped_steps
 
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient before clipping in the latest step, by parameter name.
 
-        Parameters without a gradient are left out. The norms are those the total was made of.
+        Parameters without a gradient are left out. The total norm is made of these.
         """
         self.settle()
         names, each = self._steps.measured or ([], None)
         return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
+    def plot(self) -> "Figure":
+        """Draw norm and threshold of the latest 10 000 steps, as a matplotlib figure that a notebook shows.
+
+        Older ones, and those from before a `load_state_dict()`, are not kept: give a `JSONLSink` and call
+        `autoclip.plot` with its file.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: no step was recorded yet, or none whose norm is finite and above zero.
+        """
+        self.settle()
+        need_matplotlib("Clipper.plot")
+        from autoclip.pictures.norms import records_figure
+
+        return records_figure(self._log.recent, self.mode)
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned and counted, as plain JSON-able values, by the groups' names."""
+        """Everything learned and counted, as plain JSON-able values, group by group."""
         self.settle()
         return {**self._log.state_dict(), "groups": self._groups.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` made with the same policy and the same groups.
+        """Continue exactly from a `state_dict()` of the same policy and the same groups.
 
         Raises:
-            TypeError: it is no dict.
-            ValueError: keys are missing or unknown, or the state is that of another policy or of other groups; nothing
-                is changed.
+            TypeError: the state is no dict.
+            ValueError: keys are missing or unknown, or the state is of another policy or other groups. Nothing is
+                changed.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")

@@ -1,4 +1,4 @@
-"""One step's gradients are clipped as the gates of their groups decided: by us, or by somebody else's function."""
+"""Clips one step's gradients as the gates of their groups decided: by us, or by somebody else's function."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ ClipFn = Callable[[float], Any]
 
 @dataclass(slots=True)
 class Clipped:
-    """What became of one step's gradients; not changed once made.
+    """What clipping did to one step's gradients; not changed once made.
 
     Attributes:
         shares: of the groups that had gradients.
         total: norm of all before clipping, 0-d.
-        value: the same as a float of the host.
+        value: the same as a float on the host.
         threshold: bound on the norm of all together; inf: none.
         coefficient: share of the norm that was left.
         kept: the gradients that are left.
@@ -55,7 +55,7 @@ class Clipped:
 
 
 def measure_all(groups: Groups, gradients: Mapping[str, Tensor], mode: str, order: float, scale: Any) -> Norms:
-    """The norms that a mode goes by, without a scale that the gradients still carry (None: they carry none).
+    """The norms that a mode goes by, without the scale that the gradients still carry (None: they carry none).
 
     Raises:
         ValueError: the scale is not finite, or not above 0.
@@ -98,16 +98,16 @@ def clip(
     *,
     skip: bool,
 ) -> Clipped:
-    """Do to the gradients what was decided.
+    """Carry out the decisions on the gradients.
 
     Args:
         groups: that the gradients belong to.
-        shares: what was decided, by group.
+        shares: the decisions, by group.
         gradients: by parameter name.
         norms: of those, before clipping.
         mode: "norm", "value" or "agc".
         order: of the norm.
-        skip: remove all gradients where the norm is not finite.
+        skip: remove all gradients if the norm is not finite.
     """
     coefficient: float | None
     if not isfinite(norms.value) and skip:
@@ -141,9 +141,9 @@ def clip_with(
     *,
     skip: bool,
 ) -> Clipped:
-    """Let somebody else clip, once, at the policy's threshold.
+    """Let somebody else's function clip, once, at the policy's threshold.
 
-    Where what is to be left depends on the norm of this step (inclusive policies, responses other than "scale"), the
+    If what is to be left depends on the norm of this step (inclusive policies, responses other than "scale"), the
     gradients are scaled once more.
 
     Args:
@@ -151,8 +151,8 @@ def clip_with(
         groups: of scope "global".
         gradients: that this rank holds.
         loss: reads the loss of the step.
-        meet_nonfinite: called where the norm is not finite, before anything is learned; may raise.
-        skip: remove all gradients where the norm is not finite.
+        meet_nonfinite: called if the norm is not finite, before anything is learned; may raise.
+        skip: remove all gradients if the norm is not finite.
 
     Raises:
         TypeError: `clip_fn` did not return a norm.
@@ -201,11 +201,11 @@ def _norm(returned: Any) -> Tensor:
 def arrived(
     groups: Groups, shares: list[Share], norms: GroupNorms, factor: float, order: float, *, skip: bool
 ) -> Clipped:
-    """What became of gradients that were clipped on the device, a step ago.
+    """What clipping did to gradients that the device clipped a step ago.
 
     Args:
         groups: that the gradients belong to.
-        shares: what was decided, by group.
+        shares: the decisions, by group.
         norms: before clipping.
         factor: on the gradients of the first group.
         order: of the norm.

@@ -1,4 +1,4 @@
-"""Functions that neither autograd nor `torch.compile` follows: what they do belongs to the host."""
+"""Functions that autograd and `torch.compile` do not follow, because their work belongs to the host."""
 
 import sys
 from collections.abc import Callable
@@ -12,9 +12,9 @@ R = TypeVar("R")
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """As `torch.no_grad` and `torch.compiler.disable`, in one call of every step.
+    """`torch.no_grad` and `torch.compiler.disable` in one, as it is called in every step.
 
-    `torch.compiler.disable` itself would take a second to import the compiler, also where nobody compiles.
+    `torch.compiler.disable` itself would take a second to import the compiler, even if nobody compiles.
     """
 
     @wraps(function)

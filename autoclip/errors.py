@@ -10,5 +10,5 @@ class RunError(Exception):
 
 
 def visible(text: str) -> str:
-    """The text with escapes in place of what a terminal would obey, not print, or could not encode; lines stay."""
+    """The text with escapes for what a terminal would obey, not print, or could not encode; line ends stay."""
     return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)

@@ -8,7 +8,7 @@ from torch.optim import SGD, Optimizer
 
 
 class FusedOptimizer:
-    """Leaves out a step on the device, by `found_inf`, as a `GradScaler` has fused optimizers do it.
+    """Leaves out a step on the device by setting `found_inf`, as a `GradScaler` does with fused optimizers.
 
     Args:
         optimizer: of torch.
@@ -32,12 +32,12 @@ class FusedOptimizer:
 
     @property
     def overflow(self) -> Tensor | None:
-        """What a scaler found, one element: not 0 where it leaves the step out."""
+        """What a scaler found, one element; not 0: the scaler leaves the step out."""
         found: Tensor | None = getattr(self._optimizer, "found_inf", None)
         return None if found is self._ours else found
 
     def leave_out(self, bad: Tensor) -> None:
-        """Leave the next step out where `bad`, 0-d, is 1."""
+        """Leave the next step out if `bad`, 0-d, is 1."""
         overflow = self.overflow
         if overflow is None:
             self._ours = self._optimizer.found_inf = bad
@@ -45,7 +45,7 @@ class FusedOptimizer:
             self._optimizer.found_inf = torch.maximum(overflow, bad.view_as(overflow))
 
     def forget(self) -> None:
-        """Take away what was set by us, as the step is over, or was broken off."""
+        """Remove what we set: the step is over, or was broken off."""
         if self._ours is not None and getattr(self._optimizer, "found_inf", None) is self._ours:
             del self._optimizer.found_inf
         self._ours = None

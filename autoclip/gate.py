@@ -9,21 +9,21 @@ from typing import Any, Final, Literal
 from autoclip.policies.policy import Phase, Policy, Response
 
 MOST_SKIPPED = 20
-"""So many skipped steps in a row tell of a new level, where the response is to skip."""
+"""Skipped steps in a row that tell of a new level of the norms, if the response is to skip."""
 
 RelearnAfter = int | Literal["auto"] | None
 
 
 @dataclass(slots=True)
 class Decision:
-    """What is to become of one norm; not changed once made.
+    """What to do with one norm; not changed once made.
 
     Attributes:
-        threshold: that was in force.
-        phase: "warmup" or "active": whose threshold it was.
-        clipped: the norm is finite and lay above it.
-        left: the norm that is to be left: as it was, or at most the threshold; 0 where the step is skipped.
-        relearned: the policy began anew from the recent norms, after so many steps clipped in a row; 0: it did not.
+        threshold: the one in force.
+        phase: "warmup" or "active": which of the two set the threshold.
+        clipped: the norm is finite and above the threshold.
+        left: norm to leave: as it was, or at most the threshold; 0: the step is skipped.
+        relearned: steps clipped in a row after which the policy started again from their norms; 0: it did not.
     """
 
     threshold: float
@@ -45,7 +45,7 @@ def look_together(norm: float, coefficient: float, bound: float) -> Decision:
 
 
 class Gate:
-    """Asks a policy for its threshold, decides on the norm by the response, and lets the policy learn.
+    """Asks a policy for its threshold, decides on the norm, and lets the policy learn.
 
         scale:       n becomes c            where n > c
         reciprocal:  n becomes c * c / n, or what the policy has instead (see `Policy.reciprocal`)
@@ -53,13 +53,13 @@ class Gate:
 
     In the warm-up every response scales: its threshold is a guess.
 
-    A level of norms that stays above the threshold must not stall training. After `relearn_after` active steps clipped
-    in a row the policy begins anew from the norms of those steps (the last hundred, or the policy's window).
+    A level of norms that stays above the threshold must not stall training. So after `relearn_after` active steps
+    clipped in a row the policy starts again from the norms of those steps (the last hundred, or the policy's window).
 
     Args:
         policy: sets the threshold.
         response: what becomes of a norm above it.
-        relearn_after: number of steps; "auto": 20 where they are skipped, else ten windows of the policy (constants and
+        relearn_after: number of steps; "auto": 20 if they are skipped, else ten windows of the policy (constants and
             percentile 0 never relearn); None: never.
     """
 
@@ -73,7 +73,7 @@ class Gate:
         self._recent: deque[float] = deque(maxlen=policy.remembered_norms)
 
     def decide(self, norm: float, loss: float | None) -> Decision:
-        """Decide on the norm of one step, which the policy then learns from (before, where it is inclusive)."""
+        """Decide on the norm of one step; the policy learns from it afterwards, or before if it is inclusive."""
         policy = self.policy
         if policy.inclusive:
             policy.observe(norm, loss)
@@ -82,21 +82,27 @@ class Gate:
         policy.observe(norm, loss)
         return self._counted(norm, decision)
 
+    def decide_ahead(self, norm: float, loss: float | None) -> Decision:
+        """Decide on a norm that was clipped at the threshold known before it, inclusive policy or not."""
+        decision = self.look(norm)
+        self.policy.observe(norm, loss)
+        return self._counted(norm, decision)
+
     def look(self, norm: float) -> Decision:
-        """Decide without learning or counting, as for a step that other gradients have spoiled."""
+        """Decide without learning or counting, for a step that other gradients have spoiled."""
         policy = self.policy
         return self._decided(norm, policy.threshold(), policy.phase, policy.reciprocal)
 
     def look_again(self, norm: float, before: Decision) -> Decision:
-        """Decide on another norm of the same step, at the threshold of then.
+        """Decide on another norm of the same step, at that step's threshold.
 
-        The response "reciprocal" leaves c * c / n here: a policy's own formula is that of what it knows by now.
+        "reciprocal" leaves c * c / n here: a policy's own formula would go by what it has learned since.
         """
         threshold = before.threshold
         return self._decided(norm, threshold, before.phase, lambda above: threshold * (threshold / above))
 
     def decide_alone(self, norm: float, loss: float | None) -> Decision:
-        """Decide on the norm of all gradients where this gate's is the only group."""
+        """Decide on the norm of all gradients if this gate's group is the only one."""
         bound = self.policy.warmup_total
         if bound is None or not 0 < norm < inf or self.policy.phase == "active":
             return self.decide(norm, loss)
@@ -156,7 +162,7 @@ class Gate:
             return decision
         self.active_steps += 1
         self.clipped_steps += decision.clipped
-        # Where the user's own bound is what clips, nothing is to be learned from that.
+        # Clipping at the user's own bound says nothing about the policy.
         if self.limit is None or decision.threshold >= self.policy.max_threshold:
             return decision
         if not decision.clipped:

@@ -20,10 +20,10 @@ class Groups:
 
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer.
-        policy: of the one group of scope "global"; other scopes have a clone of it for each group.
+        policy: of the one group of scope "global"; with other scopes each group has a clone of it.
         scope: "global", "parameter" or "group".
         response: of every gate.
-        patterns: for scope "group": group's name -> regular expression found in the parameters' names; None: the
+        patterns: for scope "group": group's name -> regular expression searched in the parameters' names; None: the
             parameter groups of the source.
         relearn_after: of every gate.
 
@@ -55,12 +55,12 @@ class Groups:
         self._read(kept_source(source))
 
     def read_added(self) -> None:
-        """Take in what was added to, or exchanged in, the optimizer that the parameters came from."""
+        """Read the parameters again if any were added to, or exchanged in, the optimizer that they came from."""
         if self._optimizer and self._given != _identities(self._optimizer):
             self._read(self._optimizer)
 
     def members(self, names: list[str]) -> dict[str, list[int]]:
-        """Group's name -> positions of its parameters among the names, of the groups that have any."""
+        """Group's name -> positions of its parameters among the names; only groups that have any."""
         if names != self._named:
             self._named, self._members = names, dict[str, list[int]]()
             for position, name in enumerate(names):
@@ -82,7 +82,7 @@ class Groups:
         return GroupNorms(names, members, *group_norms(list(members.values()), gradients, norms, order), norms.value)
 
     def decide(self, norms: GroupNorms, loss: float | None) -> list[Share]:
-        """Ask the policies, which learn; nothing is learned from a step that is not finite.
+        """Ask the policies, which learn; from a step that is not finite they learn nothing.
 
         Args:
             norms: before clipping.
@@ -103,7 +103,7 @@ class Groups:
         return norms.shares(decision)
 
     def decide_as(self, before: Mapping[str, Decision], norms: GroupNorms) -> list[Share]:
-        """Decide on finite gradients computed anew within the same step, at its thresholds; nothing is learned."""
+        """Decide on finite gradients computed again within the same step, at its thresholds; nothing is learned."""
         bound = self.policy.warmup_total
         together = _coefficient(bound, norms.total)
 
@@ -130,7 +130,7 @@ class Groups:
         return [gradient for name, gradient in gradients.items() if self._group_of[name] not in removed]
 
     def phase(self, shares: Sequence[Share]) -> Phase:
-        """Whether a group is in its warm-up, of those that took part in the step (or of all, where none did)."""
+        """Phase of the groups that took part in the step (of all, if none did): "warmup" if any is in its warm-up."""
         phases = [one.decision.phase for one in shares] or [gate.policy.phase for gate in self.gates.values()]
         return "warmup" if "warmup" in phases else "active"
 
@@ -152,10 +152,10 @@ class Groups:
         return {name: gate.state_dict() for name, gate in self.gates.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` made with the same policy and the same groups.
+        """Continue exactly from a `state_dict()` of the same policy and the same groups.
 
         Raises:
-            ValueError: the state is of another policy, or of other groups; nothing is changed.
+            ValueError: the state is of another policy, or of other groups. Nothing is changed.
         """
         self.read_added()
         if state.keys() != self.gates.keys():

@@ -1,4 +1,4 @@
-"""Numbers on their way from a device to the host, and back, without a wait."""
+"""Copies numbers from a device to the host, and back, without a wait."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ class HostCopy:
     """Numbers of a device on their way to the host, through pinned memory.
 
     Args:
-        values: one dimension; those that are on the host already are copied at once.
+        values: one dimension; values that are on the host already are copied at once.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -25,7 +25,7 @@ class HostCopy:
         self._event = torch.cuda.current_stream(values.device).record_event()
 
     def read(self, begin: int = 0, end: int | None = None) -> list[float]:
-        """Some of the numbers; waits for the device where it has not come that far."""
+        """Some of the numbers; waits until the device has computed them."""
         numbers: list[float] = self.tensor()[begin:end].tolist()
         return numbers
 

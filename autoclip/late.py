@@ -1,4 +1,4 @@
-"""Steps without a host wait: clipped on the device, and learned from at the next step, when their norms have come."""
+"""Steps without a host wait: the device clips, and the clipper learns at the next step, when the norms have arrived."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str) -> str
 
 
 class Layout:
-    """Which gradients belong to which group, as the device has to know it.
+    """Which gradients belong to which group, in the form that the device needs.
 
     Args:
         members: group's name -> positions of its parameters among the gradients.
@@ -73,8 +73,8 @@ class Layout:
 class Limits:
     """The thresholds of a step, for the device.
 
-    The host compares norms, which are float32, with thresholds in float64. On the device the threshold is rounded down
-    to the next float32 for that, so that both find the same.
+    The host compares norms, which are float32, with thresholds in float64. The device compares with the threshold
+    rounded down to the next float32, so that both find the same.
 
     Args:
         thresholds: of each group; inf: none.
@@ -90,9 +90,9 @@ class Limits:
             self._values, self._compared = numbers.chunk(2)
 
     def factors(self, norms: Tensor) -> Tensor:
-        """Factor of each group, shape (groups,): NaN of a norm that is NaN, 0 of an infinite one, 1 without a limit.
+        """Factor of each group, shape (groups,): NaN for a NaN norm, 0 for an infinite one, 1 without a limit.
 
-        `torch.where` would do, but copies a number of the host to the device, and waits.
+        `torch.where` would do, but copies a number from the host to the device, and waits.
         """
         wide, values, compared = norms.dtype is torch.float64, self._values, self._compared
         compared = values if wide else compared
@@ -108,7 +108,7 @@ class Limits:
 
 
 class HeldLimits(Limits):
-    """Thresholds in memory of the device that stays where it is, to be written between the replays of a graph.
+    """Thresholds in device memory that stays in place, to be written between the replays of a graph.
 
     Args:
         groups: their number.
@@ -141,14 +141,14 @@ def rounded_down(number: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class OnDevice:
-    """What the device has done in a step.
+    """What the device did in a step.
 
     Attributes:
         names: of the parameters that have a gradient.
         members: group's name -> positions of its parameters among the names.
         total: norm of all gradients together before clipping, 0-d.
-        numbers: what the host is told: the total, the factor of the first group, whether a scaler found an overflow,
-            the norm of each group where there are several, and that of each gradient.
+        numbers: what the host will read: the total, the factor of the first group, whether a scaler found an overflow,
+            the norm of each group if there are several, and that of each gradient.
         scaled: the gradients carried the scale of a GradScaler.
     """
 
@@ -172,17 +172,17 @@ def clip_on_device(
 
         factor = c / (norm + min(1e-6, c / 1000)) where norm > c, else 1
 
-    Norms are taken in one pass in float32 (float64 for float64 gradients): unlike in a step that waits, finite
-    gradients whose squares overflow measure as infinite here, those whose squares underflow as smaller than they are.
-    Where gradients carry a scale, those that are not finite are left as they are.
+    Norms are taken in one pass in float32 (float64 for float64 gradients). Unlike in a step that waits, finite
+    gradients whose squares overflow measure as infinite, and those whose squares underflow as too small. Gradients that
+    carry a scale and are not finite are left as they are.
 
     Args:
         gradients: by parameter name, all on one device.
         layout: of their groups.
         limits: c of each group; inf: none.
         order: of the norm.
-        scale: that the gradients still carry, and the norms are not to.
-        overflow: one element: not 0 where a scaler leaves the step out; None: there is none.
+        scale: that the gradients still carry; the norms are those without it.
+        overflow: one element: not 0 if a scaler leaves the step out; None: there is no scaler.
     """
     each, _ = fast_norms(gradients, order)
     total = torch.linalg.vector_norm(each, order)
@@ -203,13 +203,13 @@ def clip_on_device(
 
 
 def not_finite(total: Tensor) -> Tensor:
-    """1 where a norm (0-d) is not finite, else 0, in float32, as `found_inf` has to be."""
+    """1 if a norm (0-d) is not finite, else 0; float32, as `found_inf` has to be."""
     return (total < inf).logical_not().float()
 
 
 @dataclass(frozen=True, slots=True)
 class LateStep:
-    """A step that was clipped, and is to be learned from when its numbers have come.
+    """A clipped step whose numbers have not arrived yet, and which is learned from when they have.
 
     Attributes:
         done: by the device.
@@ -222,7 +222,7 @@ class LateStep:
     loss: Callable[[], float | None]
 
     def arrive(self) -> tuple[GroupNorms, float] | None:
-        """Norms by group and the factor of the first, waiting for them; None: a scaler leaves the step out."""
+        """Norms by group and the factor of the first; waits for them. None: a scaler left the step out."""
         done = self.done
         count = len(done.members)
         total, factor, overflow = self.numbers.read(0, 3)

@@ -1,4 +1,4 @@
-"""Which steps of a clipper do without a host wait, and what of them is still to come."""
+"""Which steps of a clipper do not wait for their norm, and the one whose norm has not arrived yet."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -17,13 +17,13 @@ from autoclip.watch import WATCHED_STEPS
 
 
 class LateSteps:
-    """The steps of a clipper that do not wait: whether the next is one, and the one that has not arrived yet.
+    """The steps of a clipper that do not wait: whether the next is one, and the one whose norm has not arrived yet.
 
     The first three steps of a clipper wait, so that mistakes which show at once (gradients that are still scaled, a
     second clipper) are told at once.
 
     Args:
-        wait: True: no step is late; False: all but the first three; "auto": those of parameters on a CUDA device, where
+        wait: True: every step waits. False: the first three wait. "auto": as False for parameters on a CUDA device, if
             no choice of the clipper needs the norm in its own step.
         obstacle: why a step has to wait, see `why_wait`; None: it does not.
         skips: steps whose norm is not finite are to have no effect.
@@ -48,7 +48,7 @@ class LateSteps:
         self._held: HeldLimits | None = None
 
     def never(self, groups: Groups) -> bool:
-        """Whether no step is late, as nearly always on a CPU: nothing is under way, or captured."""
+        """Whether no step is late, as nearly always on a CPU: nothing is under way or captured."""
         return self.pending is None and self._wait is not False and not _parameter(groups).is_cuda
 
     def is_next(self, groups: Groups, captured: bool) -> bool:
@@ -59,7 +59,7 @@ class LateSteps:
             captured: it goes into a CUDA graph.
 
         Raises:
-            ValueError: as of `check`.
+            ValueError: as in `check`.
             RuntimeError: this one has to wait, which a graph that is being captured cannot.
         """
         late = self._wait is not True and self._may_be_late(groups)
@@ -68,23 +68,23 @@ class LateSteps:
         return late
 
     def not_capturable(self) -> RuntimeError:
-        """What to raise where a step that has to wait is captured."""
+        """The error for a step that has to wait, but is captured."""
         return RuntimeError(
             "a step that is captured in a CUDA graph cannot wait for its norm: take three steps before, attach to an "
             "optimizer with fused=True (or choose on_nonfinite='propagate'), and see docs/gpu.md"
         )
 
     def is_captured(self, groups: Groups) -> bool:
-        """Whether what is done now goes into a CUDA graph."""
+        """Whether the current work goes into a CUDA graph."""
         return _parameter(groups).is_cuda and torch.cuda.is_current_stream_capturing()
 
     def leaves_out(self) -> bool:
-        """Whether a scaler has found an overflow, and leaves the next step out."""
+        """Whether a scaler has found an overflow, and will leave the next step out."""
         overflow = self.fused.overflow if self.fused is not None else None
         return overflow is not None and float(overflow) != 0  # host read
 
     def replay(self, graph: Any, groups: Groups) -> None:
-        """Replay a graph at the thresholds of now.
+        """Replay a graph at the current thresholds.
 
         Raises:
             RuntimeError: no step was captured.
@@ -114,10 +114,10 @@ class LateSteps:
         return LateSteps(self._wait, None, skips=self._skips)
 
     def check(self) -> None:
-        """Raise where no step may wait, but a step that is not finite could not be left out.
+        """Raise if no step may wait, but nothing could leave out a step that is not finite.
 
         Raises:
-            ValueError: so it is.
+            ValueError: that is so.
         """
         if self._wait is False and self._skips and not self._leaves_out_on_device():
             raise ValueError(
@@ -126,7 +126,7 @@ class LateSteps:
             )
 
     def prepare(self, groups: Groups, gradients: Mapping[str, Tensor]) -> None:
-        """After a step that waited: have on the device what the next one may need, and must not make in a capture."""
+        """After a step that waited, make on the device what the next may need but must not make during a capture."""
         self.first = max(self.first - 1, 0)
         if self._wait is not True and gradients:
             self._arrange(groups.members(list(gradients)), next(iter(gradients.values())))
@@ -164,7 +164,7 @@ class LateSteps:
             loss: of the step.
 
         Returns:
-            The total norm, 0-d; None where nothing was done and the step has to wait after all: the gradients are on
+            The total norm, 0-d. None: nothing was done, and the step has to wait after all: the gradients are on
             several devices, or a policy counts its first norm before it sets a threshold, or bounds the norm of all
             groups together in its warm-up.
         """

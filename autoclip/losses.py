@@ -15,7 +15,7 @@ ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 
 
 class ReportedLosses:
-    """The losses that were reported since the step before: their number and sum, which stays on its device."""
+    """The losses reported since the last step: their number, and their sum, which stays on its device."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -35,16 +35,16 @@ class ReportedLosses:
         self.count += 1
 
     def mean(self) -> float | Tensor | None:
-        """Mean of the losses; None without one."""
+        """Mean of the losses; None if there is none."""
         return self._sum / self.count if self.count > 1 else self._sum if self.count else None
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget them."""
         self.count, self._sum = 0, 0.0
 
 
 class StepLoss:
-    """Mean of a loss over ranks, under way until it is read.
+    """Mean of a loss over ranks, in flight until it is read.
 
     Args:
         loss: of this rank; None: there is none, and no rank may have one.
@@ -82,12 +82,12 @@ class StepLoss:
         return None if self._mean is None else float(self._mean) / self._ranks  # host read
 
     def join(self) -> None:
-        """Let what follows on the device come after the collective."""
+        """Let later work on the device come after the collective."""
         if self._work is not None:
             self._work.wait()
 
     def send(self) -> Callable[[], float | None]:
-        """Begin to copy the mean to the host; what is returned reads it."""
+        """Begin to copy the mean to the host; returns a function that reads it."""
         mean, ranks = self._mean, self._ranks
         if not isinstance(mean, Tensor):
             return lambda: mean
@@ -96,7 +96,7 @@ class StepLoss:
 
 
 def process_group(choice: ProcessGroup | Literal["world"] | None) -> ProcessGroup | None:
-    """The group that a choice means now: "world" is every rank, or None where nothing is distributed."""
+    """The group that a choice means now: "world" is every rank, or None if nothing is distributed."""
     if choice is None:
         return None
     if isinstance(choice, str):
@@ -118,6 +118,8 @@ def checked_loss(loss: float | Tensor) -> float | Tensor:
         TypeError: it is no number.
         ValueError: it is not one number.
     """
+    if isinstance(loss, str | bytes):
+        raise TypeError(f"loss must be a number or a tensor of one, got the text {loss!r:.100}: give float(...) of it")
     if not isinstance(loss, Tensor):
         try:
             return float(loss)

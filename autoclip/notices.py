@@ -1,4 +1,4 @@
-"""What a user is told while training: each thing once."""
+"""Warnings to the user while training, each given once."""
 
 import sys
 import warnings
@@ -9,13 +9,13 @@ INSIDE = {"autoclip", "torch", "keras", "tensorflow", "lightning", "pytorch_ligh
 
 
 class Notices:
-    """Warnings by topic, of which the first of each topic is given, at the line outside of the library."""
+    """Gives the first warning of each topic, at the line outside of the library."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
     def say(self, topic: str, message: str) -> None:
-        """Warn, unless something was said on the topic before.
+        """Warn, unless the topic has had a warning already.
 
         Args:
             topic: of the message.

@@ -1,15 +1,17 @@
-"""The clipper as a hook of an optimizer: nothing else changes in the training loop."""
+"""The clipper as a hook of an optimizer: the training loop stays as it is."""
 
 import sys
 from math import inf
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from autoclip.clipper import Clipper
+from autoclip.clipper_options import ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.fused_optimizer import FusedOptimizer
@@ -22,36 +24,39 @@ STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
 """Where torch wraps `step` in a function that calls the hooks."""
 
 
-def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Any) -> Clipper:
+def attach(
+    optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | None = None, **options: Unpack[ClipperOptions]
+) -> Clipper:
     """Let every `optimizer.step()` clip its gradients first, at the threshold of a policy.
 
         clipper = autoclip.attach(optimizer)
 
-    Right under closures (the gradients are clipped after the closure has computed them; those that a line search
-    computes anew are clipped at the same threshold), under a `GradScaler` with and without `unscale_`, with fused
-    optimizers, under accumulation, and where `step` is compiled. A step that a scaler leaves out because of an overflow
-    is none. The loss is what the closure returns, or what `clipper.report_loss(loss)` was told. Without one the default
-    goes by the norms alone, without its brake: it says so once, after 100 steps.
+    It works with closures, a `GradScaler` (with and without `unscale_`), fused optimizers, accumulation and a compiled
+    `step`. The gradients of a closure are clipped after it has computed them; those that a line search computes again
+    are clipped at the same threshold. A step that a scaler leaves out because of an overflow does not count.
 
-    `LBFGS` builds on the differences of gradients, which clipping falsifies: it is warned of.
+    The loss is what you give to `clipper.report_loss(loss)`, else what the closure returns. Without one the default
+    goes by the norms alone, cannot react to a rising loss, and says so once, after 100 steps.
 
-    A step of gradients that are all zero at a learning rate of zero is none either: so `torch.distributed.checkpoint`
-    makes the state of an optimizer. A copy of the optimizer (`copy.deepcopy`) has no clipper; neither is the clipper
-    part of the optimizer's `state_dict`: save `clipper.state_dict()` beside it.
+    `LBFGS` gets a warning: it builds on the differences of gradients, which clipping falsifies.
+
+    A step of zero gradients at a learning rate of zero does not count: `torch.distributed.checkpoint` makes an
+    optimizer's state so. A copy of the optimizer (`copy.deepcopy`) has no clipper. The optimizer's `state_dict` does
+    not hold the clipper's: save `clipper.state_dict()` beside it.
 
     Args:
         optimizer: of torch, or a wrapper around one (accelerate, Fabric, Lightning).
-        policy: what sets the threshold; None is `ProbingQuantile()`.
-        clip_fn: somebody else's clipping, as of `Clipper.step`.
-        options: as of `Clipper`. Names of parameters are the optimizer's, where it was given `named_parameters()`.
+        policy: sets the threshold; None is `ProbingQuantile()`.
+        clip_fn: somebody else's clip function, as in `Clipper.step`.
+        options: as in `Clipper`. Parameters have the optimizer's names, if it was given `named_parameters()`.
 
     Returns:
         The clipper; its `detach()` takes it off again.
 
     Raises:
-        TypeError: there is no optimizer of torch in what was given.
-        ValueError: the optimizer has a clipper already, its engine clips by itself, or `clip_fn` with another mode than
-            "norm" or scope than "global".
+        TypeError: there is no optimizer of torch in what was given, or it is a scheduler.
+        ValueError: the optimizer has a clipper already, or its engine clips by itself; or `clip_fn` with a mode other
+            than "norm" or a scope other than "global".
 
     >>> import torch, autoclip
     >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -87,10 +92,10 @@ def attach(optimizer: Any, policy: Policy | None = None, *, clip_fn: ClipFn | No
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The optimizer of torch within wrappers, whose hooks are called however it is stepped.
+    """The optimizer of torch inside wrappers, whose hooks are called however it is stepped.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is none, or a scheduler was given.
         ValueError: it belongs to an engine that clips by itself.
     """
     found, seen = optimizer, list[Any]()
@@ -101,12 +106,18 @@ def innermost(optimizer: Any) -> Optimizer:
                 "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: set "
                 "gradient_clipping in its configuration; autoclip can only watch the norm that the engine reports"
             )
+        if isinstance(found, LRScheduler):
+            raise TypeError(
+                f"attach() needs the optimizer, got its scheduler, a {type(found).__name__}: write "
+                f"autoclip.attach(optimizer)"
+            )
         inner = getattr(found, "optimizer", None)
         if inner is None or inner is found or isinstance(inner, torch.nn.Module):
             break
         found = inner
     if not isinstance(found, Optimizer):
-        raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}")
+        cure = ": a model is clipped by autoclip.Clipper(model)" if isinstance(found, torch.nn.Module) else ""
+        raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}{cure}")
     return found
 
 
@@ -169,9 +180,9 @@ class _ClipBeforeStep:
         self._look_behind(optimizer)
 
     def _look_behind(self, optimizer: Optimizer) -> None:
-        """Warn, in the first steps, where a hook that comes after this one has made the gradients larger again.
+        """Warn, in the first steps, if a hook that runs after this one has made the gradients larger again.
 
-        Without such a hook nothing is looked at: some optimizers write to the gradients in their step.
+        Looks only if there is such a hook: some optimizers write to the gradients in their step.
         """
         later = next(reversed(optimizer._optimizer_step_pre_hooks.values())) is not self
         if self._looks == 0 or not later or process_group("world") is not None:
@@ -200,9 +211,9 @@ class _ClipBeforeStep:
     def _makes_state(self, optimizer: Optimizer) -> bool:
         """Whether this is a step of zero gradients at a rate of zero, by an optimizer without state.
 
-        So `torch.distributed.checkpoint` has optimizers make their state. The norm is that of the whole gradients, so
-        that all ranks agree; where a function of somebody else's knows how they are sharded there is none, and the step
-        counts.
+        `torch.distributed.checkpoint` makes an optimizer's state by such a step. The norm is that of the whole
+        gradients, so that all ranks agree. With a `clip_fn`, only that function knows how they are sharded: there is no
+        norm, and the step counts.
         """
         if optimizer.state or self.clip_fn is not None:
             return False
@@ -210,15 +221,15 @@ class _ClipBeforeStep:
 
 
 def _is_zero(rate: Any) -> bool:
-    """Whether a learning rate is zero; one on a device is not looked at: the zero that torch sets lies on the host."""
+    """Whether a learning rate is zero. One on a device is not read: the zero that torch sets is on the host."""
     return rate.device.type == "cpu" and not rate.any() if isinstance(rate, Tensor) else bool(rate == 0)
 
 
 def _is_nested(optimizer: Optimizer) -> bool:
-    """Whether the step was called from a step of the same optimizer, as where a subclass calls `super().step()`.
+    """Whether a step of the same optimizer called this one, as when a subclass calls `super().step()`.
 
     torch calls the hooks in both. It wraps the `step` of every class in one function, whose frames tell by the wrapped
-    `func` how many classes are at it; unlike a count kept by hooks, that holds after a step that raised.
+    `func` how many classes are at it. Unlike a count kept by hooks, this holds after a step that raised.
     """
     steps = set()
     frame: FrameType | None = sys._getframe(1)
@@ -230,7 +241,7 @@ def _is_nested(optimizer: Optimizer) -> bool:
 
 
 def _loss_scale(optimizer: Optimizer, scaler: Any) -> float | Tensor | None:
-    """What the gradients are still multiplied by; None: nothing.
+    """Factor that the gradients still carry; None: none.
 
     A `GradScaler` leaves it to a fused optimizer as `grad_scale`, or gives itself to an optimizer that takes it.
     """

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from autoclip.policies.policy import Phase
 
+ROLLING_STEPS = 200
+"""Number of steps over which a rolling clip rate is taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClipRecord:
@@ -13,17 +16,17 @@ class ClipRecord:
 
     Attributes:
         step: 0 for the first.
-        phase: "warmup" or "active": whose threshold it was.
+        phase: "warmup" or "active": which of the two set the threshold.
         total_norm: norm before clipping (mode "value": the largest absolute element; mode "agc": the largest ratio).
-        threshold: > 0; inf: nothing was to be clipped.
+        threshold: > 0; inf: no clipping.
         coefficient: norm after clipping over norm before, in [0, 1]: 1 left the gradients untouched, 0 skipped the
-            step. With one group it is the factor on them; with several, both norms are those of all gradients together;
-            in the modes "value" and "agc", where the norm after is not measured, it is that of the largest element or
-            ratio. NaN where `on_nonfinite="propagate"` passed on a NaN, as torch does.
-        clipped: a norm lay above its threshold; with several groups, that of at least one.
-        skipped: the step was made to have no effect on the parameters.
+            step. With one group it is the factor on them; with several, both norms are those of all gradients together.
+            The modes "value" and "agc" do not measure the norm after: there it is that of the largest element or ratio.
+            NaN if `on_nonfinite="propagate"` passed on a NaN, as torch does.
+        clipped: the norm was above its threshold; with several groups, that of at least one.
+        skipped: the step was skipped: it had no effect on the parameters.
         finite: the norm was finite.
-        loss: of the step, the mean over its micro-batches and over the ranks; None where none was given.
+        loss: of the step, the mean over its micro-batches and over the ranks; None if none was given.
     """
 
     step: int
@@ -39,10 +42,10 @@ class ClipRecord:
     def as_json(self, lr: float | None = None) -> dict[str, Any]:
         """The line of `metrics.jsonl`, with null for what JSON cannot hold: a non-finite norm, a threshold of inf.
 
-        Its `finite` is that of norm and loss together, so that a loss of null with `finite` true was not given.
+        Here `finite` means that norm and loss are finite: a null loss with `finite` true was not given.
 
         Args:
-            lr: learning rate of the step, where it is known.
+            lr: learning rate of the step, if known.
         """
         return {
             "step": self.step,
@@ -59,7 +62,7 @@ class ClipRecord:
 
 
 class Sink(Protocol):
-    """Takes the record of every step."""
+    """Gets the record of every step."""
 
     def log(self, record: ClipRecord) -> None:
         """Take the record of one step."""
@@ -94,7 +97,7 @@ def mean_coefficient(total: float, active: int) -> float:
 
 
 def rate_text(rate: float | None, digits: int = 1) -> str:
-    """A rate in per cent, as tables show it; "-" for None and NaN; only none and all are shown as 0 and 100 %."""
+    """A rate in per cent, as tables show it; "-" for None and NaN. Only exactly 0 and 1 are shown as 0 and 100 %."""
     if rate is None or rate != rate:
         return "-"
     text, none, all_of_it = (f"{value:.{digits}%}" for value in (rate, 0.0, 1.0))

@@ -1,4 +1,4 @@
-"""One step's gradients, group by group: what was decided on the norm of each, done to its tensors."""
+"""One step's gradients, group by group: the decision on each group's norm is carried out on its tensors."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Share:
         group: its name.
         names: of its parameters that have a gradient.
         norm: before clipping, 0-d.
-        value: the norm as a float of the host.
-        decision: what is to become of it.
+        value: the norm as a float on the host.
+        decision: what to do with it.
     """
 
     group: str
@@ -63,10 +63,10 @@ class GroupNorms:
 
     Attributes:
         names: of the parameters that have a gradient.
-        members: group's name -> positions of its parameters among the names, of the groups that have any.
+        members: group's name -> positions of its parameters among the names; only groups that have any.
         norms: of each of these groups, 0-d.
-        values: the same as floats of the host.
-        total: norm of all together, as a float of the host.
+        values: the same as floats on the host.
+        total: norm of all together, as a float on the host.
     """
 
     names: Sequence[str]
@@ -76,7 +76,7 @@ class GroupNorms:
     total: float
 
     def shares(self, decide: Callable[[str, float], Decision]) -> list[Share]:
-        """What `decide(group, norm)` makes of each group."""
+        """Each group with the decision that `decide(group, norm)` makes for it."""
         names, whole = self.names, len(self.names)
         return [
             Share(
@@ -127,7 +127,7 @@ def shrink_(
     scale: float = 1.0,
     alike: bool = False,
 ) -> tuple[Collection[str], float | None]:
-    """Do to the gradients what was decided, in place.
+    """Carry out the decisions on the gradients, in place.
 
     Args:
         shares: of all groups that have gradients.
@@ -135,10 +135,10 @@ def shrink_(
         parameters: by name.
         mode: "norm" multiplies, "value" clamps each element, "agc" limits each unit by its weights.
         scale: that the gradients still carry, and the norms do not.
-        alike: as of `scale_`.
+        alike: as in `scale_`.
 
     Returns:
-        Names of the groups whose gradients are to be removed, and the one factor where there is just one.
+        Names of the groups whose gradients are to be removed, and the factor if there is only one.
     """
     limits = [(share, limit) for share in shares if (limit := share.limit) is not None]
     if not limits:

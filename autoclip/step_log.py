@@ -1,5 +1,6 @@
-"""What a clipper tells of its steps: their numbers, the record of the latest, and what is out of the ordinary."""
+"""What a clipper reports of its steps: counts, the latest record, and warnings."""
 
+from collections import deque
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any, cast
@@ -12,11 +13,13 @@ from autoclip.records import ClipRecord, Sink, clip_rate, is_active, mean_coeffi
 COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_in_a_row")
 """Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
 STATE = (*COUNTS, "coefficient_sum")
-"""What a state of a clipper holds beside its groups; the sum of the coefficients is that of the active steps."""
+"""What a state of a clipper holds beside its groups; the coefficients are summed over the active steps."""
+RECENT_STEPS = 10_000
+"""Number of steps whose records are kept for `Clipper.plot`, in 3 MB."""
 TOLD_AGAIN = (10, 100, 1000)
-"""Numbers of steps in a row without a finite norm of which the user is told, after the first."""
+"""The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 TOLD_OF_NO_LOSS = 100
-"""Number of steps after which the user is told that none had a loss, where the policy reads it."""
+"""Steps after which the user is warned that none had a loss, if the policy reads it."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -32,16 +35,16 @@ def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
 
 
 class StepLog:
-    """Counts the steps, and tells sinks and user of them.
+    """Counts the steps, passes their records to the sinks, and warns the user.
 
     Args:
-        sinks: are told of every step.
-        max_nonfinite_in_a_row: so many steps in a row without a finite norm raise; None: no number does.
+        sinks: get every record.
+        max_nonfinite_in_a_row: this many steps in a row without a finite norm raise; None: no number does.
         policy: of the clipper; None: it reads no loss.
         by_hand: the call that gives a loss where the clipper is called by hand.
 
     Raises:
-        TypeError: as of `checked_sinks`.
+        TypeError: as in `checked_sinks`.
         ValueError: the number is no whole number >= 1.
     """
 
@@ -60,20 +63,21 @@ class StepLog:
         self.steps = self.skipped_steps = self.active_steps = self.clipped_steps = 0
         self.nonfinite_in_a_row = 0
         self.coefficient_sum = 0.0
-        self._latest: tuple[Any, ...] | ClipRecord | None = None  # the record, or its fields until it is wanted
+        # Records, or their fields until they are wanted.
+        self._recent: deque[tuple[Any, ...] | ClipRecord] = deque(maxlen=RECENT_STEPS)
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
         self._policy, self._by_hand = policy, by_hand
         self._expect_loss()
 
     def watch(self, clipper: Any) -> None:
-        """Let those sinks that want it know the clipper."""
+        """Give the clipper to those sinks that want it."""
         for sink in self.sinks:
             if hasattr(sink, "watch"):
                 sink.watch(clipper)
 
     def announce(self) -> None:
-        """Tell the sinks that want it that a step is made whose record comes at the next."""
+        """Tell the sinks that want it that a step is under way whose record comes at the next."""
         for sink in self.sinks:
             if hasattr(sink, "announce"):
                 sink.announce(self.steps)
@@ -91,9 +95,17 @@ class StepLog:
     @property
     def last(self) -> ClipRecord | None:
         """Record of the latest step."""
-        if isinstance(self._latest, tuple):
-            self._latest = ClipRecord(*self._latest)
-        return self._latest
+        if not self._recent:
+            return None
+        latest = self._recent[-1]
+        if isinstance(latest, tuple):
+            latest = self._recent[-1] = ClipRecord(*latest)
+        return latest
+
+    @property
+    def recent(self) -> list[ClipRecord]:
+        """Records of the latest steps, at most `RECENT_STEPS`; none from before a state was loaded."""
+        return [ClipRecord(*one) if isinstance(one, tuple) else one for one in self._recent]
 
     def add(
         self,
@@ -106,10 +118,10 @@ class StepLog:
         skipped: bool,
         loss: float | None,
     ) -> None:
-        """Count and record a step; the record is made when somebody wants it.
+        """Count and record a step; the record is made only when somebody wants it.
 
         Raises:
-            RuntimeError: it is the last of `max_nonfinite_in_a_row` steps; it is counted and recorded.
+            RuntimeError: it is the last of `max_nonfinite_in_a_row` steps. It is counted and recorded.
         """
         self.decisions = decisions
         for group, decision in decisions.items():
@@ -121,7 +133,7 @@ class StepLog:
                     f"anew from their norms",
                 )
         finite = isfinite(norm)
-        self._latest = (self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss)
+        self._recent.append((self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss))
         self.steps += 1
         if self.without_loss is not None:
             self._look_for_loss(finite, loss)
@@ -137,7 +149,7 @@ class StepLog:
             self._meet_many_nonfinite()
 
     def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
-        """Raise or say that the norm of this step is not finite, in some parameters."""
+        """Raise or warn because the norm of this step is not finite, in some parameters."""
         found = f"non-finite gradient norm at step {self.steps}, in {where}"
         if on_nonfinite == "raise":
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
@@ -147,13 +159,13 @@ class StepLog:
     def _expect_loss(self) -> None:
         """Count the steps without a loss from here on.
 
-        `without_loss` is the number of steps with a finite norm, of which none had a loss; None: one had, or the
-        policy reads none.
+        `without_loss` is the number of steps with a finite norm, none of which had a loss. None: one had, or the policy
+        reads no loss.
         """
         self.without_loss: int | None = 0 if self._policy is not None and self._policy.reads_loss else None
 
     def _look_for_loss(self, finite: bool, loss: float | None) -> None:
-        """Count a step, and say once where the first hundred had no loss."""
+        """Count a step, and warn once if the first hundred had no loss."""
         if loss is not None or self.without_loss is None:
             self.without_loss = None
             return
@@ -163,11 +175,11 @@ class StepLog:
                 "no loss",
                 f"no loss was given in {TOLD_OF_NO_LOSS} steps, so that {self._policy!r} goes by the norms alone, "
                 f"without its brake: call clipper.report_loss(loss) before optimizer.step(), or {self._by_hand} where "
-                f"it is called by hand; or take a policy that needs none, as RunningQuantile()",
+                f"it is called by hand; or take a policy that needs none, as RunningQuantile(percentile=50)",
             )
 
     def _meet_many_nonfinite(self) -> None:
-        """Raise or say that the norms of so many steps in a row were not finite."""
+        """Raise or warn because the norms of this many steps in a row were not finite."""
         count, most = self.nonfinite_in_a_row, self.max_nonfinite_in_a_row
         found = (
             f"non-finite gradient norms in {count} steps in a row, by step {self.steps - 1}: lower the learning rate, "
@@ -183,10 +195,11 @@ class StepLog:
         return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count on from a `state_dict()`.
+        """Continue counting from a `state_dict()`.
 
         Raises:
-            ValueError: a count is no whole number, or the sum is none of so many coefficients; nothing is changed.
+            ValueError: a count is no whole number, or the sum cannot be one of that many coefficients. Nothing is
+                changed.
         """
         counts = [state[name] for name in COUNTS]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
@@ -196,5 +209,6 @@ class StepLog:
             raise ValueError(f"coefficient_sum in the state of a clipper must be in [0, {active}], got {total!r}")
         self.steps, self.skipped_steps, self.active_steps, self.clipped_steps, self.nonfinite_in_a_row = counts
         self.coefficient_sum = float(total)
-        self._latest, self.decisions = None, {}
+        self._recent.clear()
+        self.decisions = {}
         self._expect_loss()

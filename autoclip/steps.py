@@ -31,7 +31,7 @@ from autoclip.watch import Watch
 
 NO_LOSS = StepLoss(None, None, {})
 FOREIGN = 0.01
-"""How far, relative, somebody else's clipping may be from leaving the norm that it was asked for."""
+"""Relative error that somebody else's clipping may make in the norm that it leaves."""
 
 
 class Steps:
@@ -40,7 +40,7 @@ class Steps:
     Args:
         groups: the parameters, and a policy for each group.
         late: which steps do without a host wait.
-        log: is told of every step.
+        log: gets every step.
         mode: "norm", "value" or "agc".
         norm_type: order of the norm.
         on_nonfinite: "skip", "propagate" or "raise".
@@ -84,7 +84,7 @@ class Steps:
             self.losses.forget()
             return torch.tensor(inf)
         own = loss if loss is not None else self.losses.mean()
-        # Of a group of the user's own it is looked at whether this rank is in it, loss or not.
+        # With or without a loss, a process group of the user's own is checked for this rank.
         nothing = own is None and (self.ranks is None or self.ranks == "world")
         pending = NO_LOSS if nothing else StepLoss(own, self.ranks, self.groups.parameters)
         self.losses.forget()
@@ -106,7 +106,7 @@ class Steps:
     def _take_late(
         self, gradients: Mapping[str, Tensor], loss_scale: float | Tensor | None, pending: StepLoss, *, capturing: bool
     ) -> Tensor | None:
-        """The step whose norm is read at the next; None: nothing was done, and it has to wait."""
+        """A step whose norm is read at the next step. None: nothing was done, and the step has to wait."""
         tensors = list(gradients.values())
         if not tensors or (self._left and self._left.are_same(tensors)):
             return None
@@ -129,14 +129,14 @@ class Steps:
         late: bool,
         may_be_late: bool,
     ) -> Tensor:
-        """The step of any kind, whose norm the host waits for.
+        """A step of any kind whose norm the host waits for.
 
         Args:
             gradients: by parameter name.
             loss_scale: that they still carry; None: they carry none.
             pending: the loss.
-            late: the step was to do without a wait.
-            may_be_late: later ones may.
+            late: the step was meant not to wait.
+            may_be_late: later ones may do without a wait.
         """
         tensors = list(gradients.values())
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
@@ -176,9 +176,9 @@ class Steps:
     def _take_plain(
         self, gate: Gate, names: Collection[str], gradients: list[Tensor], pending: StepLoss
     ) -> Tensor | None:
-        """The step that nearly all are: one group, whose norm is scaled down where it lies above the threshold.
+        """The usual step: one group, whose gradients are scaled down if their norm is above the threshold.
 
-        The same as the general one, without what that makes for others; None: it is not such a step.
+        The same as the general step, without what only the others need. None: this step is another kind.
         """
         norms = measure_plain(gradients, self.norm_type)
         if norms is None:
@@ -206,11 +206,11 @@ class Steps:
 
     @property
     def _is_watched(self) -> bool:
-        """Whether this is one of the first steps, in which is looked for mistakes."""
+        """Whether this is one of the first steps, which are checked for mistakes."""
         return self._claim.is_open or (self._watch.is_open and self.late.fused is None)
 
     def settle(self) -> None:
-        """Learn from the latest step, and record it, where that was not done yet."""
+        """Learn from the latest step and record it, if that was not done yet."""
         step, self.late.pending = self.late.pending, None
         if step is None or (numbers := step.arrive()) is None:
             return
@@ -226,7 +226,7 @@ class Steps:
         self._record(clipped, loss)
 
     def replay(self, graph: Any) -> None:
-        """Replay a graph in which a step was captured, at the thresholds of now."""
+        """Replay a graph in which a step was captured, at the current thresholds."""
         self.settle()
         if self.losses.count:
             self.losses.forget()
@@ -236,7 +236,7 @@ class Steps:
         self.log.announce()
 
     def again(self, loss_scale: float | Tensor | None) -> Tensor:
-        """Clip gradients that were computed anew within the latest step, at its thresholds."""
+        """Clip gradients that were computed again within the latest step, at its thresholds."""
         self.settle()
         gradients = live_gradients(self.groups.parameters)
         norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
@@ -252,7 +252,7 @@ class Steps:
         return measure_all(self.groups, gradients, self.mode, self.norm_type, None).value
 
     def begin_anew(self) -> None:
-        """Forget what belongs to the steps before, as another state was loaded."""
+        """Forget what belongs to earlier steps, because another state was loaded."""
         self.measured = self._left = None
         self.losses.forget()
 
@@ -269,7 +269,7 @@ class Steps:
                 f"scope='global', got mode={self.mode!r}, scope={self.groups.scope!r}, loss_scale={loss_scale!r}"
             )
         live = list(live_gradients(self.groups.parameters).values())
-        # What a rank sees of its shards does not tell what the others see, and all of them have to clip together.
+        # A rank does not see the shards of the others, and all of them have to clip together.
         alone = process_group("world") is None
         left = self._left
         if alone and left is not None and left.are_same(live) and left.is_still(live, self.norm_now(), FOREIGN):

@@ -1,4 +1,4 @@
-"""Looks, in the first steps, whether gradients have the norm that they should have after clipping."""
+"""Checks, in the first steps, that the gradients have the norm that clipping left them with."""
 
 import weakref
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from autoclip.eager import eager
 
 WATCHED_STEPS = 3
-"""A look costs a norm of all gradients; what is wrong is wrong from the beginning."""
+"""A check costs a norm of all gradients, and a mistake is there from the first step."""
 
 Say = Callable[[str, str], None]
 """say(topic, message): warns."""
@@ -24,7 +24,7 @@ _WAITING: list["weakref.ref[Watch]"] = []
 
 
 class Watch:
-    """Looks at the gradients of the first steps after they were clipped."""
+    """Checks the gradients of the first steps after they were clipped."""
 
     def __init__(self) -> None:
         self._looks = WATCHED_STEPS
@@ -33,17 +33,17 @@ class Watch:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is still something to look at, or to be ended."""
+        """Whether there is still something to check, or a check to end."""
         return self._looks > 0 or self.is_waiting
 
     def expect(self, parameter: Tensor, left: float, threshold: float, measure: Callable[[], float], say: Say) -> None:
-        """Look when the optimizer that holds a parameter takes its next step, unless its gradient is a new one by then.
+        """Check when the optimizer that holds a parameter takes its next step, unless the gradient is another by then.
 
         Args:
             parameter: one of those whose gradients were clipped.
             left: norm that all gradients were left with.
             threshold: that they were clipped at.
-            measure: their norm now.
+            measure: their current norm.
             say: warns.
         """
         self._compare = None
@@ -65,19 +65,19 @@ class Watch:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the step to look at has not come yet."""
+        """Whether the step to check has not come yet."""
         return self._compare is not None
 
     def compare(self, optimizer: Optimizer) -> None:
-        """Look at the gradients of this optimizer, if its step is the one that is waited for."""
+        """Check the gradients of this optimizer, if its step is the one that is waited for."""
         if self._compare is not None:
             self._compare(optimizer)
 
     def check(self, limit: float, measure: Callable[[], float], say: Say) -> None:
-        """Look now, at gradients that somebody else's function was to clip, all or a part of them.
+        """Check now: gradients that somebody else's function should have clipped, all or a part of them.
 
         Args:
-            limit: norm that they were to be left with.
+            limit: norm that they should be left with.
             measure: norm of those at hand.
             say: warns.
         """
@@ -97,7 +97,7 @@ class Watch:
 def _hook_once() -> None:
     """Have every optimizer of the process call `_before_step`, from the first clipper on.
 
-    For good: torch goes through these hooks while they are called, and other threads may be in a step.
+    The hook stays for good: torch goes through these hooks while they are called, and other threads may be in a step.
     """
     register_optimizer_step_pre_hook(_before_step)
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.progress import track
-
 from autoclip.terminal import aligned, console
 
 OUTPUT = Path("runs/demo")
@@ -66,16 +64,19 @@ ARMS = (
 
 
 def main() -> int:
-    """Run every arm of every experiment and print the tables."""
+    """Run every arm of every experiment and print the tables; how far it is goes to stderr, line by line."""
+    say = console(stderr=True).print
     jobs = [(experiment, arm) for experiment in EXPERIMENTS for arm in ARMS]
     # The long runs first, so that no core waits for the last of them.
     jobs.sort(key=lambda job: job[0].config != "configs/char_lm.yaml")
     pool = ThreadPoolExecutor(WORKERS)
+    results = {}
     try:
-        finished = track(pool.map(_run, *zip(*jobs, strict=True)), "training", len(jobs), console=console(stderr=True))
-        results = dict(zip(jobs, finished, strict=True))
+        for job, seeds in zip(jobs, pool.map(_run, *zip(*jobs, strict=True)), strict=True):
+            results[job] = seeds
+            say(f"{len(results)} of {len(jobs)} trained: {job[0].title}, {job[1].name}")
     except KeyboardInterrupt:
-        console(stderr=True).print(f"interrupted; running it again continues in {OUTPUT}")
+        say(f"interrupted; running it again continues in {OUTPUT}")
         return 130
     finally:
         pool.shutdown(cancel_futures=True)
@@ -83,6 +84,7 @@ def main() -> int:
         console().print(f"\n{_table(experiment, {arm: results[experiment, arm] for arm in ARMS})}")
     console().print(f"run directories: {OUTPUT}/*/*/seed-*\n")
     sys.stdout.flush()
+    say("and now a sweep, with a line for each candidate that is finished")
     return _sweep()
 
 

@@ -135,7 +135,7 @@ def test_policies(tmp_path, monkeypatch):
         assert (row["over_few"] is None) == (row["count"] == 200)
         if row["over_few"] is not None:
             assert_spread(row["over_few"])
-    sizes = {row["count"]: row["bytes"] for row in rows if row["policy"] == "AutoClip()"}
+    sizes = {row["count"]: row["bytes"] for row in rows if row["policy"] == "AutoClip(percentile=10)"}
     assert sizes[1000] > sizes[200] + 800 * 8
 
 

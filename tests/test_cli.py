@@ -152,7 +152,7 @@ def test_init_writes_a_commented_file_that_runs_anywhere(experiment):
     text = Path(experiment).read_text()
     assert text.count("#") > 10
     assert "autoclip run experiment.yaml" in text
-    assert all(kind in text for kind in POLICIES)
+    assert all(f"#   {kind} " in text for kind in POLICIES)
     config = load_config(Path(experiment))
     assert config.task.target == "autoclip.lab.example:Spirals"
     assert config.clip.policy.kind == config.sweep.policies[0].kind == "probing_quantile"
@@ -160,6 +160,22 @@ def test_init_writes_a_commented_file_that_runs_anywhere(experiment):
     result = process("run", experiment, "steps=60", "seeds=[0]", "--output-dir", "out")
     assert result.returncode == 0, result.stderr
     assert len(Path("out/seed-0/metrics.jsonl").read_text().splitlines()) == 60
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_starter_runs_under_every_policy_by_its_kind_alone(experiment, kind):
+    threshold = ["clip.policy.threshold=1.0"] if kind == "fixed" else []
+    result = call("validate", experiment, f"clip.policy.kind={kind}", *threshold)
+    assert result.exit_code == 0, result.stderr
+    left_out = f"note: clip.policy.kind={kind} leaves out what the file has for probing_quantile: percentile\n"
+    assert result.stderr == ("" if kind == "probing_quantile" else left_out)
+
+
+@pytest.mark.parametrize("changes", [["clip.policy.kind=none"], ["clip.mode=value"], ["clip.mode=agc"]])
+def test_the_starter_runs_in_every_mode(experiment, changes):
+    result = process("run", experiment, "steps=20", "seeds=[0]", *changes)
+    assert result.returncode == 0, result.stderr
+    assert Path("runs/experiment/seed-0/metrics.jsonl").exists()
 
 
 def test_init_overwrites_nothing(experiment):
@@ -213,7 +229,7 @@ def test_dry_run_shows_the_resolved_configuration_and_writes_nothing(experiment)
     shown = yaml.safe_load(result.stdout)
     assert shown["seeds"] == [3, 4]
     assert shown["optimizer"]["lr"] == 0.25
-    assert "#   runs/spirals/seed-3\n#   runs/spirals/seed-4\n" in result.stdout
+    assert "#   runs/experiment/seed-3\n#   runs/experiment/seed-4\n" in result.stdout
     assert "ProbingQuantile()" in result.stdout
     assert files() == [experiment]
 
@@ -248,7 +264,7 @@ def test_run_hands_over_what_was_asked_for_and_its_exit_code(experiment, monkeyp
     monkeypatch.setattr(autoclip.lab.experiment, "run_experiment", run_experiment)
     assert call("run", experiment).exit_code == 1
     assert call("run", experiment, "--resume", "--seed", "5", "-f", "json", "--output-dir", "a/b").exit_code == 1
-    assert asked == [((0, 1, 2), Path("runs/spirals"), False, "text"), ((5,), Path("a/b"), True, "json")]
+    assert asked == [((0, 1, 2), Path("runs/experiment"), False, "text"), ((5,), Path("a/b"), True, "json")]
 
 
 def test_seeds_of_the_command_line_are_checked(experiment):
@@ -321,6 +337,6 @@ def test_an_experiment_without_a_task_is_for_the_sweep_only(options):
     result = call("run", str(config), *options)
     assert result.exit_code == 2
     assert result.stderr.startswith(
-        "sweep-script has no task and no optimizer to be trained: it is for `autoclip sweep`"
+        "sweep_script has no task and no optimizer to be trained: it is for `autoclip sweep`"
     )
     assert files() == []

@@ -1,6 +1,8 @@
 import gc
+import inspect
 import warnings
 from math import inf, isnan, nan
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile
+from autoclip.clipper import ClipperOptions
 from autoclip.records import ClipRecord
 from tests.references import clip_coefficient
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
@@ -304,11 +307,18 @@ def test_clip_rate_is_the_share_of_active_finite_steps_that_were_clipped():
     assert (clipper.skipped_steps, clipper.last.step) == (1, 6)
 
 
+def test_the_options_that_others_hand_on_are_all_there_are():
+    arguments = inspect.signature(Clipper).parameters
+    assert list(ClipperOptions.__annotations__) == [name for name in arguments if name not in ("source", "policy")]
+    assert get_type_hints(ClipperOptions).items() <= get_type_hints(Clipper.__init__).items()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"policy": 1.0}, TypeError, r"policy must be a Policy such as RunningQuantile\(percentile=50\), got 1\.0"),
-        ({"policy": RunningQuantile}, TypeError, "policy must be a Policy"),
+        ({"policy": 1.0}, TypeError, r"policy must be .*, got 1\.0: a constant threshold is Fixed\(1\.0\)"),
+        ({"policy": "fixed"}, TypeError, r"such as RunningQuantile\(percentile=50\), got 'fixed'$"),
+        ({"policy": RunningQuantile}, TypeError, r"that is the class, write RunningQuantile\(\.\.\.\)"),
         ({"mode": "values"}, ValueError, "mode must be one of norm, value, agc, got 'values'"),
         ({"scope": "layer"}, ValueError, "scope must be one of global.*, got 'layer'"),
         ({"response": "explode"}, ValueError, "response must be one of scale.*, got 'explode'"),

@@ -265,9 +265,7 @@ sweep:
 
 
 def test_an_empty_mapping_misses_every_required_key(faults):
-    assert faults("{}") == [
-        f"x.yaml:1:1: {key}: must be given, got nothing" for key in ("name", "task", "optimizer", "steps")
-    ]
+    assert faults("{}") == [f"x.yaml:1:1: {key}: must be given, got nothing" for key in ("task", "optimizer", "steps")]
 
 
 def test_a_value_that_cannot_be_read_is_one_fault(faults):
@@ -524,7 +522,7 @@ def test_a_file_with_a_clip_section_only_is_told_what_it_is_for(tmp_path):
     with pytest.raises(ConfigError) as error:
         load_config(path)
     *missing, hint = str(error.value).splitlines()
-    assert len(missing) == len(error.value.faults) == 4
+    assert len(missing) == len(error.value.faults) == 3
     assert hint.startswith(f"{path} holds a clip section only, as a sweep recommends it: put it into the configuration")
     assert f"autoclip.from_config({str(path)!r})" in hint
     for text in ("clip: {}\nname: x\n", "name: x\n", "- clip\n"):
@@ -532,3 +530,65 @@ def test_a_file_with_a_clip_section_only_is_told_what_it_is_for(tmp_path):
         with pytest.raises(ConfigError) as error:
             load_config(path)
         assert "clip section only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("small.yaml", "small"),
+        ("my run (2).yaml", "my-run--2-"),
+        ("a.b.yml", "a.b"),
+        (".x.yaml", "x"),
+        ("-.yaml", "experiment"),
+    ],
+)
+def test_a_file_without_a_name_has_its_own(tmp_path, file, name):
+    (tmp_path / file).write_text(GOOD.replace("name: small\n", ""), encoding="utf-8")
+    assert load_config(tmp_path / file).name == name
+    assert load_config(tmp_path / file, ["name=other"]).name == "other"
+
+
+def told(path, *overrides):
+    lines = []
+    return load_config(path, overrides, lines.append), lines
+
+
+def test_an_override_of_a_kind_leaves_out_what_was_for_the_kind_before(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        GOOD.replace("{kind: sgd, lr: 0.1}", "{kind: sgd, lr: 0.1, momentum: 0.9}")
+        + "clip: {policy: {kind: running_quantile, percentile: 90, warmup_steps: 5}}\n"
+        + "sweep: {policies: [{kind: zclip, decay: 0.5}]}\n",
+        encoding="utf-8",
+    )
+    config, lines = told(path, "clip.policy.kind=none", "optimizer.kind=adam", "sweep.policies.0.kind=fixed_percentile")
+    assert config.clip.policy.model_dump() == load_config(path, ["clip.policy={kind: none}"]).clip.policy.model_dump()
+    assert (config.optimizer.kind, config.optimizer.lr) == ("adam", 0.1)  # no optimizer can do without
+    assert config.sweep.policies[0].kind == "fixed_percentile"
+    assert lines == [
+        "note: clip.policy.kind=none leaves out what the file has for running_quantile: percentile, warmup_steps",
+        "note: optimizer.kind=adam leaves out what the file has for sgd: momentum",
+        "note: sweep.policies.0.kind=fixed_percentile leaves out what the file has for zclip: decay",
+    ]
+    # What the command line says stays, before and after.
+    config, lines = told(path, "clip.policy.percentile=10", "clip.policy.kind=autoclip", "clip.policy.history=50")
+    assert (config.clip.policy.percentile, config.clip.policy.history) == (10, 50)
+    assert lines == ["note: clip.policy.kind=autoclip leaves out what the file has for running_quantile: warmup_steps"]
+    config, lines = told(path, "clip.policy.kind=running_quantile")
+    assert (config.clip.policy.percentile, lines) == (90, [])
+    config, lines = told(path, "clip.policy.kind=my_module:Mine")
+    assert config.clip.policy.model_dump() == {"kind": "my_module:Mine"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["clip.policy.percentile=10", "clip.policy.kind=none"], "clip.policy.percentile: unknown key of kind none"),
+        (["clip.policy.kind=zclipp"], "clip.policy.kind: must be one of"),
+        (["clip.policy.kind=[1]"], "clip.policy.kind: must be one of"),
+        (["clip.policy.kind=zclip", "clip.policy=5"], "clip.policy: must be a mapping"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_a_fault_all_the_same(faults, overrides, fault):
+    text = GOOD + "clip: {policy: {kind: running_quantile, percentile: 90}}\n"
+    assert any(fault in line for line in faults(text, *overrides))

@@ -33,6 +33,21 @@ def test_an_arm_runs_and_its_row_tells_what_came_out(tmp_path: Path, monkeypatch
     assert f"{losses[1]:.3f}" in text
 
 
+def test_a_line_tells_of_each_arm_also_where_nothing_is_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = {"status": "finished", "validation_loss": 0.5, "trivial_loss": 2.3, "threshold": 1.0, "clip_rate": 0.5}
+    monkeypatch.setattr(demo, "_run", lambda experiment, arm: [seed] * 3)
+    monkeypatch.setattr(demo, "_sweep", lambda: 0)
+    assert demo.main() == 0
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == 13
+    assert lines[0] == "1 of 12 trained: character LSTM at learning rate 16, no clipping"
+    assert lines[11].startswith("12 of 12 trained: digits")
+    assert printed.out.count("0.500") == 12
+
+
 @pytest.mark.parametrize(
     ("status", "loss", "failed"),
     [("finished", 0.2, False), ("finished", 2.29, True), ("finished", None, True), ("diverged", 0.2, True)],

@@ -35,6 +35,13 @@ def test_the_mean_is_a_float(losses, mean):
     assert mean_of(losses) == mean
 
 
+def test_a_text_is_no_loss():
+    with pytest.raises(TypeError, match=r"got the text '0\.5': give float\(\.\.\.\) of it"):
+        ReportedLosses().add("0.5")
+    with pytest.raises(TypeError, match="must be a number or a tensor of one"):
+        StepLoss("0.5", None, PARAMETERS)
+
+
 def test_what_is_not_finite_stays_so():
     assert mean_of([1.0, float("inf")]) == float("inf")
     assert math.isnan(mean_of([torch.tensor(float("nan"))]))

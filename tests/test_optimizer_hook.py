@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 import autoclip
 from autoclip import AdaGC, Clipper, Fixed, LossAwareQuantile, NoClip, ProbingQuantile, RunningQuantile, ZClip, attach
@@ -614,6 +615,15 @@ def test_wrappers_are_looked_through():
 def test_what_is_no_optimizer_is_refused(given):
     with pytest.raises(TypeError, match="needs an optimizer of torch or a wrapper around one"):
         attach(given)
+
+
+def test_a_scheduler_and_a_model_are_refused_with_what_to_write():
+    optimizer = torch.optim.SGD([one_weight()], lr=1.0)
+    for scheduler in (StepLR(optimizer, 1), ReduceLROnPlateau(optimizer)):
+        with pytest.raises(TypeError, match=r"got its scheduler, a \w+: write autoclip\.attach\(optimizer\)"):
+            attach(scheduler)
+    with pytest.raises(TypeError, match=r"a model is clipped by autoclip\.Clipper\(model\)"):
+        attach(nn.Linear(2, 2))
 
 
 def test_an_engine_that_clips_by_itself_is_refused():

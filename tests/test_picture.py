@@ -106,3 +106,12 @@ def test_the_same_picture_gives_the_same_small_file() -> None:
     assert first == drawn()
     assert struct.unpack(">II", first[16:24])[0] == round(WIDTH * DPI)
     assert 5_000 < len(first) < 100_000
+
+
+def test_a_notebook_shows_a_figure_at_half_its_dots() -> None:
+    figure, axes = new_figure(height=3.6)
+    axes.plot([0, 1])
+    png, shown = figure._repr_png_()
+    width, height = struct.unpack(">II", png[16:24])
+    assert (width, height) == (1080, 777)
+    assert shown == {"width": 540, "height": 389}

@@ -19,6 +19,7 @@ from autoclip.policies import (
     LossAwareQuantile,
     NoClip,
     Policy,
+    ProbingQuantile,
     SkipStep,
     ZClip,
 )
@@ -164,16 +165,21 @@ def test_parameters_build_the_same_policy_and_clone_forgets_what_was_learned():
 @pytest.mark.parametrize(
     ("policy", "text"),
     [
-        (Running(), "RunningQuantile()"),
-        (Running(90, rate=0.2), "RunningQuantile(percentile=90.0, rate=0.2)"),
+        (Running(), "RunningQuantile(percentile=50)"),
+        (Running(90, rate=0.2), "RunningQuantile(percentile=90, rate=0.2)"),
+        (Running(99.9, min_threshold=2), "RunningQuantile(percentile=99.9, min_threshold=2.0)"),
+        (AutoClip(), "AutoClip(percentile=10)"),
+        (ProbingQuantile(), "ProbingQuantile()"),  # how far it opens is no clip rate
+        (ProbingQuantile(75), "ProbingQuantile(percentile=75)"),
         (Fixed(1), "Fixed(threshold=1.0)"),
-        (NoClip(warmup_threshold=inf), "NoClip(warmup_threshold=inf)"),
+        (NoClip(warmup_threshold=inf), "NoClip(warmup_threshold=float('inf'))"),
         (CenterMultiple("mean", window=7), "CenterMultiple(center='mean', window=7)"),
         (LatestNorm(factor=3), "LatestNorm(factor=3.0)"),
     ],
 )
-def test_repr_shows_what_differs_from_the_defaults(policy, text):
+def test_repr_is_what_constructs_it_with_every_clip_rate_named(policy, text):
     assert repr(policy) == text
+    assert eval(text, {type(policy).__name__: type(policy)}).parameters() == policy.parameters()  # noqa: S307
 
 
 @pytest.mark.parametrize("policy", [Running(warmup_steps=3), Running(window=4), LossAwareQuantile(), CenterMultiple()])

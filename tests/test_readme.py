@@ -42,6 +42,17 @@ def test_the_loop_with_the_changed_lines_clips_and_learns() -> None:
     exec(before, names | {"torch": torch})  # what it changes is a loop that works
 
 
+def test_one_line_is_enough() -> None:
+    (line,) = [one for one in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "attach" in one]
+    model = torch.nn.Linear(3, 1)
+    names = {"autoclip": autoclip, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    exec(line, names)
+    model(torch.ones(4, 3)).square().sum().backward()
+    names["optimizer"].step()
+    assert names["clipper"].last.step == 0
+    assert isinstance(names["clipper"].policy, autoclip.ProbingQuantile)
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) <= 150
 

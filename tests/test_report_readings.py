@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from autoclip.flow import Sample, diagnose
+from autoclip.pictures.series import Series
 from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
-from autoclip.report.series import Series
 
 COUNT = 1000
 

@@ -1,30 +1,13 @@
 import json
-from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoclip.report.series import Series, is_metrics, read_series, smoothed, smoothing
+from autoclip.report.series import is_metrics, logged_series, read_series, smoothed, smoothing
+from autoclip.traces import NormTrace
 from tests.report_runs import STEPS, WARMUP, metrics_of, write_run
-
-
-def series(**changes: object) -> Series:
-    count = len(changes["norms"]) if "norms" in changes else 4  # type: ignore[arg-type]
-    empty = np.zeros(count, dtype=np.bool_)
-    fields = {
-        "label": "run",
-        "steps": np.arange(count),
-        "norms": np.ones(count),
-        "thresholds": np.full(count, inf),
-        "losses": np.ones(count),
-        "coefficients": np.ones(count),
-        "clipped": empty,
-        "skipped": empty,
-        "warmup": empty,
-    }
-    return Series(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def test_what_json_cannot_hold_is_read_back(tmp_path: Path) -> None:
@@ -70,35 +53,6 @@ def test_lines_with_other_things_in_them_do_no_harm(tmp_path: Path) -> None:
     assert not found.clipped[1]
 
 
-def test_the_clip_rate_leaves_out_warm_up_zeros_and_what_is_not_finite() -> None:
-    found = series(
-        norms=np.array([1.0, 2.0, nan, 0.0, 3.0, 1.0]),
-        clipped=np.array([True, True, True, True, False, False]),
-        warmup=np.array([True, False, False, False, False, False]),
-        coefficients=np.array([0.1, 0.25, nan, 1.0, 0.75, 0.5]),
-    )
-    assert found.active.tolist() == [False, True, False, False, True, True]
-    assert found.clip_rate == pytest.approx(1 / 3)
-    assert found.mean_coefficient == 0.5
-    assert np.isnan(replace(found, coefficients=np.full(6, nan)).mean_coefficient)
-
-
-def test_the_rolling_rate_is_that_of_each_window() -> None:
-    clipped = np.random.default_rng(0).random(1500) < 0.3
-    steps, rates, window = series(norms=np.ones(1500), clipped=clipped).rolling_clip_rate()
-    assert window == 200
-    assert (steps[0], steps[-1], len(steps)) == (199, 1499, 1301)
-    for place in (0, 700, 1300):
-        assert rates[place] == pytest.approx(clipped[place : place + 200].mean())
-
-
-@pytest.mark.parametrize(("count", "window"), [(19, 0), (20, 20), (300, 60), (5000, 200)])
-def test_short_trainings_have_shorter_windows(count: int, window: int) -> None:
-    steps, _, used = series(norms=np.ones(count)).rolling_clip_rate()
-    assert len(steps) == (count - window + 1 if window else 0)
-    assert used == (window or 20)
-
-
 def test_the_smoothed_loss_neither_lags_nor_shows_a_single_spike() -> None:
     losses = np.linspace(10, 0, 2001)
     losses[700] = 1e6
@@ -107,6 +61,18 @@ def test_the_smoothed_loss_neither_lags_nor_shows_a_single_spike() -> None:
     assert (len(at), width) == (1000, 40)
     inner = (at > 40) & (at < 1960)
     assert np.abs(curve - np.linspace(10, 0, 2001)[at])[inner].max() < 0.01
+
+
+def test_a_trace_is_drawn_as_it_was_logged() -> None:
+    trace = NormTrace(
+        steps=[0, 10, 20, 30], norms=[1.0, 3.0, inf, 3.0], source="by hand", thresholds=[nan, 2.0, 2.0, inf]
+    )
+    found = logged_series(trace)
+    assert found.steps.tolist() == [0, 10, 20, 30]
+    assert np.isnan(found.norms).tolist() == [False, False, True, False]
+    assert found.clipped.tolist() == [False, True, False, False]
+    assert not found.warmup.any()
+    assert not found.skipped.any()
 
 
 def test_smoothing_passes_over_gaps_and_ends_with_the_run() -> None:

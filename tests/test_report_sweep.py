@@ -52,7 +52,7 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
         "Train with running_quantile p50, the balanced pick of this sweep.",
         "recommended: running_quantile p50, the balanced pick (also the fastest and the steadiest)",
         "without clipping 4 of 4 runs failed",
-        "clipper = autoclip.Clipper(model, autoclip.RunningQuantile(percentile=50.0)) optimizer.zero_grad()",
+        "clipper = autoclip.Clipper(model, autoclip.RunningQuantile(percentile=50)) optimizer.zero_grad()",
         "'clip.policy={kind: running_quantile, percentile: 50.0}' \\ --output-dir 'runs/swept by hand'",
         "kind: running_quantile",
         NASTY,

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from autoclip import Clipper, LossAwareQuantile, ProbingQuantile, RunningQuantile, attach
-from autoclip.step_log import TOLD_OF_NO_LOSS
+from autoclip.step_log import RECENT_STEPS, TOLD_OF_NO_LOSS, StepLog
 
 CURE = (
     "no loss was given in 100 steps, so that ProbingQuantile() goes by the norms alone, without its brake: call "
     "clipper.report_loss(loss) before optimizer.step(), or clipper.step(loss=loss) where it is called by hand; or take "
-    "a policy that needs none, as RunningQuantile() (said once)"
+    "a policy that needs none, as RunningQuantile(percentile=50) (said once)"
 )
 
 
@@ -77,7 +77,7 @@ def test_a_policy_that_reads_no_loss_wants_none():
 
 def test_the_policy_is_named_as_it_is():
     _, (told,) = Training(LossAwareQuantile(percentile=20)).run(100)
-    assert "so that LossAwareQuantile(percentile=20.0) goes by the norms alone" in told
+    assert "so that LossAwareQuantile(percentile=20) goes by the norms alone" in told
 
 
 def test_a_step_without_a_finite_norm_does_not_count():
@@ -114,3 +114,14 @@ def test_after_a_resume_it_is_counted_anew():
     assert after.run(99) == ([], [])
     assert "no loss in 99 steps" in repr(after.clipper)
     assert after.run(1) == ([100], [CURE])
+
+
+def test_the_latest_records_are_kept_and_older_ones_dropped():
+    log = StepLog(())
+    for step in range(RECENT_STEPS + 5):
+        log.add({}, "active", 1.0 + step, 2.0, 1.0, clipped=False, skipped=False, loss=None)
+    assert [record.step for record in log.recent] == list(range(5, RECENT_STEPS + 5))
+    assert log.recent[-1] == log.last
+    log.load_state_dict(log.state_dict())
+    assert log.recent == []
+    assert log.last is None

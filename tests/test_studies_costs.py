@@ -83,10 +83,12 @@ def test_the_cells_have_plain_losses_and_what_the_default_did():
 
 
 def test_the_short_table_has_the_losses_of_the_named_cells_and_the_failures_of_all():
-    named = STUDY.model_copy(update={"headline": ("none", "net"), "headline_cells": {"calm net": "calm@0.1"}})
+    named = STUDY.model_copy(
+        update={"headline": ("none", "net"), "headline_cells": {"one": "calm@0.1", "two": "wild@0.1"}}
+    )
     lines = headline_table(named, [CALM, WILD]).splitlines()
-    assert lines[0] == "|  | calm net | failed in all 2 |"
-    assert lines[2:] == ["| none | 0.5 | 1 of 6 |", "| **net** (default) | 0.44 | 0 of 6 |"]
+    assert lines[0] == "|  | one | two* | failed in all 2 |"
+    assert lines[2:] == ["| none | 0.5 | 1.9 F1 | 1 of 6 |", "| **net** (default) | 0.44 | 0.8 | 0 of 6 |"]
 
 
 def test_a_cell_of_the_short_table_is_one_of_the_study():

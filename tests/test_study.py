@@ -144,15 +144,14 @@ def dead_pid() -> int:
 
 def signed_by(study: SharedStudy, key: str, host: str, pid: int) -> optuna.Trial:
     trial = claimed(study, key)
-    trial.set_user_attr(WORKER, {"host": host, "pid": pid})
+    study._storage.set_trial_system_attr(trial._trial_id, WORKER, {"host": host, "pid": pid})
     return trial
 
 
 def unsigned(study: SharedStudy, key: str) -> int:
     """What a process leaves behind that is killed in the middle of a claim."""
-    return study._storage.create_new_trial(
-        study._id, template_trial=create_trial(state=TrialState.RUNNING, user_attrs={KEY: key, BEGUN: time.time()})
-    )
+    template = create_trial(state=TrialState.RUNNING, user_attrs={KEY: key}, system_attrs={BEGUN: time.time()})
+    return study._storage.create_new_trial(study._id, template_trial=template)
 
 
 def age_heartbeats(url: str) -> None:
@@ -224,11 +223,10 @@ def test_a_claim_is_signed_and_shows_a_heartbeat_and_keeps_its_attributes(url: s
     study = opened(url)
     trial = study.claim("one", user_attrs={"seed": 7, KEY: "not this"})
     assert trial is not None
-    attributes = study.taken()["one"].user_attrs
+    assert study.taken()["one"].user_attrs == {"seed": 7, KEY: "one"}  # what a dashboard shows
+    attributes = study.taken()["one"].system_attrs
     assert abs(attributes.pop(BEGUN) - time.time()) < 60
     assert attributes == {
-        "seed": 7,
-        KEY: "one",
         CLAIMANT: {"host": socket.gethostname(), "pid": os.getpid()},
         WORKER: {"host": socket.gethostname(), "pid": os.getpid()},
     }
@@ -328,9 +326,9 @@ def test_processes_that_claim_the_same_keys_at_the_same_moment_finish_each_exact
     study = opened(url)
     complete = study.optuna.get_trials(states=(TrialState.COMPLETE,))
     assert sorted(trial.user_attrs[KEY] for trial in complete) == sorted(keys)
-    assert all(trial.user_attrs["pid"] == trial.user_attrs[WORKER]["pid"] for trial in complete)
+    assert all(trial.user_attrs["pid"] == trial.system_attrs[WORKER]["pid"] for trial in complete)
     assert states(study) == {"COMPLETE": len(keys), "PRUNED": 3 * len(keys)}
-    assert all(WORKER not in trial.user_attrs for trial in study.optuna.get_trials(states=(TrialState.PRUNED,)))
+    assert all(WORKER not in trial.system_attrs for trial in study.optuna.get_trials(states=(TrialState.PRUNED,)))
 
 
 def test_processes_of_which_one_is_killed_finish_every_key_exactly_once(url: str) -> None:
@@ -372,7 +370,8 @@ def test_the_trial_of_a_killed_process_is_freed_by_its_pid_and_a_living_one_keep
             other.free_lost()
             assert list(other.taken()) == ["two"]
         assert states(study) == {"RUNNING": 1, "FAIL": 1}
-        assert claimed(study, "one").user_attrs[WORKER]["pid"] == os.getpid()
+        claimed(study, "one")
+        assert study.taken()["one"].system_attrs[WORKER]["pid"] == os.getpid()
         assert study.claim("two") is None
 
 
@@ -594,7 +593,7 @@ def test_a_trial_freed_while_its_process_slept_is_not_finished_by_it(url: str) -
     assert study.claim("one") is not None
 
 
-@pytest.mark.parametrize("moment", ["record_heartbeat", "set_trial_user_attr"])
+@pytest.mark.parametrize("moment", ["record_heartbeat", "set_trial_system_attr"])
 def test_a_claim_freed_before_it_was_signed_claims_nothing(
     url: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

@@ -213,7 +213,7 @@ def test_refinements_follow_the_grid_and_lie_within_their_bounds(
     for number, trial in enumerate(found[4:], 1):
         policy = trial.user_attrs["policy"]
         assert policy["kind"] == trial.params["form"]
-        assert trial.user_attrs["name"].endswith(f"(refined {number})")
+        assert trial.user_attrs["candidate"].endswith(f"(refined {number})")
         if policy["kind"] == "fixed":
             assert 0.01 <= policy["threshold"] <= 10
             assert policy["threshold"] == pytest.approx(trial.params["threshold"], rel=1e-3)
@@ -221,7 +221,7 @@ def test_refinements_follow_the_grid_and_lie_within_their_bounds(
             assert 1 <= policy["percentile"] <= 99.9
             assert policy["warmup_steps"] == 5
     assert len({json.dumps(trial.user_attrs["policy"]) for trial in found}) == len(found)
-    assert [one.candidate.name for one in sweep.results()][4:] == [trial.user_attrs["name"] for trial in found[4:]]
+    assert [one.candidate.name for one in sweep.results()][4:] == [trial.user_attrs["candidate"] for trial in found[4:]]
     # What the grid found is where the sampler starts from.
     assert [trial.params.get("form") for trial in found[:4]] == ["fixed", "fixed", None, "running_quantile"]
     assert found[3].params["percentile"] == 50

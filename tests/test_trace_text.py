@@ -85,7 +85,7 @@ def test_a_replay_shows_a_line_for_each_policy_and_what_it_cannot_tell(log):
     assert code == 0
     assert "metrics.jsonl [total_norm]: 300 norms" in text
     assert "Fixed(threshold=5.0)" in text
-    assert "RunningQuantile()" in text
+    assert "RunningQuantile(percentile=50)" in text
     assert "a replay cannot tell how training would have gone" in " ".join(text.split())
 
 
@@ -103,7 +103,7 @@ def test_a_replay_as_json_is_what_the_function_returns(log):
     assert len(found["policies"]) == 10
     norms = [json.loads(line)["total_norm"] for line in (log / "metrics.jsonl").read_text().splitlines()]
     by_name = {one["policy"]: one for one in found["policies"]}
-    assert by_name["RunningQuantile()"] == autoclip.replay(norms, autoclip.RunningQuantile()).summary()
+    assert by_name["RunningQuantile(percentile=50)"] == autoclip.replay(norms, autoclip.RunningQuantile()).summary()
 
 
 @pytest.mark.parametrize(
@@ -277,18 +277,18 @@ def test_the_first_line_is_the_answer(log):
                 {"log_history": [{"step": at, "grad_norm": 1 + at % 7 / 10, "loss": 9 - at / 9} for at in range(50)]}
             ),
             "from autoclip.integrations.transformers import AutoClipCallback\n"
-            "    trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=90.0))])",
+            "    trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=90))])",
         ),
         (
             "metrics.csv",
             "step,grad_2.0_norm_total\n" + "".join(f"{at},{1 + at % 7 / 10}\n" for at in range(50)),
             "from autoclip.integrations.lightning import AutoClipCallback\n"
-            "    trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=90.0))])",
+            "    trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=90))])",
         ),
         (
             "log.csv",
             "step,grad_norm\n" + "".join(f"{at},{1 + at % 7 / 10}\n" for at in range(50)),
-            "clipper = autoclip.attach(optimizer, autoclip.RunningQuantile(percentile=90.0))",
+            "clipper = autoclip.attach(optimizer, autoclip.RunningQuantile(percentile=90))",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_learning_rate_that_is_too_high_is_told_by_the_loss():
     assert found.text.startswith(f"{HEAD}{np.mean(run.clipped):.1%}: the loss rose again and again (in ")
     assert found.text.endswith(
         "% of the steps), as where the learning rate is too high, or the loss tells little: try a lower rate, or "
-        "RunningQuantile(90)"
+        "RunningQuantile(percentile=90)"
     )
 
 

@@ -1,11 +1,11 @@
-"""How the gradient flows through the layers: vanishing, healthy or exploding, with the evidence, or too little to tell.
+"""How the gradient flows through the layers: vanishing, healthy, exploding, or too little to tell; with the evidence.
 
     flow = FlowSink(every=50, order=forward_order(model, batch))
     clipper = autoclip.Clipper(model, sinks=[flow])
     ...
     print(flow.verdict())
 
-The norms are those that the clipper measures in any case; nothing is computed from the gradients again. `autoclip run`
+The norms are those that the clipper measures in any case: nothing is computed from the gradients again. `autoclip run`
 writes them to `layers.jsonl` and prints the verdict at its end.
 """
 

@@ -27,9 +27,9 @@ class Sample(NamedTuple):
 
 
 def layer_of(parameter: str) -> str:
-    """Name of the layer that a parameter belongs to: that of its module; recurrent modules have a layer for each level.
+    """Name of a parameter's layer: that of its module. Recurrent modules have one layer for each level.
 
-    A parameter that has a position for a name is a layer by itself.
+    A parameter that is named by a position is a layer by itself.
 
     >>> layer_of("blocks.0.fc.weight"), layer_of("rnn.bias_hh_l1"), layer_of("cls_token")
     ('blocks.0.fc', 'rnn.l1', 'cls_token')
@@ -48,7 +48,7 @@ def layer_of(parameter: str) -> str:
 
 
 def by_layer(norms: Mapping[str, float | None]) -> dict[str, float]:
-    """Layer -> root of the sum of the squares of its parameters' norms; NaN where one of them is not finite."""
+    """Layer -> root of the sum of the squares of its parameters' norms; NaN if one of them is not finite."""
     parts: dict[str, list[float]] = {}
     for name, norm in norms.items():
         parts.setdefault(layer_of(name), []).append(norm if norm is not None and isfinite(norm) else nan)
@@ -56,14 +56,14 @@ def by_layer(norms: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def in_order(found: Iterable[str], order: Sequence[str] | None) -> list[str]:
-    """Layers in the order that parameters (or layers) are given in; one that is not given follows the one before it.
+    """Layers in the given order of parameters (or layers); a layer that is not in it follows the one measured before.
 
     Args:
         found: layers, in the order in which they were measured.
         order: names of parameters or layers; None: as measured.
 
     Raises:
-        ValueError: none of the layers is named in the order.
+        ValueError: the order names none of the layers.
     """
     layers = list(found)
     if order is None:
@@ -85,7 +85,7 @@ def in_order(found: Iterable[str], order: Sequence[str] | None) -> list[str]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Samples of a `layers.jsonl`, or of the run directory that holds it; a torn last line is left out.
+    """Samples of a `layers.jsonl`, or of the run directory that holds it. A torn last line is left out.
 
     Raises:
         OSError: the file cannot be read.

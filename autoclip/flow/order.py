@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class UseOrder(TorchFunctionMode):
-    """A context that notes in which order parameters are first given to an operation, whatever module holds them.
+    """A context that notes the order in which parameters are first given to an operation, whatever module holds them.
 
-    An operation is a call of torch that returns a tensor; looking at a parameter's shape or device is none. The values
-    are those without it, and each call costs some microseconds more.
+    An operation is a call of torch that returns a tensor; reading a parameter's shape or device is none. Values do not
+    change, and each call costs some microseconds more.
 
     Args:
         parameters: name -> parameter.
@@ -39,7 +39,7 @@ class UseOrder(TorchFunctionMode):
 
     @property
     def names(self) -> list[str]:
-        """All names in the order of use; a parameter that was not used follows the one before it in the given order."""
+        """All names in the order of use. An unused parameter follows the one before it in the given order."""
         order = list(self._used)
         for before, name in zip([None, *self._all], self._all, strict=False):
             if name not in self._used:
@@ -50,14 +50,14 @@ class UseOrder(TorchFunctionMode):
 def forward_order(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[str]:
     """Names of a model's parameters in the order in which one forward pass uses them.
 
-    The order of registration, which `named_parameters()` has, is often another: a head that is defined first, a token
+    The order of `named_parameters()`, that of registration, is often another: a head that is defined first, a token
     that is added last. Parameters that the pass does not use follow the one registered before them. The pass leaves no
-    trace: no gradients, and buffers (as running means) and torch's random generators are put back.
+    trace: it makes no gradients, and buffers (such as running means) and torch's random generators are put back.
 
     Args:
-        model: as it is trained, before it is wrapped by FSDP.
+        model: as it is trained, before FSDP wraps it.
         batch: what the model is called with.
-        forward: called as `forward(model, batch)` where `model(batch)` would be wrong, as a task's `loss`.
+        forward: called as `forward(model, batch)` if `model(batch)` would be wrong, such as a task's `loss`.
 
     >>> class Tower(nn.Module):
     ...     def __init__(self):

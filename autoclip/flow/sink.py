@@ -1,4 +1,4 @@
-"""The norms of the layers, collected while training goes on."""
+"""Collects the norms of the layers during training."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ class FlowSink:
     """Keeps the layers' norms of every `every`-th step, and judges from them how the gradient flows.
 
     Args:
-        every: steps between samples; each reads the norms, which the clipper has measured, from the device.
+        every: steps between samples. Each reads from the device the norms that the clipper has measured.
         order: names of the parameters in forward order, see `forward_order`; None: that of registration.
-        keep: number of samples that are kept, the latest.
+        keep: number of latest samples to keep.
 
     Raises:
         ValueError: `every` or `keep` is not a whole number >= 1.
@@ -34,7 +34,7 @@ class FlowSink:
         self._watched = clipper
 
     def log(self, record: ClipRecord) -> None:
-        """Take a sample where the step is due."""
+        """Take a sample if the step is due."""
         while self.samples and self.samples[-1].step >= record.step:  # the loop was set back
             self.samples.pop()
         if record.step % self.every:
@@ -55,4 +55,4 @@ class FlowSink:
         return diagnose(self.samples, self.order)
 
     def close(self) -> None:
-        """Nothing is left to be written."""
+        """Does nothing: nothing is left to write."""

@@ -12,8 +12,8 @@ from scipy.special import stdtrit
 from autoclip.flow.layers import Sample, by_layer, in_order
 
 DECADES = 3.0
-"""So many decades between first and last layer are too many: with one learning rate for all, a layer that is moved by
-a thousandth of another's is as good as frozen."""
+"""Decades between first and last layer that are too many: with one learning rate for all, a layer that moves a
+thousandth as far as another is as good as frozen."""
 
 VANISHED = 1e-7
 """Norm below which a layer with weights of order one does not move: float32 tells 1 from 1 + 1.2e-7, no closer."""
@@ -23,7 +23,7 @@ EXPLODED = 1e3
 weights."""
 
 NONFINITE_SHARE = 0.25
-"""More non-finite samples than this are no search for a loss scale, which overflows once or twice at the start."""
+"""A larger share of non-finite samples is no search for a loss scale, which overflows once or twice at the start."""
 
 DEAD_SHARE = 0.25
 """A layer whose norm was zero in this last part of the samples is dead."""
@@ -38,7 +38,7 @@ LEAST_FREEDOM = 3
 Verdict = Literal["vanishing", "healthy", "exploding", "undetermined"]
 
 WORDS: dict[Verdict, str] = {"undetermined": "too little to tell"}
-"""How a verdict is shown, where not as it is called."""
+"""How a verdict is shown, if not by its name."""
 
 ADVICE: dict[Verdict, str] = {
     "vanishing": "residual connections, normalisation layers, or an initialisation that suits the activation (He for "
@@ -54,13 +54,13 @@ REVIVE = (
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """Line through log10 of the layers' norms over depth, which runs from 0 (first layer) to 1 (last).
+    """Line through log10 of the layers' norms over depth, from 0 (first layer) to 1 (last).
 
     Attributes:
-        decades: slope: decades by which the norm rises from the first layer to the last; below 0: it falls.
+        decades: the slope: decades by which the norm rises from the first layer to the last; below 0 it falls.
         low: lower end of the 95 % confidence interval.
         high: upper end.
-        layers: number that the line was fitted to.
+        layers: number of layers that the line was fitted to.
     """
 
     decades: float
@@ -76,8 +76,8 @@ class Layer:
     Attributes:
         name: of the layer.
         norm: geometric mean of its norms above zero; None: there was none.
-        dead_since: step of the first sample from which on every norm was zero, where those are a quarter of the samples
-            or more; None: the layer is alive.
+        dead_since: step of the first sample from which on every norm was zero, if those are a quarter of the samples or
+            more; None: the layer is alive.
     """
 
     name: str
@@ -87,16 +87,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class GradientFlow:
-    """The verdict on a run, and its evidence; `str()` tells both.
+    """The verdict on a run, and its evidence; `str()` gives both.
 
     Attributes:
         verdict: "vanishing", "healthy", "exploding" or "undetermined".
         layers: in forward order.
         slope: None: fewer than eight layers are alive.
-        ratio: norm of the last layer that is alive over that of the first, above 1 where it rises; unlike the slope it
-            compares layers of any role. None: there is none.
+        ratio: norm of the last living layer over that of the first: above 1 it rises. Unlike the slope it compares
+            layers of any role. None: there is none.
         level: median of the layers' norms; None: there is none.
-        peak: largest norm of a layer in any sample; None: there is none that is finite.
+        peak: largest finite norm of a layer in any sample; None: there is none.
         samples: number of steps that were measured.
         nonfinite_samples: number of those in which a layer's norm was not finite.
         first_step: of the first sample.
@@ -116,12 +116,12 @@ class GradientFlow:
 
     @property
     def dead_layers(self) -> dict[str, int]:
-        """Name of each dead layer -> step since which it is."""
+        """Name of each dead layer -> step since which it is dead."""
         return {layer.name: layer.dead_since for layer in self.layers if layer.dead_since is not None}
 
     @property
     def advice(self) -> str:
-        """What to do; empty where there is nothing to be said."""
+        """What to do; empty if there is nothing to say."""
         only_dead = self.verdict == "vanishing" and _judged(self.slope, self.level) != "vanishing"
         about_all = [ADVICE[self.verdict]] if self.verdict in ADVICE and not only_dead else []
         return "; ".join(about_all + [REVIVE] * bool(self.dead_layers))
@@ -147,7 +147,7 @@ class GradientFlow:
 
 
 class Alike(NamedTuple):
-    """What is to be said of runs with one verdict.
+    """What there is to say of runs with the same verdict.
 
     Attributes:
         labels: of the runs.
@@ -165,10 +165,10 @@ class Alike(NamedTuple):
 
 
 def by_verdict(flows: Mapping[str, GradientFlow]) -> list[Alike]:
-    """Runs with the same verdict, told together.
+    """Runs grouped by their verdict.
 
     Args:
-        flows: run's label -> what was found.
+        flows: run's label -> its verdict.
     """
     alike: dict[Verdict, dict[str, GradientFlow]] = {}
     for label, flow in flows.items():
@@ -193,11 +193,11 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
 
         log10 norm = level of the layer's role + slope * d + error
 
-    by least squares, with a 95 % interval from the t distribution. Layers have the same role where their names differ
-    in numbers only (blocks.0.fc, blocks.1.fc): so convolutions are compared with convolutions, and an embedding or a
-    head, which have other norms by nature, do not tilt the line. Where that leaves fewer than three degrees of freedom,
-    or half of the layers alone in their role, one level is fitted to all. The interval takes the layers' errors for
-    independent and of one spread; neighbours deviate together, so it is rather too narrow, which is why the size of the
+    The fit is least squares, with a 95 % interval from the t distribution. Layers have the same role if their names
+    differ in numbers only (blocks.0.fc, blocks.1.fc). So convolutions are compared with convolutions, and an embedding
+    or a head, whose norms differ by nature, does not tilt the line. One level is fitted to all layers if that leaves
+    fewer than three degrees of freedom, or half of the layers alone in their role. The interval takes the layers'
+    errors for independent and of one spread. Neighbours deviate together, so it is rather too narrow; therefore the
     slope has to be large as well as certain:
 
         undetermined there are fewer than eight layers, or there is one sample
@@ -209,15 +209,16 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
         undetermined none of these, and the slope is that large and not certain, or fewer than eight layers are alive
         healthy      otherwise
 
-    in this order. A layer is counted where its parameters have gradients, be they zero (dead); slope and level need
-    eight that are alive. Dead layers and samples that are not finite are told of in any case. Both slope and level are
-    needed: in a ReLU network without normalisation the product of a layer's weights and their gradient is the same sum
-    for every layer, so that a large initialisation lifts all norms together and leaves no slope. The levels suppose a
-    loss of order one that is a mean over the batch. What a recurrent network does over time is not seen: its steps
-    share their weights.
+    in this order. A layer counts if its parameters have gradients, even zero ones (dead). Slope and level need eight
+    living layers. Dead layers and samples that are not finite are reported in any case.
+
+    Why both slope and level: in a ReLU network without normalisation the product of a layer's weights and their
+    gradient is the same sum for every layer, so that a large initialisation lifts all norms together and leaves no
+    slope. The levels assume a loss of order one that is a mean over the batch. What a recurrent network does over time
+    is not seen: its steps share their weights.
 
     Args:
-        samples: of steps in ascending order; norms are those before clipping, of one clipper in mode "norm" with
+        samples: of steps in ascending order. Norms are those before clipping, of one clipper in mode "norm" with
             `norm_type=2`.
         order: names of the parameters (or layers) in forward order, see `forward_order`; None: that of the samples.
 
@@ -259,7 +260,7 @@ def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> G
 
 
 def _judged(slope: Slope | None, level: float | None) -> Verdict:
-    """The verdict by profile and level, without regard to dead layers and samples that are not finite."""
+    """The verdict by slope and level alone."""
     if slope is None or level is None:
         return "undetermined"
     is_certain = slope.low > 0 or slope.high < 0
@@ -280,7 +281,7 @@ def _layer(name: str, norms: Sequence[tuple[int, float]]) -> Layer:
 
 
 def _slope(names: Sequence[str], norms: Mapping[str, float]) -> Slope | None:
-    """The line through the layers that are alive, at their depth among all."""
+    """The line through the living layers, at their depth among all."""
     if len(norms) < LEAST_LAYERS:
         return None
     points = {name: (index / (len(names) - 1), log10(norms[name])) for index, name in enumerate(names) if name in norms}

@@ -1,4 +1,4 @@
-"""Gradients as tensors: which there are, their norms, and how they are shrunk."""
+"""Gradients as tensors: which there are, their norms, and how they are made smaller."""
 
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
 from autoclip.gradients.grouping import group_by_parameter, kept_source

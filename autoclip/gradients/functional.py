@@ -21,10 +21,10 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale all gradients so that their total norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
 
-    Where torch is right the results are bit for bit the same. Besides, gradients at or below `max_norm` are not
-    touched; `max_norm=inf` only measures, whatever the gradients hold; finite gradients never measure as infinite;
-    half-precision gradients are measured and scaled in float32; a parameter given twice, or memory shared by two
-    gradients, counts once; sparse gradients work, and conjugates that torch has not carried out yet.
+    Bit for bit torch's results, with these differences. Gradients at or below `max_norm` are not touched.
+    `max_norm=inf` only measures, whatever the gradients hold. Finite gradients never measure as infinite.
+    Half-precision gradients are measured and scaled in float32. A parameter given twice, or memory shared by two
+    gradients, counts once. Sparse gradients work, and so do lazy conjugates.
 
     Args:
         parameters: as torch, or a module, (name, parameter) pairs, parameter groups, or an optimizer.
@@ -39,7 +39,7 @@ def clip_grad_norm_(
     Raises:
         ValueError: `max_norm` is negative or NaN, or `norm_type` is no norm.
         TypeError: gradients that have no norm, as of integers; the message names the parameter.
-        RuntimeError: a non-finite norm and `error_if_nonfinite`; the gradients are untouched.
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is set. The gradients are untouched.
     """
     limit = _checked_limit("max_norm", max_norm)
     norm_type = checked_norm_type(norm_type)

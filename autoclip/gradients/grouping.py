@@ -1,4 +1,4 @@
-"""Whose gradients make one norm: all together, by group, or each parameter's by itself."""
+"""Whose gradients make one norm: all together, a group's, or one parameter's."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +14,7 @@ REST = "rest"
 
 
 def kept_source(source: Source) -> Source:
-    """The source as something that can be read more than once: iterators become lists, in parameter groups too."""
+    """The source in a form that can be read more than once: iterators become lists, in parameter groups too."""
     if isinstance(source, Iterator):
         source = list(source)
     if isinstance(source, list | tuple):
@@ -28,15 +28,15 @@ def group_by_parameter(
     """Name of each parameter -> name of its group.
 
     Args:
-        source: what the parameters come from; for scope "group" without patterns an optimizer or parameter groups,
+        source: what the parameters come from. For scope "group" without patterns an optimizer or parameter groups,
             whose groups are called by their "name", or group0, group1, ...
         parameters: by name.
         scope: "global": one group, "all"; "parameter": a group for each; "group".
-        patterns: for scope "group": group's name -> regular expression, found anywhere in the parameter's name. The
-            first that fits counts; parameters that none fits are the group "rest".
+        patterns: for scope "group": group's name -> regular expression, searched anywhere in the parameter's name. The
+            first that matches counts; parameters that match none are the group "rest".
 
     Raises:
-        ValueError: there are no groups, two have one name, or a pattern fits no parameter.
+        ValueError: there are no groups, two have one name, or a pattern matches no parameter.
     """
     if scope == "global":
         return dict.fromkeys(parameters, ALL)

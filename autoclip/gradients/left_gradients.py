@@ -1,4 +1,4 @@
-"""How a step left the gradients, to tell a second call in the same step from a new step."""
+"""How a step left the gradients, which tells a second call in the same step from a new step."""
 
 import weakref
 from math import isclose, isnan
@@ -30,7 +30,7 @@ class LeftGradients:
         """Whether these are the same gradients, not written to since, with the norm they were left with.
 
         Args:
-            gradients: that there are now.
+            gradients: the current ones.
             norm: of all of them.
             tolerance: of the norms, relative.
         """

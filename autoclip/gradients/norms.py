@@ -22,10 +22,10 @@ class Norms:
     """Norms of one step's gradients; not changed once made.
 
     Attributes:
-        total: 0-d tensor, the norm of all gradients as if they were one vector; float64 where float32 could not tell
-            it (see `measure`) or the gradients are float64, else float32.
+        total: 0-d tensor, the norm of all gradients as if they were one vector. float64 if the gradients are, or if
+            float32 could not hold it (see `measure`); else float32.
         each: shape (n,), the norm of each gradient, in the order of the names.
-        value: the total as a float of the host.
+        value: the total as a float on the host.
         scale: that the gradients still carry; the norms are those without it.
         alike: the gradients are known to be dense, of torch's own tensors and on one device.
     """
@@ -37,7 +37,7 @@ class Norms:
     alike: bool = False
 
     def without(self, scale: float) -> "Norms":
-        """The norms of the same gradients without a scale that they carry."""
+        """The norms without a scale that the gradients still carry."""
         return replace(self, total=self.total / scale, each=self.each / scale, value=self.value / scale, scale=scale)
 
 
@@ -59,18 +59,18 @@ def checked_norm_type(norm_type: Any) -> float:
 def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     """Norm of each gradient and of all together, p-th root of the sum of |g|^p.
 
-    One pass in float32 (float64 for float64 gradients). Only where that comes out non-finite, zero or very small (below
-    1e-15 for p = 2), a second pass in float64 tells an overflow or underflow of the powers from a gradient that really
-    is infinite or zero, so that finite gradients never measure as infinite.
+    One pass in float32 (float64 for float64 gradients). If its result is non-finite, zero or very small (below 1e-15
+    for p = 2), a second pass in float64 tells an overflow or underflow of the powers from a gradient that really is
+    infinite or zero. So finite gradients never measure as infinite.
 
     Args:
-        gradients: by parameter name; dense, sparse or complex, of any floating dtype; on several devices the norms meet
-            on the first's. Of DTensors the norm is that of the whole tensor, on every rank (see `whole_norms`).
+        gradients: by parameter name: dense, sparse or complex, of any floating dtype. On several devices the norms meet
+            on the first's. A DTensor has the norm of the whole tensor, on every rank (see `whole_norms`).
         norm_type: p > 0, or inf for the largest absolute value.
 
     Raises:
         TypeError: a gradient of an integer dtype or of eight bits, of a layout other than dense and sparse COO, on the
-            meta device, or of a class that has no norm; the message names its parameter.
+            meta device, or of a class that has no norm. The message names its parameter.
     """
     if not gradients:
         return Norms(torch.tensor(0.0), torch.zeros(0), 0.0)
@@ -90,9 +90,9 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
 
 
 def measure_plain(gradients: list[Tensor], norm_type: float) -> Norms | None:
-    """As `measure`, of gradients that are torch's own tensors, in one pass; None where that takes a closer look.
+    """As `measure`, for gradients that are torch's own tensors, in one pass; None if they need a closer look.
 
-    So it is for gradients in float64, complex or of several devices, and a norm that is zero, very small, or not finite
+    They do if they are in float64, complex or on several devices, or if their norm is zero, very small, or not finite
     in float32.
     """
     each = _norms_at_once(gradients, norm_type)
@@ -111,9 +111,9 @@ def least_fast_norm(norm_type: float) -> float:
 
 
 def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tensor, bool]:
-    """Norm of each gradient, shape (n,), in one pass in float32 (float64 for float64 gradients), as of `measure`.
+    """Norm of each gradient, shape (n,), in one pass in float32 (float64 for float64 gradients), as in `measure`.
 
-    Besides, whether the gradients were found to be dense, of torch's own tensors and on one device.
+    Also whether the gradients were found to be dense, of torch's own tensors and on one device.
     """
     plain = {*map(type, gradients.values())} == {Tensor}
     parts = list(gradients.values()) if plain else [local_part(gradient) for gradient in gradients.values()]
@@ -125,7 +125,7 @@ def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tenso
 
 
 def _norms_at_once(gradients: list[Tensor], norm_type: float) -> Tensor | None:
-    """Norms, shape (n,), by one call; None where it does not take them: sparse, float64, complex, several devices."""
+    """Norms, shape (n,), by one call. None for what it does not take: sparse, float64, complex, several devices."""
     if gradients[0].dtype == torch.float64:
         return None
     try:
@@ -135,14 +135,14 @@ def _norms_at_once(gradients: list[Tensor], norm_type: float) -> Tensor | None:
 
 
 def _of_torch(norms: Tensor) -> Tensor:
-    """Norms, shape (n,), as a tensor of torch itself, of whatever class the gradients are."""
+    """Norms, shape (n,), as a tensor of torch itself, whatever class the gradients have."""
     if is_traceable_wrapper_subclass(norms):
         return torch.tensor([float(norm) for norm in norms], dtype=norms.dtype)  # host read: a class without memory
     return norms.as_subclass(Tensor)
 
 
 def without_numbers(gradients: Mapping[str, Tensor]) -> TypeError:
-    """What to raise where a gradient is on the meta device."""
+    """The error for a gradient on the meta device."""
     name = next(name for name, gradient in gradients.items() if gradient.is_meta)
     return TypeError(
         f"the gradient of parameter {name!r} is on the meta device, which holds no numbers: give the model memory "

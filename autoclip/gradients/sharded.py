@@ -17,7 +17,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, in the same memory; of a plain tensor itself."""
+    """What this rank holds of a tensor, in the same memory; a plain tensor itself."""
     if not is_distributed(tensor):
         return tensor
     with torch.no_grad():
@@ -26,7 +26,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def summed(gradient: Tensor) -> Tensor:
-    """The gradient, its pending sums over ranks carried out: those of partial DTensors have no norm before that."""
+    """The gradient with its pending sums over ranks carried out: before that, partial DTensors have no norm."""
     if not is_distributed(gradient):
         return gradient
     placements: Sequence[Any] = gradient.placements  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ def summed(gradient: Tensor) -> Tensor:
 
 
 def whole_number(tensor: Tensor) -> Tensor:
-    """A tensor of one element as a plain one, 0-d, without a graph; of a DTensor that of all ranks together."""
+    """A tensor of one element as a plain one, 0-d, without a graph; a DTensor gives that of all ranks together."""
     value: Any = tensor.detach().reshape(())
     number: Tensor = value.full_tensor() if is_distributed(value) else value
     return number

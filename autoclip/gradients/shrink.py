@@ -17,8 +17,8 @@ HALF = {torch.float16, torch.bfloat16}
 def clip_coefficient(norm: Tensor, threshold: float) -> Tensor:
     """Factor that brings a norm above the threshold down to it: c / (norm + min(1e-6, c / 1000)), c = threshold.
 
-    In the norm's own precision, bit for bit torch's where c >= 1e-3; torch's constant 1e-6 alone would shrink
-    gradients whose threshold is tiny far below it.
+    In the norm's own precision, and bit for bit torch's for c >= 1e-3. torch always adds 1e-6, which would shrink
+    gradients far below a tiny threshold.
 
     Args:
         norm: 0-d, above the threshold.

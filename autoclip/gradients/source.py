@@ -23,8 +23,8 @@ Source = (
 def named_parameters(source: Source) -> dict[str, Tensor]:
     """Name -> parameter, each parameter once, in the source's order.
 
-    Names are those of the module or the pairs, an optimizer's `param_names` where it was given named parameters, and
-    otherwise positions: "3", or "group0.3" in parameter groups.
+    Names are those of the module or the pairs. An optimizer has its `param_names`, if it was given named parameters.
+    Otherwise they are positions: "3", or "group0.3" in parameter groups.
 
     Raises:
         TypeError: the source holds something that is no parameter.
@@ -75,17 +75,17 @@ def _pairs(source: list[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name -> gradient, of the parameters that have one; two gradients in the same memory count once.
+    """Name -> gradient, of the parameters that have one. Two gradients in the same memory count once.
 
     Empty gradients are left out, except those of DTensors, of which another rank may hold elements. Partial DTensors
-    are summed over their ranks first, in place of the parameter's gradient.
+    are summed over their ranks first; the sum replaces the parameter's gradient.
     """
     plain = plain_gradients(parameters)
     return dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(parameters)
 
 
 def mixed_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As `live_gradients`, where `plain_gradients` has found that some need a closer look."""
+    """As `live_gradients`, for gradients of which `plain_gradients` found that some need a closer look."""
     gradients = {name: gradient for name, parameter in parameters.items() if (gradient := parameter.grad) is not None}
     for name, gradient in gradients.items():
         if type(gradient) is not Tensor and (whole := summed(gradient)) is not gradient:
@@ -103,10 +103,10 @@ def mixed_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def plain_gradients(parameters: Mapping[str, Tensor]) -> tuple[Collection[str], list[Tensor]] | None:
-    """Names and gradients of the parameters that have one, where there is nothing that needs a closer look.
+    """Names and gradients of the parameters that have one, if nothing needs a closer look.
 
-    None where there is: no gradient at all, an empty or a sparse one, one of another class than torch's own, or two in
-    the same memory; see `mixed_gradients`.
+    None if something does: there is no gradient at all, one is empty, sparse or of another class than torch's own, or
+    two are in the same memory; see `mixed_gradients`.
     """
     found = [parameter.grad for parameter in parameters.values()]
     if _are_apart(found):
@@ -131,7 +131,7 @@ NO_MEMORY = (0, 0)
 
 
 def _memory(gradient: Tensor) -> tuple[int, int]:
-    """Address and number of elements; where there is none (sparse, distributed, a wrapper), the object itself."""
+    """Address and number of elements; the object itself if it has no address (sparse, distributed, a wrapper)."""
     if gradient.layout is torch.strided and not is_distributed(gradient):
         place = gradient.data_ptr(), gradient.numel()
         if place[0] != 0 or place == NO_MEMORY:

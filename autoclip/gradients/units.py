@@ -1,4 +1,4 @@
-"""Unit-wise adaptive gradient clipping: a gradient is measured against the weights that it changes."""
+"""Unit-wise adaptive gradient clipping: each gradient is compared with the weights that it changes."""
 
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
@@ -25,12 +25,12 @@ def adaptive_grad_clip_(parameters: Source, clip_factor: float = 0.01, eps: floa
         limit = clip_factor * max(|w|, eps);   g <- g * limit / |g|   where |g| > limit
 
     A unit is a row of a matrix, a filter of a convolution (everything but the first dimension), or a whole tensor of
-    one dimension or none. The last layer is usually left out by not giving its parameters.
+    one dimension or none. To leave out the last layer, as is usual, do not give its parameters.
 
     Args:
         parameters: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer.
         clip_factor: > 0, usually .01 to .16.
-        eps: > 0.
+        eps: > 0, least norm that a unit's weights count with.
 
     Returns:
         The largest |g| / max(|w|, eps) of all units before clipping, 0-d.
@@ -39,8 +39,8 @@ def adaptive_grad_clip_(parameters: Source, clip_factor: float = 0.01, eps: floa
         ValueError: `clip_factor` or `eps` is not above 0.
         TypeError: sparse, complex or integer gradients, or gradients of eight bits; the message names the parameter.
 
-    Reference: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization",
-    2021, arXiv 2102.06171, equation 3.
+    Reference: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization", 2021,
+    arXiv 2102.06171, equation 3.
 
     >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [9.0, 40.0]]))
     >>> weight.grad = torch.tensor([[7.0, 24.0], [5.0, 12.0]])

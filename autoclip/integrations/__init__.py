@@ -1,1 +1,1 @@
-"""Trainers and other frameworks, each in a module that imports its framework: lightning, transformers, tensorflow."""
+"""Trainers and other frameworks. Each module imports its own framework: lightning, transformers, tensorflow."""

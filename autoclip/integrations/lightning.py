@@ -3,13 +3,14 @@
 from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from autoclip.clipper import Clipper
+from autoclip.clipper_options import ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.integrations.missing import missing
@@ -31,38 +32,40 @@ class AutoClipCallback(Callback):
 
         trainer = lightning.Trainer(callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=50))])
 
-    While `fit` runs, each optimizer has a clipper attached with a clone of the policy (see `autoclip.attach`), in
+    While `fit` runs, each optimizer has a clipper with a clone of the policy attached (see `autoclip.attach`): in
     automatic and manual optimization, at every precision, under accumulation and with fused optimizers. Every `fit`
-    begins with nothing learned, as its optimizers do, and so it does where optimizers are exchanged while training;
-    with `ckpt_path` it continues exactly, since what was learned is part of the Trainer's checkpoints. What the
-    module's own `configure_gradient_clipping` does is done first.
+    starts with nothing learned, as its optimizers do; so does a run whose optimizers are exchanged while it trains.
+    With `ckpt_path` it continues exactly: what was learned is part of the Trainer's checkpoints. The module's own
+    `configure_gradient_clipping` is called first.
 
-    The Trainer's loggers get `autoclip/total_norm` (before clipping), `autoclip/threshold` (while it is inf, only if it
-    was finite before) and `autoclip/coefficient` of the latest step, and `autoclip/clip_rate` and
-    `autoclip/mean_coefficient` of the steps after the warm-up so far, every `log_every_n_steps`; with several
-    optimizers `autoclip/total_norm/0` and so on, in the order of `configure_optimizers`.
+    Every `log_every_n_steps` the Trainer's loggers get `autoclip/total_norm` (before clipping), `autoclip/threshold`
+    (while it is inf, only if it was finite before) and `autoclip/coefficient` of the latest step, and
+    `autoclip/clip_rate` and `autoclip/mean_coefficient` of the steps since the warm-up. With several optimizers they
+    are `autoclip/total_norm/0` and so on, in the order of `configure_optimizers`.
 
-    The policy is told the loss that backward was called with, without the factors of accumulation and `GradScaler`, as
-    a mean over the micro-batches of the step and over all ranks. In manual optimization the losses are those given to
-    `manual_backward` since an optimizer stepped before, for each optimizer that steps before the next one is given.
+    The policy gets the loss that backward was called with, without the factors of accumulation and `GradScaler`: its
+    mean over the micro-batches of the step and over all ranks. In manual optimization the losses are those given to
+    `manual_backward` since an optimizer last stepped; each optimizer that steps before the next loss is given gets
+    them.
 
-    Strategies: on one device, DDP and `ModelParallelStrategy` (FSDP2, tensor parallelism) nothing else is needed. Under
-    `FSDPStrategy` the root module clips, which is for one optimizer. DeepSpeed clips by itself: the callback warns and
-    does nothing.
+    Strategies: one device, DDP and `ModelParallelStrategy` (FSDP2, tensor parallelism) need nothing else. Under
+    `FSDPStrategy` the root module clips, which works for one optimizer. DeepSpeed clips by itself: the callback warns
+    and does nothing.
 
     Args:
-        policy: what sets the threshold, cloned for each optimizer; None is `ProbingQuantile()`.
-        clipper_options: as of `autoclip.Clipper`. Names of parameters are the optimizer's, where `configure_optimizers`
-            gives it `self.named_parameters()`. Sinks are told by rank 0 only, are for one optimizer, and stay open.
+        policy: sets the threshold; each optimizer gets a clone. None is `ProbingQuantile()`.
+        clipper_options: as in `autoclip.Clipper`. Parameters have the optimizer's names, if `configure_optimizers`
+            gives it `self.named_parameters()`. Sinks get the records of rank 0 only, are for one optimizer, and stay
+            open.
 
     Raises:
-        TypeError, ValueError: as of `autoclip.Clipper`; in `fit` also where the Trainer has a `gradient_clip_val`, an
+        TypeError, ValueError: as in `autoclip.Clipper`. In `fit` also: the Trainer has a `gradient_clip_val`, an
             optimizer has a clipper already, or the checkpoint is of other policies or other optimizers.
     """
 
-    def __init__(self, policy: Policy | None = None, **clipper_options: Any) -> None:
+    def __init__(self, policy: Policy | None = None, **clipper_options: Unpack[ClipperOptions]) -> None:
         super().__init__()
-        self._options = {**clipper_options, "sinks": tuple(clipper_options.get("sinks", ()))}
+        self._options: dict[str, Any] = {**clipper_options, "sinks": tuple(clipper_options.get("sinks", ()))}
         # What is wrong with the options shows now, not when the model has been set up; patterns of names have to wait.
         checked = {name: option for name, option in self._options.items() if name != "groups"}
         self.policy = Clipper(torch.optim.SGD([torch.zeros(1)]), policy, **checked).policy
@@ -77,7 +80,7 @@ class AutoClipCallback(Callback):
 
     @property
     def clipper(self) -> Clipper:
-        """The clipper of the one optimizer, from the first training step on, and after training the last one.
+        """The clipper of the one optimizer, from the first training step on; after training that of the last `fit`.
 
         Raises:
             RuntimeError: there is none yet, or there are several.
@@ -92,7 +95,7 @@ class AutoClipCallback(Callback):
 
     @property
     def clippers(self) -> list[Clipper]:
-        """One for each of `trainer.optimizers`, in their order; empty before training has started."""
+        """One for each of `trainer.optimizers`, in their order; empty before training starts."""
         return list(self._clippers)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -109,14 +112,14 @@ class AutoClipCallback(Callback):
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach the clippers: the optimizers and what a checkpoint holds of the callback are there by now."""
+        """Attach the clippers: by now the optimizers exist, and so does the callback's part of a checkpoint."""
         self._attach(trainer)
         if self._pending and self._clippers:
             self._restore(self._pending)
         self._pending = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Attach new clippers where the optimizers were exchanged."""
+        """Attach new clippers if the optimizers were exchanged."""
         current = _trained(trainer)
         if len(current) != len(self._optimizers) or any(
             new is not old for new, old in zip(current, self._optimizers, strict=True)
@@ -125,11 +128,11 @@ class AutoClipCallback(Callback):
             self._attach(trainer)
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Forget the losses of gradients that are thrown away (in automatic optimization, which tells)."""
+        """Forget the losses of gradients that are thrown away (called in automatic optimization only)."""
         self._forget_losses()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Report the loss, as it was before accumulation and `GradScaler`, to each clipper that may step next."""
+        """Report the loss, without the factors of accumulation and `GradScaler`, to each clipper that may step next."""
         if not self._clippers or loss.numel() != 1:
             return
         value = loss.detach()
@@ -144,7 +147,7 @@ class AutoClipCallback(Callback):
             clipper.report_loss(value)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Let the next loss be one of a new step, also where this one turns out to have overflowed."""
+        """Let the next loss belong to a new step, even if this one turns out to have overflowed."""
         self._has_stepped = True
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -235,7 +238,7 @@ class AutoClipCallback(Callback):
     # A compiled step is not to be compiled anew for this.
     @eager
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """In manual optimization with optimizers of torch itself Lightning does not tell of their steps."""
+        """Lightning does not tell of steps of torch's own optimizers in manual optimization."""
         self._has_stepped = True
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -255,7 +258,7 @@ class AutoClipCallback(Callback):
 
 
 def _trained(trainer: Any) -> list[Any]:
-    """The optimizers that have parameters: without `configure_optimizers` Lightning has one that has none."""
+    """The optimizers that have parameters: without `configure_optimizers` Lightning makes one that has none."""
     return [one for one in trainer.optimizers if any(group["params"] for group in one.param_groups)]
 
 
@@ -265,7 +268,7 @@ def _is(strategy: Any, name: str) -> bool:
 
 
 def _root_clip_fn(root: Any, norm_type: float, optimizers: int) -> ClipFn:
-    """Clipping by the root module of FSDP1, which alone knows how the gradients are sharded.
+    """Clip function of FSDP1's root module, which alone knows how the gradients are sharded.
 
     Raises:
         ValueError: there is no such module, or it would clip the gradients of several optimizers.

@@ -1,8 +1,8 @@
-"""What an integration says where its framework is not installed."""
+"""The error of an integration whose framework is not installed."""
 
 
 def missing(integration: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """The error to raise in place of one that only names a module: it names the extra too.
+    """The error to raise if a framework is missing: it also names the extra to install.
 
     Args:
         integration: module in `autoclip.integrations`, and name of the extra.

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: the Trainer's own clipping, at the threshold of a policy."""
+"""Hugging Face transformers: the Trainer clips as ever, at the threshold of a policy."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,17 +7,18 @@ from copy import deepcopy
 from functools import partial, wraps
 from math import inf, isfinite, nan
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from autoclip.clipper import Clipper
+from autoclip.clipper_options import ClipperOptions
 from autoclip.clipping import ClipFn
 from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import innermost
-from autoclip.policies import POLICIES, NoClip, Policy, default_policy
+from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -34,7 +35,7 @@ Around = Callable[..., Any]
 def _trainer_of(callback: TrainerCallback) -> Any:
     """The trainer that is calling the callback.
 
-    Nothing that a callback is given refers to the trainer or its accelerator, but the trainer is a few calls up the
+    A callback is given nothing that refers to the trainer or its accelerator. But the trainer is a few calls up the
     stack, and has the callback in its list.
 
     Raises:
@@ -60,7 +61,7 @@ def _has_one_norm(clipper: Clipper) -> bool:
 
 
 def _has_whole_gradients(accelerator: Any) -> bool:
-    """Whether each rank can tell the norms of the parameters' gradients (which are DTensors where they are sharded)."""
+    """Whether each rank can measure whole gradients (DTensors, if they are sharded)."""
     if accelerator.distributed_type == "FSDP":
         return bool(accelerator.is_fsdp2)
     return bool(accelerator.distributed_type != "XLA")
@@ -68,9 +69,9 @@ def _has_whole_gradients(accelerator: Any) -> bool:
 
 @contextmanager
 def _unscaled(accelerator: Any) -> Iterator[bool]:
-    """Unscale the gradients, and keep the accelerator's clipping from it: a scaler does so once a step.
+    """Unscale the gradients, and keep the accelerator's clipping from doing it again: a scaler does so once a step.
 
-    Yields whether the scaler found an overflow, and so is going to leave out the step.
+    Yields whether the scaler found an overflow, and so will leave out the step.
     """
     if accelerator.scaler is None:
         yield False
@@ -125,42 +126,39 @@ class AutoClipCallback(TrainerCallback, ExportableState):
 
         trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=50))])
 
-    The trainer clips as it always does, once per optimizer step and however the gradients are sharded, only the
-    threshold is another one: `max_grad_norm` has to be above 0 (it is by default), and its value does not matter. The
-    policy is told the norm before clipping, which the trainer logs as `grad_norm`, and the loss whose gradient the step
-    takes: the mean over micro-batches, or over their tokens, as the trainer has it. A step that a scaler leaves out
-    because of an overflow is none.
+    The trainer clips as ever, once per optimizer step and however the gradients are sharded; only the threshold is the
+    policy's. `max_grad_norm` has to be above 0 (it is by default); its value does not matter. The policy gets the norm
+    before clipping, which the trainer logs as `grad_norm`, and the loss whose gradient the step takes: the mean over
+    micro-batches, or over their tokens, as the trainer has it. A step that a scaler leaves out because of an overflow
+    does not count.
 
-    The trainer's logs of the loss also get `autoclip/total_norm`, `autoclip/threshold`, `autoclip/coefficient` (of the
-    latest step; those that are not finite are left out), `autoclip/clip_rate`, `autoclip/mean_coefficient` and
-    `autoclip/skipped_steps` (so far).
-    What was learned is part of the trainer's checkpoints and is continued by `train(resume_from_checkpoint=...)`; a
-    training that does not resume begins anew.
+    With each logged loss the trainer logs `autoclip/total_norm`, `autoclip/threshold` and `autoclip/coefficient` of the
+    latest step, and `autoclip/clip_rate`, `autoclip/mean_coefficient` and `autoclip/skipped_steps` so far. What is not
+    finite is left out. What was learned is part of the trainer's checkpoints; `train(resume_from_checkpoint=...)`
+    continues it, and a training that does not resume starts anew.
 
-    Under DeepSpeed the engine clips by itself: there the norm that it reports is recorded, and nothing is clipped.
+    Under DeepSpeed the engine clips by itself: the callback records the norm that it reports, and clips nothing.
 
     Attributes:
-        clipper: of the training under way, or else of the latest; None before the first, and where `max_grad_norm` has
-            turned clipping off.
-        learned: what the next training begins from, where the callback was made from a checkpoint.
+        clipper: of the current training, else of the latest; None before the first, and if `max_grad_norm` has turned
+            clipping off.
+        learned: what the next training starts from, if the callback was made from a checkpoint.
 
     Args:
-        policy: what sets the threshold; None is `ProbingQuantile()`. Every training begins with a copy of it. (A
-            mapping is what a checkpoint holds instead.)
-        options: as of `Clipper`. A `scope` other than "global", a `mode` other than "norm", and gradients in half
-            precision are clipped by the clipper instead of the trainer. Sinks are told by the main process only, and
-            stay open.
+        policy: sets the threshold; None is `ProbingQuantile()`. Every training starts with a copy of it. (A mapping is
+            what a checkpoint holds instead.)
+        options: as in `Clipper`. With a `scope` other than "global", a `mode` other than "norm", or gradients in half
+            precision the clipper clips instead of the trainer. Sinks get the records of the main process only, and stay
+            open.
     """
 
-    def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Unpack[ClipperOptions]) -> None:
         if isinstance(policy, Mapping):
             policy = _policy_from(policy)
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
         self.clipper: Clipper | None = None
         self.learned: dict[str, Any] | None = None
-        self._policy = default_policy() if policy is None else policy
-        self._options = options
+        self._policy = checked_policy(policy)
+        self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
         self._replaced: list[_Replaced] = []
         self._notices = Notices()
@@ -195,7 +193,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         self._release()
 
     def state(self) -> dict[str, Any]:
-        """What the trainer's checkpoints hold: the constructor's arguments, and what was learned."""
+        """The trainer's checkpoints hold this: the constructor's arguments, and what was learned."""
         learned = None if self.clipper is None else self.clipper.state_dict()
         return {"args": _described(self._policy, self._options), "attributes": {"learned": learned}}
 
@@ -218,7 +216,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         return clipper
 
     def _continue(self, state: Any) -> None:
-        """Load what the checkpoint holds that the trainer resumes from."""
+        """Load what was learned from the checkpoint that the trainer resumes from."""
         assert self.clipper is not None
         name = type(self).__name__
         learned, self.learned = self.learned, None
@@ -262,7 +260,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         return self._step(accelerator, model.parameters(), lambda max_norm: original(model, max_norm))
 
     def _step(self, accelerator: Any, parameters: Iterable[Tensor], clip_fn: ClipFn) -> Tensor:
-        """Clip by the trainer's function, unless the clipper has to."""
+        """Clip by the trainer's function, or by the clipper if only that can do it."""
         assert self.clipper is not None
         # Torch measures gradients of half precision in half precision: three digits of the norm are right.
         rounded = any(one.grad is not None and one.grad.dtype in HALF for one in parameters)
@@ -272,8 +270,8 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     def _backward(self, accelerator: Any, original: Around, loss: Tensor, **kwargs: Any) -> Any:
         """In place of `accelerator.backward`, once per micro-batch.
 
-        The trainer divides the loss beforehand, by the number of micro-batches or of tokens in all of them, so that the
-        loss of the step is the sum.
+        The trainer has divided the loss by the number of micro-batches, or of tokens in all of them, so the sum is the
+        loss of the step.
         """
         part = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
         part = part / accelerator.gradient_accumulation_steps
@@ -285,7 +283,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         return loss
 
     def _log(self, original: Around, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        """In place of `trainer.log`: callbacks that report are called before this one, and would not see more."""
+        """In place of `trainer.log`: callbacks that report are called before this one, and would see no more."""
         if "loss" in logs and self.clipper is not None and self.clipper.last is not None:
             last = self.clipper.last
             figures = {
@@ -309,13 +307,13 @@ class AutoClipCallback(TrainerCallback, ExportableState):
 
 
 class _Replaced:
-    """A method of one object that something is put around, until `restore()`.
+    """Wraps a method of one object, until `restore()`.
 
     Args:
         owner: the object.
         name: of the method.
-        around: what is put around it.
-        is_wanted: whether it still is, asked at each call: of a training that raised nobody tells the end.
+        around: the wrapper.
+        is_wanted: whether it still is, asked at each call: nobody reports the end of a training that raised.
     """
 
     def __init__(self, owner: Any, name: str, around: Around, is_wanted: Callable[[], bool]) -> None:
@@ -335,7 +333,7 @@ class _Replaced:
         setattr(owner, name, replacement)
 
     def restore(self) -> None:
-        """Put back what was there; where somebody has put more around it, only step aside."""
+        """Put back the original; if somebody has wrapped the wrapper, only switch it off."""
         self.active = False
         if vars(self.owner).get(self.name) is not self.replacement:
             return

@@ -3,8 +3,9 @@
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.lab.config import ExperimentConfig, SweepConfig, build_policy
+from autoclip.lab.config import ExperimentConfig, build_policy
 from autoclip.lab.policy_section import POLICY_SECTIONS, policy_parameters
+from autoclip.lab.sweep_section import SweepConfig
 from autoclip.policies import POLICIES
 from autoclip.tuning.candidates import Candidate, grid
 

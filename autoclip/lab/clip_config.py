@@ -13,44 +13,44 @@ from autoclip.policies.parameters import Number
 
 
 class ClipConfig(Section):
-    """How gradients are clipped: whose norm, what happens above the threshold, and who sets it."""
+    """How gradients are clipped: whose norm, what happens above the threshold, and what sets it."""
 
     scope: Literal["global", "group", "parameter"] | None = Field(
         default=None,
-        description="Whose norm is compared: that of all gradients together, of each group, or of each parameter; null "
-        "leaves it to the policy, mostly global.",
+        description="Whose norm is compared: of all gradients together, of each group, or of each parameter. null: the "
+        "policy's own, mostly global.",
     )
     groups: dict[str, str] | None = Field(
         default=None,
-        description="For the scope group: name -> regular expression found in the names of its parameters; parameters "
-        "that none fits are the group rest.",
+        description="For scope group: name -> regular expression searched in parameter names. Parameters that match "
+        "none are the group rest.",
     )
     mode: Literal["norm", "value", "agc"] = Field(
-        default="norm", description="Scale the gradient, clamp its elements, or limit each unit by its weights."
+        default="norm", description="Scale the gradients, clamp their elements, or limit each unit by its weights."
     )
     response: Literal["scale", "reciprocal", "skip"] | None = Field(
-        default=None, description="What becomes of a norm above the threshold; null leaves it to the policy."
+        default=None, description="What becomes of a norm above the threshold. null: the policy's own."
     )
     relearn_after: Annotated[
         int | Literal["auto"] | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None, "auto")))
     ] = Field(
         default="auto",
-        description="Steps clipped in a row after which the policy begins anew from their norms; auto: 20 where they "
-        "are skipped, else ten windows; null: never.",
+        description="Steps clipped in a row after which the policy starts again from their norms. auto: 20 if they are "
+        "skipped, else ten windows. null: never.",
     )
     on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
-        default="skip", description="A step whose norm is not finite: without effect, as torch has it, or an error."
+        default="skip", description="A step with a non-finite norm: has no effect, does as in torch, or is an error."
     )
     max_nonfinite_in_a_row: Annotated[
         int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))
     ] = Field(
         default=None,
-        description="Steps in a row whose norm is not finite that end training: a loop of one's own with an error, an "
-        "experiment as diverged; null: none, and 50 in an experiment.",
+        description="Steps in a row with a non-finite norm that end training: your own loop with an error, an "
+        "experiment as diverged. null: never, but 50 in an experiment.",
     )
     policy: AnyPolicySection = Field(
         default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
-        description="What sets the threshold, with its parameters; probing_quantile where it is left out.",
+        description="What sets the threshold, with its parameters; probing_quantile by default.",
     )
 
     @model_validator(mode="after")

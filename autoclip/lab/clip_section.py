@@ -1,4 +1,4 @@
-"""The `clip` section of a YAML file, for a training loop of one's own."""
+"""The `clip` section of a YAML file, for your own training loop."""
 
 from os import PathLike
 from pathlib import Path
@@ -19,16 +19,16 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: a file with a `clip` section, such as the `recommended.yaml` of a sweep or the configuration of an
-            experiment; its other keys are not read.
+            experiment. Its other keys are not read.
 
     Returns:
         `policy` (a new one at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite`,
         `max_nonfinite_in_a_row` and `relearn_after`.
 
     Raises:
-        TypeError: it is no path.
-        ConfigError: the file cannot be read or has no clip section, the section holds faults (all of them are listed),
-            or a policy of one's own cannot be constructed.
+        TypeError: `path` is no path.
+        ConfigError: the file cannot be read or has no clip section, the section holds faults (all are listed), or your
+            own policy cannot be constructed.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(
@@ -44,10 +44,10 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def read_clip_file(path: Path) -> "ClipFile":
-    """Read a file with a `clip` section; a policy of one's own is not imported.
+    """Read a file with a `clip` section; a policy of your own is not imported.
 
     Raises:
-        ConfigError: as `from_config`.
+        ConfigError: as in `from_config`.
     """
     return checked(_read(path), ClipFile)
 

@@ -1,68 +1,96 @@
-"""The configuration of an experiment: one YAML file, checked as a whole, every fault with its place."""
+"""The configuration of an experiment: one YAML file, checked as a whole. Every fault is reported with its place."""
 
 import hashlib
 import json
-from collections.abc import Sequence, Set
+import re
+from collections.abc import Callable, Sequence, Set
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autoclip.errors import UsageError
 from autoclip.lab.clip_config import ClipConfig
-from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
-from autoclip.lab.policy_section import (
-    POLICY_SECTIONS,
-    AnyPolicySection,
-    PolicySection,
-    custom_policy,
-    policy_parameters,
-)
-from autoclip.lab.values import TARGET, Items, Section, in_range, like, matching, one_of, suggestion
-from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, read_document, shortened, shown
+from autoclip.lab.policy_section import CUSTOM, POLICY_SECTIONS, PolicySection, custom_policy, policy_parameters
+from autoclip.lab.sweep_section import SweepConfig
+from autoclip.lab.values import TARGET, Items, Section, Seeds, in_range, matching, suggestion
+from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, key_name, read_document, shortened, shown
 from autoclip.policies import POLICIES, Policy
-from autoclip.policies.parameters import Number, Percentile, Positive, constructor_parameters
-
-PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in constructor_parameters(cls)]
+from autoclip.policies.parameters import Number
 
 Count = Annotated[int, in_range(Number(1, inf, high_open=True, integer=True))]
 CountOrNever = Annotated[int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))]
-WholeNumber = Annotated[int, in_range(Number(0, inf, high_open=True, integer=True))]
-Above0 = Annotated[float, like(Positive)]
-Seeds = Annotated[tuple[WholeNumber, ...], Items(least=1, distinct=True)]
 Name = matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", "a plain file name of letters, digits and . _ -")
 Device = matching(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
-Command = Annotated[
-    tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
-]
-Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
 
 OF_A_TASK = ("task", "optimizer")
-"""Sections that may be left out where `sweep.command` trains something else."""
+"""Sections that may be left out if `sweep.command` trains something else."""
 
 _ABSENT = object()
 _Model = TypeVar("_Model", bound=Section)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig":
+def load_config(
+    path: Path, overrides: Sequence[str] = (), tell: Callable[[str], object] | None = None
+) -> "ExperimentConfig":
     """Read and check a configuration; nothing that it names is imported.
+
+    A file without a `name` has its own. An override of a `kind` alone leaves out what the file has for the kind before.
 
     Args:
         path: YAML file.
         overrides: `KEY=VALUE` with dotted keys, laid over the file in their order.
+        tell: told what is left out, a line for each such override.
 
     Raises:
         ConfigError: the file cannot be read, or it holds faults; all of them are listed.
     """
     document = read_document(path, overrides)
+    given = document.values
+    if given is not None:
+        for line in _without_other_kinds(document):
+            if tell:
+                tell(f"note: {line}")
+        document.values = {"name": _name_of(path)} | given
     try:
         return checked(document, ExperimentConfig)
     except ConfigError as error:
-        if not isinstance(document.values, dict) or document.values.keys() != {"clip"}:
+        if given is None or given.keys() != {"clip"}:
             raise
         raise ConfigError(f"{error}\n{_clip_only(path)}", error.faults) from None
+
+
+def _name_of(path: Path) -> str:
+    """The name of a file without its ending, as far as it can be a folder's."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:100].lstrip(".-")
+    return name or "experiment"
+
+
+def _without_other_kinds(document: Document) -> list[str]:
+    """Take out what the file has beside a `kind` that an override replaces, but for what the new kind must be given."""
+    lines = []
+    for path, before in document.replaced.items():
+        section = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+        if path[-1] != "kind" or section not in ("optimizer", "policy", "policies") or path not in document.places:
+            continue
+        holder, models = document.value(path[:-1]), NESTED[section]
+        kind = str(holder["kind"])
+        model = models.get(kind) or (models.get(CUSTOM) if ":" in kind else None)
+        if kind == before or model is None:
+            continue
+        others = [
+            key
+            for key in holder
+            if document.places[*path[:-1], key].override == 0
+            and not (key in model.model_fields and model.model_fields[key].is_required())
+        ]
+        for key in others:
+            del holder[key]
+        if others:
+            lines.append(f"{key_name(path)}={kind} leaves out what the file has for {before}: {', '.join(others)}")
+    return lines
 
 
 def _clip_only(path: Path) -> str:
@@ -93,7 +121,7 @@ def checked(document: Document, model: type[_Model]) -> _Model:
 
 
 def build_policy(section: PolicySection) -> Policy:
-    """Construct the policy of a section; a class of the user's own is imported from the working directory.
+    """Construct the policy of a section; your own class is imported from the working directory.
 
     Raises:
         ConfigError: the class is missing, no policy, refuses the parameters, or does not keep them.
@@ -110,7 +138,7 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
     """Keyword arguments of `Clipper` that a clip section holds, with a new policy.
 
     Raises:
-        ConfigError: as `build_policy`.
+        ConfigError: as in `build_policy`.
     """
     return {
         "policy": build_policy(section.policy),
@@ -125,10 +153,10 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
 
 
 def trained_task(config: "ExperimentConfig") -> "TaskConfig":
-    """Task section of an experiment that is to be trained here.
+    """Task section of an experiment that is trained here.
 
     Raises:
-        UsageError: there is no task or no optimizer, as the experiment is for `sweep.command`.
+        UsageError: there is no task or no optimizer, because the experiment is for `sweep.command`.
     """
     _refuse_command(config)
     assert config.task is not None
@@ -136,10 +164,10 @@ def trained_task(config: "ExperimentConfig") -> "TaskConfig":
 
 
 def trained_optimizer(config: "ExperimentConfig") -> AnyOptimizerConfig:
-    """Optimizer section of an experiment that is to be trained here.
+    """Optimizer section of an experiment that is trained here.
 
     Raises:
-        UsageError: as `trained_task`.
+        UsageError: as in `trained_task`.
     """
     _refuse_command(config)
     assert config.optimizer is not None
@@ -156,7 +184,7 @@ def _refuse_command(config: "ExperimentConfig") -> None:
 
 
 def to_yaml(config: Section) -> str:
-    """Write every setting, defaults included, as YAML that reads back to an equal configuration."""
+    """Every setting, defaults included, as YAML that reads back to an equal configuration."""
     return dump(config.model_dump())
 
 
@@ -188,7 +216,7 @@ def _compared(name: str, before: Any, after: Any) -> list[str]:
 
 
 def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> Fault:
-    """Name the key and the place of one of pydantic's errors, what should be there and what is."""
+    """Turn one of pydantic's errors into a fault: key, place, what should be there and what is."""
     location: tuple[str | int, ...] = error["loc"]
     if error["type"] == "extra_forbidden":
         path, section = _walk(model, location[:-1])
@@ -227,7 +255,7 @@ def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> F
 
 
 def _walk(model: type[Section], location: tuple[str | int, ...]) -> tuple[KeyPath, Any]:
-    """Keys of one of pydantic's locations, which also names members of unions, and the model (or members) there."""
+    """Keys of one of pydantic's locations (which also name members of unions), and the model (or members) there."""
     inside: Any = model
     path: KeyPath = ()
     for part in location:
@@ -252,7 +280,7 @@ def _follows(fault: Fault, known: Set[tuple[Place, KeyPath]]) -> bool:
 
 
 class ConfigError(UsageError):
-    """Everything that is wrong with a configuration, one line for each fault, in reading order."""
+    """Everything that is wrong with a configuration: one line for each fault, in reading order."""
 
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(message)
@@ -260,10 +288,10 @@ class ConfigError(UsageError):
 
 
 class TaskConfig(Section):
-    """A class and its constructor's arguments."""
+    """A class and the arguments of its constructor."""
 
     target: Annotated[str, matching(TARGET, "module:Class, as in my_module:MyTask")] = Field(
-        description="Module and class of the task; imported from the working directory when a run starts."
+        description="Module and class of the task, imported from the working directory when a run starts."
     )
     args: dict[str, Any] = Field(default={}, description="Keyword arguments of the task's constructor.")
 
@@ -275,78 +303,24 @@ def _with_jsonl(sinks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class LogConfig(Section):
-    """What is written down during training."""
+    """What is logged during training."""
 
-    layers_every: CountOrNever = Field(default=None, description="Steps between norms by layer; null: never.")
+    layers_every: CountOrNever = Field(default=None, description="Steps between logged layer norms; null: never.")
     sinks: Annotated[
         tuple[Literal["jsonl", "console", "tensorboard", "wandb"], ...],
         Items(least=1, distinct=True),
         AfterValidator(_with_jsonl),
     ] = Field(
         default=("jsonl",),
-        description="Where the steps go: jsonl is metrics.jsonl in the run directory, tensorboard a folder there, "
-        "wandb a run in the project of this experiment's name; the runs of a sweep write jsonl only.",
+        description="Where steps are logged: jsonl is metrics.jsonl in the run directory, tensorboard a folder there, "
+        "wandb a run in the project of this experiment's name. The runs of a sweep write jsonl only.",
         json_schema_extra={"contains": {"const": "jsonl"}},
     )
 
 
-class SweepConfig(Section):
-    """Candidates that `autoclip sweep` compares; nothing else reads this section."""
-
-    none: StrictBool = Field(default=True, description="Whether training without clipping is a candidate.")
-    thresholds: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1.0, 5.0, 10.0), description="Fixed thresholds."
-    )
-    percentiles: Annotated[tuple[Annotated[float, like(Percentile)], ...], Items(distinct=True)] = Field(
-        default=(10, 25, 50, 75, 90, 95), description="Percentiles, tried with each of the kinds."
-    )
-    kinds: Annotated[tuple[Annotated[str, one_of(PERCENTILE_KINDS)], ...], Items(distinct=True)] = Field(
-        default=("fixed_percentile", "running_quantile"), description="Policies that the percentiles are for."
-    )
-    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further candidates, written out.")
-    seeds: Seeds = Field(default=(0, 1, 2), description="Seeds that every candidate is trained with.")
-    lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1, 3, 10), description="Factors on the learning rate, for the instability objective."
-    )
-    prefer: Literal["speed", "balanced", "stability"] = Field(
-        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest one."
-    )
-    margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
-        default=0.0,
-        description="Mean training loss by which a candidate may be slower than the fastest and still be fast enough.",
-    )
-    race: StrictBool = Field(default=False, description="Spend seeds only on candidates still in the running.")
-    command: Command | None = Field(
-        default=None,
-        description="A training script of one's own, as program and arguments with the placeholders "
-        + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-        + "; null trains the task.",
-    )
-    refine_trials: WholeNumber = Field(default=0, description="Trials with continuous values afterwards.")
-    storage: Annotated[str, Url] | None = Field(
-        default=None, description="Database of the study; null: study.db in the output directory."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_rate_without_a_placeholder(cls, values: Any) -> Any:
-        """A script that cannot be told a learning rate is trained at its own, unless the file says otherwise."""
-        command = values.get("command") if isinstance(values, dict) else None
-        if isinstance(command, list | tuple) and not any("{lr_multiplier}" in str(word) for word in command):
-            return {"lr_multipliers": [1]} | values
-        return values
-
-    @model_validator(mode="after")
-    def _multipliers_need_a_placeholder(self) -> Self:
-        if self.command and set(self.lr_multipliers) != {1} and not uses(self.command, "lr_multiplier"):
-            got = ", ".join(f"{multiplier:g}" for multiplier in self.lr_multipliers)
-            raise ValueError(f"lr_multipliers must be [1] for a command without {{lr_multiplier}}, got [{got}]")
-        return self
-
-
 def _task_unless_command(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema what `ExperimentConfig` asks for where it has no command."""
-    schema["required"] = [name for name in schema["required"] if name not in OF_A_TASK]
+    """State in the JSON schema that an experiment without a command needs a task and an optimizer."""
+    schema["required"] = [name for name in schema["required"] if name not in (*OF_A_TASK, "name")]
     command = {"properties": {"command": {"type": "array"}}, "required": ["command"], "type": "object"}
     schema["if"] = {"properties": {"sweep": command}, "required": ["sweep"]}
     given = {name: {"type": "object"} for name in OF_A_TASK}
@@ -358,24 +332,24 @@ class ExperimentConfig(Section):
 
     model_config = ConfigDict(json_schema_extra=_task_unless_command)
 
-    name: Annotated[str, Name] = Field(description="Names the output directory.")
-    task: TaskConfig | None = Field(description="What is trained; only a sweep.command needs none.")
-    optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; goes with the task.")
+    name: Annotated[str, Name] = Field(description="Names the output directory; the file's name where left out.")
+    task: TaskConfig | None = Field(description="What is trained; not needed with a sweep.command.")
+    optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; needed with a task.")
     steps: Count = Field(description="Optimizer steps of each run.")
-    seeds: Seeds = Field(default=(0,), description="One run each; a seed fixes initial weights and batches.")
+    seeds: Seeds = Field(default=(0,), description="One run each. A seed fixes the initial weights and the batches.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Of the forward and backward pass; the weights stay in float32."
+        default="float32", description="Of the forward and backward pass; weights stay in float32."
     )
-    accumulate: Count = Field(default=1, description="Batches whose mean loss makes one optimizer step.")
+    accumulate: Count = Field(default=1, description="Batches whose mean loss is one optimizer step's.")
     clip: ClipConfig = Field(default_factory=ClipConfig, description="How gradients are clipped.")
-    evaluate_every: CountOrNever = Field(default=None, description="Steps between validations; null: only at the end.")
+    evaluate_every: CountOrNever = Field(default=None, description="Steps between evaluations; null: only at the end.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
-    device: Annotated[str, Device] = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if there.")
+    device: Annotated[str, Device] = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if present.")
     threads: Annotated[int, in_range(Number(1, 1024, integer=True))] = Field(
-        default=1, description="Threads of torch on the CPU; with one, results are repeatable."
+        default=1, description="Threads of torch on the CPU; with 1, results are repeatable."
     )
-    log: LogConfig = Field(default_factory=LogConfig, description="What is written down.")
-    sweep: SweepConfig | None = Field(default=None, description="Candidates, read by `autoclip sweep` only.")
+    log: LogConfig = Field(default_factory=LogConfig, description="What is logged.")
+    sweep: SweepConfig | None = Field(default=None, description="Candidates; only `autoclip sweep` reads them.")
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ Below1 = Annotated[float, like(Decay)]
 
 
 class OptimizerConfig(Section):
-    """What every optimizer has."""
+    """The settings of every optimizer."""
 
     kind: str
     lr: Annotated[float, like(Positive)] = Field(description="Learning rate.")
@@ -23,7 +23,7 @@ class SgdConfig(OptimizerConfig):
 
     kind: Literal["sgd"]
     momentum: AtLeast0 = Field(default=0.0, description="Weight of the past steps.")
-    dampening: AtLeast0 = Field(default=0.0, description="Share of the gradient kept out of the momentum.")
+    dampening: AtLeast0 = Field(default=0.0, description="Share of the gradient that is kept out of the momentum.")
     nesterov: StrictBool = Field(default=False, description="Nesterov's momentum.")
     weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
 
@@ -50,7 +50,7 @@ class AdamWConfig(OptimizerConfig):
     kind: Literal["adamw"]
     betas: tuple[Below1, Below1] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
     eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
-    weight_decay: AtLeast0 = Field(default=0.01, description="Decoupled from the gradient.")
+    weight_decay: AtLeast0 = Field(default=0.01, description="Weight decay, decoupled from the gradient.")
 
 
 class AdagradConfig(OptimizerConfig):

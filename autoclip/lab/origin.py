@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-import autoclip
 from autoclip.errors import UsageError
 from autoclip.lab.allowances import ANY_TARGET, is_allowed
 
@@ -70,7 +69,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 def _installed() -> Iterator[Path]:
     known = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    known += [*site.getsitepackages(), site.getusersitepackages(), str(Path(str(autoclip.__file__)).parent)]
+    known += [*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent.parent)]
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     known += [str(Path(script).parent)] if script else []
     yield from {Path(path).resolve() for path in known if path}

@@ -40,7 +40,7 @@ def custom_policy(section: "PolicySection") -> Policy:
 
 
 def _parameter(cls: type[Policy], name: str, annotation: Any) -> Checked:
-    """Check of one constructor argument, as the constructor makes it."""
+    """The check that the constructor makes of one argument."""
     number = number_of(annotation)
     if number:
         return in_range(number)
@@ -90,7 +90,7 @@ class _KnownPolicySection(PolicySection):
 
 
 class CustomPolicySection(PolicySection):
-    """A policy of one's own, `module:Class`, with its constructor's arguments; imported when a run starts."""
+    """Your own policy, `module:Class`, with the arguments of its constructor; imported when a run starts."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -5,14 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from autoclip.errors import UsageError
-from autoclip.policies import POLICIES
 
 STARTER = """\
 # An experiment. It runs as it is:  autoclip run FILE
-# Any key can be changed there:     autoclip run FILE optimizer.lr=0.05 clip.policy.percentile=90
+# It goes to runs/, into a folder of this file's name, unless you say --output-dir.
+# Any key can be changed there:     autoclip run FILE optimizer.lr=0.05 clip.policy.kind=none
 # All keys and their allowed values: autoclip schema
 
-name: spirals                   # names the output directory, runs/spirals
 task:
   target: "TARGET"
   args: {hidden: 64, corrupted_share: 0.02}     # keyword arguments of the class
@@ -22,11 +21,24 @@ seeds: [0, 1, 2]                # one run each
 precision: float32              # or bfloat16, float16
 accumulate: 1                   # batches per step
 clip:
-  mode: norm                    # or value
+  mode: norm                    # of all gradients; or value: of each element, agc: of each unit, by its weights
   on_nonfinite: skip            # or propagate, raise
-  policy:                       # what sets the threshold: POLICIES
-    kind: probing_quantile      # the default; or a class of your own, my_module:MyPolicy
+  policy:                       # what sets the threshold
+    kind: probing_quantile
     percentile: 90              # of the norms; it opens up to there, and steps back when the loss rises
+    # The kinds:
+    #   none                 no clipping; the norms are recorded
+    #   fixed                a constant, threshold: 1.0
+    #   fixed_percentile     a percentile of the first norms, then constant
+    #   running_quantile     a percentile that follows the norms: it leaves that share of the steps unclipped
+    #   probing_quantile     the default: opens while training goes well, steps back when the loss rises
+    #   loss_aware_quantile  low, lifted while the loss falls, cut while it rises: for a rate that may be too high
+    #   center_multiple      a multiple of the median of recent norms: clips what stands out
+    #   autoclip             a percentile of all norms so far, as published
+    #   zclip                mean and deviation of recent norms: for rare spikes, as published
+    #   skip_step            leaves out steps far above the mean of recent norms, as published
+    #   adagc                for each parameter by itself, a multiple of its mean norm, as published
+    #   my_module:MyPolicy   a class of your own
 evaluate_every: 250             # steps between validations; null: only at the end
 checkpoint_every: 250           # autoclip run FILE --resume continues from there
 device: auto                    # or cpu, cuda, cuda:0
@@ -40,7 +52,7 @@ sweep:                          # autoclip sweep FILE compares what stands here,
   lr_multipliers: [1, 3, 10]    # instability is judged over these learning rates
   prefer: balanced              # what is recommended; or speed, stability
 """
-"""The experiment; FILE, TARGET and POLICIES stand for what it is told."""
+"""The experiment; FILE and TARGET stand for what it is told."""
 
 
 def starter_files(path: Path, task: Path | None) -> dict[Path, str]:
@@ -55,7 +67,7 @@ def starter_files(path: Path, task: Path | None) -> dict[Path, str]:
     """
     target = "autoclip.lab.example:Spirals" if task is None else f"{_module_name(task)}:Spirals"
     file_name = "experiment.yaml" if str(path) == "-" else str(path)
-    starter = STARTER.replace("FILE", file_name).replace("TARGET", target).replace("POLICIES", ", ".join(POLICIES))
+    starter = STARTER.replace("FILE", file_name).replace("TARGET", target)
     texts = {path: starter}
     if task is not None:
         texts[task] = (files("autoclip.lab") / "example.py").read_text(encoding="utf-8")

@@ -19,10 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from autoclip.errors import UsageError
 from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
 from autoclip.lab.code_version import code_version, refuse_other_code
-from autoclip.lab.config import ConfigError, ExperimentConfig, SweepConfig, checked, differences, to_yaml, trained_task
+from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.loading import load_object
 from autoclip.lab.script import run_script
+from autoclip.lab.sweep_section import SweepConfig
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
@@ -41,7 +42,7 @@ SCORES = "scores"
 CODE = "code"
 POLL_SECONDS = 0.5
 MOST_NAMED = 100
-"""Candidates up to which a trial has its candidate as a parameter; its attribute `name` it always has."""
+"""Candidates up to which a trial has its candidate as a parameter; as an attribute it always has it."""
 REFINED_PERCENTILES = (1.0, 99.9)
 REFINED_THRESHOLDS = 10.0
 """Refined thresholds lie between the grid's least over this factor and its largest times it."""
@@ -186,7 +187,7 @@ class Sweep:
         )
         return grid + [
             outcome.Result(
-                Candidate(trial.user_attrs["name"], trial.user_attrs[POLICY]), tuple(scores_of(trial)), reference
+                Candidate(trial.user_attrs["candidate"], trial.user_attrs[POLICY]), tuple(scores_of(trial)), reference
             )
             for trial in others
         ]
@@ -321,7 +322,7 @@ def scores_of(trial: FrozenTrial) -> list[Score]:
 def _user_attrs(result: outcome.Result) -> dict[str, Any]:
     """Raw figures of a candidate, as the study keeps them."""
     return {
-        "name": result.candidate.name,
+        "candidate": result.candidate.name,
         POLICY: dict(result.candidate.policy),
         "seeds": result.seeds,
         "validation loss": result.validation_loss,

@@ -73,9 +73,10 @@ class SweepProgress:
             if key not in self._shown:
                 self._shown.add(key)
                 convergence, unsteadiness = trial.values
+                told = trial.user_attrs
                 self._console.print(
-                    f"{trial.user_attrs['name']}: training loss {convergence:.4f}, instability {unsteadiness:.3f}, "
-                    f"failed {trial.user_attrs['failed runs at any rate']} of {rates * trial.user_attrs['seeds']}"
+                    f"{told['candidate']}: training loss {convergence:.4f}, instability {unsteadiness:.3f}, "
+                    f"failed {told['failed runs at any rate']} of {rates * told['seeds']}"
                 )
 
     def _left(self, scores: Mapping[Run, Sequence[Score]], missing: int) -> str:

@@ -162,3 +162,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+WholeNumber = Annotated[int, in_range(Number(0, inf, high_open=True, integer=True))]
+Seeds = Annotated[tuple[WholeNumber, ...], Items(least=1, distinct=True)]

@@ -193,6 +193,8 @@ def _apply(document: "Document", number: int, override: str) -> None:
         document.faults.append(Fault(place, tuple(parts), f"{error}{where}"))
         return
     path += (slot,)
+    if path in document.places:
+        document.replaced.setdefault(path, document.value(path))
     for places in (document.places, document.keys):
         for old in [old for old in places if old[: len(path)] == path]:
             del places[old]
@@ -289,6 +291,15 @@ class Document:
     places: dict[KeyPath, Place] = field(default_factory=dict)
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    replaced: dict[KeyPath, Any] = field(default_factory=dict)
+    """What the file had where an override has put something else."""
+
+    def value(self, path: KeyPath) -> Any:
+        """The value at a path."""
+        found: Any = self.values
+        for part in path:
+            found = found[part]
+        return found
 
 
 class _Reading:

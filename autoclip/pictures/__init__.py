@@ -1,1 +1,13 @@
-"""Pictures of a page or a file: their size, type and colours, and names that cover nothing."""
+"""Pictures of a page, a notebook or a file: their size, type and colours, and names that cover nothing."""
+
+
+def need_matplotlib(what: str) -> None:
+    """Raise an ImportError that names the extra where matplotlib is missing.
+
+    Args:
+        what: needs it.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401 - only whether it is there
+    except ModuleNotFoundError:
+        raise ImportError(f"{what} needs matplotlib: pip install 'autoclip-tuner[plot]'") from None

@@ -19,6 +19,9 @@ from PIL import Image  # matplotlib needs it too
 WIDTH, HEIGHT, DPI = 5.0, 3.4, 216
 """Inches, and dots per inch: 1080 dots wide."""
 
+SCREEN_DPI = DPI // 2
+"""Dots per inch on a screen; fine ones show two dots for one."""
+
 SMALL, MEDIUM = 8.5, 9.5
 """Points: tick labels and legends; axis labels. On a phone they come out at 8 and 9 pixels of CSS."""
 
@@ -61,9 +64,18 @@ class Picture:
         return width, height
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows, whether or not pyplot was imported there."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The file's bytes, and how many dots of a usual screen it takes."""
+        width, height = SCREEN_DPI * self.get_size_inches()
+        return png_of(self), {"width": round(width), "height": round(height)}
+
+
 def new_figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
     """An empty figure with one pair of axes."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = ShownFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.tick_params(labelsize=SMALL)
@@ -101,7 +113,7 @@ def put_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: i
 def png_of(figure: Figure) -> bytes:
     """The file's bytes, which are the same for the same picture."""
     file = BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", dpi=DPI)
     return smaller(file.getvalue())
 
 
@@ -145,6 +157,11 @@ def kept(values: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.intp]:
 def drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values for an axis: NaN for what is not finite, and within what matplotlib can put margins around."""
     return np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), np.nan)
+
+
+def positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For a logarithmic axis: NaN for what is not finite and above zero."""
+    return np.where(values > 0, np.maximum(drawable(values), 1 / LARGEST), np.nan)
 
 
 def thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

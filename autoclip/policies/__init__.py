@@ -1,4 +1,7 @@
-"""Policies turn the history of gradient norms into a threshold: plain Python, one published rule per class."""
+"""Policies turn the gradient norms of earlier steps into a threshold. Plain Python, one published rule per class."""
+
+from numbers import Real
+from typing import Any
 
 from autoclip.policies.adagc import AdaGC
 from autoclip.policies.autoclip import AutoClip
@@ -36,6 +39,24 @@ def default_policy() -> Policy:
     return POLICIES[DEFAULT_KIND]()
 
 
+def checked_policy(policy: Any) -> Policy:
+    """The policy as it is, or the default for None.
+
+    Raises:
+        TypeError: it is something else; the message says what to write instead.
+    """
+    if policy is None:
+        return default_policy()
+    if isinstance(policy, Policy):
+        return policy
+    cure = ""
+    if isinstance(policy, Real) and not isinstance(policy, bool):
+        cure = f": a constant threshold is Fixed({float(policy)!r})"
+    elif isinstance(policy, type) and issubclass(policy, Policy):
+        cure = f": that is the class, write {policy.__name__}(...)"
+    raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r:.100}{cure}")
+
+
 __all__ = [
     "DEFAULT_KIND",
     "POLICIES",
@@ -51,5 +72,6 @@ __all__ = [
     "RunningQuantile",
     "SkipStep",
     "ZClip",
+    "checked_policy",
     "default_policy",
 ]

@@ -1,4 +1,4 @@
-"""Each tensor by its own past."""
+"""AdaGC: a threshold for each tensor, from its own past norms."""
 
 from math import inf
 from sys import float_info
@@ -14,15 +14,15 @@ class AdaGC(Policy):
         warm-up:  gradients of all parameters together are clipped at `absolute`; gamma = the least norm left by that
         after it: threshold = relative * gamma,  gamma <- b * gamma + (1 - b) * min(n, threshold),  b = decay
 
-    The average rises by (1 - b) (relative - 1) a step at most, .1 % by default: the start matters for long.
+    The average rises by at most (1 - b) (relative - 1) a step, .1 % by default, so its start matters for long.
 
     Args:
         relative: > 0, the published 1.05.
         absolute: > 0, in the units of the norms: bound on the total norm in the warm-up, within `min_threshold` and
-            `max_threshold`. It holds where `warmup_threshold` is "auto"; a number or inf there bounds each parameter's
+            `max_threshold`. It holds if `warmup_threshold` is "auto"; a number or inf there bounds each parameter's
             norm instead.
         decay: in [0, 1), weight of the past.
-        warmup_steps: norms to collect first.
+        warmup_steps: number of norms to collect first.
         **bounds: see `Policy`.
 
     Reference: Wang et al., "AdaGC: Improving Training Stability for Large Language Model Pretraining", 2025, arXiv

@@ -10,13 +10,13 @@ from autoclip.statistics import SlidingQuantile
 class AutoClip(Policy):
     """Threshold = percentile of all norms so far, as published: the current norm counts.
 
-    Of a run of more than `history` steps the latest that many count. A long history answers a drift late: growing
-    norms are clipped far more often than the percentile says, falling ones hardly.
+    Only the latest `history` norms count. A long history follows a drift late: growing norms are clipped far more often
+    than the percentile says, falling ones hardly.
 
     Args:
-        percentile: in [0, 100]; the paper uses 10. 0 is the running minimum; 100 never clips, where inclusive.
+        percentile: in [0, 100]; the paper uses 10. 0 is the running minimum; 100 never clips if inclusive.
         inclusive: whether the current norm counts towards its own threshold.
-        history: number of latest norms kept; None keeps all, as published, at a cost that grows with the run.
+        history: >= 1, number of latest norms kept. None keeps all, as published, at a cost that grows with the run.
         warmup_steps: 0 by default, as published.
         **bounds: see `Policy`.
 

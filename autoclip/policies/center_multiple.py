@@ -1,4 +1,4 @@
-"""A little above the middle of the recent norms."""
+"""A multiple of the median or mean of the recent norms."""
 
 from math import ulp
 from typing import Literal, Unpack
@@ -18,8 +18,8 @@ class CenterMultiple(Policy):
     Args:
         center: "median" or "mean".
         multiple: > 0.
-        window: number of norms, >= 1.
-        warmup_steps: norms to collect first.
+        window: >= 1, number of norms.
+        warmup_steps: number of norms to collect first.
         **bounds: see `Policy`.
 
     >>> policy = CenterMultiple(multiple=2, warmup_steps=3)

@@ -1,4 +1,4 @@
-"""Thresholds that learn nothing: a constant, and none at all."""
+"""Thresholds that learn nothing: a constant, and none."""
 
 from math import inf
 from typing import Unpack
@@ -10,8 +10,8 @@ from autoclip.policies.policy import Policy
 class Fixed(Policy):
     """A constant: clips like `torch.nn.utils.clip_grad_norm_(parameters, threshold)`, bit for bit.
 
-    But for two things: norms within 1e-6 below the threshold, which torch's added 1e-6 shrinks, are left alone; and
-    that constant is smaller for thresholds below 1e-3.
+    Two things differ. Norms within 1e-6 below the threshold are left alone; torch's added 1e-6 shrinks them. For
+    thresholds below 1e-3 the added constant is smaller.
 
     Args:
         threshold: > 0; inf never clips.
@@ -40,7 +40,7 @@ class Fixed(Policy):
 
 
 class NoClip(Policy):
-    """No clipping: the threshold is inf; the norms are measured, checked for NaN and recorded all the same.
+    """No clipping: the threshold is inf. The norms are still measured, checked for NaN and recorded.
 
     Args:
         warmup_steps: 0 by default.

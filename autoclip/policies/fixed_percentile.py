@@ -10,15 +10,15 @@ from autoclip.statistics import percentile_of
 
 
 class FixedPercentile(Policy):
-    """Threshold = scale * percentile of the norms of the warm-up, from then on constant.
+    """Threshold = scale * percentile of the norms of the warm-up; constant from then on.
 
-    Norms move by orders of magnitude during training, so a percentile of the first steps is soon another one; where
-    that matters, `RunningQuantile` follows.
+    Norms move by orders of magnitude during training, so the percentile of the first steps is soon out of date.
+    `RunningQuantile` follows the norms.
 
     Args:
-        percentile: in [0, 100]: this share of the warm-up's steps lies at or below the threshold (for scale 1).
+        percentile: in [0, 100], per cent of the warm-up's norms at or below the threshold (for scale 1).
         scale: > 0, factor on the percentile.
-        warmup_steps: norms to collect, at least one in effect.
+        warmup_steps: number of norms to collect; 0 collects one.
         **bounds: see `Policy`.
     """
 

@@ -13,38 +13,38 @@ class LossAwareQuantile(Policy):
 
         first step:  C = start * norm, read before that step is clipped
         then:        C <- C * exp(rate * (above - (1 - q))),  above = 1 if norm > C else 0,  q = percentile / 100
-                     C <- lift * C   where above = 1 and the loss falls:  slow - fast > margin * sd / sqrt(w)
-                     C <- cut * C    where the loss rises:                fast - slow > margin * sd
+                     C <- lift * C   if above = 1 and the loss falls:  slow - fast > margin * sd / sqrt(w)
+                     C <- cut * C    if the loss rises:                fast - slow > margin * sd
                      C <- max(C, floor * D),  D = the same tracker without lifts and cuts, from the first norm on
-        after ten:   C <- start * m, D <- m  where m > 10 * first norm,  m = the third smallest of the first ten norms
+        after ten:   C <- start * m, D <- m  if m > 10 * first norm,  m = the third smallest of the first ten norms
 
-    `fast` and `slow` are exponential averages of the loss up to this step, from the first loss on; sd is the root of
-    the average, from zero on and decayed as the slow one, of the squared distances of each loss from the slow average
-    before it; w is the weight that this average has gathered. So noise alone hardly counts; one wild loss cuts a few
-    times and lifts nothing as it leaves; and in the first steps a rise counts at once, a fall only when it is clear.
+    `fast` and `slow` are exponential averages of the loss, this step's included, and start at the first loss. sd^2 is
+    the average of the squared distances of each loss from the slow average before it; it starts at zero and decays as
+    the slow average does. w is the weight that it has gathered. So noise alone hardly counts. One wild loss cuts a few
+    times and lifts nothing as it leaves. In the first steps a rise counts at once, a fall only when it is clear.
 
-    While the loss falls steadily the share x of clipped steps is that with x (rate q + ln lift) = (1 - x) rate (1 - q):
-    61 % by default. While it stands still it is 90 %, that is steps of almost equal length, which survive a learning
-    rate that is too high; a rise shortens them. In a step the threshold rises by at most lift * exp(rate * q), 12 % by
-    default, but for the last line: where the first norm was less than a tenth of what is usual (of a batch of which
-    nearly all was masked, of layers that begin at zero), it would take hundreds of steps to rise from there.
+    While the loss stands still, 90 % of the steps are clipped: they have almost equal length, and survive a learning
+    rate that is too high. A rise shortens them. While the loss falls steadily the share x of clipped steps solves
+    x (rate q + ln lift) = (1 - x) rate (1 - q): 61 % by default. A step raises the threshold by at most
+    lift * exp(rate * q), 12 % by default. The last line is for a first norm below a tenth of the usual one (a batch
+    nearly all masked, layers that start at zero), from where the rise would take hundreds of steps.
 
-    Scale-free in the norms; neither the scale of the loss nor a constant added to it matters. In a step without a loss
-    q is `without_loss` / 100, and there is neither lift nor cut: without any, it is `RunningQuantile` at that
-    percentile with a slow start.
+    Scale-free in norms and loss, and a constant added to the loss does not matter. In a step without a loss q is
+    `without_loss` / 100, without lift or cut. Without any loss this is `RunningQuantile` at that percentile with a slow
+    start.
 
     Args:
-        percentile: in [0, 100], of the norms, while the loss neither falls nor rises.
+        percentile: in [0, 100], percentile of the norms while the loss neither falls nor rises.
         rate: in (0, 10], the tracker's step in log space.
         lift: >= 1, factor on the threshold in a clipped step while the loss falls.
-        cut: in (0, 1], factor on the threshold in a step of rising loss; 1, with a lift of 1, ignores the loss.
-        margin: >= 0, by how many of its standard deviations the loss has to fall or rise.
+        cut: in (0, 1], factor on the threshold in a step of rising loss. 1, with a lift of 1, ignores the loss.
+        margin: >= 0, standard deviations by which the loss has to fall or rise.
         fast: in [0, 1), decay of the fast average of the loss.
         slow: in [0, 1), decay of the slow one.
         start: in (0, 1], the first threshold as a share of the first norm.
-        floor: in (0, 1], least share of the tracker without lifts and cuts.
+        floor: in (0, 1], least threshold, as a share of the tracker without lifts and cuts.
         without_loss: in [0, 100], the percentile in steps without a loss.
-        warmup_steps: 0 by default; otherwise the tracker starts at the percentile of the warm-up's norms.
+        warmup_steps: 0 by default. Otherwise the tracker starts at the percentile of the warm-up's norms.
         **bounds: see `Policy`.
 
     Reference: our own, see `experiments/studies/thresholds`; the tracker is that of Andrew et al., 2019, arXiv
@@ -118,7 +118,7 @@ class LossAwareQuantile(Policy):
             self._look_at_the_first([*self.first_norms, norm])
 
     def _look_at_the_first(self, norms: list[float]) -> None:
-        """Begin anew where the first norm turns out to be far below those after it."""
+        """Start again if the first norm turns out to be far below those after it."""
         self.first_norms = norms
         if len(norms) < FIRST_NORMS:
             return
@@ -129,7 +129,7 @@ class LossAwareQuantile(Policy):
             self.quantile.start(self.start * usual)
 
     def _factor(self, above: bool) -> float:
-        """What the loss makes of the threshold; `above`: whether the step was clipped."""
+        """Factor that the loss puts on the threshold; `above`: whether the step was clipped."""
         if self.losses.rises(self.margin):
             return float(self.cut)
         return float(self.lift) if above and self.losses.falls(self.margin) else 1.0

@@ -1,4 +1,4 @@
-"""What a policy can be constructed with: allowed values as annotations, read by constructors and by the YAML schema."""
+"""The arguments of policies: their ranges as annotations, read by the constructors and by the YAML schema."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get
 
 @dataclass(frozen=True)
 class Number:
-    """An interval of allowed numbers, and the values allowed besides."""
+    """An interval of allowed numbers, and further allowed values."""
 
     low: float
     high: float
@@ -69,7 +69,7 @@ Share = Annotated[float, Number(0, 1, low_open=True)]
 
 
 class Bounds(TypedDict, total=False):
-    """The keyword arguments that every policy has besides `warmup_steps`."""
+    """The keyword arguments of every policy, besides `warmup_steps`."""
 
     warmup_threshold: float | Literal["auto"]
     min_threshold: float

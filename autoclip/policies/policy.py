@@ -1,4 +1,4 @@
-"""The contract of every policy: warm-up, bounds, what is never learned, and state."""
+"""The contract of every policy: warm-up, bounds, which norms are never learned from, and state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal, Never, Self, final
 
 from autoclip.policies.parameters import (
     Floor,
+    Percentile,
     Steps,
     Threshold,
     WarmupThreshold,
@@ -25,21 +26,21 @@ ALL = "all"
 """Name of the one group of scope "global"."""
 
 USUAL_WINDOW = 100
-"""Number of norms that stands for the memory of a policy without a window."""
+"""Memory of a policy without a window, in norms."""
 WINDOWS_TO_STARVE = 10
 
 LARGEST_START = 10.0
-"""Multiple of the automatic warm-up threshold above which a norm of the warm-up has exploded, and no tracker starts;
-percentile 99 of lognormal norms with a log-deviation of 1 lies there."""
+"""A norm of the warm-up above this multiple of the automatic warm-up threshold has exploded: no tracker starts there.
+Percentile 99 of lognormal norms with a log-deviation of 1 lies at it."""
 FIRST_NORMS = 10
-"""So many norms tell whether the first one was of their kind."""
+"""Number of norms that tell whether the first one was an outlier."""
 
 
 def usual_norm(first_norms: Sequence[float]) -> float | None:
-    """The third smallest of the first ten norms, where it lies more than ten times above the first; None elsewhere.
+    """The third smallest of the first ten norms, if it is more than ten times the first one; else None.
 
-    Such a first norm is that of a batch of which nearly all was masked, or of layers that begin at zero: a slow start
-    from it would take hundreds of steps.
+    A first norm that small comes from a batch that is nearly all masked, or from layers that start at zero. A slow
+    start from it would take hundreds of steps.
     """
     usual = sorted(first_norms)[2]
     return usual if usual > LARGEST_START * first_norms[0] else None
@@ -51,22 +52,22 @@ class Policy(ABC):
     A step never votes on its own threshold, unless the policy says `inclusive = True`: then `observe` comes first and
     the threshold is read after it. A policy belongs to one clipper.
 
-    The first `warmup_steps` norms are collected; then `_start` gets them and the policy is active. Until then the
-    threshold is `warmup_threshold`: a number, inf (collect unclipped), or "auto": inf for the very first step, then a
-    running median that starts at the first norm and moves by a constant ratio, so that it rises by at most 5.1 % a
-    step and an explosion within the warm-up is not let through. Norms that are zero or not finite are counted and
-    never learned from.
+    The first `warmup_steps` norms are collected and given to `_start`; then the policy is active. Until then the
+    threshold is `warmup_threshold`: a number, inf (collect unclipped), or "auto". "auto" is inf for the very first
+    step, then a running median that starts at the first norm and moves by a constant ratio: it rises by at most 5.1 % a
+    step, and lets no explosion within the warm-up through. Norms that are zero or not finite are counted and never
+    learned from.
 
-    A subclass stores each constructor argument under its own name (with a trailing underscore where a method has that
-    name) and implements `_start`, `_threshold` and `_observe`. Every other attribute is its state and must be a plain
-    value (number, string, list, dict, None) or have `state_dict` and `load_state_dict`; objects and dicts have to be
-    made in the constructor, before any norm.
+    A subclass implements `_start`, `_threshold` and `_observe`. It stores each constructor argument under its own name
+    (with a trailing underscore where a method has that name). Every other attribute is its state: a plain value
+    (number, string, list, dict, None), or an object with `state_dict` and `load_state_dict`. Make objects and dicts in
+    the constructor, before any norm.
 
     Args:
-        warmup_steps: norms to collect first, >= 0. A policy needs one norm to start from, so that with 0 the first
-            step of a policy that is not inclusive still runs under `warmup_threshold`.
+        warmup_steps: >= 0, number of norms to collect first. A policy needs one norm to start from: with 0, the first
+            step still runs under `warmup_threshold`, unless the policy is inclusive.
         warmup_threshold: > 0, or "auto".
-        min_threshold: >= 0, the least threshold ever returned, in warm-up too.
+        min_threshold: >= 0, the least threshold ever returned, in the warm-up too.
         max_threshold: > 0, the largest; inf sets no bound.
     """
 
@@ -101,7 +102,7 @@ class Policy(ABC):
 
     @final
     def threshold(self) -> float:
-        """Largest norm left unclipped now: a float > 0; inf means that nothing is clipped."""
+        """Largest norm left unclipped now: a float > 0; inf: nothing is clipped."""
         returned = self._threshold() if self.phase == "active" else self._warmup_bound()
         try:
             value = float(returned)
@@ -119,8 +120,8 @@ class Policy(ABC):
         """Learn from one optimizer step.
 
         Args:
-            norm: of the gradients before clipping, >= 0; zero and non-finite norms are only counted.
-            loss: of the step, where the loop gives it; a non-finite loss counts as none.
+            norm: of the gradients before clipping, >= 0. Zero and non-finite norms are only counted.
+            loss: of the step, if the loop gives one. A non-finite loss counts as none.
         """
         norm = float(norm)
         if not isfinite(norm):
@@ -147,16 +148,16 @@ class Policy(ABC):
 
     @final
     def reciprocal(self, norm: float) -> float:
-        """Norm to which the response "reciprocal" shrinks a norm above the threshold: the further out, the smaller.
+        """Norm that the response "reciprocal" leaves of one above the threshold: the larger it was, the less.
 
-        c * c / norm at a threshold of c, unless the policy has a formula of its own; never more than c.
+        c * c / norm at a threshold of c, or the policy's own formula; never more than c.
         """
         threshold = self.threshold()
         return min(threshold, self._reciprocal(norm)) if self.phase == "active" else threshold * (threshold / norm)
 
     @final
     def relearn(self, norms: list[float]) -> None:
-        """Forget what was learned and begin from recent norms, as if they had been the warm-up.
+        """Forget what was learned and start again from recent norms, as if they were the warm-up.
 
         Args:
             norms: finite and > 0, oldest first, at least one.
@@ -172,20 +173,20 @@ class Policy(ABC):
 
     @property
     def warmup_total(self) -> float | None:
-        """In the warm-up, bound on the norm of all groups together; None: each group has its own."""
+        """Bound on the norm of all groups together in the warm-up; None: each group has its own."""
         total = self._warmup_total()
         return None if total is None else self._bounded(total)
 
     @property
     def starves_after(self) -> int | None:
-        """Number of steps clipped in a row that tells of a new level: ten windows; None where it is meant to be so."""
+        """Steps clipped in a row that tell of a new level of the norms: ten windows. None: that is meant."""
         if getattr(self, "percentile", None) == 0:
             return None
         return WINDOWS_TO_STARVE * self.remembered_norms
 
     @property
     def remembered_norms(self) -> int:
-        """Number of recent norms that the policy goes by: its `window`, or what stands for one."""
+        """Number of recent norms that the policy goes by: its `window`, or 100 if it has none."""
         window = getattr(self, "window", None)
         return window if isinstance(window, int) and window > 0 else USUAL_WINDOW
 
@@ -196,7 +197,7 @@ class Policy(ABC):
 
     @abstractmethod
     def _start(self, warmup_norms: list[float]) -> None:
-        """Begin from the norms of the warm-up, oldest first, at least one."""
+        """Start from the norms of the warm-up: at least one, oldest first."""
 
     @abstractmethod
     def _threshold(self) -> float:
@@ -204,10 +205,10 @@ class Policy(ABC):
 
     @abstractmethod
     def _observe(self, norm: float, loss: float | None) -> None:
-        """Learn from a finite norm > 0 (and a finite loss or None) once active."""
+        """Learn from a norm that is finite and > 0, and a loss that is finite or None; called once active."""
 
     def _restart(self, norms: list[float]) -> None:
-        """Begin anew from recent norms in the middle of training; as after the warm-up, unless overridden."""
+        """Start again from recent norms in the middle of training; as after the warm-up, unless overridden."""
         self._start(norms)
 
     def _warmup_total(self) -> float | None:
@@ -220,11 +221,11 @@ class Policy(ABC):
         return threshold * (threshold / norm)
 
     def _observe_loss(self, loss: float) -> None:  # noqa: B027 - optional: most policies do not look at the loss
-        """Learn from the finite loss of a learned step; called before `_observe`, and in warm-up too."""
+        """Learn from the finite loss of a learned step; called before `_observe`, and in the warm-up too."""
 
     @final
     def parameters(self) -> dict[str, Any]:
-        """Constructor arguments by name: `type(policy)(**policy.parameters())` is the same policy before any norm."""
+        """Constructor arguments by name: `type(policy)(**policy.parameters())` is the policy with nothing learned."""
         names = constructor_parameters(type(self))
         unkept = [name for name in ("warmup_steps", *names) if self._attribute(name) not in vars(self)]
         if unkept:
@@ -236,12 +237,12 @@ class Policy(ABC):
 
     @final
     def clone(self) -> Self:
-        """Build a new policy with the same parameters and nothing learned."""
+        """Make a new policy with the same parameters and nothing learned."""
         return type(self)(**self.parameters())
 
     @final
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned, as plain JSON-able values, with the policy's name. Parameters are not part of it."""
+        """Everything learned and the policy's name, as plain JSON-able values. Parameters are not part of it."""
         state: dict[str, Any] = {"policy": type(self).__name__}
         for name in self._state_names():
             value = getattr(self, name)
@@ -253,7 +254,7 @@ class Policy(ABC):
         """Continue exactly from a `state_dict()` of the same kind of policy.
 
         Raises:
-            ValueError: the state belongs to another policy, or does not fit this one; nothing is changed.
+            ValueError: the state is of another policy, or does not fit this one. Nothing is changed.
         """
         name = type(self).__name__
         if state.get("policy") != name:
@@ -284,20 +285,25 @@ class Policy(ABC):
         vars(self).update(vars(loaded))
 
     def __repr__(self) -> str:
-        defaults = constructor_parameters(type(self))
-        shown = [f"{name}={value!r}" for name, value in self.parameters().items() if value != defaults[name][1]]
+        """What constructs it anew: the arguments that are not at their defaults, and the percentile of a clip rate."""
+        declared = constructor_parameters(type(self))
+        shown = [
+            f"{name}={_as_written(value, declared[name][0])}"
+            for name, value in self.parameters().items()
+            if value != declared[name][1] or (name == "percentile" and not self.reads_loss)
+        ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @final
     def _contained(self, start: float) -> float:
-        """Where a tracker may start, so that norms exploding within the warm-up do not set the threshold after it."""
+        """Limit where a tracker starts, so that an explosion in the warm-up does not set the threshold after it."""
         if self.warmup_threshold != "auto":
             return start
         return min(start, LARGEST_START * self.warmup_tracker.get())
 
     @final
     def _without_explosions(self, warmup_norms: list[float]) -> list[float]:
-        """The norms of the warm-up, of which those that exploded count as the largest of the others."""
+        """The norms of the warm-up; those that exploded count as the largest of the others."""
         largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
         return [min(norm, largest) for norm in warmup_norms]
 
@@ -329,8 +335,16 @@ class Policy(ABC):
         return [name for name in vars(self) if name not in parameters]
 
 
+def _as_written(value: Any, annotation: Any) -> str:
+    """A constructor argument in Python: a percentile as people write it, an infinity that can be pasted."""
+    if value == inf:
+        return "float('inf')"
+    whole = annotation == Percentile and float(value).is_integer()
+    return repr(int(value) if whole else value)
+
+
 def _alike(fresh: Any, value: Any) -> bool:
-    """Whether a value may take the place of the one that a policy begins with: None may be, or become, anything."""
+    """Whether a loaded value may replace the one that a policy starts with; None may be, or become, anything."""
     if fresh is None or value is None:
         return True
     kinds = (bool, Real, str, list | tuple, dict)

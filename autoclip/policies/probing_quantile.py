@@ -8,7 +8,7 @@ from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
 from autoclip.statistics import LossTrend, SlidingQuantile
 
 LIMIT = 2.5
-"""Standard deviations that one loss counts at most, so that a wild batch is no rise."""
+"""A loss counts as this many standard deviations at most, so that one wild batch is no rise."""
 LEAST = nextafter(0.0, 1.0)
 
 
@@ -21,39 +21,38 @@ class ProbingQuantile(Policy):
         loss rises:   fast - slow average > margin * sd  and  > setback * (highest - lowest slow), see `LossTrend`
                       C <- max(cut * C, min(C, floor * median of the window))   instead
                       q <- max(lowest, q - step_back), opening <- memory * opening,   at most once in `pause` steps
-        after ten:    C <- start * m   where m > 10 * first norm,  m = the third smallest of the first ten norms
+        after ten:    C <- start * m   if m > 10 * first norm,  m = the third smallest of the first ten norms
 
-    It is probed how far the threshold may open, as a link is probed for its capacity. What it promises:
+    It probes how far the threshold may open, as network protocols probe the capacity of a link. What it promises:
 
-    - A tame training is clipped in one step of ten once q is open, after `(percentile - lowest) / pace` = 160 steps.
-      The noise of a loss that has come down is no rise: to be one, it has to undo a tenth of all that it moved.
-    - A spike is clipped, and one wild loss is no rise: a loss counts as 2.5 standard deviations at most.
-    - Where the learning rate is too high the loss rises again and again: q stays low, as it opens the more slowly the
-      oftener that happens. An explosion cannot be followed in any case: the threshold falls with the norms at once,
-      and rises by 3 % a step at most.
-    - A loss that means nothing, as of adversarial training, is not obeyed for long: where `patience` step backs follow
-      each other within a window, closing does not help; the loss is not listened to before q is open and a window has
+    - A tame training is clipped in one step of ten, once q is open: after `(percentile - lowest) / pace` = 160 steps.
+      The noise of a loss that has come down is no rise: a rise has to undo a tenth of the loss's range so far.
+    - A spike is clipped. One wild loss is no rise: a loss counts as 2.5 standard deviations at most.
+    - Where the learning rate is too high the loss rises again and again. Then q stays low: after each rise it opens
+      more slowly. No explosion is followed: the threshold falls with the norms at once and rises by 3 % a step at most.
+    - A loss that means nothing, as in adversarial training, is soon ignored. After `patience` step backs in a row, each
+      within a window of the one before, closing has not helped: the loss counts again once q is open and a window has
       passed without a rise.
 
-    Scale-free in norms and losses, and a constant added to the loss does not matter. In a step without a loss nothing
-    rises: without any, the high percentile and the bound on its growth are all there is.
+    Scale-free in norms and losses, and a constant added to the loss does not matter. A step without a loss is no rise.
+    Without any loss, the high percentile and the bound on its growth are all there is.
 
     Args:
-        percentile: in [0, 100], of the norms, that q opens to.
-        lowest: in [0, percentile], where q begins, and below which it does not step back.
+        percentile: in [0, 100], percentile of the norms that q opens to.
+        lowest: in [0, percentile], where q begins; it steps back no further.
         window: >= 1, number of norms.
         start: in (0, 1], the first threshold as a share of the first norm.
-        growth: > 0, the most by which the threshold rises in a step, as a share.
-        margin: >= 0, by how many standard deviations the loss has to rise.
-        setback: >= 0, which share of its range so far it has to rise by.
+        growth: > 0, largest rise of the threshold in a step, as a share.
+        margin: >= 0, standard deviations by which the loss has to rise.
+        setback: >= 0, share of its range so far by which the loss has to rise.
         cut: in (0, 1], factor on the threshold in a step of rising loss.
         floor: in (0, 1], share of the window's median below which nothing is cut.
-        step_back: >= 0, points that q loses.
+        step_back: >= 0, points that q loses in a step back.
         pace: >= 0, points that q gains in a step at first.
-        memory: in (0, 1], factor on the gain at each step back.
-        pause: >= 0, steps that lie at least between two step backs.
-        patience: >= 0, number of step backs in vain; 0 never listens to the loss.
-        warmup_steps: 0 by default; otherwise the threshold starts at percentile `lowest` of the warm-up's norms.
+        memory: in (0, 1], factor on that gain at each step back.
+        pause: >= 0, least number of steps between two step backs.
+        patience: >= 0, number of step backs in vain before the loss is ignored; 0 never listens to the loss.
+        warmup_steps: 0 by default. Otherwise the threshold starts at percentile `lowest` of the warm-up's norms.
         **bounds: see `Policy`.
 
     Reference: our own, see `experiments/studies/default` and `experiments/studies/ablation`.
@@ -145,7 +144,7 @@ class ProbingQuantile(Policy):
             self._look_at_the_first([*self.first_norms, norm])
 
     def _step_back(self) -> None:
-        """Lower the percentile, or let go where that has not helped."""
+        """Lower the percentile, or ignore the loss if that has not helped."""
         self.in_vain = self.in_vain + 1 if self.since <= self.window else 0
         self.since = 0
         if self.in_vain == self.patience:
@@ -155,7 +154,7 @@ class ProbingQuantile(Policy):
         self.opening *= self.memory
 
     def _look_at_the_first(self, norms: list[float]) -> None:
-        """Begin anew where the first norm turns out to be far below those after it."""
+        """Start again if the first norm turns out to be far below those after it."""
         self.first_norms = norms if len(norms) < FIRST_NORMS else []
         if len(norms) == FIRST_NORMS and (usual := usual_norm(norms)) is not None:
             self.current = self.start * usual

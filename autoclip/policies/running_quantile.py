@@ -10,17 +10,17 @@ from autoclip.statistics import GeometricQuantile, SlidingQuantile, percentile_o
 class RunningQuantile(Policy):
     """Threshold = running percentile of the norms of earlier steps.
 
-    By default a geometric tracker: in each step the threshold rises by exp(rate * q) where the norm lay above it and
-    falls by exp(-rate * (1 - q)) where not, q = percentile / 100. It holds the share of clipped steps at 1 - q
-    through any drift (see `GeometricQuantile` for the bound) and cannot be carried away by a single norm. With
-    `window` it is the exact percentile of that many latest norms, which lags behind a drift.
+    By default a geometric tracker, with q = percentile / 100. Each step raises the threshold by exp(rate * q) if the
+    norm was above it, and lowers it by exp(-rate * (1 - q)) if not. This holds the share of clipped steps at 1 - q
+    through any drift (`GeometricQuantile` gives the bound), and no single norm can carry it away. With `window` it is
+    the exact percentile of that many latest norms, which lags behind a drift.
 
     Args:
-        percentile: in [0, 100]: this share of the steps stays unclipped.
+        percentile: in [0, 100], per cent of the steps that stay unclipped.
         rate: in (0, 10], the tracker's step in log space; not used with `window`.
-        window: None for the tracker, or a number of norms, >= 1.
-        warmup_steps: norms to collect first; the tracker starts at their percentile, or, where they exploded, at ten
-            times the automatic warm-up threshold.
+        window: >= 1, a number of norms; None for the tracker.
+        warmup_steps: number of norms to collect first. The tracker starts at their percentile, or at ten times the
+            automatic warm-up threshold if they exploded.
         **bounds: see `Policy`.
 
     Reference: the tracker is that of Andrew et al., 2019, arXiv 1905.03871; the window with past norms only is PyPI's

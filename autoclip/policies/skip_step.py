@@ -1,4 +1,4 @@
-"""Steps that stand out are left out."""
+"""SkipStep: a step whose norm stands out is skipped."""
 
 from typing import Unpack
 
@@ -8,18 +8,18 @@ from autoclip.statistics import SlidingMean
 
 
 class SkipStep(Policy):
-    """Threshold = mean + sigmas * std of the last `window` norms; above it the step is skipped.
+    """Threshold = mean + sigmas * std of the last `window` norms; a step above it is skipped.
 
     std is the unbiased one. Norms of skipped steps enter the window too, so that a new level is soon accepted.
 
     Args:
         sigmas: > 0.
-        window: number of norms, >= 1.
-        least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0: there any rise
-            after constant norms skips the step.
-        warmup_steps: norms to collect first; half the window less one in the published code. With
-            `warmup_threshold="auto"` those above ten times its last threshold, exploded ones, count as the largest of
-            the others; inf is the published warm-up.
+        window: >= 1, number of norms.
+        least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0, which skips a step
+            at any rise after constant norms.
+        warmup_steps: number of norms to collect first; the published code has half the window less one. With
+            `warmup_threshold="auto"`, norms above ten times its last threshold have exploded and count as the largest
+            of the others; inf is the published warm-up.
         **bounds: see `Policy`.
 
     Reference: the skip-step optimizer of OLMo-core (`optim/skip_step_optimizer.py`).

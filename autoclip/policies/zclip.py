@@ -1,4 +1,4 @@
-"""Spikes by their z-score."""
+"""ZClip: spikes are found by their z-score."""
 
 from typing import Literal, Unpack
 
@@ -10,7 +10,7 @@ Form = Literal["reciprocal", "mean", "max"]
 
 
 class ZClip(Policy):
-    """Clips norms whose z-score is above `z_threshold`, the further out, the stronger.
+    """Clips norms whose z-score is above `z_threshold`: the further out, the stronger.
 
         z = (n - mean) / (std + epsilon),  threshold = mean + z_threshold * (std + epsilon), in "max" without epsilon
         a norm n above it becomes c:  "reciprocal": mean + z_threshold * std / (z / z_threshold)
@@ -18,18 +18,19 @@ class ZClip(Policy):
                                       "max":        mean + z_threshold * std
         mean <- a * mean + (1 - a) * x,  var <- a * var + (1 - a) * (x - mean)^2,  x = c or n, a = decay
 
-    The moments start as mean and population variance of the warm-up's norms. With `warmup_threshold="auto"` those
-    above ten times its last threshold, exploded ones, count as the largest of the others; inf is the published warm-up.
+    The moments start as mean and population variance of the warm-up's norms. With `warmup_threshold="auto"`, norms
+    above ten times its last threshold have exploded and count as the largest of the others; inf is the published
+    warm-up.
 
     Args:
         z_threshold: > 0.
         decay: in [0, 1), weight of the past.
-        form: what becomes of a spike, in the response "reciprocal" and in the moments; "max" is called percentile in
-            the published code.
+        form: what a spike becomes, in the response "reciprocal" and in the moments; the published code calls "max"
+            percentile.
         epsilon: >= 0, in the units of the norms; 0 makes the rule scale-free.
-        least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0: there any rise
-            after constant norms is a spike.
-        warmup_steps: norms to collect first.
+        least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0, which takes any
+            rise after constant norms for a spike.
+        warmup_steps: number of norms to collect first.
         **bounds: see `Policy`. The published default of `max_threshold` is 1.0, which hides the rule wherever norms
             exceed 1.
 

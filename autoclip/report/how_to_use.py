@@ -28,7 +28,7 @@ def framework_of(trace: NormTrace) -> Framework | None:
 def python_of(policy: Mapping[str, Any]) -> str:
     """The policy of a section as it is written in Python."""
     parameters = {name: value for name, value in policy.items() if name != "kind"}
-    return f"autoclip.{POLICIES[policy['kind']](**parameters)!r}".replace("=inf", "=float('inf')")
+    return f"autoclip.{POLICIES[policy['kind']](**parameters)!r}"
 
 
 def code_of(policy: Mapping[str, Any], framework: Framework | None = None, *, with_loss: bool = True) -> str:

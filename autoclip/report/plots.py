@@ -6,24 +6,24 @@ from math import isfinite
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from autoclip.pictures.norms import NORM, THRESHOLD, norms_figure
 from autoclip.pictures.picture import (
-    LARGEST,
     Picture,
     colours,
     count_steps,
     drawable,
-    kept,
     label_axes,
     new_figure,
     plain,
     png_of,
+    positive,
     put_legend,
     thinned,
 )
-from autoclip.report.series import Floats, Series, pooled_norms, smoothed, smoothing
+from autoclip.pictures.series import Floats, Series
+from autoclip.report.series import pooled_norms, smoothed, smoothing
 
 PERCENTILES = (10, 50, 90, 99)
 MOST_NAMED = 8
@@ -32,7 +32,6 @@ MOST_BEHIND = 4
 """Trainings whose single losses are drawn behind the smoothed ones."""
 LOG_RATIO = 20.0
 """A loss that falls by this factor is drawn on a logarithmic axis."""
-NORM, CLIPPED, THRESHOLD, SKIPPED, NONFINITE, WARMUP = "#7796b8", "#d55e00", "#111111", "#8a2be2", "#c00000", "#e9e4d4"
 
 
 def norms_picture(
@@ -57,39 +56,14 @@ def norms_picture(
     Returns:
         None where no norm is finite and above zero.
     """
-    if not run.usable.any():
+    figure = norms_figure(run, quantity)
+    if figure is None:
         return None
-    figure, axes = new_figure(height=3.6)
-    axes.set_yscale("log")
-    entries: list[tuple[Artist, str]] = []
-    norms = _positive(run.norms)
-    entries.append((axes.plot(*thinned(run.steps, norms), color=NORM, linewidth=0.8, zorder=2)[0], "norm"))
-    limits = _positive(run.thresholds)
-    if np.isfinite(limits).any():
-        line = axes.plot(*thinned(run.steps, limits), color=THRESHOLD, linewidth=1.3, zorder=4)[0]
-        entries.append((line, "threshold"))
-    clipped = run.clipped & run.usable & ~run.skipped
-    entries += _marks(axes, run, clipped, ".", CLIPPED, "clipped step", 3.5 if len(run) < 1000 else 2.5)
-    if run.warmup.any():
-        for first, last in _stretches(run.warmup):
-            axes.axvspan(run.steps[first] - 0.5, run.steps[last] + 0.5, color=WARMUP, linewidth=0, zorder=0)
-        entries.append((Patch(color=WARMUP), "warm-up"))
-    entries += _marks(axes, run, run.skipped & run.usable, "v", SKIPPED, "skipped step", 4)
-    broken = ~np.isfinite(run.norms)
-    if broken.any():
-        at = run.steps[broken]
-        marks = axes.plot(
-            at, [0.97] * len(at), "x", color=NONFINITE, markersize=5, transform=axes.get_xaxis_transform(), zorder=5
-        )[0]
-        entries.append((marks, "not finite"))
-    label_axes(axes, "", quantity)
-    count_steps(axes)
-    put_legend(figure, entries)
     left = f", with a mean coefficient of {run.mean_coefficient:.1%}" if np.isfinite(run.mean_coefficient) else ""
     rate = f" After the warm-up {run.clip_rate:.1%} of the steps were clipped{left}."
     zero = int((run.norms == 0).sum())
     unseen = f" {zero} norms of zero are not shown." if zero else ""
-    if not np.isfinite(limits).any():
+    if not np.isfinite(run.thresholds).any():
         rate = " There was no threshold."
     elif not has_rate or np.isnan(run.clip_rate):
         rate = ""
@@ -120,7 +94,7 @@ def histogram_picture(
     Returns:
         None where no norm is finite and above zero.
     """
-    norms = _positive(pooled_norms(runs))
+    norms = positive(pooled_norms(runs))
     if not len(norms):
         return None
     figure, axes = new_figure()
@@ -272,22 +246,6 @@ def scale_losses(axes: Axes, shown: Floats) -> None:
     axes.set_ylim(bottom=positive.min() / 2)
 
 
-def _positive(values: Floats) -> Floats:
-    """For a logarithmic axis: NaN for what is not finite and above zero."""
-    return np.where(values > 0, np.maximum(drawable(values), 1 / LARGEST), np.nan)
-
-
-def _marks(
-    axes: Axes, run: Series, which: NDArray[np.bool_], marker: str, colour: str, label: str, size: float
-) -> list[tuple[Artist, str]]:
-    if not which.any():
-        return []
-    steps, norms = run.steps[which], _positive(run.norms[which])
-    at = kept(norms)
-    axes.plot(steps[at], norms[at], marker, color=colour, markersize=size, markeredgewidth=0, zorder=3)
-    return [(axes.plot([], [], marker, color=colour, markersize=max(size, 5), markeredgewidth=0)[0], label)]
-
-
 def _many(axes: Axes, curves: Sequence[tuple[str, NDArray[np.int64], Floats]]) -> list[tuple[Artist, str]]:
     """Draw lines, and return their legend."""
     entries: list[tuple[Artist, str]] = []
@@ -306,9 +264,3 @@ def _shades(count: int) -> Sequence[str]:
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [loss for _, loss in points]
-
-
-def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and last position of every run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
-    return [(int(first), int(last) - 1) for first, last in zip(edges[::2], edges[1::2], strict=True)]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from autoclip.flow import GradientFlow, by_verdict
+from autoclip.pictures.series import FEWEST_STEPS, Series
 from autoclip.report.page import Level, Reading
-from autoclip.report.series import FEWEST_STEPS, Series, pooled_norms
+from autoclip.report.series import pooled_norms
 from autoclip.run_directory import METRICS
 from autoclip.tuning.log_findings import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift, times_text
 from autoclip.tuning.replay import SPIKE_STEPS, spikes

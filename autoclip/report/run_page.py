@@ -9,21 +9,18 @@ from typing import Any
 
 from autoclip.flow import GradientFlow, diagnose, read_samples
 from autoclip.lab.yaml_source import shortened
+from autoclip.pictures.norms import QUANTITIES
 from autoclip.pictures.picture import Picture
+from autoclip.pictures.series import Series
 from autoclip.records import rate_text, threshold_text
 from autoclip.report import plots
 from autoclip.report.configuration import read_configuration, read_summary
 from autoclip.report.page import LEVELS, Reading, code, figures, folded, heading, page, paragraph, readings, table
 from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
-from autoclip.report.series import Series, read_series
+from autoclip.report.series import read_series
 from autoclip.run_directory import CONFIG, LAYERS
 from autoclip.tuning.usual_rate import Steps, Verdict, is_default, verdict
 
-QUANTITIES = {
-    "norm": "gradient norm before clipping",
-    "value": "largest gradient element before clipping",
-    "agc": "largest unit's gradient norm / weight norm",
-}
 LONGEST_SEED = 24
 PROMISING = ("running_quantile", "fixed_percentile", "autoclip")
 """Policies whose percentile is a promise of the clip rate."""
@@ -114,7 +111,7 @@ def run_page(
     clip = config["clip"] if isinstance(config.get("clip"), dict) else {}
     failed = _failed(total)
     policy = str(total.get("policy") or runs[0].summary.get("policy") or clip.get("policy") or "policy not recorded")
-    quantity = QUANTITIES.get(str(clip.get("mode")), QUANTITIES["norm"])
+    quantity = quantity_of(clip)
     promised = _promised(clip)
     pictures = _pictures(runs, quantity, promised, clip)
     if flow_picture:
@@ -235,6 +232,11 @@ def _entries(total: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _label(directory: str) -> str:
     """What the run of a directory of this name is called."""
     return directory.replace("seed-", "seed ")
+
+
+def quantity_of(clip: Mapping[str, Any]) -> str:
+    """What is measured under a `clip` section."""
+    return QUANTITIES.get(str(clip.get("mode")), QUANTITIES["norm"])
 
 
 def _promised(clip: Mapping[str, Any]) -> float | None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
+from autoclip.pictures.series import Series
 from autoclip.report.configuration import read_configuration, read_summary
-from autoclip.report.series import Series, read_series
+from autoclip.report.series import read_series
 from autoclip.run_directory import CONFIG
 from autoclip.tuning.candidates import RUNS, Candidate
 from autoclip.tuning.outcome import Result

@@ -119,14 +119,12 @@ def clipper_call(clip: Mapping[str, Any], path: str) -> str:
     """
     policy = {name: value for name, value in clip["policy"].items() if name != "kind"}
     try:
-        built = type(POLICIES[clip["policy"]["kind"]](**policy)).__name__
+        built = POLICIES[clip["policy"]["kind"]](**policy)
     except (KeyError, TypeError, ValueError):
         return f"autoclip.Clipper(model, **autoclip.from_config({path!r}))"
-    given = ", ".join(f"{name}={value!r}" for name, value in policy.items())
     defaults = ClipConfig().model_dump()
     others = [f"{name}={value!r}" for name, value in clip.items() if name != "policy" and value != defaults.get(name)]
-    arguments = ["model", f"autoclip.{built}({given})", *others]
-    return f"autoclip.Clipper({', '.join(arguments)})".replace("=inf", "=float('inf')")
+    return f"autoclip.Clipper({', '.join(['model', f'autoclip.{built!r}', *others])})"
 
 
 def as_json(picks: Picks | None) -> Mapping[str, object]:

@@ -19,8 +19,9 @@ from autoclip.pictures.picture import (
     png_of,
     put_legend,
 )
+from autoclip.pictures.series import Floats, Series
 from autoclip.report.plots import scale_losses
-from autoclip.report.series import Floats, Series, smoothed, smoothing
+from autoclip.report.series import smoothed, smoothing
 from autoclip.tuning.outcome import Result
 
 

@@ -2,25 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 import numpy as np
 import yaml
 
 from autoclip.pictures.picture import Picture
+from autoclip.pictures.series import Series
 from autoclip.policies import POLICIES
 from autoclip.report import plots
 from autoclip.report.how_to_use import code_of, framework_of
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
-from autoclip.report.series import Series
+from autoclip.report.series import LOGGED, logged_series
 from autoclip.report.trace_text import LIMITS, answer_of, size_of, spikes_of
 from autoclip.traces import NormTrace
 from autoclip.tuning.log_findings import times_text
 from autoclip.tuning.replay import replay
 from autoclip.tuning.suggest import Suggestion
-
-QUANTITY = "gradient norm, as logged"
 
 
 def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[str] = ()) -> tuple[str, list[Picture]]:
@@ -60,24 +58,24 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
 
 def _pictures(suggestion: Suggestion) -> list[Picture]:
     trace = suggestion.trace
-    logged = _logged(trace)
+    logged = logged_series(trace)
     suggested = _replayed(trace, suggestion.policy)
     found = [
         plots.norms_picture(
             suggested,
             "norms",
-            QUANTITY,
+            LOGGED,
             title="Norms under the suggested policy",
             caption=f"One step in {trace.stride} was logged." if trace.stride > 1 else "",
         )
     ]
     if np.isfinite(logged.thresholds).any():
         title = "Norms and the threshold in the log"
-        found.append(plots.norms_picture(logged, "norms_logged", QUANTITY, title=title, has_rate=False))
+        found.append(plots.norms_picture(logged, "norms_logged", LOGGED, title=title, has_rate=False))
     intervals = {name: (one.value, one.low, one.high) for name, one in suggestion.percentiles.items()}
     percentile = suggestion.policy.get("percentile")
     found += [
-        plots.histogram_picture([logged], QUANTITY, intervals=intervals),
+        plots.histogram_picture([logged], LOGGED, intervals=intervals),
         plots.clip_rate_picture(
             [replace(suggested, label=str(suggestion.policy["kind"])), *_fixed(logged, list(suggestion.fixed))],
             None if percentile is None else 1 - percentile / 100,
@@ -88,24 +86,6 @@ def _pictures(suggestion: Suggestion) -> list[Picture]:
     return [picture for picture in found if picture]
 
 
-def _logged(trace: NormTrace) -> Series:
-    """The trace as it was."""
-    nothing = np.zeros(len(trace), dtype=np.bool_)
-    thresholds = np.full(len(trace), inf) if trace.thresholds is None else trace.thresholds
-    norms = np.where(np.isfinite(trace.norms), trace.norms, np.nan)
-    return Series(
-        label="log",
-        steps=trace.steps,
-        norms=norms,
-        thresholds=thresholds,
-        losses=np.full(len(trace), np.nan) if trace.losses is None else trace.losses,
-        coefficients=np.full(len(trace), np.nan),
-        clipped=norms > thresholds,
-        skipped=nothing,
-        warmup=nothing,
-    )
-
-
 def _replayed(trace: NormTrace, section: Mapping[str, Any]) -> Series:
     """The trace under a policy."""
     parameters = {name: value for name, value in section.items() if name != "kind"}
@@ -113,7 +93,7 @@ def _replayed(trace: NormTrace, section: Mapping[str, Any]) -> Series:
     warmup = np.zeros(len(trace), dtype=np.bool_)
     warmup[: int(result.active.argmax()) if result.active.any() else len(trace)] = True
     finite = np.isfinite(trace.norms)
-    logged = _logged(trace)
+    logged = logged_series(trace)
     return replace(
         logged,
         thresholds=result.thresholds,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoclip.errors import RunError, UsageError, visible
 from autoclip.lab.yaml_source import shortened
+from autoclip.pictures import need_matplotlib
 from autoclip.report.configuration import read_summary
 from autoclip.run_directory import CONFIG, METRICS, write_atomically, written_aside
 
@@ -60,7 +61,7 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
         what = "is a file" if directory.exists() else "does not exist"
         more = f"; for a log, `autoclip suggest {directory} --html report.html`" if directory.is_file() else ""
         raise UsageError(f"{directory} {what}; a report needs a directory that holds {LOOKED_FOR}{more}")
-    need_matplotlib()
+    _need_matplotlib()
     page = directory / REPORT
     _refuse_to_replace(page, "move it away")
     try:
@@ -96,19 +97,19 @@ def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: 
         raise UsageError(f"--html {page} must name a file, as in {page}.html: its pictures go into a folder {page}")
     if not page.parent.is_dir() or page.is_dir():
         raise UsageError(f"--html {page} must name a file in a folder that exists")
-    need_matplotlib()
+    _need_matplotlib()
     _refuse_to_replace(page, "choose another name")
     from autoclip.report.trace_page import trace_page
 
     return _write(page, *trace_page(suggestions, "Gradient norms", refused))
 
 
-def need_matplotlib() -> None:
+def _need_matplotlib() -> None:
     """Raise a UsageError that names the extra where matplotlib is missing."""
     try:
-        import matplotlib.figure  # noqa: F401 - only whether it is there
-    except ModuleNotFoundError:
-        raise UsageError("a report needs matplotlib: pip install 'autoclip-tuner[plot]'") from None
+        need_matplotlib("a report")
+    except ImportError as error:
+        raise UsageError(str(error)) from None
 
 
 def _page(

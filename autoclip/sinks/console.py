@@ -8,17 +8,17 @@ from autoclip.sinks.scalars import Scalars, Watched
 
 
 class ConsoleSink:
-    """Says in one line every `every` steps what became of them, as plain text.
+    """Prints one line of plain text every `every` steps.
 
         step     99  loss 0.53 (max 4.2)  norm 12.3 (max 873) -> 4.1  threshold 4.08  clipped 52% (45% of all)  left 71%
 
-    Norms are means over the steps of the line, before and after clipping; "clipped" are the shares of the last hundred
-    active steps, or of the line's, if those are more, and of all; "left" is the mean coefficient of all active steps.
-    Until a step is active, it says "warm-up". Numbers that were not finite are counted, not averaged.
+    Norms are means over the steps of the line, before and after clipping. "clipped" is the share of the last hundred
+    active steps (or of the line's, if those are more), then of all. "left" is the mean coefficient of all active steps.
+    Until a step is active the line says "warm-up". Numbers that were not finite are counted, not averaged.
 
     Args:
         every: steps of a line.
-        say: is given each line, as `print` or a logger's `info`; None writes to stderr.
+        say: gets each line, as `print` or a logger's `info`; None writes to stderr.
 
     Raises:
         ValueError: `every` is not a whole number >= 1.
@@ -31,7 +31,7 @@ class ConsoleSink:
         self._unusual = (0.0, 0.0)  # non-finite and skipped steps that were told
 
     def watch(self, clipper: Watched) -> None:
-        """Take the overall clip rate from this clipper, also after a resume."""
+        """Take the overall clip rate from this clipper; it survives a resume."""
         self._scalars.watch(clipper)
 
     def log(self, record: ClipRecord) -> None:
@@ -40,7 +40,7 @@ class ConsoleSink:
         self._tell(record.step, self._scalars.take(record))
 
     def close(self) -> None:
-        """Say what is left."""
+        """Print what is left."""
         self._tell(*self._scalars.rest())
 
     def _tell(self, step: int, scalars: dict[str, float]) -> None:

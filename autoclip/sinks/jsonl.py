@@ -15,25 +15,25 @@ from autoclip.run_directory import METRICS, LineLog, earlier_lines
 
 
 class HasLearningRate(Protocol):
-    """What is read of an optimizer."""
+    """The part of an optimizer that is read."""
 
     param_groups: list[dict[str, Any]]
 
 
 class JSONLSink(AbstractContextManager["JSONLSink"]):
-    """Writes the lines of `metrics.jsonl` in a loop of one's own, as `autoclip run` does in its own.
+    """Writes `metrics.jsonl`, as `autoclip run` does, for your own loop.
 
-    The file is opened at the first record and keeps the lines of earlier steps only: a loop that was resumed with
-    `clipper.load_state_dict()` continues it without a gap or a repeat. So it is with a clipper that is set back in the
-    middle. One that begins at step 0 begins a new file: what was there is kept beside it, as `metrics.jsonl.1`, and a
-    warning says so. A kill loses at most the line being written; where lines of earlier steps were damaged or removed
-    otherwise, a warning tells of the gap. A copy by `copy.deepcopy` writes nothing, and says so: the file is the
+    The file is opened at the first record, and keeps the lines of earlier steps only. So a loop resumed with
+    `clipper.load_state_dict()` continues it without a gap or a repeat, and so does a clipper that is set back in the
+    middle. A loop that begins at step 0 begins a new file: the old one is kept beside it as `metrics.jsonl.1`, and a
+    warning says so. A kill loses at most the line being written. If lines of earlier steps are otherwise damaged or
+    missing, a warning tells of the gap. A copy by `copy.deepcopy` writes nothing and says so: the file is the
     original's.
 
     Args:
-        path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing
-            is created.
-        optimizer: its first group's learning rate is noted; None: `lr` is null.
+        path: a file that ends in `.jsonl`; anything else is a directory, which gets `metrics.jsonl`. What is missing is
+            created.
+        optimizer: the learning rate of its first group is noted; None: `lr` is null.
 
     >>> import tempfile
     >>> from autoclip.records import ClipRecord
@@ -56,11 +56,11 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self._notices = Notices()
 
     def watch(self, clipper: Any) -> None:
-        """Take what this clipper still has to tell before the file is closed."""
+        """Remember the clipper, to get its last record before the file is closed."""
         self._clipper = weakref.ref(clipper)
 
     def announce(self, step: int) -> None:
-        """Note the learning rate of a step whose record comes when the next is made."""
+        """Note the learning rate of a step whose record comes at the next step."""
         lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
         if lr is not None and hasattr(lr, "detach"):  # a tensor; whoever has none needs no torch
             from autoclip.host_copy import HostCopy

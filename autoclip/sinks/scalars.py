@@ -1,4 +1,4 @@
-"""Records of steps as named numbers, thinned so that no spike is lost."""
+"""Records of steps as named numbers, thinned out without losing a spike."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ RECENT = 100
 
 
 class Watched(Protocol):
-    """What a sink can read of a clipper beyond the records."""
+    """What a sink can read of a clipper, besides the records."""
 
     @property
     def clip_rate(self) -> float:
@@ -25,19 +25,19 @@ class Watched(Protocol):
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps that were made to have no effect."""
+        """Number of skipped steps."""
 
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient in the latest step."""
 
     def settle(self) -> None:
-        """Record the latest step, where that was not done yet."""
+        """Record the latest step, if that was not done yet."""
 
 
 class Scalars:
-    """Collects records and gives, at the last of every `every` steps, what is to be plotted of them.
+    """Collects records, and at the last of every `every` steps gives the numbers to plot.
 
-    A window ends where (step + 1) is a multiple of `every`, so that a resumed run has the same ones. Its numbers:
+    A window ends where (step + 1) is a multiple of `every`, so that a resumed run has the same windows. Its numbers:
 
         total_norm        mean of the norms before clipping;  total_norm_max: their largest
         clipped_norm      mean of the norms after clipping;   clipped_norm_max
@@ -50,10 +50,10 @@ class Scalars:
         skipped_steps     number so far;  nonfinite_steps: number of non-finite norms that this sink was told of
         layer_norm/<name> norm of that parameter's gradient before clipping, of every `layers_every`-th step
 
-    The largest and smallest are left out where a window is one step. Numbers that are not finite are left out of means,
-    and what has no finite number in a window is missing there, as are rates before the first active step. Clip rate,
-    mean coefficient and skipped steps are those of the watched clipper; without one, those of the records since the
-    sink was made.
+    The largest and smallest are left out if a window is one step. Numbers that are not finite are left out of means. A
+    number without any finite value in a window is missing there, and so are rates before the first active step. Clip
+    rate, mean coefficient and skipped steps are the watched clipper's; without one, those of the records since the sink
+    was made.
 
     Args:
         every: steps of a window.
@@ -78,7 +78,7 @@ class Scalars:
         self._watched = clipper
 
     def take(self, record: ClipRecord) -> dict[str, float]:
-        """What is to be plotted at the step of this record; empty in the middle of a window."""
+        """The numbers to plot at the step of this record; empty in the middle of a window."""
         if self._records and record.step <= self._records[-1].step:  # the loop was set back
             self._records = [one for one in self._records if one.step < record.step]
         self._records.append(record)
@@ -89,7 +89,7 @@ class Scalars:
         return scalars
 
     def rest(self) -> tuple[int, dict[str, float]]:
-        """Step and numbers of a window that was begun; it is then over."""
+        """Step and numbers of the unfinished window, which this ends."""
         if self._watched is not None:
             self._watched.settle()
         return (self._records[-1].step, self._flushed()) if self._records else (0, {})
@@ -130,7 +130,7 @@ class Scalars:
 
 
 def summarised(records: Sequence[ClipRecord], *, extremes: bool) -> dict[str, float]:
-    """Means of the records' finite numbers by name, and where asked for their largest (of coefficients: smallest)."""
+    """Means of the records' finite numbers by name; if asked for, also their largest (of coefficients: smallest)."""
     columns: dict[str, tuple[Iterable[float | None], Callable[[list[float]], float] | None]] = {
         "loss": ((one.loss for one in records), max),
         "total_norm": ((one.total_norm for one in records), max),

@@ -14,15 +14,14 @@ class TensorBoardSink(AbstractContextManager["TensorBoardSink"]):
     `autoclip/total_norm` is the norm before clipping, `autoclip/clipped_norm` the one that the optimizer sees. All tags
     are those of `Scalars`, each at the clipper's step.
 
-    In a directory the events begin at the first record, and later ones that are there already are hidden: a loop that
-    was resumed with `clipper.load_state_dict()` continues the curves, one that starts over starts them anew. In a
-    writer of yours nothing is hidden, and closing the sink leaves it open. Under distributed training give the sink to
-    one rank.
+    In a directory the events begin at the first record, and hide later ones that are already there: a loop resumed with
+    `clipper.load_state_dict()` continues the curves, and one that starts over starts them anew. In your own writer
+    nothing is hidden, and closing the sink leaves it open. Under distributed training give the sink to one rank.
 
     Args:
         log_dir: a directory, or a `SummaryWriter`.
-        every: steps of a point; with more than one it is their mean, and `_max` and `_min` have a curve of their own.
-        layers_every: steps between `autoclip/layer_norm/<name>`, of the clipper that `watch` was told; None: never.
+        every: steps of a point. With more than one it is their mean, and `_max` and `_min` are curves of their own.
+        layers_every: steps between `autoclip/layer_norm/<name>`, read from the clipper given to `watch`; None: never.
 
     Raises:
         ImportError: tensorboard is missing.

@@ -12,20 +12,20 @@ class WandbSink(AbstractContextManager["WandbSink"]):
     """Plots norms before and after clipping, thresholds, coefficients, losses and clip rates as `autoclip/...`.
 
     `autoclip/total_norm` is the norm before clipping, `autoclip/clipped_norm` the one that the optimizer sees; all
-    names are those of `Scalars`. Their axis is `autoclip/step`, the clipper's step. W&B's own step, of which it drops
-    whatever comes late, is the clipper's too as far as the run has not gone further. So nothing is lost beside a loop
-    that leaves that step to W&B, or that gives `run.log` optimizer steps or anything larger, such as samples. Only
-    epochs as W&B steps would come late: log those under a name of their own.
+    names are those of `Scalars`. Their axis is `autoclip/step`, the clipper's step. The sink also logs at that W&B
+    step, or at the run's own if it is ahead: W&B drops whatever comes late. So nothing is lost if your loop leaves
+    W&B's step to W&B, or gives `run.log` optimizer steps or anything larger, such as samples. Only epochs as W&B steps
+    would come late: log those under a name of their own.
 
     Without a network give `mode="offline"`, or set WANDB_MODE=offline. Under distributed training give the sink to one
     rank.
 
     Args:
-        run: what `wandb.init()` returned, which closing the sink leaves open; None: the run that is active at the first
-            record, else one of its own from then on, which is finished on closing.
-        every: steps of a point; with more than one it is their mean, and `_max` and `_min` have a curve of their own.
-        layers_every: steps between `autoclip/layer_norm/<name>`, of the clipper that `watch` was told; None: never.
-        init: arguments of `wandb.init` for a run of its own, as `project`.
+        run: what `wandb.init()` returned; closing the sink leaves it open. None: the run that is active at the first
+            record, else one of its own from then on, which closing finishes.
+        every: steps of a point. With more than one it is their mean, and `_max` and `_min` are curves of their own.
+        layers_every: steps between `autoclip/layer_norm/<name>`, read from the clipper given to `watch`; None: never.
+        init: arguments of `wandb.init` for a run of its own, such as `project`.
 
     Raises:
         ImportError: wandb is missing.
@@ -54,7 +54,7 @@ class WandbSink(AbstractContextManager["WandbSink"]):
         self._write(record.step, self._scalars.take(record))
 
     def close(self) -> None:
-        """Write out what is left; a further record begins another run where this one was the sink's own.
+        """Write out what is left. If the run was the sink's own, a further record begins another.
 
         Raises:
             wandb.errors.Error: there was no run yet, and none can be begun.

@@ -12,9 +12,9 @@ class GeometricQuantile:
 
         value <- value * exp(rate * (above - (1 - q))),   above = 1 if x > value else 0,   q = percentile / 100
 
-    In equilibrium a share 1 - q of the values lies above. The share of values that ever did lie above differs from
-    1 - q by |ln(value_T / value_0)| / (rate * T) and no more, whatever the values are: each step moves ln(value) by
-    exactly `rate` times the difference. A rise is bounded: at most exp(rate * q) a step.
+    In equilibrium a share 1 - q of the values lies above. Over T values the realised share differs from 1 - q by at
+    most |ln(value_T / value_0)| / (rate * T), whatever the values are: each step moves ln(value) by exactly `rate`
+    times the difference. A rise is bounded: at most exp(rate * q) a step.
 
     Args:
         percentile: in [0, 100].

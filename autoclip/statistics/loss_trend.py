@@ -9,7 +9,7 @@ CERTAIN_WEIGHT = 0.25
 
 
 class LossTrend:
-    """A fast and a slow exponential average of a loss, and the standard deviation of what the slow one did not expect.
+    """A fast and a slow exponential average of a loss, and the standard deviation of the loss around the slow one.
 
         e = loss - slow,  at most `limit` corrected deviations sd / sqrt(w) to either side, once w > .25
         sd^2 <- d sd^2 + (1 - d) e^2,  w <- d w + 1 - d,  d = slow_decay;  both 0 at first

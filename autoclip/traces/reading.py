@@ -64,25 +64,30 @@ def read_traces(
 ) -> list[NormTrace]:
     """Read the gradient norms in logs: one trace for each training found.
 
-    Where steps go back to the first one of a log, or below it, another training begins; where they go back to a later
-    one, the training was continued from a checkpoint, and what it wrote again replaces what was there.
+    If steps go back to the first one of a log, or below it, another training begins. If they go back to a later one,
+    the training was continued from a checkpoint, and what it wrote again replaces what was there.
 
-    Known are autoclip's `metrics.jsonl`, Hugging Face's `trainer_state.json` (of those in one output directory the one
-    that goes furthest, and each that is no beginning of it: another training's), TensorBoard event files (those of a
-    directory are one log) and downloads, Lightning's `metrics.csv`, W&B's `run-<id>.wandb` and exported charts (each
-    run a trace), any CSV, JSON with rows or columns under any key (each list of rows a trace), JSON lines, whose nested
-    objects have dotted names, and console logs with lines as training programs print them; all of them also packed by
-    gzip.
+    Formats, also packed by gzip:
 
-    Directories are searched through; symbolic links and hidden directories in them are not followed, and files without
-    norms are passed over, as are console logs with another log beside or below them; what cannot be read is told in the
-    notes of the first trace. A trace that repeats another one, as where a run was logged twice, is left out.
+    - autoclip's `metrics.jsonl`
+    - Hugging Face's `trainer_state.json`. Of several in one output directory the one that goes furthest counts, and
+      each that is not its beginning: it is another training's.
+    - TensorBoard event files (those of a directory are one log) and downloads
+    - Lightning's `metrics.csv`
+    - W&B's `run-<id>.wandb` and exported charts (each run a trace)
+    - any CSV; JSON with rows or columns under any key (each list of rows a trace); JSON lines, whose nested objects
+      have dotted names
+    - console logs with lines as training programs print them
+
+    Directories are searched through, without symbolic links and hidden directories in them. Files without norms are
+    passed over, and so are console logs with another log beside or below them. The notes of the first trace tell what
+    cannot be read. A trace that repeats another one, such as a run that was logged twice, is left out.
 
     Args:
         paths: a file or directory, or several; "-" is standard input.
-        column: tag, key or column of the norms; None: the one with a name in use for them, such as `total_norm`,
+        column: tag, key or column of the norms. None: the one with a usual name, such as `total_norm`,
             `train/grad_norm`, `grad-norm`, `grad_2.0_norm_total`, `gnorm`, `actor_grad_norm`; of several the likeliest.
-        step_column: key or column of the optimizer step, in logs of rows; None: the one with a name in use for it.
+        step_column: key or column of the optimizer step, in logs of rows. None: the one with a usual name.
 
     Raises:
         UsageError: a file cannot be read, no norms are found, or several columns may be the norms.

@@ -16,18 +16,18 @@ Floats = npt.NDArray[np.float64]
 class NormTrace:
     """Gradient norms of one training run, by optimizer step.
 
-    The arrays are copied and made read-only. A trace is never subsampled: what the log holds is here, apart from what
+    The arrays are copied and made read-only. Nothing is subsampled: the trace holds what the log holds, except what
     `notes` says.
 
     Attributes:
         steps: strictly ascending, int64, shape (n,), n > 0.
         norms: >= 0, float64, shape (n,); NaN and inf where the norm was not finite.
-        source: where it comes from: path, and tag or column; what a terminal would obey in them is escaped.
-        losses: float64, shape (n,), NaN where a step has none; None where the log has none.
+        source: path, and tag or column. Characters that a terminal would obey are escaped.
+        losses: float64, shape (n,), NaN where a step has none; None if the log has none.
         thresholds: > 0, float64, shape (n,): what the run was clipped at, inf where it was not, NaN where the log does
-            not say; None where the log has none.
-        notes: sentences that the user should be told: a torn end, records left out, restarts.
-        has_steps: whether `steps` are optimizer steps; else they only order the norms, or count something else.
+            not say; None if the log has none.
+        notes: sentences for the user: a torn end, records left out, restarts.
+        has_steps: whether `steps` are optimizer steps; if not they only order the norms, or count something else.
 
     Raises:
         ValueError: an array is not as described.

@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoclip.gate import Gate, RelearnAfter
-from autoclip.policies import Policy
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.policy import Response
-from autoclip.records import clip_rate, is_active
+from autoclip.records import ROLLING_STEPS, clip_rate, is_active
 
-ROLLING_STEPS = 200
-"""Number of steps over which the rolling clip rate is taken."""
 SPIKE_STEPS = 128
 SPIKE_SIGMAS = 6.0
 MANY_NORMS = 500_000
@@ -111,7 +109,7 @@ class Replay:
 
 def replay(
     norms: Sequence[float] | NDArray[Any],
-    policy: Policy,
+    policy: Policy | None = None,
     *,
     losses: Sequence[float] | NDArray[Any] | None = None,
     response: Response | None = None,
@@ -124,7 +122,7 @@ def replay(
 
     Args:
         norms: (n,) before clipping, of every step, oldest first; NaN, inf and 0 mean what they do in training.
-        policy: a clone of it is used, it learns nothing itself.
+        policy: a clone of it is used, it learns nothing itself; None is `ProbingQuantile()`.
         losses: (n,) of the same steps, NaN where unknown; None: none are known.
         response: as of `Clipper`.
         relearn_after: as of `Clipper`.
@@ -138,8 +136,7 @@ def replay(
     >>> result.left.tolist(), result.clip_rate
     ([1.0, 2.0, 4.0, 2.0], 0.25)
     """
-    if not isinstance(policy, Policy):
-        raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r:.100}")
+    policy = checked_policy(policy)
     values = _vector("norms", norms)
     if (values < 0).any():
         raise ValueError(f"norms cannot be negative, got {values[values < 0][0]} at {int((values < 0).argmax())}")

@@ -169,7 +169,8 @@ class SharedStudy:
             state=TrialState.RUNNING,
             params=dict(params or {}),
             distributions=dict(distributions or {}),
-            user_attrs={**(user_attrs or {}), KEY: key, BEGUN: time.time(), CLAIMANT: _this_process()},
+            user_attrs={**(user_attrs or {}), KEY: key},
+            system_attrs={BEGUN: time.time(), CLAIMANT: _this_process()},  # which optuna-dashboard does not show
         )
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
         with suppress(UpdateFinishedTrialError):  # this process was asleep meanwhile, and given up for lost
@@ -177,7 +178,7 @@ class SharedStudy:
             if first is not None and first._trial_id == trial_id:
                 self._storage.record_heartbeat(trial_id)
                 # Only who has a heartbeat signs, so that a process killed before is told by the missing signature.
-                self._storage.set_trial_user_attr(trial_id, WORKER, _this_process())
+                self._storage.set_trial_system_attr(trial_id, WORKER, _this_process())
                 return optuna.Trial(self.optuna, trial_id)
             self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
         return None
@@ -235,7 +236,7 @@ class SharedStudy:
         """
         optuna.storages.fail_stale_trials(self.optuna)
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            attributes = trial.user_attrs
+            attributes = trial.system_attrs
             process = attributes.get(WORKER) or attributes.get(CLAIMANT)
             ended = process and process["host"] == socket.gethostname() and not _is_alive(process["pid"])
             unsigned = WORKER not in attributes and BEGUN in attributes

@@ -92,7 +92,7 @@ def _cause(run: Steps) -> str:
     if rises > MANY_RISES:
         return (
             f"the loss rose again and again (in {rate_text(rises)} of the steps), as where the learning rate is too "
-            f"high, or the loss tells little: try a lower rate, or RunningQuantile(90)"
+            f"high, or the loss tells little: try a lower rate, or RunningQuantile(percentile=90)"
         )
     first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
     if last >= GROWTH * first:

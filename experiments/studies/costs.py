@@ -82,13 +82,14 @@ def headline_table(study: Study, cells: Sequence[Cell]) -> str:
     """Row for each arm of the headline: its median loss in a few cells, and its failed runs in all."""
     places = {f"{cell.task}@{cell.lr:g}": cell for cell in cells}
     shown = {title: places[place] for title, place in study.headline_cells.items() if place in places}
+    titles = [f"{title}{'*' if is_untouched(study, cell) else ''}" for title, cell in shown.items()]
     lines = []
     for arm in study.headline:
         there = [cell for cell in cells if arm in cell.arms]
         failed, runs = sum(cell.failures_of(arm) for cell in there), sum(len(cell.seeds) for cell in there)
         name = f"**{arm}** (default)" if arm == study.default else arm
         lines.append([name, *(_loss(cell, arm) for cell in shown.values()), f"{failed} of {runs}"])
-    return markdown_table(["", *shown, f"failed in all {len(cells)}"], lines)
+    return markdown_table(["", *titles, f"failed in all {len(cells)}"], lines)
 
 
 def told_apart(study: Study, cells: Sequence[Cell]) -> str:

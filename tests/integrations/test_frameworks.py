@@ -1,4 +1,4 @@
-"""The snippets of docs/frameworks.md, executed as they stand."""
+"""The snippets of docs/frameworks.md, and the README's for a trainer, executed as they stand."""
 
 import os
 import re
@@ -83,6 +83,13 @@ def test_transformers(tmp_path):
     }
     exec(snippet("transformers.Trainer"), names)
     assert names["callback"].clipper.last.step == 3
+    readme = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (short,) = [one for one in readme if "transformers.Trainer" in one]
+    exec(short, names)
+    names["trainer"].train()
+    callbacks = names["trainer"].callback_handler.callbacks
+    (callback,) = [one for one in callbacks if isinstance(one, names["AutoClipCallback"])]
+    assert callback.clipper.last.loss is not None
 
 
 def test_accelerate(tmp_path):

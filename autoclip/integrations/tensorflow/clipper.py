@@ -21,11 +21,12 @@ from autoclip.integrations.tensorflow.gradients import (
     total_norm,
 )
 from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
-from autoclip.policies import Policy, default_policy
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import STATE, StepLog
+from autoclip.step_log import StepLog
+from autoclip.tuner import load_state, state_of
 
 Tensor = Any  # TensorFlow comes without type information
 OnNonfinite = Literal["skip", "propagate", "raise"]
@@ -34,40 +35,40 @@ OnNonfinite = Literal["skip", "propagate", "raise"]
 class GradientClipper:
     """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
 
-    In a loop of one's own, eager or in a `tf.function`:
+    In your own loop, eager or in a `tf.function`:
 
         gradients = tape.gradient(loss, variables)
         clipped, norm = clipper.apply(gradients, loss=loss)
         if not clipper.skipped:
             optimizer.apply(clipped, variables)
 
-    or as a part of an optimizer, where nothing else changes: `clipper.attach(optimizer)`. The norm is that of all
-    gradients together, and gradients above the threshold c are multiplied as by `tf.clip_by_global_norm`, bit for bit:
+    Or inside an optimizer, where nothing else changes: `clipper.attach(optimizer)`. The norm is that of all gradients
+    together. Gradients above the threshold c are multiplied as `tf.clip_by_global_norm` does, bit for bit:
 
         coefficient = c * min(1 / norm, 1 / c) where norm > c, else the gradients are not touched
 
     The policy runs in Python, once for every optimizer step, in graphs through `tf.numpy_function`: the update waits
-    for the norm to reach the host. XLA cannot call Python, so that `jit_compile=True` is an error; Keras chooses it by
-    itself where there is a GPU, and `model.compile(jit_compile=False)` turns it off. A graph with a clipper in it works
-    in the process that made it only.
+    for the norm to reach the host. XLA cannot call Python, so `jit_compile=True` is an error. Keras chooses it by
+    itself if there is a GPU; `model.compile(jit_compile=False)` turns it off. A graph with a clipper in it works only
+    in the process that made it.
 
-    With several replicas (`tf.distribute`) each sees its own gradients only: an error. Under a strategy of one replica,
-    and for gradients that are summed over the replicas already, nothing is special.
+    Several replicas (`tf.distribute`) are an error, as each would see its own gradients only. One replica, and
+    gradients that are summed over the replicas already, need nothing special.
 
     Args:
-        policy: what sets the threshold, one for each clipper; None is `ProbingQuantile()`.
-        response: what becomes of a norm n above the threshold c: "scale": c; "reciprocal": c * c / n, or the policy's
-            own formula; "skip": the step is left out. None is the policy's own.
-        on_nonfinite: of a step whose norm is NaN or Inf: "skip" leaves it out; "propagate" passes the gradients on as
-            they are; "raise" raises. None of them teaches the policy anything.
-        max_nonfinite_in_a_row: so many steps in a row whose norm is not finite raise a RuntimeError, once the last of
-            them is recorded; None: none do. A warning tells of the first, and after 10, 100 and 1000 in a row.
-        sinks: objects with `log(record)` and `close()`, told of every step.
-        relearn_after: number of steps clipped in a row after which a policy begins anew from their norms; "auto": 20
-            where they are skipped, else ten windows of the policy; None: never.
+        policy: sets the threshold; each clipper needs its own. None is `ProbingQuantile()`.
+        response: what becomes of a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
+            own formula. "skip": the step is left out. None is the policy's own.
+        on_nonfinite: for a step whose norm is NaN or Inf. "skip" leaves it out, "propagate" passes the gradients on as
+            they are, "raise" raises. The policy never learns from such a step.
+        max_nonfinite_in_a_row: this many steps in a row with a non-finite norm raise a RuntimeError, once the last is
+            recorded. None: never. A warning comes at the first, and after 10, 100 and 1000 in a row.
+        sinks: objects with `log(record)`, called for every step, and `close()`.
+        relearn_after: after this many steps clipped in a row the policy starts again from their norms. "auto": 20 if
+            they are skipped, else ten windows of the policy. None: never.
 
     Raises:
-        TypeError: the policy is none.
+        TypeError: `policy` is no `Policy`.
         ValueError: an argument is out of its range, or the policy is one for each parameter by itself.
 
     >>> import tensorflow as tf
@@ -88,14 +89,12 @@ class GradientClipper:
         sinks: Iterable[Sink] = (),
         relearn_after: RelearnAfter = "auto",
     ) -> None:
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        self.policy = policy if policy is not None else default_policy()
+        self.policy = checked_policy(policy)
         self.policy.clone()  # raises now what would keep it from being resumed later
         if self.policy.scope != "global":
             raise ValueError(
                 f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope} by itself, but this "
-                f"clipper measures all gradients together: use a policy such as RunningQuantile()"
+                f"clipper measures all gradients together: use a policy such as RunningQuantile(percentile=50)"
             )
         self.response: Response = choice("response", response or self.policy.response, Response)
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
@@ -111,23 +110,23 @@ class GradientClipper:
     def apply(self, gradients: Any, loss: Tensor | float | None = None) -> tuple[Any, Tensor]:
         """Clip the gradients of one optimizer step and learn from them.
 
-        A step that is to be left out returns zeros for gradients. They still move an optimizer with momentum, averages
-        or weight decay: only not applying them leaves everything as it was. Ask `skipped`, as above.
+        For a skipped step it returns zeros. Those still move an optimizer with momentum, averages or weight decay: to
+        leave everything as it was, do not apply them. `skipped` tells, as above.
 
         Args:
             gradients: a list, tuple, dict or nest of them, as `tape.gradient` returns it: tensors of any floating
                 dtype, `tf.IndexedSlices` and None. Slices of the same row count with their sum, as they are applied
                 (`tf.clip_by_global_norm` counts them one by one).
-            loss: of the step, one number, for policies that look at it; None: the mean of what `report_loss` was told.
+            loss: of the step, one number, for policies that read it; None: the mean of what `report_loss` got.
 
         Returns:
-            The clipped gradients in the same structure, and their total norm before clipping: 0-d, float32 (float64
-            where a gradient is), for finite gradients at most the largest number of that dtype.
+            The clipped gradients in the same structure, and their total norm before clipping: 0-d, float32 (float64 if
+            a gradient is), for finite gradients at most the largest number of that dtype.
 
         Raises:
-            RuntimeError: a non-finite norm, with `on_nonfinite="raise"` or as the last of `max_nonfinite_in_a_row`
-                (out of a graph TensorFlow passes it on as `tf.errors.UnknownError`, with our message in its own); a
-                graph for XLA; one replica of several.
+            RuntimeError: the norm is not finite, with `on_nonfinite="raise"` or as the last of `max_nonfinite_in_a_row`
+                (from a graph TensorFlow raises `tf.errors.UnknownError`, with our message in its own); a graph for XLA;
+                one replica of several.
             TypeError: gradients that are no floating-point numbers.
         """
         flat = tf.nest.flatten(gradients)
@@ -146,17 +145,17 @@ class GradientClipper:
 
             model.compile(optimizer=clipper.attach(keras.optimizers.Adam()), loss="mse", jit_compile=False)
 
-        Holds for `model.fit`, `optimizer.apply` and `optimizer.apply_gradients`, eager or in a graph. A step that is
-        left out changes neither variables nor the optimizer, its count of iterations included. Of a
-        `LossScaleOptimizer` it is the inner optimizer that clips: it sees true gradients, and is not called where they
-        overflow. With `gradient_accumulation_steps` the accumulated gradient is clipped, once for every real update;
-        one that is left out empties the accumulators, and counts as an iteration.
+        It works for `model.fit`, `optimizer.apply` and `optimizer.apply_gradients`, eager or in a graph. A skipped step
+        changes neither variables nor the optimizer, its count of iterations included. In a `LossScaleOptimizer` the
+        inner optimizer clips: it sees true gradients, and is not called on an overflow. With
+        `gradient_accumulation_steps` the accumulated gradient is clipped, once for every real update; one that is
+        skipped empties the accumulators, and counts as an iteration.
 
-        The loss is the one that Keras gives to `optimizer.scale_loss` before it computes gradients, as `fit` does.
-        Loops of one's own call that, or `report_loss`. Where `compile` wraps the optimizer in a `LossScaleOptimizer`
-        (policy "mixed_float16"), no loss arrives: wrap it by hand and attach to that.
+        The loss is the one that Keras gives to `optimizer.scale_loss` before it computes gradients, as `fit` does. Your
+        own loop calls that, or `report_loss`. If `compile` wraps the optimizer in a `LossScaleOptimizer` (policy
+        "mixed_float16"), no loss arrives: wrap it by hand and attach to that.
 
-        A model that was trained before has a graph without the clipper: call `model.compile` anew. A saved model and a
+        A model that was trained before has a graph without the clipper: call `model.compile` again. A saved model and a
         copy of the optimizer have no clipper: save `state_dict()` beside them, and attach again.
 
         Args:
@@ -178,33 +177,33 @@ class GradientClipper:
         return optimizer
 
     def detach(self) -> None:
-        """Take the clipper off its optimizer, and out of graphs that were made with it; its sinks stay open."""
+        """Take the clipper off its optimizer, and out of graphs that were made with it. Its sinks stay open."""
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
         self.forget_losses()
 
     def report_loss(self, loss: Tensor | float) -> None:
-        """Tell the loss of a batch before the step; under accumulation every micro-batch's, whose mean is the step's.
+        """Give the loss of a batch before the step; under accumulation that of every micro-batch: their mean counts.
 
         Args:
-            loss: one number, without the factor of a loss scale. A tensor of a graph has to be reported in the
-                `tf.function` that makes the step.
+            loss: one number, without the factor of a loss scale. Report a tensor of a graph in the `tf.function` that
+                makes the step.
         """
         self._losses.report(loss)
 
     def forget_losses(self) -> None:
-        """Forget what `report_loss` was told, as for a step that is left out."""
+        """Forget what `report_loss` got, for a step that is left out."""
         self._losses.forget()
 
     @property
     def last(self) -> ClipRecord | None:
-        """Record of the latest step, None before the first."""
+        """Record of the latest step; None before the first."""
         return self._log.last
 
     @property
     def sinks(self) -> tuple[Sink, ...]:
-        """What is told of every step."""
+        """The objects that get every record."""
         return self._log.sinks
 
     @property
@@ -216,42 +215,34 @@ class GradientClipper:
     def clip_rate(self) -> float:
         """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
 
-        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
+        Steps in the warm-up do not count, nor do those whose norm is zero or not finite.
         """
         return self._log.clip_rate
 
     @property
     def mean_coefficient(self) -> float:
-        """Share of the gradient's length that is left: mean over the active steps of norm after over norm before.
+        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
 
-        In [0, 1], NaN before the first. The steps are those of `clip_rate`, the coefficients those of the records; a
-        skipped step counts 0.
+        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
         """
         return self._log.mean_coefficient
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps that were left out."""
+        """Number of skipped steps."""
         return self._log.skipped_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values; a `Clipper` of scope "global" has the same."""
-        return {**self._log.state_dict(), "groups": {ALL: self._gate.state_dict()}}
+        return state_of(self._log, self._gate)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` made with the same policy.
 
         Raises:
-            ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
+            ValueError: keys are missing, or the state is of another policy or of groups. Nothing is changed.
         """
-        missing = [name for name in (*STATE, "groups") if name not in state]
-        if missing:
-            raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-        if list(state["groups"]) != [ALL]:
-            raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
-        StepLog(()).load_state_dict(state)  # raises before anything is changed
-        self._gate.load_state_dict(state["groups"][ALL])
-        self._log.load_state_dict(state)
+        load_state(self._log, self._gate, state)
         self.forget_losses()
 
     def close(self) -> None:
@@ -268,10 +259,10 @@ class GradientClipper:
         Args:
             values: of the gradients, each in float32 or float64.
             losses: of the step, shape (n,).
-            only: no other loss is of this step.
+            only: the step has no other loss.
 
         Returns:
-            What becomes of the gradients (KEPT, ...), the coefficient, float64, and the norm before clipping.
+            What to do with the gradients (KEPT, ...), the coefficient, float64, and the norm before clipping.
         """
         _require_python()
         exact, norm = total_norm(values)
@@ -280,13 +271,13 @@ class GradientClipper:
         return tf.ensure_shape(action, ()), tf.ensure_shape(coefficient, ()), norm
 
     def _decide(self, norm: Any, losses: Any, *, single: bool, only: bool) -> tuple[Any, Any]:
-        """Decide on one step, and record it: the only place where the policy learns.
+        """Decide on one step and record it. Only here does the policy learn.
 
         Args:
             norm: of all gradients.
             losses: reported with the step; the host may know more.
             single: the gradients are in float32 or narrower.
-            only: the losses are all there is to know of this step's.
+            only: the step has no other losses than these.
         """
         norm = float(norm)
         if only:
@@ -316,7 +307,7 @@ class GradientClipper:
 
 
 def _require_python() -> None:
-    """Refuse to be where Python cannot be called, or would be called once for each replica.
+    """Raise where Python cannot be called, or would be called once for each replica.
 
     Raises:
         RuntimeError: the graph is for XLA, or this is one replica of several.

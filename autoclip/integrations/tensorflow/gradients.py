@@ -1,4 +1,4 @@
-"""Gradients of TensorFlow: their norm, in float32 or wider, and making them smaller."""
+"""Gradients of TensorFlow: measures their norm, in float32 or wider, and makes them smaller."""
 
 from collections.abc import Sequence
 from sys import float_info
@@ -10,7 +10,7 @@ import tensorflow as tf
 Tensor = Any  # TensorFlow comes without type information
 
 KEPT, SCALED, SCALED_WIDE, SKIPPED = range(4)
-"""What becomes of the gradients of a step, as a number that a graph can branch on."""
+"""What to do with the gradients of a step, as a number that a graph can branch on."""
 
 LEAST_FAST_NORM = 1e-15
 """Where a norm in float32 is below this, squares of its elements may have been lost to underflow."""
@@ -23,11 +23,11 @@ LEAST_FAST_FACTOR = 1e-30
 def total_norm(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Norm of all values as if they were one vector.
 
-    One pass in float32, or in float64 where one of them is. Only where that comes out non-finite or very small, a
-    second one in float64 tells an overflow or underflow of the squares from values that really are infinite or zero.
+    One pass in float32, or in float64 if one of them is. If its result is non-finite or very small, a second pass in
+    float64 tells an overflow or underflow of the squares from values that really are infinite or zero.
 
     Returns:
-        The norm in float64, and in the dtype of the pass, at most its largest number where the values are finite.
+        The norm in float64, and in the dtype of the pass (there at most its largest number, if the values are finite).
     """
     dtype = tf.float64 if any(each.dtype == tf.float64 for each in values) else tf.float32
     if not values:
@@ -50,9 +50,9 @@ def total_norm(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def scaling(norm: float, left: float, single: bool) -> tuple[int, float]:
-    """How to bring a norm down to what is to be left of it: SCALED or SCALED_WIDE (float32 in float64), and the factor.
+    """How to bring a norm down to what is to be left: SCALED or SCALED_WIDE (float32 in float64), and the factor.
 
-    The formula is that of `tf.clip_by_global_norm`, bit for bit where float32 is enough or the gradients are wider.
+    The formula is that of `tf.clip_by_global_norm`, bit for bit if float32 is enough or the gradients are wider.
 
     Args:
         norm: finite, above `left`.
@@ -70,7 +70,7 @@ def scaling(norm: float, left: float, single: bool) -> tuple[int, float]:
 
 
 def shrink(values: list[Tensor], action: Tensor, coefficient: Tensor) -> list[Tensor]:
-    """Do to the values what was decided; half precision is multiplied in float32 and rounded."""
+    """Carry out the decision on the values. Half precision is multiplied in float32 and rounded."""
 
     def scaled(narrow: Any) -> list[Tensor]:
         return [_multiplied(each, coefficient, tf.float64 if each.dtype == tf.float64 else narrow) for each in values]

@@ -1,4 +1,4 @@
-"""Losses that are reported before the step they belong to, where it runs or is being traced."""
+"""Losses that are reported before their step, which may run or be traced."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +19,11 @@ def _number(loss: Any) -> Any:
     """One number: a float of the host, or a 0-d tensor of a graph.
 
     Raises:
+        TypeError: it is a text.
         ValueError: it is several.
     """
+    if isinstance(loss, str | bytes):
+        raise TypeError(f"loss must be a number or a tensor of one, got the text {loss!r:.100}: give float(...) of it")
     if not tf.is_tensor(loss):
         return float(loss)
     if loss.shape.num_elements() not in (1, None):
@@ -44,11 +47,11 @@ class ReportedLosses:
             self._known.append(_number(loss))
 
     def expect(self, loss: Tensor) -> None:
-        """Take the loss of the step to come, instead of one whose step has never come."""
+        """Take the loss of the coming step; it replaces one whose step never came."""
         self._pending = [loss]
 
     def take(self) -> Tensor:
-        """What belongs to the step that runs, or is traced, now, besides what the host knows: shape (n,), float64."""
+        """The losses of the step that now runs or is traced, besides those that the host knows: shape (n,), float64."""
         pending, self._pending = self._pending, []
         if tf.executing_eagerly():
             return vector([loss for loss in pending if hasattr(loss, "numpy")])
@@ -59,11 +62,11 @@ class ReportedLosses:
         return vector([loss for loss in pending if any(getattr(loss, "graph", None) is graph for graph in graphs)])
 
     def keep(self, losses: Any) -> None:
-        """Keep the losses of a micro-batch, an array, for the step that it belongs to."""
+        """Keep the losses of a micro-batch, an array, for its step."""
         self._known.extend(float(loss) for loss in losses)
 
     def mean_with(self, losses: Any) -> float | None:
-        """Mean of what the host knows and of these, an array, after which nothing is known; None: there are none."""
+        """Mean of what the host knows and of these, an array; then forgets all. None: there are none."""
         self.keep(losses)
         known, self._known = self._known, []
         return sum(known) / len(known) if known else None

@@ -1,4 +1,4 @@
-"""The clipper in the place of a Keras optimizer's `apply`."""
+"""The clipper in place of a Keras optimizer's `apply`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -14,14 +14,14 @@ Tensor = Any  # TensorFlow comes without type information
 
 
 class DecideOn(Protocol):
-    """Of the clipper."""
+    """The clipper's method that decides."""
 
     def __call__(self, values: Sequence[Tensor], losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What becomes of gradients with these values (KEPT, ...), the coefficient, and their norm."""
 
 
 def own_optimizer(optimizer: Any) -> Any:
-    """The optimizer within those that scale the loss, ready to be clipped.
+    """The optimizer inside those that scale the loss, ready to be clipped.
 
     Raises:
         TypeError: it is no optimizer of Keras 3.
@@ -43,10 +43,10 @@ def own_optimizer(optimizer: Any) -> Any:
 
 
 class ClippingApply:
-    """`optimizer.apply(grads, trainable_variables)` that clips first, in the place of the optimizer's own.
+    """`optimizer.apply(grads, trainable_variables)` that clips first, in place of the optimizer's own.
 
     Args:
-        optimizer: of Keras; where it scales the loss, the one within it is clipped.
+        optimizer: of Keras; if it scales the loss, the one inside it is clipped.
         decide_on: asked at every real update.
         losses: that belong to it.
     """
@@ -70,7 +70,7 @@ class ClippingApply:
         del self._outer.scale_loss
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Note the loss of the step to come, and scale it as the optimizer does."""
+        """Note the loss of the coming step, and scale it as the optimizer does."""
         self._losses.expect(loss)
         return self._scale_loss(loss)
 

@@ -51,7 +51,12 @@ def draw(arms: Sequence[str], replays: Table, recoveries: Table, path: Path) -> 
             rates.text(column, line, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     rates.set_yticks(range(len(arms)), [_promise(arm, promised[arm]) for arm in arms], fontsize=8)
     rates.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    rates.set_title("clipped steps in % (in brackets: promised)", fontsize=9)
+    rates.set_title("steps that are clipped, in % (in brackets: what the percentile promises)", fontsize=10)
+    rates.set_xlabel("course of the gradient norms: made up, then recorded from trainings", fontsize=9)
+    rates.set_ylabel("clipping rule", fontsize=9)
+    recorded = [names.index(row["stream"]) for row in replays if row["kind"] == "recorded"]
+    if recorded:
+        rates.axvline(min(recorded) - 0.5, color="black", linewidth=1.5)
     for index, lr in enumerate(sorted({row["lr"] for row in recoveries}, key=float)):
         own = [row for row in recoveries if row["lr"] == lr]
         steps = [1 + float(row["recovery"]) for row in own]
@@ -60,8 +65,10 @@ def draw(arms: Sequence[str], replays: Table, recoveries: Table, path: Path) -> 
             steps, lines, "os"[index % 2], markersize=4, alpha=0.6, color=COLOURS[index], label=f"learning rate {lr}"
         )
     back.set_xscale("log")
-    back.set_xlabel("steps until the loss is back, + 1 (300: never)", fontsize=8)
-    back.set_title("after one corrupted batch (a mark a seed)", fontsize=9)
+    back.set_xlabel(
+        "steps until the training loss is back, plus 1\n(300, at the right: it never came back)", fontsize=9
+    )
+    back.set_title("after one corrupted batch, a mark for each seed", fontsize=10)
     back.tick_params(labelsize=8)
     back.grid(alpha=0.25)
     back.legend(loc="lower right", fontsize=8)

@@ -169,16 +169,17 @@ def draw(study: LossScaleStudy, rows: list[dict[str, str]], path: Path) -> None:
                 color="0.6" if place is None else COLOURS[place],
                 linewidth=1.6 if place is not None else 0.9,
                 zorder=3 if place is not None else 2,
-                label=arm if place is not None else ("all other rules" if index == 0 else None),
+                label=arm if place is not None else ("every other rule" if index == 0 else None),
             )
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_title(task, fontsize=10)
-        panel.set_xlabel("factor of the loss (learning rate divided by it)", fontsize=9)
+        panel.set_xlabel("factor on the loss (the learning rate is divided by it)", fontsize=9)
         panel.grid(alpha=0.25)
-    panels[0].set_ylabel("final validation loss / that at factor 1\n(median over the seeds)", fontsize=9)
+    panels[0].set_ylabel("final validation loss (1: as without a factor),\nmedian over the seeds", fontsize=9)
+    figure.suptitle("Training with the loss in another unit (flat: it makes no difference)", fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(handles, labels, title="clipping rule", loc="outside right upper", fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

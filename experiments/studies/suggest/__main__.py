@@ -151,14 +151,24 @@ def _draw(ranked: Sequence[dict[str, object]], cells: Sequence[Cell], path: Path
         ranks = [float(str(row["rank"])) for row in own]
         lines = [names.index(f"{row['task']}@{row['lr']:g}") for row in own]
         axes.plot(ranks, lines, "os^D"[index % 4], color=COLOURS[index % 8], label=arm, alpha=0.7)
-    axes.axvline((len(cells[0].arms) + 1) / 2, color="black", linewidth=0.8, linestyle="dashed", label="by chance")
+    axes.axvline(
+        (len(cells[0].arms) + 1) / 2,
+        color="black",
+        linewidth=0.8,
+        linestyle="dashed",
+        label="mean of a rule taken by chance",
+    )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xticks(np.arange(1, len(cells[0].arms) + 1))
     axes.set_xlim(0.5, len(cells[0].arms) + 0.5)
-    axes.set_xlabel(f"rank among {len(cells[0].arms)} rules (1: the best)")
+    axes.set_title("Place of the rule that is suggested for an unclipped run", fontsize=11)
+    axes.set_xlabel(f"place among {len(cells[0].arms)} rules, by final validation loss (1: the best)")
+    axes.set_ylabel("task @ learning rate")
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        title="suggested (a mark for each seed)", loc="outside lower center", ncols=3, fontsize=9, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -23,6 +23,8 @@ from experiments.studies.tables import (
     regret_table,
 )
 
+REGRET = "share of what the best rule learned that this one did not, in %"
+
 
 def report(study: Study, jobs: Sequence[Job], table: RunTable, folder: Path) -> None:
     """Write what the finished runs say, however many they are."""
@@ -130,7 +132,7 @@ def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
     for columns in list(places.values())[1:]:
         axes.axvline(columns[0] - 0.5, color="white", linewidth=3)
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label("normalised regret in % (nx: n failed runs)", fontsize=8)
+    bar.set_label(f"{REGRET} (nx: n runs failed)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -151,17 +153,20 @@ def draw_headline(study: Study, cells: Sequence[Cell], path: Path) -> None:
         colour = "tab:blue" if arm == study.default else "0.45"
         heights = place + 0.3 * np.linspace(-1, 1, len(values))  # so that dots at the same regret stay apart
         axes.plot([values.min(), values.max()], [place, place], color=colour, linewidth=0.8, alpha=0.6)
-        axes.plot(values[~failed], heights[~failed], "o", color=colour, markersize=3.5, alpha=0.8)
-        axes.plot(values[failed], heights[failed], "x", color="tab:red", markersize=6)
-        axes.plot([np.median(values)], [place], "|", color="black", markersize=13)
+        marks = [
+            *axes.plot(values[~failed], heights[~failed], "o", color=colour, markersize=3.5, alpha=0.8),
+            *axes.plot(values[failed], heights[failed], "x", color="tab:red", markersize=6),
+            *axes.plot([np.median(values)], [place], "|", color="black", markersize=13),
+        ]
     axes.set_yticks(range(len(arms)), [f"{arm} (default)" if arm == study.default else arm for arm in arms], fontsize=9)
     axes.set_xscale("symlog", linthresh=5, linscale=0.6)
     axes.set_xlim(-0.3, 130)
     axes.set_xticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"], fontsize=9)
+    axes.set_title("How far each rule stays behind the best rule", fontsize=11)
     axes.set_xlabel(
-        "normalised regret in %: 0 the best rule there, 100 learned nothing; a dot for each task and\n"
-        "learning rate, a red cross where runs failed; bar: median",
-        fontsize=8,
+        f"{REGRET}\n(0: as good as the best rule there, 100: learned nothing; the scale is linear up to 5)", fontsize=9
     )
     axes.grid(axis="x", alpha=0.25)
+    names = ["one task at one learning rate", "the same, where runs failed", "median of the rule"]
+    figure.legend(marks, names, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.savefig(path, dpi=150)

@@ -1,0 +1,28 @@
+"""What may be chosen of a clipper, beside its parameters and its policy: types for those who hand it on."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypedDict
+
+from autoclip.gate import RelearnAfter
+from autoclip.losses import ProcessGroup
+from autoclip.policies.policy import Response, Scope
+from autoclip.records import Sink
+
+Mode = Literal["norm", "value", "agc"]
+OnNonfinite = Literal["skip", "propagate", "raise"]
+
+
+class ClipperOptions(TypedDict, total=False):
+    """The keyword arguments of `Clipper`, for what hands them on."""
+
+    scope: Scope | None
+    mode: Mode
+    norm_type: float
+    response: Response | None
+    on_nonfinite: OnNonfinite
+    max_nonfinite_in_a_row: int | None
+    sinks: Iterable[Sink]
+    groups: Mapping[str, str] | None
+    process_group: ProcessGroup | Literal["world"] | None
+    relearn_after: RelearnAfter
+    host_wait: bool | Literal["auto"]

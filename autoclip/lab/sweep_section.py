@@ -1,0 +1,74 @@
+"""The `sweep` section of the YAML: the candidates that `autoclip sweep` compares."""
+
+from math import inf
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, StrictBool, model_validator
+
+from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
+from autoclip.lab.policy_section import AnyPolicySection
+from autoclip.lab.values import Items, Section, Seeds, WholeNumber, in_range, like, matching, one_of
+from autoclip.policies import POLICIES
+from autoclip.policies.parameters import Number, Percentile, Positive, constructor_parameters
+
+PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in constructor_parameters(cls)]
+
+Above0 = Annotated[float, like(Positive)]
+Command = Annotated[
+    tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
+]
+Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
+
+
+class SweepConfig(Section):
+    """Candidates that `autoclip sweep` compares; nothing else reads this section."""
+
+    none: StrictBool = Field(default=True, description="Whether no clipping is a candidate.")
+    thresholds: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
+        default=(1.0, 5.0, 10.0), description="Fixed thresholds that are candidates."
+    )
+    percentiles: Annotated[tuple[Annotated[float, like(Percentile)], ...], Items(distinct=True)] = Field(
+        default=(10, 25, 50, 75, 90, 95), description="Percentiles, each tried with every one of the kinds."
+    )
+    kinds: Annotated[tuple[Annotated[str, one_of(PERCENTILE_KINDS)], ...], Items(distinct=True)] = Field(
+        default=("fixed_percentile", "running_quantile"), description="Policies that try the percentiles."
+    )
+    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further candidates.")
+    seeds: Seeds = Field(default=(0, 1, 2), description="Seeds of every candidate.")
+    lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
+        default=(1, 3, 10), description="Factors on the learning rate, to measure instability."
+    )
+    prefer: Literal["speed", "balanced", "stability"] = Field(
+        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest."
+    )
+    margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
+        default=0.0,
+        description="Mean training loss by which a candidate may be behind the fastest and still count as fast enough.",
+    )
+    race: StrictBool = Field(default=False, description="Train further seeds only of candidates that may still win.")
+    command: Command | None = Field(
+        default=None,
+        description="Your own training script: program and arguments, with the placeholders "
+        + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        + "; null trains the task.",
+    )
+    refine_trials: WholeNumber = Field(default=0, description="Further trials, with continuous values.")
+    storage: Annotated[str, Url] | None = Field(
+        default=None, description="Database of the study; null: study.db in the output directory."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rate_without_a_placeholder(cls, values: Any) -> Any:
+        """Train a script that cannot be given a learning rate at its own only, unless the file says otherwise."""
+        command = values.get("command") if isinstance(values, dict) else None
+        if isinstance(command, list | tuple) and not any("{lr_multiplier}" in str(word) for word in command):
+            return {"lr_multipliers": [1]} | values
+        return values
+
+    @model_validator(mode="after")
+    def _multipliers_need_a_placeholder(self) -> Self:
+        if self.command and set(self.lr_multipliers) != {1} and not uses(self.command, "lr_multiplier"):
+            got = ", ".join(f"{multiplier:g}" for multiplier in self.lr_multipliers)
+            raise ValueError(f"lr_multipliers must be [1] for a command without {{lr_multiplier}}, got [{got}]")
+        return self

@@ -1,0 +1,104 @@
+"""The steps of one training, as arrays: what a run directory, a trace or a clipper comes down to for the pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoclip.records import ROLLING_STEPS, clip_rate, mean_coefficient
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+FEWEST_STEPS = 20
+"""Active steps below which there is no rate to speak of."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One training, step by step; all arrays have one value for each step that was recorded.
+
+    Attributes:
+        label: what legends call it.
+        steps: ascending.
+        norms: before clipping; NaN: not finite.
+        thresholds: in force; inf: none; NaN: unknown.
+        losses: NaN: not finite, or not given.
+        coefficients: norm after clipping over norm before; NaN: unknown.
+        clipped: whether the norm lay above the threshold.
+        skipped: whether the step was made to have no effect.
+        warmup: whether the policy was still collecting norms.
+    """
+
+    label: str
+    steps: NDArray[np.int64]
+    norms: Floats
+    thresholds: Floats
+    losses: Floats
+    coefficients: Floats
+    clipped: Flags
+    skipped: Flags
+    warmup: Flags
+
+    @property
+    def usable(self) -> Flags:
+        """Which norms are finite and above zero: those that a policy learns from."""
+        return np.isfinite(self.norms) & (self.norms > 0)
+
+    @property
+    def active(self) -> Flags:
+        """Which steps count in a clip rate."""
+        return ~self.warmup & self.usable
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that were clipped; NaN without one."""
+        return clip_rate(int(self.clipped[self.active].sum()), int(self.active.sum()))
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean coefficient of the active steps; NaN without one, or where one of them is unknown."""
+        return mean_coefficient(float(self.coefficients[self.active].sum()), int(self.active.sum()))
+
+    def rolling_clip_rate(self) -> tuple[NDArray[np.int64], Floats, int]:
+        """Last step of each window, clip rate over its active steps, and their number; empty for a short training."""
+        active = self.active
+        clipped = self.clipped[active].astype(np.float64)
+        window = min(ROLLING_STEPS, max(FEWEST_STEPS, len(clipped) // 5))
+        if len(clipped) < window:
+            return np.empty(0, np.int64), np.empty(0), window
+        sums = np.concatenate([[0.0], clipped.cumsum()])
+        return self.steps[active][window - 1 :], (sums[window:] - sums[:-window]) / window, window
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:
+    """The steps in lines of a `metrics.jsonl`.
+
+    Args:
+        lines: as `ClipRecord.as_json` has them, by steps; what is missing or no number is unknown.
+        label: what legends call them.
+    """
+    thresholds = _numbers(lines, "threshold")
+    return Series(
+        label=label,
+        steps=np.array([line["step"] for line in lines], dtype=np.int64),
+        norms=_numbers(lines, "total_norm"),
+        thresholds=np.where(np.isnan(thresholds), inf, thresholds),
+        losses=_numbers(lines, "loss"),
+        coefficients=_numbers(lines, "coefficient"),
+        clipped=np.array([line.get("clipped") is True for line in lines], dtype=np.bool_),
+        skipped=np.array([line.get("skipped") is True for line in lines], dtype=np.bool_),
+        warmup=np.array([line.get("phase") == "warmup" for line in lines], dtype=np.bool_),
+    )
+
+
+def _numbers(lines: Sequence[Mapping[str, Any]], name: str) -> Floats:
+    values = [line.get(name) for line in lines]
+    numbers = [float(one) if isinstance(one, int | float) and not isinstance(one, bool) else nan for one in values]
+    return np.array(numbers, dtype=np.float64)

@@ -1,0 +1,177 @@
+"""The threshold for an engine that clips by itself: ask before the step, tell the norm after it. Without torch."""
+
+from collections.abc import Iterable, Mapping
+from math import isfinite, nan
+from typing import Any, SupportsFloat
+
+from autoclip.gate import Gate, RelearnAfter
+from autoclip.policies import Policy, default_policy
+from autoclip.policies.policy import ALL
+from autoclip.records import ClipRecord, Sink
+from autoclip.step_log import STATE, StepLog
+
+
+class Tuner:
+    """Sets the threshold of somebody else's clipping, from the norms that this measured.
+
+        tuner = autoclip.Tuner()
+        for batch in loader:
+            engine.optimizer.clip_grad = tuner.threshold           # before the step
+            loss = engine(batch)
+            engine.backward(loss)
+            engine.step()
+            tuner.observe(engine.get_global_grad_norm(), loss)     # after it: the norm before clipping
+
+    Call `observe` once for each optimizer step, so not for each micro-batch. Where several processes train together,
+    each needs the same norm and the same loss, or their thresholds differ: average the loss over the ranks first.
+
+    An engine scales the gradients down to the threshold. So a step cannot be skipped from here, responses other than
+    "scale" have no effect, and the very first step has a threshold of inf unless the policy has a constant. What the
+    engine does with a norm that is not finite is its own matter; nothing is learned from one.
+
+    Args:
+        policy: what sets the threshold; None is `ProbingQuantile()`.
+        sinks: objects with `log(record)` and `close()`, told of every step.
+        max_nonfinite_in_a_row: this many steps in a row without a finite norm raise a RuntimeError; None: no number
+            does. A warning tells of 10, 100 and 1000 in a row.
+        relearn_after: number of steps clipped in a row after which the policy begins anew from their norms; "auto": ten
+            windows of the policy; None: never.
+
+    Raises:
+        TypeError: the policy is none, or sinks are no sinks.
+        ValueError: the policy has a threshold for each parameter, or an argument is out of its range.
+
+    >>> from autoclip import FixedPercentile
+    >>> tuner = Tuner(FixedPercentile(percentile=50, warmup_steps=3, warmup_threshold=1.0))
+    >>> [tuner.observe(norm).coefficient for norm in (0.5, 2.0, 4.0)], tuner.threshold
+    ([1.0, 0.5, 0.25], 2.0)
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        sinks: Iterable[Sink] = (),
+        max_nonfinite_in_a_row: int | None = None,
+        relearn_after: RelearnAfter = "auto",
+    ) -> None:
+        if policy is not None and not isinstance(policy, Policy):
+            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
+        self.policy: Policy = policy if policy is not None else default_policy()
+        self.policy.clone()  # raises now what would keep it from being resumed later
+        if self.policy.scope != "global":
+            raise ValueError(
+                f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope}, but an engine clips all "
+                f"gradients together: use a policy such as RunningQuantile(percentile=50)"
+            )
+        self._gate = Gate(self.policy, "scale", relearn_after)
+        self._log = StepLog(sinks, max_nonfinite_in_a_row, self.policy, "tuner.observe(norm, loss)")
+        self._log.watch(self)
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the next step, > 0; inf: no clipping."""
+        return self.policy.threshold()
+
+    def observe(self, norm: SupportsFloat | None, loss: SupportsFloat | None = None) -> ClipRecord:
+        """Learn from one optimizer step.
+
+        Args:
+            norm: of all gradients before clipping, without the factor of a loss scale. None: the engine measured none,
+                which counts as NaN and is warned of.
+            loss: of the step, for policies that look at it.
+
+        Returns:
+            What the step was: `clipped` and `coefficient` say what clipping at the threshold does to this norm; NaN for
+            a norm that is not finite.
+
+        Raises:
+            ValueError: a negative norm; nothing is learned or counted.
+            RuntimeError: it is the last of `max_nonfinite_in_a_row` steps; it is counted and recorded.
+        """
+        if norm is None:
+            self._log.notices.say(
+                "no norm",
+                f"the engine has no gradient norm for step {self._log.steps}, so nothing is learned: let it compute "
+                f"one in every step",
+            )
+        value = nan if norm is None else float(norm)
+        given = None if loss is None else float(loss)
+        decision = self._gate.decide_ahead(value, given)
+        shrunk = decision.left / value if decision.clipped else 1.0
+        self._log.add(
+            {ALL: decision},
+            decision.phase,
+            value,
+            decision.threshold,
+            shrunk if isfinite(value) else nan,
+            decision.clipped,
+            skipped=False,
+            loss=given,
+        )
+        assert self.last is not None
+        return self.last
+
+    @property
+    def last(self) -> ClipRecord | None:
+        """Record of the latest step, None before the first."""
+        return self._log.last
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """What is told of every step."""
+        return self._log.sinks
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
+
+        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
+        """
+        return self._log.clip_rate
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Share of the gradient's length that is left: mean over the steps of `clip_rate`; NaN before the first."""
+        return self._log.mean_coefficient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned and counted, as plain JSON-able values; that of a `Clipper` of scope "global" fits too."""
+        return state_of(self._log, self._gate)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy.
+
+        Raises:
+            ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
+        """
+        load_state(self._log, self._gate, state)
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
+
+    def __repr__(self) -> str:
+        return f"Tuner({self.policy!r})"
+
+
+def state_of(log: StepLog, gate: Gate) -> dict[str, Any]:
+    """The state of what clips all gradients together: its counts, and what its gate has learned."""
+    return {**log.state_dict(), "groups": {ALL: gate.state_dict()}}
+
+
+def load_state(log: StepLog, gate: Gate, state: Mapping[str, Any]) -> None:
+    """Continue from what `state_of` returned.
+
+    Raises:
+        ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
+    """
+    missing = [name for name in (*STATE, "groups") if name not in state]
+    if missing:
+        raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
+    if list(state["groups"]) != [ALL]:
+        raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
+    StepLog(()).load_state_dict(dict(state))  # raises before anything is changed
+    gate.load_state_dict(state["groups"][ALL])
+    log.load_state_dict(dict(state))
