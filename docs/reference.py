@@ -15,7 +15,7 @@ from autoclip.lab.config import json_schema
 from autoclip.policies import POLICIES
 
 PYTHON = {
-    "Clipping": "autoclip Clipper attach ClipRecord",
+    "Clipping": "autoclip Clipper attach Tuner ClipRecord",
     "Functions in place of torch's": "autoclip clip_grad_norm_ clip_grad_value_ adaptive_grad_clip_",
     "Policies": "autoclip NoClip Fixed FixedPercentile RunningQuantile ProbingQuantile LossAwareQuantile CenterMultiple"
     " AutoClip ZClip SkipStep AdaGC Policy",

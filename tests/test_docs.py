@@ -67,7 +67,7 @@ def test_snippets_run_and_print_what_stands_below_them(page, tmp_path, monkeypat
             assert printed == output
 
 
-@pytest.mark.parametrize("page", pages_with(r"^autoclip "))
+@pytest.mark.parametrize("page", pages_with(r"^```sh$"))
 def test_commands_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "experiments"):
