@@ -1,6 +1,6 @@
 """The picture of gradient flow: norm of each layer in forward order, one line for each run.
 
-    python -m autoclip.report.flow_plot runs/plain-cnn/seed-0 runs/residual-cnn/seed-0 --output gradient_flow.png
+    python -m autoclip.report.flow_plot runs/plain_cnn/seed-0 runs/residual_cnn/seed-0 --output gradient_flow.png
 
 draws it from run directories whose `log.layers_every` was set, and prints the verdicts.
 """
