@@ -17,16 +17,19 @@ from autoclip.traces.text import lines
 OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
 """In every line of a `metrics.jsonl` of ours, and hardly in another's."""
 
+_DECODER = json.JSONDecoder()
 # JSON has no NaN: our own file has null for a norm that was not finite, and for the threshold of a step without one.
 _OWN_NULLS = {"total_norm": nan, "threshold": inf}
 
 
 def parsed(text: str) -> Any:
     """The JSON value of a text, NaN and Infinity allowed; None where it is no JSON, or null."""
+    text = text.strip(" \t\r\n")  # what JSON allows around a value
     try:
-        return json.loads(text)
+        value, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    return value if end == len(text) else None
 
 
 def row_of(text: str) -> Mapping[str, Any] | None:

@@ -169,6 +169,11 @@ class ScalarLog:
             series = self._series[name] = Series()
         series.append(step, value, epoch)
 
+    @property
+    def count(self) -> int:
+        """Number of values taken, of all columns."""
+        return sum(len(series.steps) for series in self._series.values())
+
     def seen(self, name: str) -> None:
         """Note that there is such a column, whatever is in it."""
         self._names.add(name)
@@ -287,5 +292,7 @@ def number(value: Any) -> float | None:
 
 def whole_number(value: Any) -> int | None:
     """The value as a step, also where it was written as text, with a decimal point or as "10/438"; None for none."""
+    if type(value) is int and -MAX_STEP <= value <= MAX_STEP:
+        return value
     found = number(_OF_ALL.sub("", value, count=1) if isinstance(value, str) else value)
     return int(found) if found is not None and abs(found) <= MAX_STEP and found == int(found) else None

@@ -161,7 +161,8 @@ def suggest(trace: NormTrace) -> Suggestion:
     if refusal:
         raise NoAdviceError(trace, refusal, norms)
     effective = effective_count(without_trend(norms))
-    percentiles: dict[float, Interval] = {p: percentile_interval(norms, p, effective) for p in PERCENTILES}
+    ordered = np.sort(norms)
+    percentiles: dict[float, Interval] = {p: percentile_interval(ordered, p, effective) for p in PERCENTILES}
     drift, tail, loss = drift_of(norms), tail_of(norms), loss_of(trace)
     policy, reason = _setting(trace, norms, drift, tail, loss)
     return Suggestion(
