@@ -58,7 +58,8 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
         OSError: the file cannot be read.
         UsageError: no line is a JSON object, or the column of the steps is missing.
     """
-    rows = RowLog(selection, str(path), _OWN_NULLS if first_row(path)[0].keys() >= OWN_KEYS else None)
+    is_own = first_row(path)[0].keys() >= OWN_KEYS
+    rows = RowLog(selection, str(path), _OWN_NULLS if is_own else None)
     number = objects = strange = first_strange = 0
     torn = False
     for number, (line, whole) in enumerate(lines(path), start=1):
@@ -74,6 +75,7 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
     if not objects:
         raise UsageError(f"{path} has no line that is a JSON object" if number else f"{path} is empty")
     log = rows.finished()
+    log.format = "a metrics.jsonl of autoclip" if is_own else "JSON lines"
     if torn:
         log.notes.append("the last line is torn and left out")
     if strange:

@@ -28,6 +28,7 @@ class NormTrace:
             not say; None where the log has none.
         notes: sentences that the user should be told: a torn end, records left out, restarts.
         has_steps: whether `steps` are optimizer steps; else they only order the norms, or count something else.
+        format: the format that was recognised, in words; empty where no log was read.
 
     Raises:
         ValueError: an array is not as described.
@@ -44,6 +45,7 @@ class NormTrace:
     thresholds: Floats | None = None
     notes: tuple[str, ...] = ()
     has_steps: bool = True
+    format: str = ""
 
     def __post_init__(self) -> None:
         steps = np.array(self.steps)
