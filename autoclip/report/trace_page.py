@@ -68,7 +68,7 @@ def _pictures(suggestion: Suggestion) -> list[Picture]:
             "norms",
             QUANTITY,
             title="Norms under the suggested policy",
-            caption=f"One step in {trace.stride} was logged." if trace.stride > 1 else "",
+            caption=f"{trace.frequency[0].upper()}{trace.frequency[1:]} was logged." if trace.stride > 1 else "",
         )
     ]
     if np.isfinite(logged.thresholds).any():

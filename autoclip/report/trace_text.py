@@ -172,7 +172,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
         out.print(f"note: {note}")
     if trace.stride > 1:
         out.print(
-            f"note: one step in {trace.stride} was logged, and a policy learns from each of them: what adapts, adapts "
+            f"note: {trace.frequency} was logged, and a policy learns from each of them: what adapts, adapts "
             f"{trace.stride} times as slowly here as in training"
         )
     out.print(f"note: {LIMITS}")

@@ -298,7 +298,7 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     doubts += [f"{one}, and left out" for one in useless_norms(trace) if one.endswith("zero")]
     if trace.stride > 1:
         doubts.append(
-            f"one step in {trace.stride} was logged: the percentiles are as certain as their intervals say, but "
+            f"{trace.frequency} was logged: the percentiles are as certain as their intervals say, but "
             f"{_share_text(1 - 1 / trace.stride)} of the spikes and non-finite steps are not in the log"
         )
     if effective < min(FEW_INDEPENDENT, WORTH_LESS * len(norms)):
