@@ -289,8 +289,8 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     median = float(np.median(norms))
     if median > SCALED_MEDIAN:
         doubts.append(
-            f"the median norm is {median:.3g}: were the gradients still multiplied by the scale of a GradScaler? Then "
-            f"divide by it, or log after unscale_"
+            f"the gradients may still be multiplied by the scale of a GradScaler, as the median norm is {median:.3g}: "
+            f"then divide by it, or log after unscale_"
         )
     if broken is None or nonfinite[trace.steps < broken].any():
         useless = ", ".join(one for one in useless_norms(trace) if not one.endswith("zero"))
