@@ -191,25 +191,31 @@ def suggest(
 ) -> None:
     """Recommend a setting from gradient norms that were logged."""
     with _exit_codes():
-        from autoclip.report.trace_text import print_suggestions
-        from autoclip.traces import read_traces
+        from autoclip.report.trace_text import print_suggestions, suggestions_as_json
+        from autoclip.traces import read_logs, told_of
         from autoclip.tuning.suggest import suggest_each
 
-        suggestions, refused = suggest_each(read_traces(paths, column=column, step_column=step_column))
+        try:
+            traces, unread = read_logs(paths, column=column, step_column=step_column)
+        except UsageError as error:
+            if output_format == Format.json:
+                _print_json(suggestions_as_json(refused=[{"source": ", ".join(map(str, paths)), "reason": str(error)}]))
+            raise
+        suggestions, refused = suggest_each(traces)
         if output_format == Format.json:
-            told = {"suggestions": [one.as_json() for one in suggestions], "refused": [one.figures for one in refused]}
-            _print_json(told)
+            _print_json(suggestions_as_json(suggestions, [one.figures for one in refused], unread))
+        left_out = [*(f"no advice: {one}" for one in refused), *told_of(unread)]
         if not suggestions:
-            raise UsageError("\n".join(map(str, refused)))
-        for reason in refused:
-            _tell(f"note: {reason}")
+            raise UsageError("\n".join(left_out))
         if html:
             from autoclip.report.writing import write_suggestions
 
-            write_suggestions(suggestions, html, [*map(str, refused)])
+            write_suggestions(suggestions, html, left_out)
             _tell(f"wrote {html}")
         if output_format == Format.text:
             print_suggestions(suggestions, details=details)
+        if left_out:
+            _tell("\n".join(left_out))
 
 
 @app.command()
@@ -230,8 +236,7 @@ def replay(
         from autoclip.traces import read_traces
 
         policies = [policy_of(text) for text in policy or USUAL_POLICIES]
-        traces = read_traces(paths, column=column, step_column=step_column)
-        results = [(trace, replay_policies(trace, policies)) for trace in traces]
+        results = [(trace, replay_policies(trace, policies)) for trace in read_traces(paths, column, step_column)]
         if output_format == Format.json:
             _print_json([replays_as_json(trace, replays) for trace, replays in results])
             return
@@ -315,9 +320,8 @@ def doctor(output_format: OutputFormat = Format.text) -> None:
         else:
             width = max(len(row.name) for row in rows)
             for row in rows:
-                typer.echo(
-                    f"{row.name:<{width}}  {row.value}" + ("" if row.ok else f"\n{'':<{width}}  -> {row.advice}")
-                )
+                advice = "" if row.ok else f"\n{'':<{width}}  -> {row.advice}"
+                typer.echo(f"{row.name:<{width}}  {row.value}{advice}")
         raise typer.Exit(0 if well else 1)
 
 
@@ -369,12 +373,9 @@ def _exit_codes() -> Iterator[None]:
     """Turn errors into one message and an exit code: 2 usage or configuration, 1 a failed run, 130 interrupted."""
     try:
         yield
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         _tell(str(error))
-        raise typer.Exit(2) from None
-    except RunError as error:
-        _tell(str(error))
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None

@@ -91,7 +91,10 @@ class Gate:
     def look(self, norm: float) -> Decision:
         """Decide without learning or counting, for a step that other gradients have spoiled."""
         policy = self.policy
-        return self._decided(norm, policy.threshold(), policy.phase, policy.reciprocal)
+        threshold, phase = policy.threshold(), policy.phase
+        if not threshold < norm < inf:
+            return Decision(threshold, phase, False, norm)
+        return self._clipped(norm, threshold, phase, policy.reciprocal)
 
     def look_again(self, norm: float, before: Decision) -> Decision:
         """Decide on another norm of the same step, at that step's threshold.
@@ -99,12 +102,16 @@ class Gate:
         "reciprocal" leaves c * c / n here: a policy's own formula would go by what it has learned since.
         """
         threshold = before.threshold
-        return self._decided(norm, threshold, before.phase, lambda above: threshold * (threshold / above))
+        if not threshold < norm < inf:
+            return Decision(threshold, before.phase, False, norm)
+        return self._clipped(norm, threshold, before.phase, lambda above: threshold * (threshold / above))
 
     def decide_alone(self, norm: float, loss: float | None) -> Decision:
         """Decide on the norm of all gradients if this gate's group is the only one."""
+        if self.policy.phase == "active":
+            return self.decide(norm, loss)
         bound = self.policy.warmup_total
-        if bound is None or not 0 < norm < inf or self.policy.phase == "active":
+        if bound is None or not 0 < norm < inf:
             return self.decide(norm, loss)
         return self.decide_together(norm, loss, min(1.0, bound / norm), bound)
 
@@ -150,9 +157,7 @@ class Gate:
         self.active_steps, self.clipped_steps, self._streak = counts
         self._recent = deque(recent, self.policy.remembered_norms)
 
-    def _decided(self, norm: float, threshold: float, phase: Phase, reciprocal: Callable[[float], float]) -> Decision:
-        if not threshold < norm < inf:
-            return Decision(threshold, phase, False, norm)
+    def _clipped(self, norm: float, threshold: float, phase: Phase, reciprocal: Callable[[float], float]) -> Decision:
         if self.response == "scale" or phase == "warmup":
             return Decision(threshold, phase, True, threshold)
         return Decision(threshold, phase, True, 0.0 if self.response == "skip" else reciprocal(norm))
@@ -167,7 +172,8 @@ class Gate:
             return decision
         if not decision.clipped:
             self._streak = 0
-            self._recent.clear()
+            if self._recent:
+                self._recent.clear()
             return decision
         self._streak += 1
         self._recent.append(norm)

@@ -101,7 +101,7 @@ def test_every_program(tmp_path, program, line, prefix):
     (trace,) = read_traces(path)
     assert (trace.steps.tolist(), trace.norms.tolist()) == ([30, 31, 32], [1.5, 2.5, 3.5])
     assert trace.losses.tolist() == [2.25] * 3
-    assert trace.notes == (f"read as a console log of {program}",)
+    assert (trace.format, trace.notes) == (f"a console log of {program}", ())
     (found,) = read_traces(tmp_path)
     assert found.source == trace.source
 
@@ -127,7 +127,7 @@ def test_the_trainers_steps_are_those_of_the_bar_that_is_drawn_behind_each_row(t
     (trace,) = read_traces(tmp_path / "run.log")
     assert trace.steps.tolist() == list(range(10, 201, 10))
     assert trace.norms.tolist() == [step + 0.5 for step in trace.steps]
-    assert trace.notes == ("read as a console log of Transformers' Trainer",)
+    assert (trace.format, trace.notes) == ("a console log of Transformers' Trainer", ())
 
 
 def test_a_bar_that_is_overwritten_without_a_line_end_is_read(tmp_path):
@@ -136,7 +136,7 @@ def test_a_bar_that_is_overwritten_without_a_line_end_is_read(tmp_path):
     )
     (trace,) = read_traces(tmp_path)
     assert trace.steps.tolist() == [1, 2, 3]
-    assert trace.notes[1].startswith("the last line has no line end")
+    assert trace.notes[0].startswith("the last line has no line end")
 
 
 def test_steps_of_an_epoch_are_counted_on(tmp_path):
@@ -183,7 +183,7 @@ def test_programs_that_log_means_are_told(tmp_path, program):
     }[program]
     (tmp_path / "run.log").write_text("".join(map(line.format, range(50, 400, 50))))
     (trace,) = read_traces(tmp_path)
-    assert trace.notes[1:] == (f"{program} logs means over several steps: spikes are flattened",)
+    assert trace.notes == (f"{program} logs means over several steps: spikes are flattened",)
 
 
 def test_of_several_ranks_the_first_is_read(tmp_path):
@@ -191,7 +191,7 @@ def test_of_several_ranks_the_first_is_read(tmp_path):
     (tmp_path / "run.out").write_text("".join(lines))
     (trace,) = read_traces(tmp_path)
     assert (trace.norms.tolist(), trace.losses.tolist()) == ([1, 2, 3], [2, 2, 2])
-    assert len(trace.notes) == 1
+    assert trace.notes == ()
 
 
 def test_lines_of_another_program_are_none_of_the_run(tmp_path):
@@ -213,7 +213,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     path.write_text(path.read_text() + "step   33/19560 | loss 2.25 (+nanz)| norm 4.5")
     (trace,) = read_traces(path)
     assert trace.steps.tolist() == [30, 31, 32]
-    assert trace.notes[1] == "the last line has no line end, may be torn, and is left out"
+    assert trace.notes[0] == "the last line has no line end, may be torn, and is left out"
 
 
 def test_a_chosen_column_and_a_refusal_that_names_the_others(tmp_path):
@@ -238,7 +238,7 @@ def test_more_precise_logs_beside_or_below_are_read_instead(tmp_path):
     text, output, state = read_traces(tmp_path)
     assert [len(trace) for trace in (text, output, state)] == [3, 4, 3]
     assert "trainer_state.json" in state.source
-    told = f"passed over: {tmp_path / 'run' / 'log.txt'}, a console log: what is beside or below it is more precise"
+    told = f"not read: 1 console log beside a more precise log ({tmp_path / 'run' / 'log.txt'})"
     assert told in text.notes
     (named, _) = read_traces([tmp_path / "run" / "log.txt", tmp_path / "run"])
     assert "log.txt" in named.source

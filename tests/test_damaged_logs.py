@@ -53,8 +53,8 @@ LOGS = {
     ),
     **{f"{number}.log": content.encode() for number, content in enumerate(CONSOLE_LOGS)},
 }
-HAVE_CHECKSUMS = {"events.out.tfevents.1.host", "run-x.wandb", "metrics.jsonl.gz", "events.out.tfevents.1.host.gz"}
-WHOLE = {name for name in LOGS if name.endswith((".json", ".gz"))}  # read whole or not at all
+HAVE_CHECKSUMS = {"events.out.tfevents.1.host", "run-x.wandb", "events.out.tfevents.1.host.gz"}
+WHOLE = {name for name in LOGS if name.endswith(".json")}  # read whole or not at all
 
 
 def trials(name):
@@ -89,7 +89,7 @@ def pairs(trace, name):
 def test_undamaged(tmp_path, name):
     trace = read(tmp_path / name, LOGS[name])
     assert pairs(trace, name) == EXPECTED
-    told = ("read as ", "mmengine or mmcv logs means", "fairseq logs means")
+    told = ("the download does not say", "mmengine or mmcv logs means", "fairseq logs means")
     assert all(note.startswith(told) for note in trace.notes)
 
 
@@ -125,7 +125,7 @@ def test_a_byte_changed_anywhere(tmp_path, name):
             assert pairs(trace, name) <= EXPECTED
             assert trace.notes or len(trace) == len(NORMS)
             assert len(trace) >= 1
-    assert refused < trials(name) / 2 or name in WHOLE
+    assert refused < trials(name) / 2 or name in WHOLE or name.endswith(".gz")
 
 
 @every_log

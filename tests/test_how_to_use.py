@@ -8,20 +8,18 @@ from autoclip.traces import NormTrace
 
 
 @pytest.mark.parametrize(
-    ("source", "notes", "framework"),
+    ("source", "form", "framework"),
     [
-        ("out/checkpoint-3/trainer_state.json [grad_norm]", (), "transformers"),
-        ("trainer_state.json.gz [train/grad_norm]", (), "transformers"),
-        ("my_trainer_state.json [grad_norm]", (), None),
-        ("trainer_state.json/a.csv [grad_norm]", (), None),
-        ("out.log [grad_norm]", ("read as a console log of Transformers' Trainer",), "transformers"),
-        ("a/lightning_logs/version_0/metrics.csv [norm]", (), "lightning"),
-        ("metrics.csv [grad_2.0_norm_total]", (), "lightning"),
-        ("metrics.jsonl [total_norm]", ("torn",), None),
+        ("a.json [grad_norm]", "a trainer state of Transformers", "transformers"),
+        ("trainer_state.json/a.csv [grad_norm]", "a table", None),
+        ("out.log [grad_norm]", "a console log of Transformers' Trainer", "transformers"),
+        ("a/lightning_logs/version_0/metrics.csv [norm]", "a table", "lightning"),
+        ("metrics.csv [grad_2.0_norm_total]", "a table", "lightning"),
+        ("metrics.jsonl [total_norm]", "JSON lines", None),
     ],
 )
-def test_which_framework_wrote_a_log(source, notes, framework):
-    assert framework_of(NormTrace([0], [1.0], source, notes=notes)) == framework
+def test_which_framework_wrote_a_log(source, form, framework):
+    assert framework_of(NormTrace([0], [1.0], source, format=form)) == framework
 
 
 def test_a_loop_reports_the_loss_only_to_a_policy_that_reads_it_and_where_it_is_wanted():

@@ -3,15 +3,17 @@
 import gzip
 import json
 import os
+import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from autoclip.cli import app
 from autoclip.errors import UsageError
-from autoclip.traces import read_traces
+from autoclip.traces import read_logs, read_traces
 from tests.log_writers import events, history, wandb
 
 EVENTS = "events.out.tfevents.1.host"
@@ -155,7 +157,10 @@ def test_what_cannot_be_read_in_a_directory_is_told(logs):
     traces = read_traces(logs)
     assert len(traces) == 5
     (note,) = traces[0].notes
-    assert note == f"passed over: {logs / 'a' / 'run-torn.wandb'} is no .wandb file: it does not begin as one"
+    assert note == (
+        f"not read: {logs / 'a' / 'run-torn.wandb'} is no .wandb file: it does not begin as one; "
+        f"1 file without a column known to hold gradient norms ({logs / 'e' / 'eval' / EVENTS})"
+    )
     with pytest.raises(UsageError, match=r"run-torn.wandb is no .wandb file"):
         read_traces([logs, logs / "a" / "run-torn.wandb"])
 
@@ -215,7 +220,64 @@ def test_of_a_runs_packed_states_the_furthest_is_read(tmp_path):
         packed = gzip.compress(json.dumps(state).encode())
         (tmp_path / f"checkpoint-{steps}" / "trainer_state.json.gz").write_bytes(packed)
     (trace,) = read_traces(tmp_path)
-    assert (len(trace), trace.notes) == (5, ())
+    names = ", ".join(str(tmp_path / f"checkpoint-{steps}" / "trainer_state.json.gz") for steps in (3, 4))
+    assert (len(trace), trace.notes) == (5, (f"not read: 2 trainer states contained in another ({names})",))
+
+
+def test_states_of_several_trainings_side_by_side_are_said_to_be(tmp_path):
+    for steps, first in ((3, 1), (5, 1), (4, 7)):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        state = {"global_step": steps, "log_history": [{"step": s, "grad_norm": first + s / 9} for s in range(steps)]}
+        (tmp_path / f"checkpoint-{steps}" / "trainer_state.json").write_text(json.dumps(state))
+    traces, unread = read_logs(tmp_path)
+    assert [trace.notes for trace in traces] == [
+        ("one of 2 trainings with states side by side: none begins with the norms of another",)
+    ] * 2
+    assert [one.path.parent.name for one in unread] == ["checkpoint-3"]
+
+
+def test_what_looks_like_a_log_in_a_directory_is_never_left_out_silently(tmp_path):
+    (tmp_path / "good.csv").write_text(table([1, 2]))
+    download = [[1.7e9 + step, step, 0.5] for step in range(3)]
+    (tmp_path / "export.json").write_text(json.dumps(download))
+    (tmp_path / "export.csv").write_text("Wall time,Step,Value\n" + "".join(f"{w},{s},{v}\n" for w, s, v in download))
+    (tmp_path / "train.csv").write_text("step,loss\n1,2\n")
+    (tmp_path / "train.log").write_text("the gradient norm was 3\n")
+    (tmp_path / "config.json").write_text('{"max_grad_norm": 1.0, "layer_norm_eps": 1e-5}')
+    (tmp_path / "data.csv").write_text("text,label\na,1\n")
+    (tmp_path / "notes.txt").write_text("batch norm\n")
+    (trace,) = read_traces(tmp_path)
+    (note,) = trace.notes
+    assert note == (
+        f"not read: 2 TensorBoard downloads without a tag in the name ({tmp_path / 'export.csv'}, "
+        f"{tmp_path / 'export.json'}); 1 file without a column known to hold gradient norms "
+        f"({tmp_path / 'train.csv'}); 1 text that names a gradient norm, in no format that is known "
+        f"({tmp_path / 'train.log'})"
+    )
+    for name in ("export.json", "export.csv"):
+        assert len(read_traces(tmp_path / name)[0]) == 3
+    for number in range(4):
+        (tmp_path / f"train{number}.csv").write_text("step,loss\n1,2\n")
+    assert "5 files without a column" in read_traces(tmp_path)[0].notes[0]
+    assert ", 2 more); 1 text" in read_traces(tmp_path)[0].notes[0]
+
+
+@pytest.mark.parametrize("cut", [100, 1000, 3000])
+def test_a_packed_log_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path, cut):
+    norms = np.random.default_rng(0).lognormal(size=300).tolist()
+    packed = gzip.compress(rows(norms).encode())
+    path = tmp_path / "metrics.jsonl.gz"
+    path.write_bytes(packed[:-cut])
+    (trace,) = read_traces(path)
+    assert 20 < len(trace) < 300
+    assert trace.norms.tolist() == norms[: len(trace)]
+    assert f"{path} is packed, and cut off or damaged: what could be unpacked is read" in trace.notes
+    path.write_bytes(packed[:12])
+    with pytest.raises(UsageError, match=r"metrics.jsonl.gz cannot be read: Compressed file ended before"):
+        read_traces(path)
+    path.write_bytes(packed[:-8] + bytes(8))
+    with pytest.raises(UsageError, match=r"metrics.jsonl.gz cannot be read: CRC check failed"):
+        read_traces(path)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -294,10 +356,11 @@ def test_what_must_not_be_read_is_named():
             read_traces(path)
     (trace,) = read_traces(".")
     assert trace.norms.tolist() == [1, 2]
-    assert sorted(trace.notes) == [
-        f"passed over: {path} cannot be read: Permission denied"
-        for path in ("a.csv", "b.jsonl", "closed", "listed/log.csv")
-    ]
+    (note,) = trace.notes
+    told = note.removeprefix("not read: ").split("; ")
+    assert (len(told), told[3]) == (4, "1 more")
+    for one in told[:3]:
+        assert re.fullmatch(r"(a\.csv|b\.jsonl|closed|listed/log\.csv) cannot be read: Permission denied", one)
     with pytest.raises(UsageError, match=r"no gradient norms in closed:\n  closed cannot be read: Permission denied"):
         read_traces("closed")
     with pytest.raises(UsageError, match=r"no gradient norms in listed:\n  listed/log.csv cannot be read"):

@@ -168,7 +168,7 @@ def test_a_log_that_tells_too_little_does_not_hide_the_others(log: Path, poor: s
     for words in ([log], [log / "poor.csv", log / "metrics.csv"]):
         result = call("suggest", *words, "--html", log.parent / "page.html")
         assert result.exit_code == 0
-        assert f"note: {log}/{told}" in result.stderr
+        assert f"no advice: {log}/{told}" in result.stderr
         assert "recommended: autoclip." in result.stdout
         assert told in loaded(log.parent / "page.html").text
         told_of = json.loads(call("suggest", *words, "-f", "json").stdout)

@@ -244,8 +244,9 @@ def test_a_trial_whose_process_ended_before_it_signed_is_freed_at_once(tmp_path:
         ("alive", socket.gethostname(), os.getpid()),
         ("elsewhere", "another-host", ended.pid),
     ):
-        attributes = {KEY: key, BEGUN: time.time(), CLAIMANT: {"host": host, "pid": pid}}
-        study.optuna.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
+        claimed = {BEGUN: time.time(), CLAIMANT: {"host": host, "pid": pid}}
+        trial = create_trial(state=TrialState.RUNNING, user_attrs={KEY: key}, system_attrs=claimed)
+        study.optuna.add_trial(trial)
     study.free_lost()
     assert set(study.taken()) == {"alive", "elsewhere"}
     assert set(study.trials([TrialState.FAIL])) == {"dead"}

@@ -298,7 +298,7 @@ class TestTrainerState:
         (trace,) = read_traces(tmp_path)
         assert trace.steps[-1] == 500
         (note,) = trace.notes
-        assert note.startswith(f"passed over: {torn} is no whole JSON file")
+        assert note.startswith(f"not read: {torn} is no whole JSON file")
         with pytest.raises(UsageError, match=r"checkpoint-900.trainer_state.json is no whole JSON file"):
             read_traces([tmp_path, torn])
 
@@ -345,7 +345,8 @@ class TestJSONFiles:
             assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 10, 20, 30], [0.5, 1.5, 2.5, 3.5])
             assert trace.losses.tolist() == [9, 8, 7, 6]
             assert trace.source.startswith(f"{path}{place} [")
-            assert trace.notes == ()
+            beside = f"not read: 1 file without a column known to hold gradient norms ({tmp_path / 'config.json'})"
+            assert trace.notes == ((beside,) if given == tmp_path else ())
 
     def test_each_of_several_lists_of_rows_is_a_run(self, tmp_path):
         content = {"a": ROWS, "b": [*ROWS[:2], {"step": 20, "grad_norm": 9}], "c": [{"grad_norm": None}]}
@@ -353,7 +354,7 @@ class TestJSONFiles:
         first, second = read_traces(path)
         assert (first.source, second.source) == (f"{path}: a [grad_norm]", f"{path}: b [grad_norm]")
         assert second.norms.tolist() == [0.5, 1.5, 9]
-        assert first.notes == (f"passed over: {path}: c [grad_norm]: no number in it",)
+        assert first.notes == (f"not read: {path}: c [grad_norm]: no number in it",)
 
     def test_without_norms_the_columns_are_named(self, tmp_path):
         path = write(tmp_path / "log.json", json.dumps({"a": [1], "rows": [{"step": 1, "gradsize": 2, "lr": 3}] * 2}))
@@ -374,9 +375,10 @@ class TestJSONFiles:
         path = write(tmp_path / f"{name}.{suffix}", table if suffix == "csv" else json.dumps(rows))
         (trace,) = read_traces(path)
         assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 50, 100, 150], [0.5, 1.5, 2.5, 3.5])
-        assert trace.notes == ("read as TensorBoard's download of one tag: the log does not say which",)
+        assert trace.format == "a download of one tag from TensorBoard"
+        assert trace.notes == ("the download does not say which tag it is of: make sure that these are gradient norms",)
         if name == "export":
-            with pytest.raises(UsageError, match="holds no log with gradient norms that is known"):
+            with pytest.raises(UsageError, match=rf"export\.{suffix} looks like a download from TensorBoard"):
                 read_traces(tmp_path)
         else:
             assert read_traces(tmp_path)[0].source == trace.source == f"{path} [Value]"
@@ -411,7 +413,7 @@ class TestTables:
             assert (first.steps.tolist(), first.norms.tolist()) == ([0, 10], [1.5, 2.5])
             assert (second.steps.tolist(), second.norms.tolist()) == ([0, 20], [3.5, 4.5])
             assert first.source == f"{path} [a - 1 - train/grad_norm]"
-            assert first.notes == (f"passed over: {path} [c - train/grad_norm]: no number in it",)
+            assert first.notes == (f"not read: {path} [c - train/grad_norm]: no number in it",)
         assert [trace.norms[0] for trace in read_traces(path, column="b - train/grad_norm")] == [3.5]
 
     def test_a_directory_names_the_columns_that_come_near(self, tmp_path):

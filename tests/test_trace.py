@@ -48,7 +48,7 @@ def test_the_stride_is_the_median_distance():
     assert trace().stride == 1
     assert trace(steps=[0, 10, 20]).stride == 10
     assert trace(steps=[5], norms=[1.0]).stride == 1
-    assert trace(steps=[0, 10, 20, 1000], norms=[1.0] * 4).stride == 10
+    assert trace(steps=[*range(0, 200, 10), 1000], norms=[1.0] * 21).stride == 10
 
 
 def test_the_stride_is_told_where_steps_are_known():
@@ -62,3 +62,15 @@ def test_pickles_to_another_process():
     found = pickle.loads(pickle.dumps(trace(notes=["torn"])))  # noqa: S301 - its own bytes
     assert found.norms.tolist() == [1.0, 2.0, 3.0]
     assert found.notes == ("torn",)
+
+
+def test_how_often_a_norm_was_logged_is_a_mean_where_steps_are_uneven():
+    uneven = [250, 400, 850, 1050, 1200, 1450, 1900, 2800, 2850]
+    for steps, stride, said in (
+        (uneven, 325, "about one step in 325"),
+        ([1, *range(10, 200, 10)], 10, "one step in 10"),
+        (range(50), 1, "every step"),
+        ([0, 1, 3, 4, 6, 7, 8], 1, "about every step"),
+    ):
+        trace = NormTrace(list(steps), [1.0] * len(steps), "a")
+        assert (trace.stride, trace.frequency) == (stride, said)

@@ -45,7 +45,7 @@ def test_a_suggestion_in_words_ends_in_yaml_and_python_that_can_be_used(log):
     assert code == 0
     assert "300 norms, every step" in text
     assert "drift: the median of the last fifth is" in text
-    section = yaml.safe_load(text[text.index("    clip:") : text.index("in a training loop:")])
+    section = yaml.safe_load(text[text.index("    clip:") :])
     assert section == {"clip": {"policy": {"kind": "probing_quantile"}}}
     assert "autoclip.attach(optimizer, autoclip.ProbingQuantile())\n    clipper.report_loss(loss)" in text
 
@@ -248,11 +248,10 @@ def test_several_logs_have_a_line_each_and_details_show_the_rest(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     code, text = run("suggest", tmp_path)
     lines = text.splitlines()
-    assert (code, len(lines)) == (0, 3)
-    assert re.search(
-        r"broken.*: autoclip.ProbingQuantile\(\), or max_grad_norm=[\d.]+, percentile 90 of the 60 norms", text
-    )
-    assert lines[0].endswith("no norm is finite from step 60 on; 1 remark")
+    assert (code, len(lines)) == (0, 4)
+    assert re.search(r"broken.*: autoclip.ProbingQuantile\(\), or max_grad_norm=[\d.]+; all 40", lines[0])
+    assert lines[0].endswith("; all 40 norms are NaN from step 60 on")
+    assert lines[2] == "each max_grad_norm is percentile 90 of the run's norms"
     _, text = run("suggest", tmp_path, "--details")
     assert text.count("recommended: ") == text.count("why: ") == 2
 
@@ -308,3 +307,59 @@ def test_a_replay_counts_norms_that_are_none(tmp_path):
     assert "5 norms; 1 of 5 norms is NaN; 2 of 5 norms are zero" in text
     (found,) = json.loads(run("replay", tmp_path / "log.jsonl", "-f", "json")[1])
     assert (found["norms"], found["zero"], found["nonfinite"]) == (5, 2, 1)
+
+
+def test_a_log_that_cannot_be_read_is_refused_in_json_too(tmp_path):
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    for path in (tmp_path / "log.csv", tmp_path / "nowhere"):
+        result = CliRunner().invoke(app, ["suggest", str(path), "-f", "json"])
+        told = json.loads(result.stdout)
+        assert (result.exit_code, told["suggestions"], told["not_read"]) == (2, [], [])
+        (refused,) = told["refused"]
+        assert refused["source"] == str(path)
+        assert refused["reason"] in " ".join(result.stderr.split())
+
+
+def norms_in(path, norms):
+    path.write_text("step,grad_norm\n" + "".join(f"{step},{norm}\n" for step, norm in enumerate(norms)))
+
+
+@pytest.mark.parametrize("factor", [1, 30])
+def test_runs_that_differ_are_said_to_and_so_is_what_was_not_read(tmp_path, factor):
+    norms = np.random.default_rng(0).lognormal(0, 0.2, 100)
+    norms_in(tmp_path / "a.csv", norms)
+    norms_in(tmp_path / "b.csv", factor * norms[::-1])
+    (tmp_path / "c.log").write_text("step 1 grad_norm 2\nstep 2 grad_norm 3\n")
+    result = CliRunner().invoke(app, ["suggest", str(tmp_path)])
+    least = f"{np.percentile(norms, 90):.3g}"
+    differs = (
+        f"the runs differ, no one number fits all: {least}, the number for {tmp_path / 'a.csv'} [grad_norm], would"
+    )
+    assert (differs in result.stdout) == (factor == 30)
+    assert f"not read: 1 console log beside a more precise log ({tmp_path / 'c.log'})" in result.stderr
+    told = json.loads(CliRunner().invoke(app, ["suggest", str(tmp_path), "-f", "json"]).stdout)
+    assert bool(told["difference"]) == (factor == 30)
+    assert [one["path"] for one in told["not_read"]] == [str(tmp_path / "c.log")]
+    assert {one["format"] for one in told["suggestions"]} == {"a table"}
+
+
+def test_what_the_number_would_clip_where_the_lines_go_and_what_must_go_are_said(tmp_path):
+    norms_in(tmp_path / "a.csv", np.linspace(1, 3, 101))
+    _, text = run("suggest", tmp_path / "a.csv")
+    assert re.search(r"^ +2\.8  9\.90% \[.*\], the number above$", text, re.MULTILINE)
+    assert ", read as a table; with 95 % confidence intervals:\n" in text
+    assert "in a training loop, once, after the optimizer is made; remove your clip_grad_norm_ call:\n" in text
+    assert "in YAML, for `autoclip run` or autoclip.from_config:\n" in text
+    section = yaml.safe_load(text[text.index("    clip:") :])
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump(section))
+    assert isinstance(autoclip.from_config(tmp_path / "clip.yaml")["policy"], autoclip.RunningQuantile)
+
+
+def test_of_the_notes_on_a_refused_log_none_has_a_prefix(tmp_path):
+    (tmp_path / "a.csv").write_text("step,grad_norm\n1,2\n2,\n2,3\n3,4,5\n3,4")
+    code, text = run("suggest", tmp_path / "a.csv")
+    assert code == 2
+    assert text.startswith(
+        f"no advice: {tmp_path / 'a.csv'} [grad_norm]: 2 finite norms above zero (median 2.5, largest 3)"
+    )
+    assert text.count("note:") == 0

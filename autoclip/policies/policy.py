@@ -124,15 +124,15 @@ class Policy(ABC):
             loss: of the step, if the loop gives one. A non-finite loss counts as none.
         """
         norm = float(norm)
-        if not isfinite(norm):
-            self.nonfinite_norms += 1
+        if not 0 < norm < inf:
+            if not isfinite(norm):
+                self.nonfinite_norms += 1
+            elif norm < 0:
+                raise ValueError(f"a norm cannot be negative, got {norm}")
+            else:
+                self.zero_norms += 1
             return
-        if norm < 0:
-            raise ValueError(f"a norm cannot be negative, got {norm}")
-        if norm == 0:
-            self.zero_norms += 1
-            return
-        was_active = self.learned_norms >= self._warmup_length
+        was_active = self.learned_norms >= (self.warmup_steps or self.needs_norms)
         self.learned_norms += 1
         loss = float(loss) if loss is not None and isfinite(loss) else None
         if loss is not None:

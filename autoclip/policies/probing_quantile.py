@@ -134,9 +134,9 @@ class ProbingQuantile(Policy):
         else:
             if rises:
                 self.since = 0
-            self.q = min(self.percentile, self.q + self.opening)
-            self.current = min(self.norms.get(self.q), (1 + self.growth) * self.current)
-            if self.q == self.percentile:
+            q = self.q = min(self.percentile, self.q + self.opening)
+            self.current = min(self.norms.get(q), (1 + self.growth) * self.current)
+            if q == self.percentile:
                 self.opening = self.pace
                 if self.since > self.window:
                     self.in_vain = 0

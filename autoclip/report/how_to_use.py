@@ -11,18 +11,29 @@ from autoclip.traces import NormTrace
 Framework = Literal["transformers", "lightning"]
 
 _LIGHTNING = re.compile(r"\bgrad_[\d.]+_norm_total\]$")
-_TRAINER_STATE = re.compile(r"(?:^|[/\\])trainer_state\.json(?:\.gz)?(?=:? |$)")
 
 
 def framework_of(trace: NormTrace) -> Framework | None:
-    """The framework that wrote a log, where its name, its column or a note on it tell.
+    """The framework that wrote a log, where its format, its place or its column tell.
 
     A `trainer_state.json` and lines that Transformers' Trainer prints are Transformers'; below `lightning_logs`, and in
     a column such as `grad_2.0_norm_total`, they are Lightning's.
     """
-    if _TRAINER_STATE.search(trace.source) or any("Transformers" in note for note in trace.notes):
+    if "Transformers" in trace.format:
         return "transformers"
     return "lightning" if "lightning_logs" in PurePath(trace.source).parts or _LIGHTNING.search(trace.source) else None
+
+
+def placing_of(framework: Framework | None) -> str:
+    """Where the lines of `code_of` go, and what clips until then and has to go."""
+    if framework == "transformers":
+        return (
+            "with Transformers, which wrote this log (leave max_grad_norm above 0, as it is by default: 0 turns the "
+            "callback off, and its value does not matter)"
+        )
+    if framework == "lightning":
+        return "with Lightning, which wrote this log (take gradient_clip_val out of the Trainer)"
+    return "in a training loop, once, after the optimizer is made; remove your clip_grad_norm_ call"
 
 
 def python_of(policy: Mapping[str, Any]) -> str:

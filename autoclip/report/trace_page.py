@@ -11,7 +11,7 @@ from autoclip.pictures.picture import Picture
 from autoclip.pictures.series import Series
 from autoclip.policies import POLICIES
 from autoclip.report import plots
-from autoclip.report.how_to_use import code_of, framework_of
+from autoclip.report.how_to_use import code_of, framework_of, placing_of
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
 from autoclip.report.series import LOGGED, logged_series
 from autoclip.report.trace_text import LIMITS, answer_of, size_of, spikes_of
@@ -42,7 +42,7 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
             readings(_readings(one)),
             paragraph("In a configuration:"),
             code(yaml.safe_dump({"clip": {"policy": dict(one.policy)}}, sort_keys=False)),
-            paragraph("In Python:"),
+            paragraph(f"In Python, {placing_of(framework_of(one.trace))}:"),
             code(code_of(one.policy, framework_of(one.trace), with_loss=one.loss.is_usable)),
             heading("Figures"),
             figures(own),
@@ -66,7 +66,7 @@ def _pictures(suggestion: Suggestion) -> list[Picture]:
             "norms",
             LOGGED,
             title="Norms under the suggested policy",
-            caption=f"One step in {trace.stride} was logged." if trace.stride > 1 else "",
+            caption=f"{trace.frequency[0].upper()}{trace.frequency[1:]} was logged." if trace.stride > 1 else "",
         )
     ]
     if np.isfinite(logged.thresholds).any():

@@ -1,6 +1,7 @@
 """What `autoclip suggest` and `autoclip replay` print, for people and as JSON."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -8,12 +9,14 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from autoclip.records import rate_text, threshold_text
-from autoclip.report.how_to_use import code_of, framework_of, python_of
+from autoclip.report.how_to_use import code_of, framework_of, placing_of, python_of
 from autoclip.terminal import aligned, console, print_code
 from autoclip.traces import NormTrace
+from autoclip.traces.notes import counted
+from autoclip.traces.unread import Unread
 from autoclip.tuning.log_findings import CALM_RATIO, SPIKE_SIGMAS, broken_from, times_text, useless_norms
 from autoclip.tuning.replay import Replay
-from autoclip.tuning.suggest import NUMBER_PERCENTILE, Suggestion
+from autoclip.tuning.suggest import NUMBER_PERCENTILE, Suggestion, difference_of, number_text
 
 LIMITS = (
     "a replay cannot tell how training would have gone: norms that were not clipped then would change the loss, and so "
@@ -25,6 +28,8 @@ COLUMNS = (
     "threshold: the last"
 )
 """What the headings of the table of replays mean."""
+
+_END_OF_FACT = re.compile("[:;] ")
 
 
 def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = False) -> None:
@@ -40,13 +45,34 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
         return
     out = console()
     for one in suggestions:
-        broken = broken_from(one.trace)
-        more = "" if broken is None else f"; no norm is finite from {one.trace.place(broken)} on"
-        remarks = len(one.doubts) + len(one.trace.notes)
-        more += f"; {remarks} remark{'s' * (remarks > 1)}" if remarks else ""
-        out.print(f"{one.trace.source}: {python_of(one.policy)}, or {_number(one)}{more}")
+        remarks = [*one.doubts, *one.trace.notes]
+        first = [_END_OF_FACT.split(remarks[0])[0]] if remarks else []
+        more = [counted(len(remarks) - 1, "more remark")] if len(remarks) > 1 else []
+        number = f"{_name_of_number(one)}={number_text(one)}"
+        told = "; ".join([f"{python_of(one.policy)}, or {number}", *first, *more])
+        out.print(f"{one.trace.source}: {told}")
     if suggestions:
-        out.print("reasons, figures and remarks: --details")
+        numbers = " and ".join(sorted({_name_of_number(one) for one in suggestions}))
+        out.print(difference_of(suggestions) or f"each {numbers} is percentile {NUMBER_PERCENTILE} of the run's norms")
+        out.print("reasons, figures and all remarks: --details")
+
+
+def suggestions_as_json(
+    suggestions: Sequence[Suggestion] = (), refused: Sequence[Mapping[str, Any]] = (), unread: Sequence[Unread] = ()
+) -> dict[str, Any]:
+    """Plain values for JSON.
+
+    Args:
+        suggestions: of the traces that have one.
+        refused: sources of the others, with the reasons.
+        unread: files that look like logs and were not read.
+    """
+    return {
+        "suggestions": [one.as_json() for one in suggestions],
+        "refused": [*refused],
+        "not_read": [{"path": str(one.path), "reason": one.reason} for one in unread],
+        "difference": difference_of(suggestions) if suggestions else "",
+    }
 
 
 def answer_of(suggestion: Suggestion) -> str:
@@ -55,13 +81,18 @@ def answer_of(suggestion: Suggestion) -> str:
 
 
 def _number(suggestion: Suggestion) -> str:
-    name = "gradient_clip_val" if framework_of(suggestion.trace) == "lightning" else "max_grad_norm"
-    number = repr(suggestion.max_grad_norm).removesuffix(".0")
-    return f"{name}={number}, percentile {NUMBER_PERCENTILE} of the {suggestion.count} norms"
+    return (
+        f"{_name_of_number(suggestion)}={number_text(suggestion)}, percentile {NUMBER_PERCENTILE} of the "
+        f"{suggestion.count} norms"
+    )
+
+
+def _name_of_number(suggestion: Suggestion) -> str:
+    return "gradient_clip_val" if framework_of(suggestion.trace) == "lightning" else "max_grad_norm"
 
 
 def print_suggestion(suggestion: Suggestion) -> None:
-    """Print the answer, the reason, the figures of a trace, and the setting as YAML and as Python."""
+    """Print the answer, the reason, the figures of a trace, and the setting as Python and as YAML."""
     out = console()
     trace, drift = suggestion.trace, suggestion.drift
     first = 0 if broken_from(trace) is None else 1
@@ -78,7 +109,10 @@ def print_suggestion(suggestion: Suggestion) -> None:
     ratio = times_text(suggestion.largest_ratio)
     place = trace.place(suggestion.largest_step)
     largest = ("largest", f"{suggestion.largest:.3g} at {place}, {ratio} times the median")
-    fixed = [(f"{limit:g}", _percent(one)) for limit, one in suggestion.fixed.items()]
+    fixed = [
+        (repr(limit).removesuffix(".0"), _percent(one) + ", the number above" * (limit == suggestion.max_grad_norm))
+        for limit, one in suggestion.fixed.items()
+    ]
     for rows in ([("percentile", "norm"), *percentiles, largest], [("threshold", "would clip"), *fixed]):
         _print_table(out, aligned(rows, "><"))
     out.print(
@@ -87,14 +121,12 @@ def print_suggestion(suggestion: Suggestion) -> None:
     )
     out.print(f"spikes: {spikes_of(suggestion)}")
     framework = framework_of(trace)
-    if framework:
-        out.print(f"with {framework.capitalize()}, which wrote this log:")
-    else:
-        out.print("in YAML:")
+    out.print(f"{placing_of(framework)}:")
+    print_code(out, code_of(suggestion.policy, framework, with_loss=suggestion.loss.is_usable))
+    if not framework:
+        out.print("in YAML, for `autoclip run` or autoclip.from_config:")
         for line in yaml.safe_dump({"clip": {"policy": dict(suggestion.policy)}}, sort_keys=False).splitlines():
             out.print(f"    {line}")
-        out.print("in a training loop:")
-    print_code(out, code_of(suggestion.policy, framework, with_loss=suggestion.loss.is_usable))
 
 
 def size_of(suggestion: Suggestion) -> str:
@@ -105,7 +137,11 @@ def size_of(suggestion: Suggestion) -> str:
     worth = (
         f", worth at most about {suggestion.effective_count:.0f} independent ones" if suggestion.is_worth_less else ""
     )
-    return f"{suggestion.count} norms{''.join(', ' + other for other in others)}, {suggestion.trace.frequency}{worth}"
+    read_as = f", read as {suggestion.trace.format}" if suggestion.trace.format else ""
+    return (
+        f"{suggestion.count} norms{''.join(', ' + other for other in others)}, {suggestion.trace.frequency}{worth}"
+        f"{read_as}"
+    )
 
 
 def spikes_of(suggestion: Suggestion) -> str:
@@ -136,7 +172,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
         out.print(f"note: {note}")
     if trace.stride > 1:
         out.print(
-            f"note: one step in {trace.stride} was logged, and a policy learns from each of them: what adapts, adapts "
+            f"note: {trace.frequency} was logged, and a policy learns from each of them: what adapts, adapts "
             f"{trace.stride} times as slowly here as in training"
         )
     out.print(f"note: {LIMITS}")
@@ -146,6 +182,7 @@ def replays_as_json(trace: NormTrace, replays: Sequence[Replay]) -> dict[str, An
     """Plain values for JSON."""
     return {
         "source": trace.source,
+        "format": trace.format,
         "norms": len(trace),
         "zero": int((trace.norms == 0).sum()),
         "nonfinite": len(trace) - len(trace.finite_norms),

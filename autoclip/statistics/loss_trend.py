@@ -6,6 +6,7 @@ from typing import Any
 
 CERTAIN_WEIGHT = 0.25
 """Weight that the deviation has gathered before it limits the next loss: ten losses, at a decay of .97."""
+LARGEST = float_info.max
 
 
 class LossTrend:
@@ -32,6 +33,7 @@ class LossTrend:
 
     def __init__(self, fast_decay: float = 0.8, slow_decay: float = 0.97, limit: float = inf) -> None:
         self.fast_decay, self.slow_decay, self.limit = fast_decay, slow_decay, limit
+        self._kept_share, self._new_share = sqrt(slow_decay), sqrt(1 - slow_decay)  # of the deviation
         self._averages: list[float] = []  # fast, slow, sd, w, highest and lowest slow; empty before the first loss
 
     def update(self, loss: float) -> None:
@@ -46,15 +48,15 @@ class LossTrend:
             if abs(surprise) > most:
                 surprise = most if surprise > 0 else -most
                 loss = slow + surprise
-        spread = hypot(sqrt(self.slow_decay) * deviation, sqrt(1 - self.slow_decay) * surprise)
+        spread = hypot(self._kept_share * deviation, self._new_share * surprise)
         slow = self.slow_decay * slow + (1 - self.slow_decay) * loss
         self._averages = [
             self.fast_decay * fast + (1 - self.fast_decay) * loss,
             slow,
-            min(spread, float_info.max),
+            LARGEST if spread > LARGEST else spread,
             self.slow_decay * weight + (1 - self.slow_decay),
-            max(highest, slow),
-            min(lowest, slow),
+            slow if slow > highest else highest,
+            slow if slow < lowest else lowest,
         ]
 
     def rises(self, margin: float, share: float = 0.0) -> bool:

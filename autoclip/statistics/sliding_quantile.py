@@ -3,7 +3,6 @@
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Sequence
-from math import floor
 from typing import Any
 
 
@@ -16,10 +15,11 @@ def percentile_of(ordered: Sequence[float], percentile: float) -> float:
     """
     if not ordered:
         raise ValueError("the percentile of no values is undefined")
-    position = (len(ordered) - 1) * (percentile / 100)
-    below = floor(position)
+    last = len(ordered) - 1
+    position = last * (percentile / 100)
+    below = int(position)
     low = ordered[below]
-    high = ordered[min(below + 1, len(ordered) - 1)]
+    high = ordered[below + 1] if below < last else low
     fraction = position - below
     # Both forms are the same line; NumPy takes the one whose rounding error is smaller at this end.
     return low + (high - low) * fraction if fraction < 0.5 else high - (high - low) * (1 - fraction)

@@ -65,7 +65,8 @@ _SHOWN = 30
 
 DOWNLOAD = ["Wall time", "Step", "Value"]
 """The columns of what TensorBoard's page gives to download; the tag is, at best, in the file's name."""
-DOWNLOADED = "read as TensorBoard's download of one tag: the log does not say which"
+DOWNLOADED = "a download of one tag from TensorBoard"
+WHICH_TAG = "the download does not say which tag it is of: make sure that these are gradient norms"
 
 
 def _plain(name: str) -> str:

@@ -148,7 +148,7 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
     most = max(counts, key=lambda printer: counts[printer])
     log = logs[most].finished()
     log.program = most[0]
-    log.notes.append(f"read as a console log of {log.program}")
+    log.format = f"a console log of {log.program}"
     if torn == most:
         log.notes.append("the last line has no line end, may be torn, and is left out")
     return log

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, Selection, is_epoch, listed, may_be_step
+from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, WHICH_TAG, Selection, is_epoch, listed, may_be_step
 from autoclip.traces.notes import counted
 from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
@@ -80,8 +80,9 @@ def read_csv(path: Path, selection: Selection) -> list[ScalarLog]:
             strange += 1
     logs = [rows.finished() for rows, _ in runs]
     for log in logs:
+        log.format = DOWNLOADED if downloaded else "a table"
         if downloaded:
-            log.notes.append(DOWNLOADED)
+            log.notes.append(WHICH_TAG)
         if torn:
             log.notes.append("the last line has no line end, may be torn, and is left out")
         if strange:

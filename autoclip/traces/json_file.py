@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, NoNormError, Selection
+from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, WHICH_TAG, NoNormError, Selection
 from autoclip.traces.notes import counted
 from autoclip.traces.rows import DEEPEST, LONGEST_GROUP, RowLog, flattened
 from autoclip.traces.scalars import ScalarLog, number
@@ -87,15 +87,17 @@ def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
     """
     found = json_value(path)
     places = rows_in(found, selection)
+    is_state = isinstance(found, dict) and isinstance(found.get("log_history"), list)
+    form = "a trainer state of Transformers" if is_state else "JSON"
     if not places:
         raise NoNormError(
             f"{path} holds no log: neither `log_history`, as a trainer_state.json has, nor another list of objects, "
             "nor columns of norms"
         )
-    return [_log(rows, selection, f"{path}: {place}" if place else str(path)) for place, rows in places.items()]
+    return [_log(rows, selection, f"{path}: {place}" if place else str(path), form) for place, rows in places.items()]
 
 
-def _log(history: list[Any], selection: Selection, source: str) -> ScalarLog:
+def _log(history: list[Any], selection: Selection, source: str, form: str) -> ScalarLog:
     downloaded = selection.column is None and any(isinstance(row, dict) and [*row] == DOWNLOAD for row in history)
     rows = RowLog(replace(selection, column=DOWNLOAD[-1]) if downloaded else selection, source)
     strange = 0
@@ -105,8 +107,9 @@ def _log(history: list[Any], selection: Selection, source: str) -> ScalarLog:
         else:
             strange += 1
     log = rows.finished()
+    log.format = DOWNLOADED if downloaded else form
     if downloaded:
-        log.notes.append(DOWNLOADED)
+        log.notes.append(WHICH_TAG)
     if strange:
         log.notes.append(
             f"{counted(strange, 'entry')} of the log left out: no JSON object".replace("entrys", "entries")

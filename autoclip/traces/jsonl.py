@@ -17,16 +17,19 @@ from autoclip.traces.text import lines
 OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
 """In every line of a `metrics.jsonl` of ours, and hardly in another's."""
 
+_DECODER = json.JSONDecoder()
 # JSON has no NaN: our own file has null for a norm that was not finite, and for the threshold of a step without one.
 _OWN_NULLS = {"total_norm": nan, "threshold": inf}
 
 
 def parsed(text: str) -> Any:
     """The JSON value of a text, NaN and Infinity allowed; None where it is no JSON, or null."""
+    text = text.strip(" \t\r\n")  # what JSON allows around a value
     try:
-        return json.loads(text)
+        value, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    return value if end == len(text) else None
 
 
 def row_of(text: str) -> Mapping[str, Any] | None:
@@ -55,7 +58,8 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
         OSError: the file cannot be read.
         UsageError: no line is a JSON object, or the column of the steps is missing.
     """
-    rows = RowLog(selection, str(path), _OWN_NULLS if first_row(path)[0].keys() >= OWN_KEYS else None)
+    is_own = first_row(path)[0].keys() >= OWN_KEYS
+    rows = RowLog(selection, str(path), _OWN_NULLS if is_own else None)
     number = objects = strange = first_strange = 0
     torn = False
     for number, (line, whole) in enumerate(lines(path), start=1):
@@ -71,6 +75,7 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
     if not objects:
         raise UsageError(f"{path} has no line that is a JSON object" if number else f"{path} is empty")
     log = rows.finished()
+    log.format = "a metrics.jsonl of autoclip" if is_own else "JSON lines"
     if torn:
         log.notes.append("the last line is torn and left out")
     if strange:

@@ -1,60 +1,29 @@
-"""From files and directories to traces: which files are logs, which belong together, and how each is read."""
+"""From files and directories to traces: which files belong together, and how each is read."""
 
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from enum import IntEnum
-from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import DOWNLOAD, NoNormError, Selection, SeveralNormsError
-from autoclip.traces.console_log import PRINTS_JSON, program_of, read_console
-from autoclip.traces.csv_file import header, read_csv
+from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
+from autoclip.traces.console_log import read_console
+from autoclip.traces.csv_file import read_csv
+from autoclip.traces.finding import Format, find_logs, place_of
 from autoclip.traces.json_file import read_json_rows
-from autoclip.traces.jsonl import first_row, read_jsonl, row_of
+from autoclip.traces.jsonl import read_jsonl
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.tensorboard import read_events
-from autoclip.traces.text import READ_ERRORS, STANDARD_INPUT, lines, opened
-from autoclip.traces.tfrecord import starts_record
+from autoclip.traces.text import READ_ERRORS, is_cut_off, unreadable
 from autoclip.traces.trace import NormTrace
-from autoclip.traces.trainer_state import TRAINER_STATE, State, by_output_directory, furthest, is_state, read_state
-from autoclip.traces.wandb_file import IDENT, read_wandb
+from autoclip.traces.trainer_state import State, by_output_directory, furthest, is_state, read_state
+from autoclip.traces.unread import Unread, refused, told_of
+from autoclip.traces.wandb_file import read_wandb
 
-_PROBED_LINES = 64
-_JSON = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*["}]|\[\s*[\[{\]])')
-_KEY = re.compile(r'"([^"\\]{1,200})"\s*:')
-_TAG = re.compile(r"(grad|gradient|total|g)[_ -]?norm")
-_ADDRESS = re.compile(r"(?s)([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)")
-_PROBED_TEXT = 2**20
-_TEXTS = {".json", ".log", ".txt", ".out", ".err"}
 _SHOWN = 10
 _SHORTEST_COPY = 3
-
-
-class Format(IntEnum):
-    """The formats, the most precise first: a norm in an event file is mostly a float32."""
-
-    JSONL = 0
-    JSON = 1
-    WANDB = 2
-    CSV = 3
-    EVENTS = 4
-    CONSOLE = 5
-
-
-_SUFFIXES = {
-    ".jsonl": Format.JSONL,
-    ".ndjson": Format.JSONL,
-    ".csv": Format.CSV,
-    ".tsv": Format.CSV,
-    ".wandb": Format.WANDB,
-}
 
 
 def read_traces(
@@ -79,9 +48,10 @@ def read_traces(
       have dotted names
     - console logs with lines as training programs print them
 
-    Directories are searched through, without symbolic links and hidden directories in them. Files without norms are
-    passed over, and so are console logs with another log beside or below them. The notes of the first trace tell what
-    cannot be read. A trace that repeats another one, such as a run that was logged twice, is left out.
+    Directories are searched through, without symbolic links and hidden directories in them. A note of the first trace
+    tells which logs in them are not read: those without norms or with nothing that another one lacks, console logs with
+    another log beside or below them, and what is damaged. A trace that repeats another one, such as a run that was
+    logged twice, is left out.
 
     Args:
         paths: a file or directory, or several; "-" is standard input.
@@ -92,188 +62,63 @@ def read_traces(
     Raises:
         UsageError: a file cannot be read, no norms are found, or several columns may be the norms.
     """
+    traces, unread = read_logs(paths, column, step_column)
+    traces[0] = replace(traces[0], notes=(*traces[0].notes, *told_of(unread)))
+    return traces
+
+
+def read_logs(
+    paths: str | PathLike[str] | Iterable[str | PathLike[str]],
+    column: str | None = None,
+    step_column: str | None = None,
+) -> tuple[list[NormTrace], list[Unread]]:
+    """Read the gradient norms in logs, as `read_traces` does.
+
+    Returns:
+        The traces, and what looks like a log in a directory and is not read; no trace has a note of that.
+    """
     selection = Selection(column, step_column)
-    given = [_place(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
+    given = [place_of(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
     if not given:
         raise UsageError("no log was given: name a file or a directory")
-    passed_over: list[UsageError] = []
-    found, named = _logs(given, selection, passed_over)
+    unread: list[Unread] = []
+    found, named = find_logs(given, selection, unread)
     traces: dict[int, list[tuple[Format, NormTrace]]] = {}
     places: set[Path] = set()
-    runs = enumerate(_runs(found, named, selection, passed_over))
+    remarks: dict[Path, str] = {}
+    runs = enumerate(_runs(found, named, selection, unread, remarks))
     for order, (kind, files) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
         # W&B keeps a run's output in a directory of its own, below the run's.
         place = files[0].parent.parent if files[0].name == "output.log" else files[0].parent
         if kind is Format.CONSOLE and files[0] not in named and place in places:
-            passed_over.append(UsageError(f"{files[0]}, a console log: what is beside or below it is more precise"))
+            reason = f"{files[0]} is a console log: what is beside or below it is more precise"
+            unread.append(Unread(files[0], "console log", "beside a more precise log", reason))
             continue
         try:
-            traces[order] = [(kind, trace) for trace in _read(kind, files, selection, passed_over)]
+            traces[order] = [(kind, trace) for trace in _read(kind, files, selection, unread, remarks)]
         except SeveralNormsError:
             raise
         except UsageError as error:
             if named.intersection(files):
                 raise
-            passed_over.append(error)
+            unread += [refused(file, error) for file in files]
         else:
             if kind is not Format.CONSOLE:
                 places.update(files[0].parents)
     if not traces:
-        shown = "\n  ".join(map(str, passed_over[:_SHOWN]))
-        more = f"\n  and {len(passed_over) - _SHOWN} more" if len(passed_over) > _SHOWN else ""
+        reasons = list(dict.fromkeys(one.reason for one in unread))
+        shown = "\n  ".join(reasons[:_SHOWN])
+        more = f"\n  and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
         raise UsageError(f"no gradient norms in {', '.join(map(str, given))}:\n  {shown}{more}")
-    kept = _without_copies([one for order in sorted(traces) for one in traces[order]])
-    unreadable = (f"passed over: {error}" for error in passed_over if not isinstance(error, NoNormError))
-    kept[0] = replace(kept[0], notes=(*kept[0].notes, *unreadable))
-    return kept
-
-
-def _place(path: str | PathLike[str]) -> Path:
-    # A path has lost one of an address's slashes.
-    if (address := _ADDRESS.match(os.fspath(path))) and not Path(path).exists():
-        raise UsageError(f"{address[1]}://{address[2]} is an address, not a file: download it first, and name the file")
-    return STANDARD_INPUT if os.fspath(path) == "-" else Path(path)
-
-
-def _logs(
-    given: Iterable[Path], selection: Selection, passed_over: list[UsageError]
-) -> tuple[dict[Path, Format], set[Path]]:
-    # All files to read, in order, and those of them that were named by the user.
-    found: dict[Path, Format] = {}
-    named: set[Path] = set()
-    for path in given:
-        try:
-            is_directory, is_file = path.is_dir(), path.is_file()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if is_directory:
-            before = len(passed_over)
-            probed = ((file, _probed(file, selection, passed_over)) for file in _files(path, passed_over))
-            logs = {file: kind for file, kind in probed if kind is not None}
-            if not logs and len(passed_over) == before:
-                raise UsageError(
-                    f"{path} holds no log with gradient norms that is known (metrics.jsonl, {TRAINER_STATE}, "
-                    "event files, .wandb, a CSV or JSON file with a column known to hold them, or a console log)"
-                )
-        elif is_file or path is STANDARD_INPUT:
-            logs = {path: _format_of(path, selection)}
-            named.add(path)
-        else:
-            raise UsageError(f"{path} is no file that can be read again" if path.exists() else f"{path} does not exist")
-        found.update({file: kind for file, kind in logs.items() if file not in found})
-    return found, named
-
-
-def _files(directory: Path, passed_over: list[UsageError]) -> Iterator[Path]:
-    def note(error: OSError) -> None:
-        passed_over.append(_unreadable(Path(error.filename or directory), error))
-
-    for place, directories, names in os.walk(directory, onerror=note):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        for file in (Path(place, name) for name in sorted(names)):
-            try:
-                if file.is_file() and not file.is_symlink():
-                    yield file
-            except OSError as error:
-                note(error)
-
-
-def _probed(path: Path, selection: Selection, passed_over: list[UsageError]) -> Format | None:
-    # A directory holds more than logs: a table or a text counts only where it has norms, which its beginning shows.
-    kind = _by_name(path)
-    if kind in (Format.EVENTS, Format.WANDB, Format.JSON):
-        return kind
-    try:
-        if kind is None and Path(path.name.removesuffix(".gz")).suffix.lower() in _TEXTS:
-            with opened(path) as file:
-                speaks = b"norm" in file.read(_PROBED_TEXT).lower() or _TAG.search(path.name.lower())
-            if not speaks and selection.column is None:  # one of thousands of texts that are no logs
-                return None
-            kind = _format_of(path, selection, _PROBED_TEXT)
-        if kind is None or kind is Format.CONSOLE:
-            return kind
-        names = _names(path, kind)
-        if any(map(selection.is_norm, names)) or (_is_download(path, kind, names) and selection.column is None):
-            return kind
-        if any("norm" in name.lower() and "grad" in name.lower() for name in names):
-            passed_over.append(selection.no_norm(names, str(path)))
-    except READ_ERRORS as error:
-        passed_over.append(_unreadable(path, error))
-    except UsageError:
-        pass
-    return None
-
-
-def _names(path: Path, kind: Format) -> list[str]:
-    # The columns that a file's beginning shows; of JSON, any key.
-    if kind is Format.CSV:
-        return header(path)
-    if kind is Format.JSONL:
-        rows = (row_of(line) for line, _ in islice(lines(path), _PROBED_LINES))
-        return list({name: None for row in rows if row for name in row})
-    with opened(path) as file:
-        return list(dict.fromkeys(_KEY.findall(file.read(_PROBED_TEXT).decode(errors="replace"))))
-
-
-def _is_download(path: Path, kind: Format, names: list[str]) -> bool:
-    # What TensorBoard gives to download has the tag in its name only.
-    return _TAG.search(path.name.lower()) is not None and (names == DOWNLOAD or (kind is Format.JSON and not names))
-
-
-def _by_name(path: Path) -> Format | None:
-    name = path.name.removesuffix(".gz")
-    if "tfevents" in name:
-        return Format.EVENTS
-    if is_state(path):
-        return Format.JSON
-    return _SUFFIXES.get(Path(name).suffix.lower())
-
-
-def _format_of(path: Path, selection: Selection, most: int | None = None) -> Format:
-    # By the name, else by how it begins, and by lines with norms among so many characters.
-    kind = _by_name(path)
-    if kind is not None:
-        return kind
-    try:
-        with opened(path) as file:
-            head = file.read(512)
-        if head.startswith(IDENT):
-            return Format.WANDB
-        if starts_record(head):
-            return Format.EVENTS
-        row, only = first_row(path)
-        names = [] if row else header(path)
-        if len(names) > 1 and any(map(selection.is_norm, names)):
-            return Format.CSV
-        # A console log may begin with a configuration as JSON, and a JSON file holds lines that look like prints.
-        has_norms = any(map(selection.is_norm, row))
-        program = None if has_norms or path.suffix == ".json" else program_of(path, selection, most)
-        if program not in (None, PRINTS_JSON):
-            return Format.CONSOLE
-        if row and not (only and _has_lists(row, selection)) and "log_history" not in row:
-            return Format.JSONL
-        if _JSON.match(head):
-            return Format.JSON
-        if program:
-            return Format.CONSOLE
-        if len(names) > 1 and b"\0" not in head:
-            return Format.CSV
-    except READ_ERRORS as error:
-        raise _unreadable(path, error) from None
-    raise UsageError(
-        f"{path} is no log of a known format: no JSON, no table, no event file, no .wandb file, no lines "
-        "with gradient norms as training programs print them"
-    )
-
-
-def _has_lists(row: Mapping[str, Any], selection: Selection) -> bool:
-    # Whether an object holds columns or rows, rather than being a row.
-    norms = [value for name, value in row.items() if selection.is_norm(name)]
-    return any(isinstance(value, list) for value in norms or row.values())
+    return _without_copies([one for order in sorted(traces) for one in traces[order]]), unread
 
 
 def _runs(
-    found: dict[Path, Format], named: set[Path], selection: Selection, passed_over: list[UsageError]
+    found: dict[Path, Format],
+    named: set[Path],
+    selection: Selection,
+    unread: list[Unread],
+    remarks: dict[Path, str],
 ) -> Iterator[tuple[Format, list[Path]]]:
     # Files that make up one log: the event files of a directory; of a training's states the one that goes furthest;
     # otherwise each its own.
@@ -289,40 +134,49 @@ def _runs(
         elif not is_state(path):
             yield kind, [path]
         elif path in states:
-            readable = _states(states[path], named, selection, passed_over)
-            yield from ((kind, [one]) for one in furthest(readable))
+            readable = list(_states(states[path], named, selection, unread))
+            kept = furthest(readable)
+            for one in (state.path for state in readable if state.path not in kept):
+                reason = f"{one} holds no norms that another state of its training lacks"
+                unread.append(Unread(one, "trainer state", "contained in another", reason))
+            if len(kept) > 1:
+                remark = f"one of {len(kept)} trainings with states side by side: none begins with the norms of another"
+                remarks.update(dict.fromkeys(kept, remark))
+            yield from ((kind, [one]) for one in kept)
 
 
-def _states(
-    paths: list[Path], named: set[Path], selection: Selection, passed_over: list[UsageError]
-) -> Iterator[State]:
+def _states(paths: list[Path], named: set[Path], selection: Selection, unread: list[Unread]) -> Iterator[State]:
     for path in paths:
         try:
             yield read_state(path, selection)
         except (*READ_ERRORS, UsageError) as error:
-            refusal = error if isinstance(error, UsageError) else _unreadable(path, error)
+            refusal = error if isinstance(error, UsageError) else unreadable(path, error)
             if path in named:
                 raise refusal from None
-            passed_over.append(refusal)
+            unread.append(refused(path, refusal))
 
 
-def _read(kind: Format, files: list[Path], selection: Selection, passed_over: list[UsageError]) -> list[NormTrace]:
+def _read(
+    kind: Format, files: list[Path], selection: Selection, unread: list[Unread], remarks: Mapping[Path, str]
+) -> list[NormTrace]:
     try:
         logs = _logs_in(kind, files, selection)
+        cut_off = [file for file in files if is_cut_off(file)]
     except READ_ERRORS as error:
-        raise _unreadable(files[0], error) from None
-    if len(logs) == 1:
-        return logs[0].traces()
+        raise unreadable(files[0], error) from None
+    notes = [f"{file} is packed, and cut off or damaged: what could be unpacked is read" for file in cut_off]
+    notes += [remarks[file] for file in files if file in remarks]
     traces: list[NormTrace] = []
-    refused: list[UsageError] = []
+    errors: list[UsageError] = []
     for log in logs:
+        log.notes += notes
         try:
             traces += log.traces()
         except UsageError as error:
-            refused.append(error)
+            errors.append(error)
     if not traces:
-        raise refused[0]
-    passed_over += refused
+        raise errors[0]
+    unread += [refused(files[0], error) for error in errors if not isinstance(error, NoNormError)]
     return traces
 
 
@@ -334,10 +188,6 @@ def _logs_in(kind: Format, files: list[Path], selection: Selection) -> list[Scal
     return [
         {Format.JSONL: read_jsonl, Format.WANDB: read_wandb, Format.CONSOLE: read_console}[kind](files[0], selection)
     ]
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:

@@ -58,7 +58,7 @@ class RowLog:
         self._epoch: str | None = None
         self._rows = 0
         self._without_step = 0
-        self._stepped = self._strange = 0
+        self._strange = 0
         self._no_steps: list[str] = []  # the first values that are no steps
         self._no_numbers = 0
         self._no_number: dict[str, str] = {}  # the first value of a column that is none
@@ -84,24 +84,19 @@ class RowLog:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take one row."""
-        values = {}
+        wanted, axes, values = self._wanted, self._log.axes, {}
         for name, value in row.items():
-            if not self.wants(name):
-                continue
-            if value is None:
-                value = self._nulls.get(name)
-            if value is None or value == "":
-                continue
-            found = number(value)
-            if found is None:
-                self._no_numbers += 1
-                self._no_number.setdefault(name, _shown(value))
-            else:
-                values[name] = found
+            if wanted[name] if name in wanted else self.wants(name):
+                found = value if type(value) is float else self._number(name, value)
+                if found is not None:
+                    values[name] = found
         epoch = whole_number(row.get(self._epoch)) if self._epoch is not None else None
+        steps: dict[str | None, int | None] = {None: self._rows}  # by axis
         for name, found in values.items():
-            axis = self._axis(name, row)
-            step = self._rows if axis is None else whole_number(row.get(axis))
+            axis = axes[name] if name in axes else self._axis(name, row)
+            if axis is not None and axis not in steps:
+                steps[axis] = whole_number(row.get(axis))
+            step = steps[axis]
             if step is None:
                 self._without_step += 1
                 if axis is not None and row.get(axis) not in (None, ""):
@@ -109,16 +104,24 @@ class RowLog:
                     self._no_steps = list(dict.fromkeys([*self._no_steps, _shown(row[axis])]))[:EXAMPLES]
             else:
                 self._log.add(name, step, found, epoch)
-                self._stepped += 1
         self._rows += bool(values)
 
+    def _number(self, name: str, value: Any) -> float | None:
+        if value is None:
+            value = self._nulls.get(name)
+        if value is None or value == "":
+            return None
+        found = number(value)
+        if found is None:
+            self._no_numbers += 1
+            self._no_number.setdefault(name, _shown(value))
+        return found
+
     def _axis(self, name: str, row: Mapping[str, Any]) -> str | None:
-        axes = self._log.axes
-        if name not in axes:
-            filled = (other for other, value in row.items() if value is not None and value != "")
-            step = self._selection.step_column
-            axes[name] = step if step is not None else step_column(filled, name)
-        return axes[name]
+        filled = (other for other, value in row.items() if value is not None and value != "")
+        step = self._selection.step_column
+        axis = self._log.axes[name] = step if step is not None else step_column(filled, name)
+        return axis
 
     def finished(self) -> ScalarLog:
         """The scalars, with notes on what was left out.
@@ -129,7 +132,7 @@ class RowLog:
         log, step = self._log, self._selection.step_column
         if step is not None and step not in self._wanted:
             raise UsageError(f"{log.source} has no column {step!r} for the steps; it has {listed(self._wanted)}")
-        if step is not None and self._strange > self._stepped:
+        if step is not None and self._strange > log.count:
             raise UsageError(
                 f"{log.source}: the column {step!r} does not hold steps, which are whole numbers; among its values are "
                 f"{', '.join(self._no_steps)}: choose another one with --step-column"

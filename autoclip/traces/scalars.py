@@ -144,6 +144,7 @@ class ScalarLog:
     Attributes:
         axes: by column, what its steps are, None: numbers of rows; columns with different ones have no steps in common.
         program: that wrote the log, where the format tells.
+        format: the format that was recognised, in words.
     """
 
     def __init__(self, selection: Selection, source: str) -> None:
@@ -151,7 +152,7 @@ class ScalarLog:
         self.source = source
         self.notes: list[str] = []
         self.axes: dict[str, str | None] = {}
-        self.program = ""
+        self.program = self.format = ""
         self._series: dict[str, Series] = {}
         self._names: set[str] = set()
         self._unwanted: set[str] = set()
@@ -168,6 +169,11 @@ class ScalarLog:
                 return
             series = self._series[name] = Series()
         series.append(step, value, epoch)
+
+    @property
+    def count(self) -> int:
+        """Number of values taken, of all columns."""
+        return sum(len(series.steps) for series in self._series.values())
 
     def seen(self, name: str) -> None:
         """Note that there is such a column, whatever is in it."""
@@ -233,7 +239,8 @@ class ScalarLog:
         has_steps = axis is not None and not counts_other(axis) and not training[column].numbered
         if axis is not None and counts_other(axis):
             notes.append(f"{axis!r} does not count optimizer steps: how many lie between two norms is not known")
-        trace = NormTrace(steps, norms, source, losses[0] if losses else None, thresholds, tuple(notes), has_steps)
+        loss = losses[0] if losses else None
+        trace = NormTrace(steps, norms, source, loss, thresholds, tuple(notes), has_steps, self.format)
         program = program_of_means(column, self._names, self.program)
         if program is None or trace.stride == 1:  # a mean over one step is none
             return trace
@@ -287,5 +294,7 @@ def number(value: Any) -> float | None:
 
 def whole_number(value: Any) -> int | None:
     """The value as a step, also where it was written as text, with a decimal point or as "10/438"; None for none."""
+    if type(value) is int and -MAX_STEP <= value <= MAX_STEP:
+        return value
     found = number(_OF_ALL.sub("", value, count=1) if isinstance(value, str) else value)
     return int(found) if found is not None and abs(found) <= MAX_STEP and found == int(found) else None

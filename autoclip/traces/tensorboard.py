@@ -57,6 +57,7 @@ def read_events(paths: Sequence[Path], selection: Selection) -> ScalarLog:
             f"{paths[0]}: an event file has its own steps, no column {selection.step_column!r}: leave out --step-column"
         )
     log = ScalarLog(selection, str(paths[0] if len(paths) == 1 else paths[0].parent))
+    log.format = "event files of TensorBoard" if len(paths) > 1 else "an event file of TensorBoard"
     for path in paths:
         notes: list[str] = []
         malformed = 0

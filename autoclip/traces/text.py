@@ -6,9 +6,9 @@ import sys
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
-from io import BufferedIOBase, BufferedReader, BytesIO
+from io import BufferedIOBase, BufferedReader, BytesIO, FileIO, RawIOBase
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from autoclip.errors import UsageError
 
@@ -21,6 +21,37 @@ READ_ERRORS = (OSError, EOFError, zlib.error)
 
 _GZIP = b"\x1f\x8b"
 _LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def unreadable(path: Path, error: Exception) -> UsageError:
+    """What is told of a log where reading it raised one of the `READ_ERRORS`."""
+    return UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+class _Unpacked(RawIOBase):
+    """What a packed file holds, as far as it can be unpacked where the file is cut off."""
+
+    def __init__(self, packed: gzip.GzipFile) -> None:
+        self._packed = packed
+        self.cut_off = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._packed.read1(len(buffer))
+        except EOFError:
+            if not self._packed.tell():
+                raise
+            self.cut_off = True
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
 
 
 @lru_cache(maxsize=1)  # it can be read once
@@ -39,8 +70,23 @@ def opened(path: Path) -> BufferedIOBase:
     if head == _LFS:
         raise OSError(0, "it is a pointer of Git LFS, not the log: fetch that with `git lfs pull`")
     if head.startswith(_GZIP):
-        return gzip.open(_as_it_is(path) if path is STANDARD_INPUT else path)
+        return BufferedReader(_Unpacked(gzip.open(_as_it_is(path) if path is STANDARD_INPUT else path)))
     return _as_it_is(path)
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a log is packed, and ends before the end of what was packed.
+
+    Raises:
+        OSError: it cannot be read (or another of the `READ_ERRORS`).
+    """
+    with opened(path) as file:
+        raw = getattr(file, "raw", None)
+        if not isinstance(raw, _Unpacked):
+            return False
+        while file.read(LONGEST):
+            pass
+        return raw.cut_off
 
 
 def _as_it_is(path: Path) -> BufferedIOBase:
@@ -67,7 +113,7 @@ def measured(path: Path) -> tuple[BufferedIOBase, int]:
         OSError: as of `content`.
     """
     file = opened(path)
-    if isinstance(file, BufferedReader):
+    if isinstance(file, BufferedReader) and isinstance(file.raw, FileIO):
         return file, os.fstat(file.fileno()).st_size
     file.close()
     found = content(path)

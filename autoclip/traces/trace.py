@@ -11,6 +11,9 @@ from autoclip.errors import visible
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+EVEN = 0.9
+"""Share of the distances between steps that are the same, from which on steps count as even."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormTrace:
@@ -28,6 +31,7 @@ class NormTrace:
             not say; None if the log has none.
         notes: sentences for the user: a torn end, records left out, restarts.
         has_steps: whether `steps` are optimizer steps; if not they only order the norms, or count something else.
+        format: the format that was recognised, in words; empty if no log was read.
 
     Raises:
         ValueError: an array is not as described.
@@ -44,6 +48,7 @@ class NormTrace:
     thresholds: Floats | None = None
     notes: tuple[str, ...] = ()
     has_steps: bool = True
+    format: str = ""
 
     def __post_init__(self) -> None:
         steps = np.array(self.steps)
@@ -75,15 +80,31 @@ class NormTrace:
 
     @property
     def stride(self) -> int:
-        """Optimizer steps from one norm to the next, the median; 1 where that is not known, or for a single norm."""
-        return int(np.median(np.diff(self.steps))) if self.has_steps and len(self.steps) > 1 else 1
+        """Optimizer steps from one norm to the next: the median, or the mean where they are uneven.
+
+        It is 1 where that is not known, and for a single norm.
+        """
+        if not self.has_steps or len(self.steps) < 2:
+            return 1
+        return round(self._distances.mean()) if self.is_uneven else int(np.median(self._distances))
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether more than a tenth of the distances between steps are not the median."""
+        distances = self._distances
+        return len(distances) > 0 and bool((distances == np.median(distances)).mean() < EVEN)
+
+    @property
+    def _distances(self) -> Ints:
+        return np.diff(self.steps)
 
     @property
     def frequency(self) -> str:
         """How often a norm was logged, in words."""
         if not self.has_steps:
             return "optimizer steps not known"
-        return "every step" if self.stride == 1 else f"one step in {self.stride}"
+        often = "every step" if self.stride == 1 else f"one step in {self.stride}"
+        return f"about {often}" if self.is_uneven else often
 
     def place(self, step: int) -> str:
         """One of the steps in words; a count of what the log counts, where that is not optimizer steps."""

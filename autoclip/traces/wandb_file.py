@@ -55,6 +55,7 @@ def read_wandb(path: Path, selection: Selection) -> ScalarLog:
         except MalformedError:
             malformed += 1
     log = rows.finished()
+    log.format = "a run file of W&B"
     if malformed:
         notes.append(f"{counted(malformed, 'record')} that cannot be parsed left out")
     log.notes += notes

@@ -83,10 +83,13 @@ def interval_ranks(share: float, count: int, effective: float) -> tuple[int, int
 
 
 def percentile_interval(norms: NDArray[np.float64], percentile: float, effective: float) -> Interval:
-    """A percentile of positive norms that are worth `effective` independent ones, see `interval_ranks`."""
+    """A percentile of ascending, positive norms that are worth `effective` independent ones, see `interval_ranks`."""
     low, high = interval_ranks(percentile / 100, len(norms), effective)
-    known = [0.0, *np.sort(norms).tolist(), inf]
-    return Interval(float(np.percentile(norms, percentile)), known[low], known[high])
+    return Interval(
+        float(np.percentile(norms, percentile)),
+        float(norms[low - 1]) if low > 0 else 0.0,
+        float(norms[high - 1]) if high <= len(norms) else inf,
+    )
 
 
 def share_interval(share: float, count: float) -> Interval:

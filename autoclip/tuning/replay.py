@@ -1,5 +1,6 @@
 """Replay: what a policy would have done to norms that were recorded."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def replay(
     heard = [None] * len(values) if losses is None else _losses(losses, len(values))
     fresh = policy.clone()
     gate = Gate(fresh, response or fresh.response, relearn_after)
-    thresholds, left, clipped, active = [], [], [], []
+    thresholds, left, clipped, active = array("d"), array("d"), array("b"), array("b")
     relearned = 0
     for norm, loss in zip(values.tolist(), heard, strict=True):
         decision = gate.decide_alone(norm, loss)
@@ -155,10 +156,10 @@ def replay(
     return Replay(
         policy=repr(policy),
         norms=values,
-        thresholds=np.array(thresholds, dtype=np.float64),
-        left=np.array(left, dtype=np.float64),
-        active=np.array(active, dtype=np.bool_),
-        clipped=np.array(clipped, dtype=np.bool_),
+        thresholds=np.frombuffer(thresholds, dtype=np.float64),
+        left=np.frombuffer(left, dtype=np.float64),
+        active=np.frombuffer(active, dtype=np.bool_),
+        clipped=np.frombuffer(clipped, dtype=np.bool_),
         relearned=relearned,
     )
 

@@ -35,9 +35,13 @@ NUMBER_PERCENTILE = 90
 """Of the norms, for a trainer that takes only a number."""
 NUMBER_SHARE = 0.01
 """Share of the norms that may lie between that percentile and its rounded value."""
+MOST_CLIPPED = 0.5
+"""Share of a training's norms above which a number that clips them does not fit it."""
 FEW_INDEPENDENT = 50
 WORTH_LESS = 0.5
 """Share of the norms that their worth is below, before it is told."""
+MOST = 0.99
+"""Largest share that is rounded: what is above is not all."""
 SCALED_MEDIAN = 1e4
 """Norms of this size are seldom but where gradients carry the factor of a `GradScaler`."""
 
@@ -53,6 +57,7 @@ class NoAdviceError(UsageError):
         some = len(norms) > 0
         self.figures: dict[str, Any] = {
             "source": trace.source,
+            "format": trace.format,
             "reason": reason,
             "norms": len(norms),
             "zero": int((trace.norms == 0).sum()),
@@ -61,7 +66,8 @@ class NoAdviceError(UsageError):
             "largest": float(norms.max()) if some else None,
             "notes": list(trace.notes),
         }
-        super().__init__("; note: ".join([f"{trace.source}: {reason}", *trace.notes]))
+        notes = f" ({'; '.join(trace.notes)})" if trace.notes else ""
+        super().__init__(f"{trace.source}: {reason}{notes}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ class Suggestion:
         largest: norm.
         largest_step: step of the largest norm, the first where it occurs again.
         largest_ratio: the largest norm over the median of all, at most 1e304.
-        fixed: threshold -> share of the finite norms above zero that it would clip, the clip rate of its replay.
+        fixed: threshold -> share of the finite norms above zero that it would clip, the clip rate of its replay; of 1,
+            5, 10 and `max_grad_norm`.
         drift: of the norms.
         tail: how far the norms reach above their running median.
         spikes: share of the norms that are spikes, see `Tail`.
@@ -123,6 +130,7 @@ class Suggestion:
 
         return {
             "source": self.trace.source,
+            "format": self.trace.format,
             "norms": self.count,
             "effective_norms": self.effective_count,
             "stride": self.trace.stride if self.trace.has_steps else None,
@@ -161,9 +169,11 @@ def suggest(trace: NormTrace) -> Suggestion:
     if refusal:
         raise NoAdviceError(trace, refusal, norms)
     effective = effective_count(without_trend(norms))
-    percentiles: dict[float, Interval] = {p: percentile_interval(norms, p, effective) for p in PERCENTILES}
+    ordered = np.sort(norms)
+    percentiles: dict[float, Interval] = {p: percentile_interval(ordered, p, effective) for p in PERCENTILES}
     drift, tail, loss = drift_of(norms), tail_of(norms), loss_of(trace)
     policy, reason = _setting(trace, norms, drift, tail, loss)
+    number = _in_few_digits(float(np.percentile(norms, NUMBER_PERCENTILE)), norms)
     return Suggestion(
         trace=trace,
         count=len(norms),
@@ -175,14 +185,15 @@ def suggest(trace: NormTrace) -> Suggestion:
         largest_step=int(trace.steps[(trace.norms == norms.max()).argmax()]),
         largest_ratio=_largest_ratio(norms),
         fixed={
-            limit: share_interval(clip_rate(int((norms > limit).sum()), len(norms)), effective) for limit in THRESHOLDS
+            limit: share_interval(clip_rate(int((norms > limit).sum()), len(norms)), effective)
+            for limit in sorted({*THRESHOLDS, number})
         },
         drift=drift,
         tail=tail,
         spikes=share_interval(float(tail.spikes.mean()), len(norms)),  # rare, and so about independent
         loss=loss,
         doubts=_doubts(trace, norms, effective, loss),
-        max_grad_norm=_in_few_digits(float(np.percentile(norms, NUMBER_PERCENTILE)), norms),
+        max_grad_norm=number,
         policy=policy,
         reason=reason,
     )
@@ -203,6 +214,30 @@ def suggest_each(traces: Iterable[NormTrace]) -> tuple[list[Suggestion], list[No
     return suggestions, refused
 
 
+def difference_of(suggestions: Sequence[Suggestion]) -> str:
+    """Why no one number fits all of several trainings, in a sentence; empty where that was not found.
+
+    The least of their numbers is tried on the training that has the largest: it clips more than half of its norms.
+
+    Args:
+        suggestions: at least one.
+    """
+    least, most = (of(suggestions, key=lambda one: one.max_grad_norm) for of in (min, max))
+    norms = most.trace.norms[np.isfinite(most.trace.norms) & (most.trace.norms > 0)]
+    share = clip_rate(int((norms > least.max_grad_norm).sum()), len(norms))
+    if share <= MOST_CLIPPED:
+        return ""
+    return (
+        f"the runs differ, no one number fits all: {number_text(least)}, the number for {least.trace.source}, would "
+        f"clip {share:.0%} of the norms of {most.trace.source}, whose number is {number_text(most)}"
+    )
+
+
+def number_text(suggestion: Suggestion) -> str:
+    """The number for a trainer that takes only a number, with all its digits."""
+    return repr(suggestion.max_grad_norm).removesuffix(".0")
+
+
 def _largest_ratio(norms: NDArray[np.float64]) -> float:
     return exp(min(log(norms.max()) - log(np.median(norms)), LARGEST_LOG_RATIO))
 
@@ -220,7 +255,7 @@ def _refusal(trace: NormTrace, norms: NDArray[np.float64]) -> str:
     """Why no setting can be read; empty where one can."""
     useless = useless_norms(trace)
     if not len(norms):
-        return f"{'; '.join(useless)}: no advice; find out first why"
+        return f"{'; '.join(useless)}: find out first why"
     figures = f"median {np.median(norms):.3g}, largest {norms.max():.3g}"
     if len(norms) < LEAST_NORMS:
         few = f"{len(norms)} finite {'norm' if len(norms) == 1 else 'norms'} above zero ({figures})"
@@ -251,20 +286,20 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
             f"only if large steps did that, and the largest norm before is {times_text(_largest_ratio(norms))} times "
             f"the median; all figures are of the norms before"
         )
+    median = float(np.median(norms))
+    if median > SCALED_MEDIAN:
+        doubts.append(
+            f"the gradients may still be multiplied by the scale of a GradScaler, as the median norm is {median:.3g}: "
+            f"then divide by it, or log after unscale_"
+        )
     if broken is None or nonfinite[trace.steps < broken].any():
         useless = ", ".join(one for one in useless_norms(trace) if not one.endswith("zero"))
         doubts += [f"{useless}; autoclip leaves such steps out (on_nonfinite: skip)"] if useless else []
     doubts += [f"{one}, and left out" for one in useless_norms(trace) if one.endswith("zero")]
-    median = float(np.median(norms))
-    if median > SCALED_MEDIAN:
-        doubts.append(
-            f"the median norm is {median:.3g}: were the gradients still multiplied by the scale of a GradScaler? Then "
-            f"divide by it, or log after unscale_"
-        )
     if trace.stride > 1:
         doubts.append(
-            f"one step in {trace.stride} was logged: the percentiles are as certain as their intervals say, but about "
-            f"{1 - 1 / trace.stride:.0%} of the spikes and non-finite steps are not in the log"
+            f"{trace.frequency} was logged: the percentiles are as certain as their intervals say, but "
+            f"{_share_text(1 - 1 / trace.stride)} of the spikes and non-finite steps are not in the log"
         )
     if effective < min(FEW_INDEPENDENT, WORTH_LESS * len(norms)):
         doubts.append(
@@ -276,6 +311,10 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     if loss.state in ("constant", "about zero"):
         doubts.append(f"{loss.text}: it does not tell how training goes, and is not used")
     return doubts
+
+
+def _share_text(share: float) -> str:
+    return f"about {share:.0%}" if share <= MOST else f"more than {MOST:.0%}"
 
 
 def _setting(

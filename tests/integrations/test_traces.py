@@ -2,12 +2,15 @@
 
 import json
 import math
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import autoclip
+from autoclip.cli import app
 from autoclip.traces import read_traces
 
 SPECIAL = [1.5, math.nan, math.inf, 1e-30, 3.0e38, 0.1]
@@ -268,18 +271,17 @@ class TestTransformers:
                 if "grad_norm" in logs:
                     logged.append((state.global_step, logs["grad_norm"], logs["loss"]))
 
-        def train(*callbacks):
+        def train(*callbacks, **changes):
             torch.manual_seed(0)
             data = [{"x": torch.randn(3), "labels": torch.randn(())} for _ in range(64)]
+            usual = {"report_to": "tensorboard", "disable_tqdm": True, "num_train_epochs": 2}
             arguments = transformers.TrainingArguments(
                 output_dir=str(tmp_path),
                 per_device_train_batch_size=4,
-                num_train_epochs=2,
                 logging_steps=2,
                 save_steps=10,
-                report_to="tensorboard",
                 use_cpu=True,
-                disable_tqdm=True,
+                **(usual | changes),
             )
             trainer = transformers.Trainer(Model(), arguments, train_dataset=data, callbacks=[Keep(), *callbacks])
             trainer.train()
@@ -298,10 +300,26 @@ class TestTransformers:
         assert same(trace.norms, expected)
         assert same(trace.losses, losses)
         assert trace.stride == 2
-        (note,) = trace.notes
-        assert note.endswith("[train/grad_norm] holds the same norms and is left out")
+        copy, states = trace.notes
+        assert copy.endswith("[train/grad_norm] holds the same norms and is left out")
+        assert states.startswith("not read: 4 trainer states contained in another (")
         (checkpoint,) = read_traces(tmp_path / "checkpoint-20")
         assert same(checkpoint.norms, expected[:10])
+
+    @pytest.mark.parametrize("bar", [True, False])
+    def test_what_it_prints_is_read_and_with_a_bar_its_steps_are_known(self, tmp_path, train, bar):
+        with (tmp_path / "run.log").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            logged = train(report_to="none", disable_tqdm=not bar, num_train_epochs=4)
+        steps, expected, losses = zip(*logged, strict=True)
+        (trace,) = read_traces(tmp_path / "run.log")
+        np.testing.assert_allclose(trace.norms, expected, rtol=6e-4)  # four digits are printed
+        np.testing.assert_allclose(trace.losses, losses, rtol=6e-4)
+        assert trace.format == "a console log of Transformers' Trainer"
+        assert trace.has_steps == bar
+        assert trace.steps.tolist() == (list(steps) if bar else list(range(32)))
+        told = CliRunner().invoke(app, ["suggest", str(tmp_path / "run.log")])
+        assert told.exit_code == 0, told.output
+        assert "from autoclip.integrations.transformers import AutoClipCallback" in told.stdout
 
     def test_our_callback_adds_the_thresholds(self, tmp_path, train):
         from autoclip.integrations.transformers import AutoClipCallback
