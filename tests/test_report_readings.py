@@ -98,7 +98,7 @@ def test_calm_norms_and_large_steps_are_told_apart():
     assert (calm.level, calm.text[:20]) == ("good", "the norms are calm: ")
     norms[::50] *= 300
     large, missed = norm_readings([series(norms=norms)])
-    assert "large steps occur" in large.text
+    assert "large norms occur" in large.text
     assert missed.level == "note"
     assert missed.text.startswith("0 of ")
     *_, caught = norm_readings([series(norms=norms, clipped=1.0)])

@@ -99,7 +99,7 @@ def norm_readings(runs: Sequence[Series]) -> list[Reading]:
         found.append(
             Reading(
                 "note",
-                f"large steps occur: percentile 99 of the norms is {times_text(tail / median)} times the median, the "
+                f"large norms occur: percentile 99 of the norms is {times_text(tail / median)} times the median, the "
                 f"largest norm {times_text(largest / median)} times; a threshold near the median bounds them",
             )
         )

@@ -48,13 +48,17 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
         remarks = [*one.doubts, *one.trace.notes]
         first = [_END_OF_FACT.split(remarks[0])[0]] if remarks else []
         more = [counted(len(remarks) - 1, "more remark")] if len(remarks) > 1 else []
-        number = f"{_name_of_number(one)}={number_text(one)}"
-        told = "; ".join([f"{python_of(one.policy)}, or {number}", *first, *more])
-        out.print(f"{one.trace.source}: {told}")
+        answer = f"{python_of(one.policy)}, or {_name_of_number(one)}={number_text(one)}"
+        if broken_from(one.trace) is not None:  # no advice helps a training that broke down
+            told = [*first, f"of the norms before: {answer}", *more]
+        else:
+            told = [answer, *first, *more]
+        out.print(f"{one.trace.source}: {'; '.join(told)}")
     if suggestions:
         numbers = " and ".join(sorted({_name_of_number(one) for one in suggestions}))
         out.print(difference_of(suggestions) or f"each {numbers} is percentile {NUMBER_PERCENTILE} of the run's norms")
-        out.print("reasons, figures and all remarks: --details")
+        out.print("in a loop: clipper = autoclip.attach(optimizer, POLICY), and remove your own clipping call")
+        out.print("reasons, figures, all remarks, and the lines for each log: --details")
 
 
 def suggestions_as_json(
@@ -77,7 +81,8 @@ def suggestions_as_json(
 
 def answer_of(suggestion: Suggestion) -> str:
     """What to use, and the number for a trainer that takes nothing else."""
-    return f"{python_of(suggestion.policy)}; if your trainer takes only a number: {_number(suggestion)}"
+    moves = ", right for a part of the run only" if suggestion.drift.is_there else ""
+    return f"{python_of(suggestion.policy)}; if your trainer takes only a number: {_number(suggestion)}{moves}"
 
 
 def _number(suggestion: Suggestion) -> str:
@@ -147,9 +152,8 @@ def size_of(suggestion: Suggestion) -> str:
 def spikes_of(suggestion: Suggestion) -> str:
     """How many norms are spikes, and what one is."""
     return (
-        f"{int(suggestion.tail.spikes.sum())} of {suggestion.count} norms tested, {_percent(suggestion.spikes)}: above "
-        f"{CALM_RATIO:g} times the running median and {SPIKE_SIGMAS:g} robust standard deviations of the logarithms "
-        f"about it"
+        f"{int(suggestion.tail.spikes.sum())} among all {suggestion.count} norms, {_percent(suggestion.spikes)}: above "
+        f"{CALM_RATIO:g} times their running median, and {SPIKE_SIGMAS:g} robust standard deviations of its logarithm"
     )
 
 

@@ -156,7 +156,7 @@ class Tail:
 
     @property
     def is_large(self) -> bool:
-        """Whether large steps occur."""
+        """Whether large norms occur."""
         return bool(self.spikes.any()) or self.ratio > CALM_RATIO
 
 
@@ -237,7 +237,7 @@ def loss_of(trace: NormTrace) -> LossFinding:
         return LossFinding("missing", f"the log has {len(losses) or 'no'} finite losses")
     low, high = float(losses.min()), float(losses.max())
     if low == high:
-        return LossFinding("constant", f"the loss is {low:.4g} in all {len(losses)} steps that have one")
+        return LossFinding("constant", f"the logged loss never changes ({low:.4g} in {len(losses)} steps)")
     zero = int((losses == 0).sum())
     if 2 * zero >= len(losses):
         return LossFinding("constant", f"the loss is zero in {zero} of {len(losses)} steps")

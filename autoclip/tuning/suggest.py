@@ -282,9 +282,9 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
         tail = trace.norms[trace.steps >= broken]
         what = "NaN" if np.isnan(tail).all() else "NaN or infinite"
         doubts.append(
-            f"all {len(tail)} norms are {what} from {trace.place(broken)} on: the training broke down; clipping helps "
-            f"only if large steps did that, and the largest norm before is {times_text(_largest_ratio(norms))} times "
-            f"the median; all figures are of the norms before"
+            f"the training broke down at {trace.place(broken)}: all {len(tail)} norms from there on are {what}; find "
+            f"out first why, as clipping helps only if large norms did that, and the largest before is "
+            f"{times_text(_largest_ratio(norms))} times the median; all figures are of the norms before"
         )
     median = float(np.median(norms))
     if median > SCALED_MEDIAN:
@@ -322,7 +322,7 @@ def _setting(
 ) -> tuple[dict[str, Any], str]:
     """The policy section, and why; `experiments/studies/suggest` has how both cases did."""
     spikes, nonfinite = int(tail.spikes.sum()), int((~np.isfinite(trace.norms)).sum())
-    far = f"percentile 99 is {times_text(tail.ratio)} times the running median"
+    far = f"1 % of the norms are above {times_text(tail.ratio)} times their running median"
     largest = f"the largest norm is {times_text(_largest_ratio(norms))} times the median of all"
     if not (tail.is_large or nonfinite or loss.state == "does not fall"):
         return {"kind": "running_quantile", "percentile": 90}, (
@@ -332,7 +332,7 @@ def _setting(
     evidence = []
     if tail.is_large:
         counted = [f"{spikes} of {len(norms)} norms {'is a spike' if spikes == 1 else 'are spikes'}"] if spikes else []
-        evidence.append(f"large steps occur ({', '.join([*counted, far, largest])})")
+        evidence.append(f"large norms occur ({', '.join([*counted, far, largest])})")
     if nonfinite:
         evidence.append(f"{nonfinite} of {len(trace)} norms {'is' if nonfinite == 1 else 'are'} not finite")
     if loss.state == "does not fall":
@@ -343,4 +343,4 @@ def _setting(
             "a threshold that follows the recent norms up to their percentile 90 while training goes well, rises by "
             "3 % a step at most, and steps back when the loss rises"
         )
-    return {"kind": DEFAULT_KIND}, f"{'; '.join(evidence)}: take the default, {rule}; {drift}"
+    return {"kind": DEFAULT_KIND}, f"{'; '.join(evidence)}: take autoclip's default, {rule}; {drift}"
