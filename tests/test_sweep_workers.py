@@ -100,7 +100,7 @@ def held(out: Path) -> dict[int, int]:
     """Process that holds a trial -> the trial's id, read past Optuna so that a look changes nothing."""
     query = """
         SELECT trial_id, value_json FROM trials LEFT JOIN
-        (SELECT trial_id, value_json FROM trial_user_attributes WHERE key = 'worker') USING (trial_id)
+        (SELECT trial_id, value_json FROM trial_system_attributes WHERE key = 'worker') USING (trial_id)
         WHERE state = 'RUNNING'
     """
     try:
