@@ -5,7 +5,7 @@ from math import isfinite, nan
 from typing import Any, SupportsFloat
 
 from autoclip.gate import Gate, RelearnAfter
-from autoclip.policies import Policy, default_policy
+from autoclip.policies import Policy, checked_policy
 from autoclip.policies.policy import ALL
 from autoclip.records import ClipRecord, Sink
 from autoclip.step_log import STATE, StepLog
@@ -55,9 +55,7 @@ class Tuner:
         max_nonfinite_in_a_row: int | None = None,
         relearn_after: RelearnAfter = "auto",
     ) -> None:
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a Policy such as RunningQuantile(percentile=50), got {policy!r}")
-        self.policy: Policy = policy if policy is not None else default_policy()
+        self.policy = checked_policy(policy)
         self.policy.clone()  # raises now what would keep it from being resumed later
         if self.policy.scope != "global":
             raise ValueError(
