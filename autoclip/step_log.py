@@ -18,6 +18,8 @@ RECENT_STEPS = 10_000
 """Number of steps whose records are kept for `Clipper.plot`, in 3 MB."""
 TOLD_AGAIN = (10, 100, 1000)
 """The user is warned at these counts of steps in a row without a finite norm, besides the first."""
+BY_CLIPPER = "clipper.report_loss(loss) before optimizer.step(), or {} where it is called by hand"
+"""How a clipper is given the loss."""
 TOLD_OF_NO_LOSS = 100
 """Steps after which the user is warned that none had a loss, if the policy reads it."""
 
@@ -41,7 +43,7 @@ class StepLog:
         sinks: get every record.
         max_nonfinite_in_a_row: this many steps in a row without a finite norm raise; None: no number does.
         policy: of the clipper; None: it reads no loss.
-        by_hand: the call that gives a loss where the clipper is called by hand.
+        give_loss: how to give the loss, for the warning that none was given.
 
     Raises:
         TypeError: as in `checked_sinks`.
@@ -53,7 +55,7 @@ class StepLog:
         sinks: Iterable[Sink],
         max_nonfinite_in_a_row: int | None = None,
         policy: Policy | None = None,
-        by_hand: str = "clipper.step(loss=loss)",
+        give_loss: str = BY_CLIPPER.format("clipper.step(loss=loss)"),
     ) -> None:
         most = max_nonfinite_in_a_row
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -67,7 +69,7 @@ class StepLog:
         self._recent: deque[tuple[Any, ...] | ClipRecord] = deque(maxlen=RECENT_STEPS)
         self.decisions: dict[str, Decision] = {}
         self.notices = Notices()
-        self._policy, self._by_hand = policy, by_hand
+        self._policy, self._give_loss = policy, give_loss
         self._expect_loss()
 
     def watch(self, clipper: Any) -> None:
@@ -174,8 +176,8 @@ class StepLog:
             self.notices.say(
                 "no loss",
                 f"no loss was given in {TOLD_OF_NO_LOSS} steps, so that {self._policy!r} goes by the norms alone, "
-                f"without its brake: call clipper.report_loss(loss) before optimizer.step(), or {self._by_hand} where "
-                f"it is called by hand; or take a policy that needs none, as RunningQuantile(percentile=50)",
+                f"without its brake: call {self._give_loss}; or take a policy that needs none, as "
+                f"RunningQuantile(percentile=50)",
             )
 
     def _meet_many_nonfinite(self) -> None:

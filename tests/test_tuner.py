@@ -158,7 +158,7 @@ def test_without_a_loss_the_default_says_what_it_lacks():
     tuner = Tuner()
     for norm in STREAMS["lognormal"][:99]:
         tuner.observe(norm)
-    with pytest.warns(UserWarning, match=r"tuner\.observe\(norm, loss\)"):
+    with pytest.warns(UserWarning, match=r"without its brake: call tuner\.observe\(norm, loss\); or take"):
         tuner.observe(1.0)
 
 

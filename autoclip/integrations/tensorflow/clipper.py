@@ -25,7 +25,7 @@ from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import StepLog
+from autoclip.step_log import BY_CLIPPER, StepLog
 from autoclip.tuner import load_state, state_of
 
 Tensor = Any  # TensorFlow comes without type information
@@ -102,7 +102,9 @@ class GradientClipper:
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
         self._relearn_after: RelearnAfter = relearn_after
         self._gate = Gate(self.policy, self.response, relearn_after)
-        self._log = StepLog(sinks, max_nonfinite_in_a_row, self.policy, "clipper.apply(gradients, loss=loss)")
+        self._log = StepLog(
+            sinks, max_nonfinite_in_a_row, self.policy, BY_CLIPPER.format("clipper.apply(gradients, loss=loss)")
+        )
         self._losses = ReportedLosses()
         self._attachment: Any = None
 
