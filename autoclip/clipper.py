@@ -335,7 +335,7 @@ class Clipper:
         return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
     def plot(self) -> "Figure":
-        """Draw norm and threshold of the latest 10 000 steps, as a matplotlib figure that a notebook shows.
+        """Draw norm and threshold of the latest 2000 steps, as a matplotlib figure that a notebook shows.
 
         Older ones, and those from before a `load_state_dict()`, are not kept: give a `JSONLSink` and call
         `autoclip.plot` with its file.

@@ -14,8 +14,8 @@ COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_
 """Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
 STATE = (*COUNTS, "coefficient_sum")
 """What a state of a clipper holds beside its groups; the coefficients are summed over the active steps."""
-RECENT_STEPS = 10_000
-"""Number of steps whose records are kept for `Clipper.plot`, in 3 MB."""
+RECENT_STEPS = 2000
+"""Number of steps whose records are kept for `Clipper.plot`, in 600 kB."""
 TOLD_AGAIN = (10, 100, 1000)
 """The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 BY_CLIPPER = "clipper.report_loss(loss) before optimizer.step(), or {} where it is called by hand"
