@@ -84,7 +84,7 @@ class RowLog:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take one row."""
-        wanted, axes, values = self._wanted, self._log.axes, {}
+        wanted, axes, add, values = self._wanted, self._log.axes, self._log.add, {}
         for name, value in row.items():
             if wanted[name] if name in wanted else self.wants(name):
                 found = value if type(value) is float else self._number(name, value)
@@ -103,7 +103,7 @@ class RowLog:
                     self._strange += 1
                     self._no_steps = list(dict.fromkeys([*self._no_steps, _shown(row[axis])]))[:EXAMPLES]
             else:
-                self._log.add(name, step, found, epoch)
+                add(name, step, found, epoch)
         self._rows += bool(values)
 
     def _number(self, name: str, value: Any) -> float | None:

@@ -34,13 +34,6 @@ class Series:
         self.epochs = array("q")
         self._voids: list[tuple[int, int]] = []
 
-    def append(self, step: int, value: float, epoch: int | None = None) -> None:
-        """Add one value."""
-        self.steps.append(step)
-        self.values.append(value)
-        if epoch is not None:
-            self.epochs.append(epoch)
-
     def restart(self, step: int) -> None:
         """Declare void what has been written for this step and later ones."""
         self._voids.append((len(self.steps), step))
@@ -168,7 +161,10 @@ class ScalarLog:
                 self._unwanted.add(name)
                 return
             series = self._series[name] = Series()
-        series.append(step, value, epoch)
+        series.steps.append(step)
+        series.values.append(value)
+        if epoch is not None:
+            series.epochs.append(epoch)
 
     @property
     def count(self) -> int:

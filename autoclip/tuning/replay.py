@@ -145,9 +145,10 @@ def replay(
     fresh = policy.clone()
     gate = Gate(fresh, response or fresh.response, relearn_after)
     thresholds, left, clipped, active = array("d"), array("d"), array("b"), array("b")
+    decide = gate.decide_alone
     relearned = 0
     for norm, loss in zip(values.tolist(), heard, strict=True):
-        decision = gate.decide_alone(norm, loss)
+        decision = decide(norm, loss)
         thresholds.append(decision.threshold)
         left.append(decision.left)
         clipped.append(decision.clipped)
