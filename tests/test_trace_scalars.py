@@ -25,7 +25,8 @@ def test_rewinds_and_restarts_follow_tensorboards_rule(writes):
     series = Series()
     for place, (what, step) in enumerate(writes):
         if what == "write":
-            series.append(step, float(place))
+            series.steps.append(step)
+            series.values.append(float(place))
         else:
             series.restart(step)
     steps, values, note = series.latest()
