@@ -221,7 +221,17 @@ def test_of_a_runs_packed_states_the_furthest_is_read(tmp_path):
         (tmp_path / f"checkpoint-{steps}" / "trainer_state.json.gz").write_bytes(packed)
     (trace,) = read_traces(tmp_path)
     names = ", ".join(str(tmp_path / f"checkpoint-{steps}" / "trainer_state.json.gz") for steps in (3, 4))
-    assert (len(trace), trace.notes) == (5, (f"not read: 2 trainer states contained in another ({names})",))
+    whole = tmp_path / "checkpoint-5" / "trainer_state.json.gz"
+    assert (len(trace), trace.notes) == (5, (f"not read: 2 trainer states contained in {whole} ({names})",))
+
+
+def test_a_summary_beside_a_log_is_not_a_log_of_one_norm(tmp_path):
+    log, summary = tmp_path / "log.jsonl", tmp_path / "wandb-summary.json"
+    log.write_text("".join(json.dumps({"step": s, "grad_norm": 1 + s / 9}) + "\n" for s in range(30)))
+    summary.write_text('{"_step": 29, "grad_norm": 4.2, "loss": 2.0}')
+    (trace,) = read_traces(tmp_path)
+    assert (len(trace), trace.notes) == (30, (f"not read: 1 file of one row ({summary})",))
+    assert len(read_traces(summary)[0]) == 1  # asked for by name
 
 
 def test_states_of_several_trainings_side_by_side_are_said_to_be(tmp_path):

@@ -135,8 +135,11 @@ def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | 
             return kind
         names = _names(path, kind)
         if any(map(selection.is_norm, names)):
-            return kind
-        if selection.column is None and (names == DOWNLOAD or (kind is Format.JSON and not names)):
+            if kind is not Format.JSONL or not first_row(path)[1]:
+                return kind
+            reason = f"{path} holds one row, as a summary does: no log of a training"
+            unread.append(Unread(path, "file", "of one row", reason))
+        elif selection.column is None and (names == DOWNLOAD or (kind is Format.JSON and not names)):
             if _is_tag(path):
                 return kind
             reason = f"{path} looks like a download from TensorBoard, and its name does not tell the tag"

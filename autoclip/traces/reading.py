@@ -136,9 +136,10 @@ def _runs(
         elif path in states:
             readable = list(_states(states[path], named, selection, unread))
             kept = furthest(readable)
+            where = str(kept[0]) if len(kept) == 1 else "another"
             for one in (state.path for state in readable if state.path not in kept):
-                reason = f"{one} holds no norms that another state of its training lacks"
-                unread.append(Unread(one, "trainer state", "contained in another", reason))
+                reason = f"{one} holds no norms that {where} lacks"
+                unread.append(Unread(one, "trainer state", f"contained in {where}", reason))
             if len(kept) > 1:
                 remark = f"one of {len(kept)} trainings with states side by side: none begins with the norms of another"
                 remarks.update(dict.fromkeys(kept, remark))
