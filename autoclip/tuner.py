@@ -1,17 +1,115 @@
 """The threshold for an engine that clips by itself: ask before the step, tell the norm after it. Without torch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from math import isfinite, nan
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, final
 
 from autoclip.gate import Gate, RelearnAfter
 from autoclip.policies import Policy, checked_policy
-from autoclip.policies.policy import ALL
+from autoclip.policies.parameters import choice
+from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
 from autoclip.step_log import STATE, StepLog
 
 
-class Tuner:
+class OneThreshold(ABC):
+    """A policy for the norm of all gradients together: what it learned, counts, and tells. `Tuner` is one.
+
+    Args:
+        policy: what sets the threshold; None is `ProbingQuantile()`.
+        response: what becomes of a norm above it.
+        sinks: objects with `log(record)` and `close()`, told of every step.
+        max_nonfinite_in_a_row: as of `Tuner`.
+        relearn_after: as of `Tuner`.
+        give_loss: how to give the loss, for the warning that none was given.
+
+    Raises:
+        TypeError: the policy is none, or sinks are no sinks.
+        ValueError: the policy has a threshold for each parameter, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None,
+        response: Response | None,
+        sinks: Iterable[Sink],
+        max_nonfinite_in_a_row: int | None,
+        relearn_after: RelearnAfter,
+        give_loss: str,
+    ) -> None:
+        self.policy = checked_policy(policy)
+        self.policy.clone()  # raises now what would keep it from being resumed later
+        if self.policy.scope != "global":
+            raise ValueError(
+                f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope}, but here all gradients "
+                f"are clipped together: use a policy such as RunningQuantile(percentile=50)"
+            )
+        self._gate = Gate(self.policy, choice("response", response or self.policy.response, Response), relearn_after)
+        self._log = StepLog(sinks, max_nonfinite_in_a_row, self.policy, give_loss)
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the next step, > 0, as far as it is known before that step's norm; inf: no clipping."""
+        return self.policy.threshold()
+
+    @property
+    def last(self) -> ClipRecord | None:
+        """Record of the latest step, None before the first."""
+        return self._log.last
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """The objects that get every record."""
+        return self._log.sinks
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
+
+        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
+        """
+        return self._log.clip_rate
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean share of the norm that is left, over the steps of `clip_rate`; a skipped one counts 0. NaN before."""
+        return self._log.mean_coefficient
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of skipped steps."""
+        return self._log.skipped_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned and counted, as plain JSON-able values; that of a `Clipper` of scope "global" fits too."""
+        return {**self._log.state_dict(), "groups": {ALL: self._gate.state_dict()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy.
+
+        Raises:
+            ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
+        """
+        if missing := [name for name in (*STATE, "groups") if name not in state]:
+            raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
+        if list(state["groups"]) != [ALL]:
+            raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
+        StepLog(()).load_state_dict(dict(state))  # raises before anything is changed
+        self._gate.load_state_dict(state["groups"][ALL])
+        self._log.load_state_dict(dict(state))
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
+
+    @abstractmethod
+    def __repr__(self) -> str: ...
+
+
+@final
+class Tuner(OneThreshold):
     """Sets the threshold of somebody else's clipping, from the norms that this measured.
 
         tuner = autoclip.Tuner()
@@ -55,21 +153,8 @@ class Tuner:
         max_nonfinite_in_a_row: int | None = None,
         relearn_after: RelearnAfter = "auto",
     ) -> None:
-        self.policy = checked_policy(policy)
-        self.policy.clone()  # raises now what would keep it from being resumed later
-        if self.policy.scope != "global":
-            raise ValueError(
-                f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope}, but an engine clips all "
-                f"gradients together: use a policy such as RunningQuantile(percentile=50)"
-            )
-        self._gate = Gate(self.policy, "scale", relearn_after)
-        self._log = StepLog(sinks, max_nonfinite_in_a_row, self.policy, "tuner.observe(norm, loss)")
+        super().__init__(policy, "scale", sinks, max_nonfinite_in_a_row, relearn_after, "tuner.observe(norm, loss)")
         self._log.watch(self)
-
-    @property
-    def threshold(self) -> float:
-        """Threshold of the next step, > 0; inf: no clipping."""
-        return self.policy.threshold()
 
     def observe(self, norm: SupportsFloat | None, loss: SupportsFloat | None = None) -> ClipRecord:
         """Learn from one optimizer step.
@@ -110,66 +195,5 @@ class Tuner:
         assert self.last is not None
         return self.last
 
-    @property
-    def last(self) -> ClipRecord | None:
-        """Record of the latest step, None before the first."""
-        return self._log.last
-
-    @property
-    def sinks(self) -> tuple[Sink, ...]:
-        """What is told of every step."""
-        return self._log.sinks
-
-    @property
-    def clip_rate(self) -> float:
-        """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
-
-        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
-        """
-        return self._log.clip_rate
-
-    @property
-    def mean_coefficient(self) -> float:
-        """Share of the gradient's length that is left: mean over the steps of `clip_rate`; NaN before the first."""
-        return self._log.mean_coefficient
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything learned and counted, as plain JSON-able values; that of a `Clipper` of scope "global" fits too."""
-        return state_of(self._log, self._gate)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` made with the same policy.
-
-        Raises:
-            ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
-        """
-        load_state(self._log, self._gate, state)
-
-    def close(self) -> None:
-        """Close the sinks."""
-        for sink in self.sinks:
-            sink.close()
-
     def __repr__(self) -> str:
         return f"Tuner({self.policy!r})"
-
-
-def state_of(log: StepLog, gate: Gate) -> dict[str, Any]:
-    """The state of what clips all gradients together: its counts, and what its gate has learned."""
-    return {**log.state_dict(), "groups": {ALL: gate.state_dict()}}
-
-
-def load_state(log: StepLog, gate: Gate, state: Mapping[str, Any]) -> None:
-    """Continue from what `state_of` returned.
-
-    Raises:
-        ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
-    """
-    missing = [name for name in (*STATE, "groups") if name not in state]
-    if missing:
-        raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-    if list(state["groups"]) != [ALL]:
-        raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
-    StepLog(()).load_state_dict(dict(state))  # raises before anything is changed
-    gate.load_state_dict(state["groups"][ALL])
-    log.load_state_dict(dict(state))

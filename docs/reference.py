@@ -28,6 +28,8 @@ PYTHON = {
     "TensorFlow and Keras": "autoclip.integrations.tensorflow GradientClipper",
 }
 """Heading -> module and the names in it."""
+INHERITING = {"Tuner", "GradientClipper"}
+"""Half of what they have is in a base class that is not shown."""
 NOT_SHOWN = {"POLICIES", "__version__", "flow", "sinks", "traces"}
 LISTED = {name for text in PYTHON.values() for name in text.split()[1:]} | NOT_SHOWN
 PYTHON["More"] = " ".join(["autoclip", *(name for name in autoclip.__all__ if name not in LISTED)])
@@ -49,7 +51,8 @@ def _python() -> str:
         module, *names = text.split()
         lines += [f"## {title}", ""]
         for name in names:
-            lines += [f"::: {module}.{name}", "    options: {heading_level: 3}", ""]
+            inherited = ", inherited_members: true" if name in INHERITING else ""
+            lines += [f"::: {module}.{name}", f"    options: {{heading_level: 3{inherited}}}", ""]
     return "\n".join(lines)
 
 

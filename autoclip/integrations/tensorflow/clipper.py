@@ -1,6 +1,6 @@
 """The clipper of TensorFlow: a policy in Python, for gradients in eager mode and in graphs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, Literal
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from autoclip.gate import Gate, RelearnAfter
+from autoclip.gate import RelearnAfter
 from autoclip.integrations.tensorflow.gradients import (
     KEPT,
     SKIPPED,
@@ -21,18 +21,18 @@ from autoclip.integrations.tensorflow.gradients import (
     total_norm,
 )
 from autoclip.integrations.tensorflow.losses import ReportedLosses, vector
-from autoclip.policies import Policy, checked_policy
+from autoclip.policies import Policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
-from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import BY_CLIPPER, StepLog
-from autoclip.tuner import load_state, state_of
+from autoclip.records import Sink
+from autoclip.step_log import BY_CLIPPER
+from autoclip.tuner import OneThreshold
 
 Tensor = Any  # TensorFlow comes without type information
 OnNonfinite = Literal["skip", "propagate", "raise"]
 
 
-class GradientClipper:
+class GradientClipper(OneThreshold):
     """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
 
     In your own loop, eager or in a `tf.function`:
@@ -89,22 +89,12 @@ class GradientClipper:
         sinks: Iterable[Sink] = (),
         relearn_after: RelearnAfter = "auto",
     ) -> None:
-        self.policy = checked_policy(policy)
-        self.policy.clone()  # raises now what would keep it from being resumed later
-        if self.policy.scope != "global":
-            raise ValueError(
-                f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope} by itself, but this "
-                f"clipper measures all gradients together: use a policy such as RunningQuantile(percentile=50)"
-            )
-        self.response: Response = choice("response", response or self.policy.response, Response)
+        give_loss = BY_CLIPPER.format("clipper.apply(gradients, loss=loss)")
+        super().__init__(policy, response, sinks, max_nonfinite_in_a_row, relearn_after, give_loss)
+        self.response: Response = self._gate.response
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
-        self._relearn_after: RelearnAfter = relearn_after
-        self._gate = Gate(self.policy, self.response, relearn_after)
-        self._log = StepLog(
-            sinks, max_nonfinite_in_a_row, self.policy, BY_CLIPPER.format("clipper.apply(gradients, loss=loss)")
-        )
         self._losses = ReportedLosses()
         self._attachment: Any = None
 
@@ -198,59 +188,14 @@ class GradientClipper:
         """Forget what `report_loss` got, for a step that is left out."""
         self._losses.forget()
 
-    @property
-    def last(self) -> ClipRecord | None:
-        """Record of the latest step; None before the first."""
-        return self._log.last
-
-    @property
-    def sinks(self) -> tuple[Sink, ...]:
-        """The objects that get every record."""
-        return self._log.sinks
-
-    @property
-    def threshold(self) -> float:
-        """Threshold of the next step, as far as it is known before that step's norm; inf: no clipping."""
-        return self.policy.threshold()
-
-    @property
-    def clip_rate(self) -> float:
-        """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
-
-        Steps in the warm-up do not count, nor do those whose norm is zero or not finite.
-        """
-        return self._log.clip_rate
-
-    @property
-    def mean_coefficient(self) -> float:
-        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
-
-        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
-        """
-        return self._log.mean_coefficient
-
-    @property
-    def skipped_steps(self) -> int:
-        """Number of skipped steps."""
-        return self._log.skipped_steps
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything learned and counted, as plain JSON-able values; a `Clipper` of scope "global" has the same."""
-        return state_of(self._log, self._gate)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` made with the same policy.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy; losses reported before are forgotten.
 
         Raises:
             ValueError: keys are missing, or the state is of another policy or of groups. Nothing is changed.
         """
-        load_state(self._log, self._gate, state)
+        super().load_state_dict(state)
         self.forget_losses()
-
-    def close(self) -> None:
-        """Close the sinks."""
-        for sink in self.sinks:
-            sink.close()
 
     def __repr__(self) -> str:
         return f"GradientClipper({self.policy!r}, response={self.response!r})"
