@@ -15,20 +15,18 @@ _MARKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class Claim:
-    """A clipper's mark on the gradients that it has clipped."""
+    """A clipper's mark on the gradients that it has clipped.
+
+    Attributes:
+        is_open: there is still something to check, or to mark.
+    """
 
     def __init__(self) -> None:
+        self.is_open = True
         self._steps = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is still something to check, or to mark."""
-        return self._steps < CHECKED_STEPS
 
     def is_contested(self, gradients: Iterable[Tensor]) -> bool:
         """Whether another clipper has clipped any of these gradients, and nothing has written to it since."""
-        if not self.is_open:
-            return False
         for gradient in gradients:
             claim, version = _MARKS.get(gradient, (self, 0))  # type: ignore[no-untyped-call]
             if claim is not self and version == local_part(gradient)._version:
@@ -37,8 +35,7 @@ class Claim:
 
     def mark(self, gradients: Iterable[Tensor]) -> None:
         """Note that this clipper has clipped the gradients of a step (none, if it only watches)."""
-        if not self.is_open:
-            return
         self._steps += 1
+        self.is_open = self._steps < CHECKED_STEPS
         for gradient in gradients:
             _MARKS[gradient] = (self, local_part(gradient)._version)

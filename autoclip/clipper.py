@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from autoclip.clip_function import ClipFn
 from autoclip.clipper_options import Mode, OnNonfinite
-from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.gate import RelearnAfter
 from autoclip.gradients import Source, checked_norm_type

@@ -19,18 +19,37 @@ class Decision:
     """What to do with one norm; not changed once made.
 
     Attributes:
+        norm: before clipping.
         threshold: the one in force.
         phase: "warmup" or "active": which of the two set the threshold.
         clipped: the norm is finite and above the threshold.
-        left: norm to leave: as it was, or at most the threshold; 0: the step is skipped.
+        clipped_norm: norm to leave: as it was, or at most the threshold; 0: the step is skipped.
         relearned: steps clipped in a row after which the policy started again from their norms; 0: it did not.
     """
 
+    norm: float
     threshold: float
     phase: Phase
     clipped: bool
-    left: float
+    clipped_norm: float
     relearned: int = 0
+
+    @property
+    def limit(self) -> float | None:
+        """Norm to shrink to; 0: the gradients are removed; None: they are not touched."""
+        if self.clipped:
+            return self.clipped_norm
+        # What is not finite is passed on as torch does, by a factor that is not finite either.
+        return None if self.norm < inf or self.threshold == inf else self.threshold
+
+    def rounded_norm(self, mode: str) -> float:
+        """Norm that is left, as float32 rounds it at best."""
+        limit = self.limit
+        if limit is None:
+            return self.norm
+        if mode == "norm" and limit == self.threshold:
+            return self.norm * (limit / (self.norm + min(1e-6, 1e-3 * limit)))
+        return limit
 
 
 def look_together(norm: float, coefficient: float, bound: float) -> Decision:
@@ -41,7 +60,7 @@ def look_together(norm: float, coefficient: float, bound: float) -> Decision:
         coefficient: that brings the norm of all groups within the bound.
         bound: on the norm of all groups together.
     """
-    return Decision(bound, "warmup", coefficient < 1, norm * coefficient)
+    return Decision(norm, bound, "warmup", coefficient < 1, norm * coefficient)
 
 
 class Gate:
@@ -93,7 +112,7 @@ class Gate:
         policy = self.policy
         threshold, phase = policy.threshold(), policy.phase
         if not threshold < norm < inf:
-            return Decision(threshold, phase, False, norm)
+            return Decision(norm, threshold, phase, False, norm)
         return self._clipped(norm, threshold, phase, policy.reciprocal)
 
     def look_again(self, norm: float, before: Decision) -> Decision:
@@ -103,7 +122,7 @@ class Gate:
         """
         threshold = before.threshold
         if not threshold < norm < inf:
-            return Decision(threshold, before.phase, False, norm)
+            return Decision(norm, threshold, before.phase, False, norm)
         return self._clipped(norm, threshold, before.phase, lambda above: threshold * (threshold / above))
 
     def decide_alone(self, norm: float, loss: float | None) -> Decision:
@@ -125,7 +144,7 @@ class Gate:
             bound: on the norm of all groups together.
         """
         decision = look_together(norm, coefficient, bound)
-        self.policy.observe(decision.left, loss)
+        self.policy.observe(decision.clipped_norm, loss)
         return decision
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,8 +178,8 @@ class Gate:
 
     def _clipped(self, norm: float, threshold: float, phase: Phase, reciprocal: Callable[[float], float]) -> Decision:
         if self.response == "scale" or phase == "warmup":
-            return Decision(threshold, phase, True, threshold)
-        return Decision(threshold, phase, True, 0.0 if self.response == "skip" else reciprocal(norm))
+            return Decision(norm, threshold, phase, True, threshold)
+        return Decision(norm, threshold, phase, True, 0.0 if self.response == "skip" else reciprocal(norm))
 
     def _counted(self, norm: float, decision: Decision) -> Decision:
         if decision.phase != "active" or not 0 < norm < inf:

@@ -1,6 +1,6 @@
 """The parameters of a clipper in groups, each with a policy and a response of its own."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 from autoclip.gate import Decision, Gate, RelearnAfter, look_together
 from autoclip.gradients import Norms, Source, group_by_parameter, kept_source, named_parameters
+from autoclip.measured import Measured, group_norms
 from autoclip.policies import Policy
 from autoclip.policies.policy import ALL, Phase, Response, Scope
 from autoclip.records import clip_rate
-from autoclip.shares import GroupNorms, Share, group_norms
 
 
 class Groups:
@@ -43,6 +43,7 @@ class Groups:
         if patterns and scope != "group":
             raise ValueError(f"groups are for scope='group', got scope={scope!r}")
         self.policy = policy
+        self._bounds_total = policy.warmup_total is not None
         self.scope = scope
         self.parameters: dict[str, Tensor] = {}
         self.gates: dict[str, Gate] = {}
@@ -67,55 +68,55 @@ class Groups:
                 self._members.setdefault(self._group_of[name], []).append(position)
         return self._members
 
-    def measured(self, gradients: Mapping[str, Tensor], norms: Norms, order: float) -> GroupNorms:
-        """The norms of all gradients, group by group.
+    def measured(self, gradients: Mapping[str, Tensor], norms: Norms, order: float) -> Measured:
+        """The gradients of one step with their norms, group by group.
 
         Args:
             gradients: by parameter name.
             norms: of those, before clipping.
             order: of the norm.
         """
-        names = list(gradients)
         if self.scope == "global":
-            return GroupNorms(names, {ALL: range(len(names))}, [norms.total], [norms.value], norms.value)
-        members = self.members(names)
-        return GroupNorms(names, members, *group_norms(list(members.values()), gradients, norms, order), norms.value)
+            return Measured(gradients, norms, {ALL: range(len(gradients))}, [norms.total], {ALL: norms.value})
+        members = self.members(list(gradients))
+        totals, values = group_norms(list(members.values()), gradients, norms, order)
+        return Measured(gradients, norms, members, totals, dict(zip(members, values, strict=True)))
 
-    def decide(self, norms: GroupNorms, loss: float | None) -> list[Share]:
+    def decide(self, norms: Mapping[str, float], total: float, loss: float | None) -> dict[str, Decision]:
         """Ask the policies, which learn; from a step that is not finite they learn nothing.
 
         Args:
-            norms: before clipping.
+            norms: of each group that has gradients, before clipping.
+            total: of all together.
             loss: of the step.
         """
-        finite = isfinite(norms.total)
-        bound = self.policy.warmup_total
-        together = _coefficient(bound, norms.total)
-
-        def decision(group: str, value: float) -> Decision:
+        bound, finite = self.warmup_total, isfinite(total)
+        decisions = {}
+        for group, norm in norms.items():
             gate = self.gates[group]
-            if not finite and isfinite(value):
-                return gate.look(value)
-            if bound is not None and finite and value > 0 and gate.policy.phase == "warmup":
-                return gate.decide_together(value, loss, together, bound)
-            return gate.decide(value, loss)
+            if not finite and isfinite(norm):
+                decisions[group] = gate.look(norm)
+            elif bound is not None and finite and norm > 0 and gate.policy.phase == "warmup":
+                decisions[group] = gate.decide_together(norm, loss, min(1.0, bound / total), bound)
+            else:
+                decisions[group] = gate.decide(norm, loss)
+        return decisions
 
-        return norms.shares(decision)
-
-    def decide_as(self, before: Mapping[str, Decision], norms: GroupNorms) -> list[Share]:
+    def decide_as(
+        self, before: Mapping[str, Decision], norms: Mapping[str, float], total: float
+    ) -> dict[str, Decision]:
         """Decide on finite gradients computed again within the same step, at its thresholds; nothing is learned."""
-        bound = self.policy.warmup_total
-        together = _coefficient(bound, norms.total)
-
-        def decision(group: str, value: float) -> Decision:
+        bound = self.warmup_total
+        decisions = {}
+        for group, norm in norms.items():
             gate, then = self.gates[group], before.get(group)
             if then is None:
-                return gate.look(value)
-            if bound is not None and value > 0 and then.phase == "warmup":
-                return look_together(value, together, bound)
-            return gate.look_again(value, then)
-
-        return norms.shares(decision)
+                decisions[group] = gate.look(norm)
+            elif bound is not None and norm > 0 and then.phase == "warmup":
+                decisions[group] = look_together(norm, min(1.0, bound / total), bound)
+            else:
+                decisions[group] = gate.look_again(norm, then)
+        return decisions
 
     def remove_gradients(self, groups: Collection[str] | None = None) -> None:
         """Take the gradients away from the parameters of some groups, or of all."""
@@ -125,14 +126,17 @@ class Groups:
 
     def kept(self, gradients: Mapping[str, Tensor], removed: Collection[str]) -> list[Tensor]:
         """The gradients that do not belong to the removed groups."""
-        if not removed:
-            return list(gradients.values())
         return [gradient for name, gradient in gradients.items() if self._group_of[name] not in removed]
 
-    def phase(self, shares: Sequence[Share]) -> Phase:
+    def phase(self, decisions: Collection[Decision]) -> Phase:
         """Phase of the groups that took part in the step (of all, if none did): "warmup" if any is in its warm-up."""
-        phases = [one.decision.phase for one in shares] or [gate.policy.phase for gate in self.gates.values()]
+        phases = [one.phase for one in decisions] or [gate.policy.phase for gate in self.gates.values()]
         return "warmup" if "warmup" in phases else "active"
+
+    @property
+    def warmup_total(self) -> float | None:
+        """Bound on the norm of all groups together in their warm-up; None: each has its own."""
+        return self.policy.warmup_total if self._bounds_total else None
 
     @property
     def threshold(self) -> float | dict[str, float]:
@@ -188,11 +192,6 @@ class Groups:
 
     def _new_gate(self, policy: Policy) -> Gate:
         return Gate(policy, self._response, self._relearn_after)
-
-
-def _coefficient(bound: float | None, total: float) -> float:
-    """Factor that brings the norm of all groups within a bound; None: there is none."""
-    return min(1.0, bound / total) if bound is not None and total > 0 else 1.0
 
 
 def _identities(optimizer: Optimizer) -> list[int]:

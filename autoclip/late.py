@@ -12,7 +12,6 @@ from torch import Tensor
 from autoclip.gradients import fast_norms, multiply_, multiply_each_
 from autoclip.host_copy import HostCopy, on_device
 from autoclip.policies import Policy
-from autoclip.shares import GroupNorms
 
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
@@ -221,16 +220,14 @@ class LateStep:
     numbers: HostCopy
     loss: Callable[[], float | None]
 
-    def arrive(self) -> tuple[GroupNorms, float] | None:
-        """Norms by group and the factor of the first; waits for them. None: a scaler left the step out."""
-        done = self.done
-        count = len(done.members)
+    def arrive(self) -> tuple[dict[str, float], float, float] | None:
+        """Norm of each group, norm of all, and the factor of the first; waits. None: a scaler left the step out."""
+        count = len(self.done.members)
         total, factor, overflow = self.numbers.read(0, 3)
-        if overflow or (done.scaled and not isfinite(total)):
+        if overflow or (self.done.scaled and not isfinite(total)):
             return None
         values = self.numbers.read(3, 3 + count) if count > 1 else [total]
-        norms = done.numbers[3 : 3 + count].unbind() if count > 1 else [done.total]
-        return GroupNorms(done.names, done.members, norms, values, total), factor
+        return dict(zip(self.done.members, values, strict=True)), total, factor
 
     @property
     def each(self) -> Tensor:

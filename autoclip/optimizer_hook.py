@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from autoclip.clip_function import ClipFn
 from autoclip.clipper import Clipper
 from autoclip.clipper_options import ClipperOptions
-from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.fused_optimizer import FusedOptimizer
 from autoclip.losses import process_group

@@ -8,24 +8,15 @@ import torch
 from torch import Tensor
 
 from autoclip.claims import Claim
-from autoclip.clipping import ClipFn, Clipped, arrived, clip, clip_with, measure_all, name_nonfinite
-from autoclip.gate import Gate
-from autoclip.gradients import (
-    LeftGradients,
-    Norms,
-    clip_coefficient,
-    live_gradients,
-    measure_plain,
-    mixed_gradients,
-    plain_gradients,
-    scale_,
-)
+from autoclip.clip_function import ClipFn, clip_with
+from autoclip.gate import Decision
+from autoclip.gradients import LeftGradients, live_gradients
 from autoclip.groups import Groups
 from autoclip.late_steps import LateSteps
 from autoclip.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
+from autoclip.measured import Measured, allowed_norm, coefficient_of, measure_all, name_nonfinite, shrink_
 from autoclip.policies import NoClip
 from autoclip.policies.policy import ALL
-from autoclip.shares import Share
 from autoclip.step_log import StepLog
 from autoclip.watch import Watch
 
@@ -61,9 +52,6 @@ class Steps:
         self.groups, self.late, self.log = groups, late, log
         self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
         self.losses = ReportedLosses()
-        simple = groups.scope == "global" and mode == "norm" and groups.policy.warmup_total is None
-        gate = groups.gates[ALL] if simple else None
-        self._plain = gate if gate is not None and gate.response == "scale" else None
         self._claims = not isinstance(groups.policy, NoClip)  # a clipper that only watches disturbs nobody
         self.measured: tuple[Collection[str], Tensor] | None = None
         self._left: LeftGradients | None = None
@@ -90,13 +78,7 @@ class Steps:
         self.losses.forget()
         if clip_fn is not None:
             return self._step_by(clip_fn, pending, loss_scale)
-        plain = plain_gradients(self.groups.parameters)
-        usual = loss_scale is None and not may_be_late and not self._is_watched
-        if usual and self._plain is not None and plain is not None:
-            total = self._take_plain(self._plain, *plain, pending)
-            if total is not None:
-                return total
-        gradients = dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(self.groups.parameters)
+        gradients = live_gradients(self.groups.parameters)
         if late:
             total = self._take_late(gradients, loss_scale, pending, capturing=capturing)
             if total is not None:
@@ -139,7 +121,7 @@ class Steps:
             may_be_late: later ones may do without a wait.
         """
         tensors = list(gradients.values())
-        norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
+        norms = measure_all(gradients, self.groups.parameters, self.mode, self.norm_type, loss_scale)
         if self._left is not None and self._left.is_still(tensors, norms.value):
             if late and not isfinite(norms.value) and self.on_nonfinite == "skip":
                 self.groups.remove_gradients()  # the optimizer was to leave out one step, not two
@@ -148,82 +130,68 @@ class Steps:
             self.log.notices.say(
                 "empty", "no parameter has a gradient: call step() after backward() and before zero_grad()"
             )
-        finite = isfinite(norms.value)
-        if not finite:
+        if not isfinite(norms.value):
             if loss_scale is not None:
                 return norms.total
-            self.log.meet_nonfinite(name_nonfinite(list(gradients), norms.each), self.on_nonfinite)
-        if self._claim.is_contested(tensors):
+            self.log.meet_nonfinite(name_nonfinite(gradients, norms.each), self.on_nonfinite)
+        if self._claim.is_open and self._claim.is_contested(tensors):
             self.log.notices.say(
                 "contested",
                 "another clipper has clipped these gradients already, so that this one learns from norms that are not "
                 "those of training: keep one of them (detach() removes an attached one)",
             )
-        mean = pending.read()
+        loss = pending.read()
         if may_be_late:
             self.late.prepare(self.groups, gradients)
         self.measured = (list(gradients), norms.each)
         watched = self._watch.is_open and loss_scale is None and self.late.fused is None
-        shares = self.groups.decide(self.groups.measured(gradients, norms, self.norm_type), mean)
-        clipped = self._clip(shares, gradients, norms)
-        if watched and clipped.kept:
+        measured = self.groups.measured(gradients, norms, self.norm_type)
+        decisions = self.groups.decide(measured.values, norms.value, loss)
+        coefficient, kept = self._shrink(measured, decisions)
+        skipped = bool(tensors) and not kept
+        threshold = self._record(decisions, norms.value, coefficient, skipped, loss)
+        if watched and kept:
             first = self.groups.parameters[next(iter(gradients))]
-            self._watch.expect(
-                first, norms.value * clipped.coefficient, clipped.threshold, self.norm_now, self.log.notices.say
-            )
-        return self._finish(clipped, mean)
-
-    def _take_plain(
-        self, gate: Gate, names: Collection[str], gradients: list[Tensor], pending: StepLoss
-    ) -> Tensor | None:
-        """The usual step: one group, whose gradients are scaled down if their norm is above the threshold.
-
-        The same as the general step, without what only the others need. None: this step is another kind.
-        """
-        norms = measure_plain(gradients, self.norm_type)
-        if norms is None:
-            return None
-        if self._left is not None and self._left.is_still(gradients, norms.value):
-            return self._repeated(self._left)
-        loss = pending.read()
-        self.measured = (names, norms.each)
-        decision = gate.decide(norms.value, loss)
-        coefficient = 1.0
-        if decision.clipped:
-            coefficient = scale_(gradients, clip_coefficient(norms.total, decision.threshold), alike=True)
-        self._left = LeftGradients(gradients, norms.total, norms.value * coefficient, skipped=False)
-        self.log.add(
-            {ALL: decision},
-            decision.phase,
-            norms.value,
-            decision.threshold,
-            coefficient,
-            decision.clipped,
-            skipped=False,
-            loss=loss,
-        )
+            self._watch.expect(first, norms.value * coefficient, threshold, self.norm_now, self.log.notices.say)
         return norms.total
 
-    @property
-    def _is_watched(self) -> bool:
-        """Whether this is one of the first steps, which are checked for mistakes."""
-        return self._claim.is_open or (self._watch.is_open and self.late.fused is None)
+    def _shrink(self, measured: Measured, decisions: Mapping[str, Decision]) -> tuple[float, list[Tensor]]:
+        """Carry out the decisions; returns the share of the norm that is left, and the gradients that are."""
+        norm = measured.all.value
+        kept = list(measured.gradients.values())
+        if not isfinite(norm) and self.on_nonfinite == "skip":
+            self.groups.remove_gradients()
+            coefficient, kept = 0.0, []
+        else:
+            removed, factor = shrink_(measured, decisions, self.groups.parameters, self.mode)
+            if removed:
+                self.groups.remove_gradients(removed)
+                kept = self.groups.kept(measured.gradients, removed)
+            if factor is None:
+                factor = coefficient_of(decisions.values(), norm, self.mode, self.norm_type)
+            coefficient = factor
+        self._keep(kept, measured.all.total, norm * coefficient, skipped=bool(measured.gradients) and not kept)
+        return coefficient, kept
 
     def settle(self) -> None:
         """Learn from the latest step and record it, if that was not done yet."""
         step, self.late.pending = self.late.pending, None
         if step is None or (numbers := step.arrive()) is None:
             return
-        norms, factor = numbers
-        if not isfinite(norms.total):
-            self.log.meet_nonfinite(name_nonfinite(norms.names, step.each), self.on_nonfinite)
+        norms, total, coefficient = numbers
+        if not isfinite(total):
+            self.log.meet_nonfinite(name_nonfinite(step.done.names, step.each), self.on_nonfinite)
         loss = step.loss()
-        shares = self.groups.decide(norms, loss)
-        clipped = arrived(self.groups, shares, norms, factor, self.norm_type, skip=self.on_nonfinite == "skip")
+        decisions = self.groups.decide(norms, total, loss)
+        skipped = self.on_nonfinite == "skip" and not isfinite(total)
+        if skipped:
+            coefficient = 0.0
+        elif len(decisions) > 1:
+            coefficient = coefficient_of(decisions.values(), total, "norm", self.norm_type)
         self.measured = (step.done.names, step.each)
         if self._left is not None:
-            self._left.norm = clipped.left
-        self._record(clipped, loss)
+            self._left.norm = total * coefficient
+        self._record(decisions, total, coefficient, skipped, loss)
 
     def replay(self, graph: Any) -> None:
         """Replay a graph in which a step was captured, at the current thresholds."""
@@ -239,17 +207,16 @@ class Steps:
         """Clip gradients that were computed again within the latest step, at its thresholds."""
         self.settle()
         gradients = live_gradients(self.groups.parameters)
-        norms = measure_all(self.groups, gradients, self.mode, self.norm_type, loss_scale)
+        norms = measure_all(gradients, self.groups.parameters, self.mode, self.norm_type, loss_scale)
         if isfinite(norms.value):
             measured = self.groups.measured(gradients, norms, self.norm_type)
-            shares = self.groups.decide_as(self.log.decisions, measured)
-            self._keep(self._clip(shares, gradients, norms))
+            self._shrink(measured, self.groups.decide_as(self.log.decisions, measured.values, norms.value))
         return norms.total
 
     def norm_now(self) -> float:
         """Total norm of the gradients as they are."""
         gradients = live_gradients(self.groups.parameters)
-        return measure_all(self.groups, gradients, self.mode, self.norm_type, None).value
+        return measure_all(gradients, self.groups.parameters, self.mode, self.norm_type, None).value
 
     def begin_anew(self) -> None:
         """Forget what belongs to earlier steps, because another state was loaded."""
@@ -283,37 +250,35 @@ class Steps:
         def meet_nonfinite() -> None:
             self.log.meet_nonfinite("the norm that clip_fn returned", self.on_nonfinite)
 
-        clipped = clip_with(clip_fn, self.groups, live, read_loss, meet_nonfinite, skip=self.on_nonfinite == "skip")
-        self.measured = None
-        if clipped.coefficient < 1 and clipped.kept:
-            self._watch.check(clipped.value * clipped.coefficient, self.norm_now, self.log.notices.say)
-        return self._finish(clipped, loss[0])
-
-    def _clip(self, shares: list[Share], gradients: Mapping[str, Tensor], norms: Norms) -> Clipped:
-        skip = self.on_nonfinite == "skip"
-        return clip(self.groups, shares, gradients, norms, self.mode, self.norm_type, skip=skip)
-
-    def _keep(self, clipped: Clipped) -> None:
-        self._left = LeftGradients(clipped.kept, clipped.total, clipped.left, skipped=clipped.skipped)
-        self._claim.mark(clipped.kept if self._claims else ())
-
-    def _finish(self, clipped: Clipped, loss: float | None) -> Tensor:
-        """Remember and record a step."""
-        self._keep(clipped)
-        self._record(clipped, loss)
-        return clipped.total
-
-    def _record(self, clipped: Clipped, loss: float | None) -> None:
-        self.log.add(
-            clipped.decisions,
-            self.groups.phase(clipped.shares),
-            clipped.value,
-            clipped.threshold,
-            clipped.coefficient,
-            clipped.clipped,
-            clipped.skipped,
-            loss,
+        total, decision, coefficient, skipped = clip_with(
+            clip_fn, self.groups, read_loss, meet_nonfinite, skip=self.on_nonfinite == "skip"
         )
+        self.measured = None
+        if coefficient < 1 and not skipped:
+            self._watch.check(decision.norm * coefficient, self.norm_now, self.log.notices.say)
+        self._keep([] if skipped else live, total, decision.norm * coefficient, skipped=skipped)
+        self._record({ALL: decision}, decision.norm, coefficient, skipped, loss[0])
+        return total
+
+    def _keep(self, gradients: list[Tensor], total: Tensor, left: float, *, skipped: bool) -> None:
+        """Remember how the gradients were left."""
+        self._left = LeftGradients(gradients, total, left, skipped)
+        if self._claim.is_open:
+            self._claim.mark(gradients if self._claims else ())
+
+    def _record(
+        self, decisions: dict[str, Decision], norm: float, coefficient: float, skipped: bool, loss: float | None
+    ) -> float:
+        """Record a step; returns the bound on the norm of all gradients together."""
+        made = decisions.values()
+        if len(made) == 1:
+            (one,) = made
+            phase, threshold, clipped = one.phase, one.threshold, one.clipped
+        else:
+            phase, clipped = self.groups.phase(made), any(one.clipped for one in made)
+            threshold = allowed_norm(made, self.groups.warmup_total, self.norm_type)
+        self.log.add(decisions, phase, norm, threshold, coefficient, clipped, skipped, loss)
+        return threshold
 
     def _repeated(self, left: LeftGradients) -> Tensor:
         self.log.notices.say(

@@ -181,7 +181,7 @@ class Tuner(OneThreshold):
         value = nan if norm is None else float(norm)
         given = None if loss is None else float(loss)
         decision = self._gate.decide_ahead(value, given)
-        shrunk = decision.left / value if decision.clipped else 1.0
+        shrunk = decision.clipped_norm / value if decision.clipped else 1.0
         self._log.add(
             {ALL: decision},
             decision.phase,

@@ -34,7 +34,7 @@ class Watch:
     @property
     def is_open(self) -> bool:
         """Whether there is still something to check, or a check to end."""
-        return self._looks > 0 or self.is_waiting
+        return self._looks > 0 or self._compare is not None
 
     def expect(self, parameter: Tensor, left: float, threshold: float, measure: Callable[[], float], say: Say) -> None:
         """Check when the optimizer that holds a parameter takes its next step, unless the gradient is another by then.

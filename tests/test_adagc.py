@@ -43,7 +43,7 @@ def test_a_single_tensor_equals_the_oracle_from_the_first_step_on(stream, settin
     norms = norm_streams(STEPS, seed=5)[stream]
     gate = Gate(AdaGC(**settings), "scale", relearn_after=None)
     left, gammas = adagc([[norm] for norm in norms], **settings)
-    actual = [gate.decide(norm, None).left for norm in norms]
+    actual = [gate.decide(norm, None).clipped_norm for norm in norms]
     assert actual == pytest.approx([step[0] for step in left], rel=1e-9, abs=0)
     assert gate.policy.gamma == pytest.approx(gammas[-1][0], rel=1e-9, abs=0)
     assert 0.1 < np.mean(np.array(actual) < np.array(norms)) < 1
@@ -61,7 +61,7 @@ def test_several_tensors_clipped_together_in_the_warmup_equal_the_oracle(setting
             decided = [gate.decide_together(norm, None, together, bound) for gate, norm in zip(gates, own, strict=True)]
         else:
             decided = [gate.decide(norm, None) for gate, norm in zip(gates, own, strict=True)]
-        assert [one.left for one in decided] == pytest.approx(left[step], rel=1e-9, abs=0)
+        assert [one.clipped_norm for one in decided] == pytest.approx(left[step], rel=1e-9, abs=0)
     assert [gate.policy.gamma for gate in gates] == pytest.approx(gammas[-1], rel=1e-9, abs=0)
 
 

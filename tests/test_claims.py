@@ -32,12 +32,11 @@ def test_gradients_that_were_computed_anew_since_belong_to_nobody():
 
 
 def test_only_the_first_steps_are_checked():
-    gradients = [torch.ones(2)]
-    first, second = Claim(), Claim()
+    claim = Claim()
     for _ in range(CHECKED_STEPS):
-        second.mark(gradients)
-    first.mark(gradients)
-    assert not second.is_contested(gradients)
+        assert claim.is_open
+        claim.mark([torch.ones(2)])
+    assert not claim.is_open
 
 
 def test_marks_do_not_keep_gradients_alive():

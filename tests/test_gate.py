@@ -40,15 +40,15 @@ def warmed_up(response, relearn_after="auto", **bounds):
 @pytest.mark.parametrize(("response", "left"), [("scale", 2.0), ("reciprocal", 0.5), ("skip", 0.0)])
 def test_a_norm_above_the_threshold_becomes_what_the_response_says(response, left):
     gate = Gate(Fixed(2.0), response)
-    assert gate.decide(8.0, None) == Decision(2.0, "active", clipped=True, left=left)
-    assert gate.decide(2.0, None) == Decision(2.0, "active", clipped=False, left=2.0)
+    assert gate.decide(8.0, None) == Decision(8.0, 2.0, "active", clipped=True, clipped_norm=left)
+    assert gate.decide(2.0, None) == Decision(2.0, 2.0, "active", clipped=False, clipped_norm=2.0)
     assert (gate.active_steps, gate.clipped_steps) == (2, 1)
 
 
 @pytest.mark.parametrize("response", ["scale", "reciprocal", "skip"])
 def test_the_warmup_always_scales(response):
     gate = Gate(ZClip(warmup_steps=3, warmup_threshold=2.0), response)
-    assert decide(gate, [8.0] * 3) == [Decision(2.0, "warmup", clipped=True, left=2.0)] * 3
+    assert decide(gate, [8.0] * 3) == [Decision(8.0, 2.0, "warmup", clipped=True, clipped_norm=2.0)] * 3
     assert (gate.active_steps, gate.clipped_steps) == (0, 0)
     assert gate.decide(1.0, None).phase == "active"
 
@@ -56,7 +56,7 @@ def test_the_warmup_always_scales(response):
 def test_the_policys_own_formula_says_what_reciprocal_leaves():
     gate = Gate(ZClip(z_threshold=2, warmup_steps=2, warmup_threshold=inf), "reciprocal")
     decide(gate, [0.5, 1.5])
-    assert gate.decide(3.0, None).left == pytest.approx(1.500001, rel=1e-9)
+    assert gate.decide(3.0, None).clipped_norm == pytest.approx(1.500001, rel=1e-9)
 
 
 @pytest.mark.parametrize("response", ["scale", "reciprocal", "skip"])
@@ -66,8 +66,8 @@ def test_what_is_left_is_never_more_than_the_norm_and_the_threshold(stream, resp
         gate = Gate(policy, response)
         for norm in norm_streams(400)[stream]:
             decision = gate.decide(norm, None)
-            assert 0 <= decision.left <= min(norm, decision.threshold)
-            assert (decision.left < norm) == decision.clipped == (norm > decision.threshold)
+            assert 0 <= decision.clipped_norm <= min(norm, decision.threshold)
+            assert (decision.clipped_norm < norm) == decision.clipped == (norm > decision.threshold)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [(RunningQuantile(100), 3.0), (AutoClip(100), 9.0)])
@@ -131,7 +131,7 @@ def test_a_lasting_new_level_is_relearned_once_from_its_own_norms(response):
 def test_a_level_a_hundred_times_as_high_is_skipped_for_20_steps_at_most(policy, seed):
     gate = Gate(policy.clone(), "skip")
     norms = norm_streams(600, seed)["shift up"]
-    skipped = [one.left == 0 for one in decide(gate, norms)]
+    skipped = [one.clipped_norm == 0 for one in decide(gate, norms)]
     assert skipped[300]
     assert sum(skipped[300:350]) <= 20 + 10
     assert sum(skipped[350:]) <= 50
@@ -139,13 +139,13 @@ def test_a_level_a_hundred_times_as_high_is_skipped_for_20_steps_at_most(policy,
 
 def test_without_the_guard_a_frozen_threshold_skips_every_step_of_a_new_level():
     gate = Gate(FixedPercentile(90), "skip", relearn_after=None)
-    assert all(one.left == 0 for one in decide(gate, norm_streams(600)["shift up"])[300:])
+    assert all(one.clipped_norm == 0 for one in decide(gate, norm_streams(600)["shift up"])[300:])
 
 
 def test_adagc_reaches_a_level_above_the_bound_of_its_warmup():
     gate = Gate(AdaGC(warmup_steps=5), "scale")
     decide(gate, [0.5] * 5 + [50.0] * 1000)
-    assert gate.decide(50.0, None).left == 50.0
+    assert gate.decide(50.0, None).clipped_norm == 50.0
 
 
 def test_an_unclipped_step_begins_the_count_anew():
@@ -190,24 +190,24 @@ def test_looking_learns_and_counts_nothing():
     gate = warmed_up("skip", relearn_after=2)
     gate.decide(50.0, None)
     before = gate.state_dict()
-    assert [gate.look(norm).left for norm in (0.5, 70.0, 80.0)] == [0.5, 0.0, 0.0]
+    assert [gate.look(norm).clipped_norm for norm in (0.5, 70.0, 80.0)] == [0.5, 0.0, 0.0]
     assert gate.look(70.0).relearned == 0
     assert not gate.look(inf).clipped
-    assert gate.look(nan).left != gate.look(nan).left
+    assert gate.look(nan).clipped_norm != gate.look(nan).clipped_norm
     assert gate.state_dict() == before
     assert gate.decide(50.0, None).relearned == 2
 
 
 def test_looking_in_the_warmup_scales():
     gate = Gate(SkipStep(warmup_threshold=2.0), "skip")
-    assert gate.look(8.0) == Decision(2.0, "warmup", clipped=True, left=2.0)
+    assert gate.look(8.0) == Decision(8.0, 2.0, "warmup", clipped=True, clipped_norm=2.0)
 
 
 @pytest.mark.parametrize("coefficient", [0.25, 1.0])
 def test_deciding_together_scales_by_the_coefficient_and_teaches_what_is_left(coefficient):
     gate = Gate(AdaGC(absolute=3.0, warmup_steps=2), "scale")
     decided = gate.decide_together(8.0, None, coefficient, 3.0)
-    assert decided == Decision(3.0, "warmup", clipped=coefficient < 1, left=8.0 * coefficient)
+    assert decided == Decision(8.0, 3.0, "warmup", clipped=coefficient < 1, clipped_norm=8.0 * coefficient)
     assert gate.policy.state_dict()["warmup_norms"] == [8.0 * coefficient]
     assert (gate.active_steps, gate.clipped_steps) == (0, 0)
 

@@ -17,20 +17,22 @@ def groups_of(net, policy=None, scope="group", patterns=LAYERS, response="scale"
 
 def decided(groups, net, loss=None):
     gradients = live_gradients(groups.parameters)
-    return groups.decide(groups.measured(gradients, measure(gradients), 2.0), loss)
+    measured = groups.measured(gradients, measure(gradients), 2.0)
+    return measured, groups.decide(measured.values, measured.all.value, loss)
 
 
 def test_every_parameter_is_in_one_group_with_a_policy_of_its_own():
     net = network()
     groups = groups_of(net)
     backward(net, 0)
-    shares = decided(groups, net)
-    assert {one.group: list(one.names) for one in shares} == {
+    measured, decisions = decided(groups, net)
+    names = list(measured.gradients)
+    assert {group: [names[place] for place in own] for group, own in measured.members.items()} == {
         "first": ["0.weight", "0.bias"],
         "last": ["2.weight", "2.bias"],
     }
     assert groups.gates["first"].policy is not groups.gates["last"].policy
-    assert [one.value for one in shares] == pytest.approx(
+    assert [one.norm for one in decisions.values()] == pytest.approx(
         [torch.cat([p.grad.flatten() for p in layer.parameters()]).norm().item() for layer in (net[0], net[2])]
     )
 
@@ -45,14 +47,15 @@ def test_deciding_learns_and_deciding_again_as_before_does_not():
     groups = groups_of(net, RunningQuantile(warmup_steps=2), scope="global", patterns=None)
     for step in range(4):
         backward(net, step)
-        shares = decided(groups, net)
-    before, state = {one.group: one.decision for one in shares}, groups.state_dict()
+        _, before = decided(groups, net)
+    state = groups.state_dict()
     for parameter in net.parameters():
         parameter.grad *= 100
     gradients = live_gradients(groups.parameters)
-    (again,) = groups.decide_as(before, groups.measured(gradients, measure(gradients), 2.0))
-    assert again.decision.threshold == before["all"].threshold != groups.threshold
-    assert again.decision.clipped
+    norm = measure(gradients).value
+    (again,) = groups.decide_as(before, {"all": norm}, norm).values()
+    assert again.threshold == before["all"].threshold != groups.threshold
+    assert again.clipped
     assert groups.state_dict() == state
 
 
@@ -74,8 +77,8 @@ def test_the_phase_is_that_of_the_groups_that_took_part():
     for step in range(3):
         backward(net, step)
         net[2].weight.grad = net[2].bias.grad = None
-        shares = decided(groups, net)
-    assert groups.phase(shares) == "active"
+        _, decisions = decided(groups, net)
+    assert groups.phase(decisions.values()) == "active"
     assert groups.phase([]) == "warmup"
 
 

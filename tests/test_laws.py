@@ -147,9 +147,9 @@ def test_a_gate_only_shrinks_and_its_state_goes_through_json_at_any_moment(kind,
             assert repr(resumed.decide(norm, None)) == repr(decision)
         assert decision.clipped == (isfinite(norm) and norm > decision.threshold)
         if decision.clipped:
-            assert 0 <= decision.left <= decision.threshold < norm
+            assert 0 <= decision.clipped_norm <= decision.threshold < norm
         elif isfinite(norm):
-            assert decision.left == norm
+            assert decision.clipped_norm == norm
         if not inclusive and gate.policy.warmup_total is None:
             assert decision.threshold == threshold  # a step has no vote on its own threshold
     if resumed is not None:

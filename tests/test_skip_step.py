@@ -30,7 +30,7 @@ def test_skipped_steps_are_those_of_the_oracle_and_leave_nothing(stream):
     actual = [gate.decide(norm, None) for norm in norms][64:]
     expected = [norm > c for norm, c in zip(norms[64:], skip_step_thresholds(norms, 2.5), strict=True)]
     assert [one.clipped for one in actual] == expected
-    assert [one.left == 0 for one in actual] == expected
+    assert [one.clipped_norm == 0 for one in actual] == expected
     assert 20 < sum(expected) < 500
 
 
@@ -43,7 +43,7 @@ def test_the_standard_deviation_is_the_unbiased_one():
 def test_skipped_norms_enter_the_window_so_that_a_new_level_is_accepted_after_a_few():
     gate = Gate(SkipStep(), "skip")
     decisions = [gate.decide(norm, None) for norm in norm_streams(128)["lognormal"] + [100.0] * 20]
-    assert [one.left for one in decisions[128:]] == [0.0] * 4 + [100.0] * 16
+    assert [one.clipped_norm for one in decisions[128:]] == [0.0] * 4 + [100.0] * 16
 
 
 def test_the_least_spread_lets_constant_norms_rise():

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip.gradients import live_gradients, named_parameters, plain_gradients
+from autoclip.gradients import live_gradients, named_parameters
+from autoclip.gradients.source import are_apart
 
 
 def parameter(gradient):
@@ -150,17 +151,15 @@ def test_sparse_gradients_are_told_apart():
     assert list(live_gradients(dict(enumerate([first.weight, second.weight])))) == [0, 1]
 
 
-def test_plain_gradients_come_with_the_names_of_those_that_exist():
+def test_gradients_come_with_the_names_of_those_that_exist():
     weights = {"a": parameter(torch.ones(2)), "frozen": nn.Parameter(torch.zeros(2)), "b": parameter(torch.ones(3))}
-    names, gradients = plain_gradients(weights)
-    assert list(names) == ["a", "b"]
-    assert all(gradient is weights[name].grad for name, gradient in zip(names, gradients, strict=True))
-    del weights["frozen"]
-    assert list(plain_gradients(weights)[0]) == ["a", "b"]
+    gradients = live_gradients(weights)
+    assert list(gradients) == ["a", "b"]
+    assert all(gradient is weights[name].grad for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize("what", ["none", "empty", "shared", "sparse"])
-def test_what_takes_a_closer_look_is_not_plain(what):
+def test_what_takes_a_closer_look_is_not_known_to_be_apart(what):
     weights = [parameter(torch.ones(4)), parameter(torch.ones(2))]
     if what == "none":
         weights = [nn.Parameter(torch.zeros(2))]
@@ -170,4 +169,4 @@ def test_what_takes_a_closer_look_is_not_plain(what):
         weights.append(parameter(weights[0].grad.view(2, 2)))
     else:
         weights[1].grad = torch.ones(2).to_sparse()
-    assert plain_gradients(dict(enumerate(weights))) is None
+    assert not are_apart([weight.grad for weight in weights if weight.grad is not None])

@@ -61,7 +61,7 @@ def test_thresholds_and_the_norms_left_equal_the_oracle(stream, form, z_threshol
     actual = decisions(policy, norms)[warmup_steps:]
     expected = [min(threshold, max_norm) for threshold in thresholds]
     assert [one.threshold for one in actual] == pytest.approx(expected, rel=1e-9, abs=0)
-    assert [one.left for one in actual] == pytest.approx(left, rel=1e-9, abs=0)
+    assert [one.clipped_norm for one in actual] == pytest.approx(left, rel=1e-9, abs=0)
     last = ZClip(**settings, **PUBLISHED)
     follow(last, norms[:-1])
     assert (last.moments.mean, last.moments.variance) == pytest.approx(moments[-1], rel=1e-9, abs=0)
@@ -107,7 +107,7 @@ def test_the_least_spread_lets_constant_norms_rise(form):
 def test_the_smallest_and_the_largest_norms_there_are_break_nothing(norms, form):
     actual = decisions(ZClip(form=form, epsilon=0.0), norms)
     assert all(one.threshold > 0 for one in actual)
-    assert all(0 < one.left <= norm for one, norm in zip(actual, norms, strict=True))
+    assert all(0 < one.clipped_norm <= norm for one, norm in zip(actual, norms, strict=True))
 
 
 def test_norms_that_explode_within_the_warmup_count_as_the_largest_of_the_others():

@@ -9,7 +9,6 @@ from autoclip.gradients.norms import (
     fast_norms,
     least_fast_norm,
     measure,
-    measure_plain,
 )
 from autoclip.gradients.shrink import (
     clamp_,
@@ -20,7 +19,7 @@ from autoclip.gradients.shrink import (
     scale_,
     scale_each_,
 )
-from autoclip.gradients.source import Source, live_gradients, mixed_gradients, named_parameters, plain_gradients
+from autoclip.gradients.source import Source, live_gradients, named_parameters
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
 __all__ = [
@@ -41,13 +40,10 @@ __all__ = [
     "limit_units_",
     "live_gradients",
     "measure",
-    "measure_plain",
     "measure_units",
-    "mixed_gradients",
     "multiply_",
     "multiply_each_",
     "named_parameters",
-    "plain_gradients",
     "scale_",
     "scale_each_",
 ]

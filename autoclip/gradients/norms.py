@@ -89,22 +89,6 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     return Norms(total, each, value, alike=alike)
 
 
-def measure_plain(gradients: list[Tensor], norm_type: float) -> Norms | None:
-    """As `measure`, for gradients that are torch's own tensors, in one pass; None if they need a closer look.
-
-    They do if they are in float64, complex or on several devices, or if their norm is zero, very small, or not finite
-    in float32.
-    """
-    each = _norms_at_once(gradients, norm_type)
-    if each is None:
-        return None
-    total = torch.linalg.vector_norm(each, norm_type)
-    if total.is_meta or gradients[0].is_inference():
-        return None
-    value = float(total)  # host read
-    return Norms(total, each, value, alike=True) if least_fast_norm(norm_type) < value < inf else None
-
-
 def least_fast_norm(norm_type: float) -> float:
     """Norm below which float32 may have lost powers of elements to underflow."""
     return 0.0 if norm_type == inf else float(SMALLEST_FAST_POWER ** (1 / norm_type))

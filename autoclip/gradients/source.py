@@ -1,8 +1,8 @@
 """Where gradients come from: a module, parameters, parameter groups or an optimizer."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +80,9 @@ def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Empty gradients are left out, except those of DTensors, of which another rank may hold elements. Partial DTensors
     are summed over their ranks first; the sum replaces the parameter's gradient.
     """
-    plain = plain_gradients(parameters)
-    return dict(zip(*plain, strict=True)) if plain is not None else mixed_gradients(parameters)
-
-
-def mixed_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As `live_gradients`, for gradients of which `plain_gradients` found that some need a closer look."""
     gradients = {name: gradient for name, parameter in parameters.items() if (gradient := parameter.grad) is not None}
+    if are_apart(gradients.values()):
+        return gradients
     for name, gradient in gradients.items():
         if type(gradient) is not Tensor and (whole := summed(gradient)) is not gradient:
             parameters[name].grad = gradients[name] = whole
@@ -102,26 +98,12 @@ def mixed_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: gradients[name] for name in once.values()}
 
 
-def plain_gradients(parameters: Mapping[str, Tensor]) -> tuple[Collection[str], list[Tensor]] | None:
-    """Names and gradients of the parameters that have one, if nothing needs a closer look.
-
-    None if something does: there is no gradient at all, one is empty, sparse or of another class than torch's own, or
-    two are in the same memory; see `mixed_gradients`.
-    """
-    found = [parameter.grad for parameter in parameters.values()]
-    if _are_apart(found):
-        return parameters, found
-    names = [name for name, gradient in zip(parameters, found, strict=True) if gradient is not None]
-    given = [gradient for gradient in found if gradient is not None]
-    return (names, given) if _are_apart(given) else None
-
-
-def _are_apart(gradients: Sequence[Tensor | None]) -> TypeGuard[list[Tensor]]:
-    """Whether all are there, dense tensors of torch itself, each in memory of its own, as nearly always."""
+def are_apart(gradients: Collection[Tensor]) -> bool:
+    """Whether all are dense tensors of torch itself, each in memory of its own, as nearly always."""
     if {*map(type, gradients)} != {Tensor}:
         return False
     try:
-        addresses = {*map(Tensor.data_ptr, cast(Sequence[Tensor], gradients))}
+        addresses = {*map(Tensor.data_ptr, gradients)}
     except RuntimeError:  # sparse
         return False
     return len(addresses) == len(gradients) and 0 not in addresses

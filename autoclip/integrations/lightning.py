@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip.clip_function import ClipFn
 from autoclip.clipper import Clipper
 from autoclip.clipper_options import ClipperOptions
-from autoclip.clipping import ClipFn
 from autoclip.eager import eager
 from autoclip.integrations.missing import missing
 from autoclip.notices import Notices

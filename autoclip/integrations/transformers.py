@@ -12,9 +12,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from autoclip.clip_function import ClipFn
 from autoclip.clipper import Clipper
 from autoclip.clipper_options import ClipperOptions
-from autoclip.clipping import ClipFn
 from autoclip.integrations.missing import missing
 from autoclip.notices import Notices
 from autoclip.optimizer_hook import innermost

@@ -150,7 +150,7 @@ def replay(
     for norm, loss in zip(values.tolist(), heard, strict=True):
         decision = decide(norm, loss)
         thresholds.append(decision.threshold)
-        left.append(decision.left)
+        left.append(decision.clipped_norm)
         clipped.append(decision.clipped)
         active.append(is_active(decision.phase, norm))
         relearned += decision.relearned > 0

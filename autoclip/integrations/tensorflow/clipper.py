@@ -234,12 +234,12 @@ class GradientClipper(OneThreshold):
         if not finite:
             self._log.meet_nonfinite("the norm of all together", self.on_nonfinite)
         decision = self._gate.decide(norm, loss)
-        skipped = decision.left == 0 < norm if finite else self.on_nonfinite == "skip"
+        skipped = decision.clipped_norm == 0 < norm if finite else self.on_nonfinite == "skip"
         action, coefficient = KEPT, 1.0
         if skipped:
             action, coefficient = SKIPPED, 0.0
         elif decision.clipped:
-            action, coefficient = scaling(norm, decision.left, single)
+            action, coefficient = scaling(norm, decision.clipped_norm, single)
         self._log.add(
             {ALL: decision},
             decision.phase,

@@ -7,19 +7,29 @@ from hypothesis import strategies as st
 
 from autoclip.gate import Decision
 from autoclip.gradients import measure
-from autoclip.shares import Share, allowed_norm, combined, group_norms, shrink_
+from autoclip.measured import Measured, allowed_norm, combined, group_norms, shrink_
 from tests import references
 from tests.properties import pinned
 
 PINNED = pinned(100)
 
 
-def share(group, gradients, threshold, left=None, phase="active", order=2.0):
-    norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients.values()]), order)
-    value = norm.item()
-    clipped = value > threshold
-    decision = Decision(threshold, phase, clipped, (threshold if left is None else left) if clipped else value)
-    return Share(group, list(gradients), norm, value, decision)
+def decided(norm, threshold, left=None, phase="active"):
+    clipped = norm > threshold
+    return Decision(norm, threshold, phase, clipped, (threshold if left is None else left) if clipped else norm)
+
+
+def step(groups, gradients, order=2.0):
+    """The gradients, measured by group (its names, threshold, norm to leave), and the decisions."""
+    places = {name: place for place, name in enumerate(gradients)}
+    members = {group: [places[name] for name in names] for group, (names, *_) in groups.items()}
+    norms = [
+        torch.linalg.vector_norm(torch.cat([gradients[name].flatten() for name in names]), order)
+        for names, *_ in groups.values()
+    ]
+    values = {group: norm.item() for group, norm in zip(groups, norms, strict=True)}
+    made = {group: decided(values[group], *rest) for group, (_, *rest) in groups.items()}
+    return Measured(gradients, measure(gradients, order), members, norms, values), made
 
 
 @PINNED
@@ -39,18 +49,16 @@ def test_no_bound_in_one_group_is_no_bound_on_all():
 
 
 def test_the_groups_thresholds_bound_the_total_norm():
-    one, two = {"a": torch.ones(1)}, {"b": torch.ones(1)}
-    shares = [share("a", one, 3.0), share("b", two, 4.0)]
-    assert allowed_norm(shares, None, 2.0) == 5.0
-    assert allowed_norm(shares, None, inf) == 4.0
+    made = [decided(1.0, 3.0), decided(1.0, 4.0)]
+    assert allowed_norm(made, None, 2.0) == 5.0
+    assert allowed_norm(made, None, inf) == 4.0
     assert allowed_norm([], None, 2.0) == inf
 
 
 def test_a_bound_in_common_counts_once():
-    gradients = [{name: torch.ones(1)} for name in "abc"]
-    shares = [share(name, g, 1.0, phase="warmup") for name, g in zip("abc", gradients, strict=True)]
-    assert allowed_norm(shares, 1.0, 2.0) == 1.0
-    mixed = [*shares[:2], share("c", gradients[2], 3.0)]
+    made = [decided(1.0, 1.0, phase="warmup")] * 3
+    assert allowed_norm(made, 1.0, 2.0) == 1.0
+    mixed = [*made[:2], decided(1.0, 3.0)]
     assert allowed_norm(mixed, 4.0, 2.0) == 5.0
     assert allowed_norm([mixed[2]], 4.0, 2.0) == 3.0
 
@@ -76,64 +84,60 @@ def test_a_group_whose_squares_underflow_beside_larger_ones_is_measured_exactly(
 
 
 @pytest.mark.parametrize("count", [1, 2, 60])
-def test_at_the_threshold_each_share_is_scaled_as_by_torch(count):
+def test_at_the_threshold_each_group_is_scaled_as_by_torch(count):
     random = torch.Generator().manual_seed(0)
     gradients = {str(i): torch.randn(9, generator=random) * 10.0 ** (i % 5) for i in range(count)}
-    shares = [share(name, {name: g}, 1.5 + 0.1 * i) for i, (name, g) in enumerate(gradients.items())]
+    measured, made = step({name: ([name], 1.5 + 0.1 * i) for i, name in enumerate(gradients)}, gradients)
     expected = []
-    for one, gradient in zip(shares, gradients.values(), strict=True):
+    for one, gradient in zip(made.values(), gradients.values(), strict=True):
         parameter = torch.nn.Parameter(torch.zeros(9))
         parameter.grad = gradient.clone()
-        torch.nn.utils.clip_grad_norm_([parameter], one.decision.threshold)
+        torch.nn.utils.clip_grad_norm_([parameter], one.threshold)
         expected.append(parameter.grad)
-    removed, factor = shrink_(shares, gradients, {}, "norm")
+    removed, factor = shrink_(measured, made, {}, "norm")
     assert removed == set()
     assert (factor is None) == (count > 1)
     for gradient, wanted in zip(gradients.values(), expected, strict=True):
         assert torch.equal(gradient, wanted)
 
 
-def test_each_share_meets_its_own_end():
+def test_each_group_meets_its_own_end():
     gradients = {name: torch.tensor([3.0, 4.0]) for name in ("kept", "scaled", "further", "removed", "pair")}
-    first, second = {"pair": gradients["pair"]}, {"other": torch.tensor([0.0, 12.0])}
-    gradients |= second
-    shares = [
-        share("kept", {"kept": gradients["kept"]}, 7.0),
-        share("scaled", {"scaled": gradients["scaled"]}, 2.5),
-        share("further", {"further": gradients["further"]}, 2.5, left=0.5),
-        share("removed", {"removed": gradients["removed"]}, 2.5, left=0.0),
-        share("two", first | second, 1.3),
-    ]
-    assert [one.limit for one in shares] == [None, 2.5, 0.5, 0.0, 1.3]
-    assert shrink_(shares, gradients, {}, "norm") == ({"removed"}, None)
+    gradients["other"] = torch.tensor([0.0, 12.0])
+    groups = {
+        "kept": (["kept"], 7.0),
+        "scaled": (["scaled"], 2.5),
+        "further": (["further"], 2.5, 0.5),
+        "removed": (["removed"], 2.5, 0.0),
+        "two": (["pair", "other"], 1.3),
+    }
+    measured, made = step(groups, gradients)
+    assert [one.limit for one in made.values()] == [None, 2.5, 0.5, 0.0, 1.3]
+    assert shrink_(measured, made, {}, "norm") == ({"removed"}, None)
     assert gradients["kept"].tolist() == gradients["removed"].tolist() == [3.0, 4.0]
     assert gradients["scaled"].tolist() == pytest.approx([1.5, 2.0], rel=1e-6)
     assert gradients["further"].tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
     assert gradients["pair"].tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
     assert gradients["other"].tolist() == pytest.approx([0.0, 1.2], rel=1e-6)
-    assert [one.left("norm") for one in shares] == pytest.approx([5.0, 2.5, 0.5, 0.0, 1.3], rel=1e-6)
+    assert [one.rounded_norm("norm") for one in made.values()] == pytest.approx([5.0, 2.5, 0.5, 0.0, 1.3], rel=1e-6)
 
 
 def test_a_norm_that_is_not_finite_is_passed_on_as_by_torch():
     gradients = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0, nan]), "c": torch.tensor([1.0, inf])}
-    shares = [share(name, {name: gradient}, 2.5) for name, gradient in gradients.items()]
-    shrink_(shares, gradients, {}, "norm")
+    shrink_(*step({name: ([name], 2.5) for name in gradients}, gradients), {}, "norm")
     assert gradients["a"].tolist() == pytest.approx([1.5, 2.0], rel=1e-6)
     assert gradients["b"].isnan().all()
     assert gradients["c"][0] == 0
     assert gradients["c"][1].isnan()
-    assert share("a", {"a": torch.tensor([nan])}, inf).limit is None
+    assert decided(nan, inf).limit is None
 
 
 @pytest.mark.parametrize("mode", ["value", "agc"])
-def test_the_other_modes_limit_each_share_at_its_own(mode):
+def test_the_other_modes_limit_each_group_at_its_own(mode):
     gradients = {"a": torch.tensor([3.0, -4.0]), "b": torch.tensor([3.0, 4.0]), "c": torch.tensor([6.0, 8.0])}
     weights = {"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([0.0, 2.0]), "c": torch.tensor([9.0, 0.0])}
-    shares = [
-        share("a", {"a": gradients["a"]}, 0.5, order=inf),
-        share("rest", {"b": gradients["b"], "c": gradients["c"]}, 2.0, left=1.0, order=inf),
-    ]
-    assert shrink_(shares, gradients, weights, mode) == (set(), None)
+    measured, made = step({"a": (["a"], 0.5), "rest": (["b", "c"], 2.0, 1.0)}, gradients, inf)
+    assert shrink_(measured, made, weights, mode) == (set(), None)
     expected = {
         "value": {"a": [0.5, -0.5], "b": [1.0, 1.0], "c": [1.0, 1.0]},
         "agc": {"a": [0.3, -0.4], "b": [1.2, 1.6], "c": [5.4, 7.2]},
