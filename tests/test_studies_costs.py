@@ -87,7 +87,7 @@ def test_the_short_table_has_the_losses_of_the_named_cells_and_the_failures_of_a
         update={"headline": ("none", "net"), "headline_cells": {"one": "calm@0.1", "two": "wild@0.1"}}
     )
     lines = headline_table(named, [CALM, WILD]).splitlines()
-    assert lines[0] == "|  | one | two* | failed in all 2 |"
+    assert lines[0] == "|  | one | two* | failed runs, all 2 |"
     assert lines[2:] == ["| none | 0.5 | 1.9 F1 | 1 of 6 |", "| **net** (default) | 0.44 | 0.8 | 0 of 6 |"]
 
 

@@ -89,7 +89,7 @@ def headline_table(study: Study, cells: Sequence[Cell]) -> str:
         failed, runs = sum(cell.failures_of(arm) for cell in there), sum(len(cell.seeds) for cell in there)
         name = f"**{arm}** (default)" if arm == study.default else arm
         lines.append([name, *(_loss(cell, arm) for cell in shown.values()), f"{failed} of {runs}"])
-    return markdown_table(["", *titles, f"failed in all {len(cells)}"], lines)
+    return markdown_table(["", *titles, f"failed runs, all {len(cells)}"], lines)
 
 
 def told_apart(study: Study, cells: Sequence[Cell]) -> str:
