@@ -92,9 +92,7 @@ def test_a_large_change_that_may_be_chance_is_not_called_little():
     assert found.drift.ratio == pytest.approx(0.2, rel=0.05)
     assert 0.01 < found.drift.p_value < 0.1
     assert "(down), though not steadily enough to tell a trend from chance" in found.reason
-    assert re.search(
-        r"the median of the last fifth of the norms is [\d.]+ times", suggest(trace(lognormal(2000))).reason
-    )
+    assert "the median norm" not in suggest(trace(lognormal(2000))).reason
 
 
 @pytest.mark.parametrize("last", [-300, 300])
@@ -130,7 +128,8 @@ def test_norms_of_scaled_gradients_betray_themselves():
 
 def test_a_sparse_log_is_said_to_miss_what_lies_between():
     found = suggest(trace(lognormal(500), every=50))
-    assert any(doubt.startswith("one step in 50 was logged") and "98%" in doubt for doubt in found.doubts)
+    said = "one step in 50 was logged: spikes and non-finite norms in the other 49 of 50 are not seen"
+    assert any(doubt.startswith(said) for doubt in found.doubts)
 
 
 def test_a_refusal_tells_what_was_noted_of_the_log():
@@ -258,7 +257,8 @@ def test_a_training_that_broke_down_is_said_to():
     assert doubt.startswith(
         "the training broke down at step 120: all 180 norms from there on are NaN; find out first why"
     )
-    assert f"the largest before is {found.largest_ratio:.2g} times the median" in doubt
+    assert f"the largest in the log before is {found.largest_ratio:.2g} times the median" in doubt
+    assert found.reason.startswith("a training that broke down once may do so again: take autoclip's default")
     norms[50] = np.inf
     assert "180 of 300 norms are NaN, 1 of 300 norms is infinite" in suggest(trace(norms)).doubts[1]
     assert not [one for one in suggest(trace(norms[:125])).doubts if "broke down" in one]

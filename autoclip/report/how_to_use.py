@@ -33,7 +33,7 @@ def placing_of(framework: Framework | None) -> str:
         )
     if framework == "lightning":
         return "with Lightning, which wrote this log (take gradient_clip_val out of the Trainer)"
-    return "in a training loop, once, after the optimizer is made; remove your clip_grad_norm_ call"
+    return "in a training loop (remove your clip_grad_norm_ call)"
 
 
 def python_of(policy: Mapping[str, Any]) -> str:
@@ -56,7 +56,7 @@ def code_of(policy: Mapping[str, Any], framework: Framework | None = None, *, wi
             f"from autoclip.integrations.{framework} import AutoClipCallback\n"
             f"trainer = Trainer(..., callbacks=[AutoClipCallback({python_of(policy)})])"
         )
-    attached = f"clipper = autoclip.attach(optimizer, {python_of(policy)})"
+    attached = f"clipper = autoclip.attach(optimizer, {python_of(policy)})  # once, after the optimizer is made"
     if not (with_loss and POLICIES[policy["kind"]].reads_loss):
         return attached
     return f"{attached}\nclipper.report_loss(loss)  # in every step, before optimizer.step()"

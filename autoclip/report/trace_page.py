@@ -126,7 +126,7 @@ def _readings(one: Suggestion) -> list[Reading]:
         Reading(
             "note",
             f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first (Kendall's tau "
-            f"{drift.tau:.2f}, p = {drift.p_value:.2g})",
+            f"of ten block medians {drift.tau:.2f}, p = {drift.p_value:.2g})",
         ),
         Reading("note", f"spikes: {spikes_of(one)}"),
     ]

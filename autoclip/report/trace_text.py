@@ -8,6 +8,7 @@ import yaml
 from rich.cells import cell_len
 from rich.console import Console
 
+from autoclip.policies import POLICIES, checked_policy
 from autoclip.records import rate_text, threshold_text
 from autoclip.report.how_to_use import code_of, framework_of, placing_of, python_of
 from autoclip.terminal import aligned, console, print_code
@@ -45,20 +46,23 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
         return
     out = console()
     for one in suggestions:
-        remarks = [*one.doubts, *one.trace.notes]
-        first = [_END_OF_FACT.split(remarks[0])[0]] if remarks else []
+        is_broken = broken_from(one.trace) is not None
+        remarks = [*one.doubts, *(f"note: {note}" for note in one.trace.notes)]
+        doubt = "" if is_broken or not one.doubts else "doubt: "
+        first = [doubt + _END_OF_FACT.split(remarks[0].removeprefix("note: "))[0]] if remarks else []
         more = [counted(len(remarks) - 1, "more remark")] if len(remarks) > 1 else []
-        answer = f"{python_of(one.policy)}, or {_name_of_number(one)}={number_text(one)}"
-        if broken_from(one.trace) is not None:  # no advice helps a training that broke down
-            told = [*first, f"of the norms before: {answer}", *more]
-        else:
-            told = [answer, *first, *more]
+        answer = f"{python_of(one.policy)}; only a number: {_name_of_number(one)}={number_text(one)}"
+        # No advice helps a training that broke down.
+        told = [*first, f"after that: {answer}", *more] if is_broken else [answer, *first, *more]
         out.print(f"{one.trace.source}: {'; '.join(told)}")
     if suggestions:
         numbers = " and ".join(sorted({_name_of_number(one) for one in suggestions}))
         out.print(difference_of(suggestions) or f"each {numbers} is percentile {NUMBER_PERCENTILE} of the run's norms")
-        out.print("in a loop: clipper = autoclip.attach(optimizer, POLICY), and remove your own clipping call")
-        out.print("reasons, figures, all remarks, and the lines for each log: --details")
+        out.print("in a loop: clipper = autoclip.attach(optimizer, POLICY) once; remove your own clipping call")
+        if any(POLICIES[one.policy["kind"]].reads_loss and one.loss.is_usable for one in suggestions):
+            default = type(checked_policy(None)).__name__
+            out.print(f"with {default}: also clipper.report_loss(loss) in every step, before optimizer.step()")
+        out.print("reasons, figures, all remarks, and the code for each log: --details")
 
 
 def suggestions_as_json(
@@ -103,7 +107,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
     first = 0 if broken_from(trace) is None else 1
     for warning in suggestion.doubts[:first]:  # no advice helps a training that broke down
         out.print(f"warning: {warning}", style="bold")
-    out.print(f"recommended: {answer_of(suggestion)}", style="bold")
+    out.print(f"{'after that' if first else 'recommended'}: {answer_of(suggestion)}", style="bold")
     out.print(f"why: {suggestion.reason}")
     for doubt in suggestion.doubts[first:]:
         out.print(f"doubt: {doubt}")
@@ -122,7 +126,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
         _print_table(out, aligned(rows, "><"))
     out.print(
         f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first "
-        f"(Kendall's tau {drift.tau:.2f}, p = {drift.p_value:.2g})"
+        f"(Kendall's tau of ten block medians {drift.tau:.2f}, p = {drift.p_value:.2g})"
     )
     out.print(f"spikes: {spikes_of(suggestion)}")
     framework = framework_of(trace)
@@ -144,7 +148,8 @@ def size_of(suggestion: Suggestion) -> str:
     )
     read_as = f", read as {suggestion.trace.format}" if suggestion.trace.format else ""
     return (
-        f"{suggestion.count} norms{''.join(', ' + other for other in others)}, {suggestion.trace.frequency}{worth}"
+        f"{suggestion.count} {'finite ' if suggestion.nonfinite else ''}norms"
+        f"{''.join(', ' + other for other in others)}, {suggestion.trace.frequency}{worth}"
         f"{read_as}"
     )
 
@@ -152,8 +157,8 @@ def size_of(suggestion: Suggestion) -> str:
 def spikes_of(suggestion: Suggestion) -> str:
     """How many norms are spikes, and what one is."""
     return (
-        f"{int(suggestion.tail.spikes.sum())} among all {suggestion.count} norms, {_percent(suggestion.spikes)}: above "
-        f"{CALM_RATIO:g} times their running median, and {SPIKE_SIGMAS:g} robust standard deviations of its logarithm"
+        f"{int(suggestion.tail.spikes.sum())} of {suggestion.count} norms, {_percent(suggestion.spikes)}: above "
+        f"{CALM_RATIO:g} times the running median, and {SPIKE_SIGMAS:g} robust standard deviations of the logarithm"
     )
 
 

@@ -14,6 +14,7 @@ from autoclip.records import clip_rate
 from autoclip.traces import NormTrace
 from autoclip.tuning.intervals import Interval, effective_count, percentile_interval, share_interval
 from autoclip.tuning.log_findings import (
+    CALM_RATIO,
     LARGEST_LOG_RATIO,
     LEAST_NORMS,
     Drift,
@@ -40,8 +41,6 @@ MOST_CLIPPED = 0.5
 FEW_INDEPENDENT = 50
 WORTH_LESS = 0.5
 """Share of the norms that their worth is below, before it is told."""
-MOST = 0.99
-"""Largest share that is rounded: what is above is not all."""
 SCALED_MEDIAN = 1e4
 """Norms of this size are seldom but where gradients carry the factor of a `GradScaler`."""
 
@@ -282,9 +281,10 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
         tail = trace.norms[trace.steps >= broken]
         what = "NaN" if np.isnan(tail).all() else "NaN or infinite"
         doubts.append(
-            f"the training broke down at {trace.place(broken)}: all {len(tail)} norms from there on are {what}; find "
-            f"out first why, as clipping helps only if large norms did that, and the largest before is "
-            f"{times_text(_largest_ratio(norms))} times the median; all figures are of the norms before"
+            f"the training broke down {'by' if trace.stride > 1 else 'at'} {trace.place(broken)}: all {len(tail)} "
+            f"norms from there on are {what}; find out first why; clipping helps only if a large norm did that, and "
+            f"the largest in the log before is {times_text(_largest_ratio(norms))} times the median; all figures are "
+            f"of the norms before"
         )
     median = float(np.median(norms))
     if median > SCALED_MEDIAN:
@@ -298,8 +298,8 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     doubts += [f"{one}, and left out" for one in useless_norms(trace) if one.endswith("zero")]
     if trace.stride > 1:
         doubts.append(
-            f"{trace.frequency} was logged: the percentiles are as certain as their intervals say, but "
-            f"{_share_text(1 - 1 / trace.stride)} of the spikes and non-finite steps are not in the log"
+            f"{trace.frequency} was logged: spikes and non-finite norms in the other {trace.stride - 1} of "
+            f"{trace.stride} are not seen; the percentiles hold all the same"
         )
     if effective < min(FEW_INDEPENDENT, WORTH_LESS * len(norms)):
         doubts.append(
@@ -313,34 +313,35 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     return doubts
 
 
-def _share_text(share: float) -> str:
-    return f"about {share:.0%}" if share <= MOST else f"more than {MOST:.0%}"
-
-
 def _setting(
     trace: NormTrace, norms: NDArray[np.float64], drift: Drift, tail: Tail, loss: LossFinding
 ) -> tuple[dict[str, Any], str]:
     """The policy section, and why; `experiments/studies/suggest` has how both cases did."""
-    spikes, nonfinite = int(tail.spikes.sum()), int((~np.isfinite(trace.norms)).sum())
+    spikes, broken = int(tail.spikes.sum()), broken_from(trace)
+    before = trace.norms if broken is None else trace.norms[trace.steps < broken]
+    nonfinite = int((~np.isfinite(before)).sum())
     far = f"1 % of the norms are above {times_text(tail.ratio)} times their running median"
     largest = f"the largest norm is {times_text(_largest_ratio(norms))} times the median of all"
-    if not (tail.is_large or nonfinite or loss.state == "does not fall"):
+    change = f"; {drift}" if drift.is_large else ""
+    if not (tail.is_large or nonfinite or broken is not None or loss.state == "does not fall"):
         return {"kind": "running_quantile", "percentile": 90}, (
             f"none of {len(norms)} norms is a spike ({far}, {largest}): clip the largest tenth of the steps only, as "
-            f"an insurance against one that explodes; {drift}"
+            f"an insurance against one that explodes{change}"
         )
-    evidence = []
+    evidence = [] if broken is None else ["a training that broke down once may do so again"]
     if tail.is_large:
         counted = [f"{spikes} of {len(norms)} norms {'is a spike' if spikes == 1 else 'are spikes'}"] if spikes else []
-        evidence.append(f"large norms occur ({', '.join([*counted, far, largest])})")
+        shown = [*counted, *([far] if tail.ratio > CALM_RATIO else []), largest]
+        evidence.append(f"large norms occur ({', '.join(shown)})")
     if nonfinite:
-        evidence.append(f"{nonfinite} of {len(trace)} norms {'is' if nonfinite == 1 else 'are'} not finite")
+        of = f"{len(before)} norms" if broken is None else f"the {len(before)} norms before that"
+        evidence.append(f"{nonfinite} of {of} {'is' if nonfinite == 1 else 'are'} not finite")
     if loss.state == "does not fall":
         evidence.append(loss.text)
-    rule = "a threshold that follows the recent norms up to their percentile 90, and rises by 3 % a step at most"
+    rule = "a threshold that rises to percentile 90 of the recent norms, by 3 % at most in a step"
     if loss.is_usable:
         rule = (
-            "a threshold that follows the recent norms up to their percentile 90 while training goes well, rises by "
-            "3 % a step at most, and steps back when the loss rises"
+            "a threshold that rises to percentile 90 of the recent norms, by 3 % at most in a step, and is lowered "
+            "when the average loss rises"
         )
-    return {"kind": DEFAULT_KIND}, f"{'; '.join(evidence)}: take autoclip's default, {rule}; {drift}"
+    return {"kind": DEFAULT_KIND}, f"{'; '.join(evidence)}: take autoclip's default, {rule}{change}"
