@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _output_dir(text: str) -> Any:
-    """Option of a directory; an empty text, as an unset variable of the shell gives, is none."""
+    """Option that takes a directory. An empty text is refused: an unset shell variable gives one."""
 
     def directory(given: str) -> Path:
         if not given.strip():

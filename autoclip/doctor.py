@@ -53,7 +53,7 @@ def examine() -> list[Row]:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, None where there is none."""
+    """Version of a distribution; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

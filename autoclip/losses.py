@@ -35,7 +35,7 @@ class ReportedLosses:
         self.count += 1
 
     def mean(self) -> float | Tensor | None:
-        """Mean of the losses; None if there is none."""
+        """Mean of the losses; None without a loss."""
         return self._sum / self.count if self.count > 1 else self._sum if self.count else None
 
     def forget(self) -> None:
@@ -47,7 +47,7 @@ class StepLoss:
     """Mean of a loss over ranks, in flight until it is read.
 
     Args:
-        loss: of this rank; None: there is none, and no rank may have one.
+        loss: of this rank; None: no rank has one.
         ranks: to average over, see `process_group`.
         parameters: on whose device the ranks meet.
 

@@ -95,7 +95,7 @@ def innermost(optimizer: Any) -> Optimizer:
     """The optimizer of torch inside wrappers, whose hooks are called however it is stepped.
 
     Raises:
-        TypeError: there is none, or a scheduler was given.
+        TypeError: there is no optimizer, or a scheduler was given.
         ValueError: it belongs to an engine that clips by itself.
     """
     found, seen = optimizer, list[Any]()

@@ -25,7 +25,7 @@ class OneThreshold(ABC):
         give_loss: how to give the loss, for the warning that none was given.
 
     Raises:
-        TypeError: the policy is none, or sinks are no sinks.
+        TypeError: `policy` is no policy, or `sinks` holds something that is no sink.
         ValueError: the policy has a threshold for each parameter, or an argument is out of its range.
     """
 
@@ -136,7 +136,7 @@ class Tuner(OneThreshold):
             windows of the policy; None: never.
 
     Raises:
-        TypeError: the policy is none, or sinks are no sinks.
+        TypeError: `policy` is no policy, or `sinks` holds something that is no sink.
         ValueError: the policy has a threshold for each parameter, or an argument is out of its range.
 
     >>> from autoclip import FixedPercentile

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 class UseOrder(TorchFunctionMode):
     """A context that notes the order in which parameters are first given to an operation, whatever module holds them.
 
-    An operation is a call of torch that returns a tensor; reading a parameter's shape or device is none. Values do not
+    An operation is a torch call that returns a tensor; reading a shape or a device does not count. Values do not
     change, and each call costs some microseconds more.
 
     Args:

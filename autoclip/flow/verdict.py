@@ -94,9 +94,9 @@ class GradientFlow:
         layers: in forward order.
         slope: None: fewer than eight layers are alive.
         ratio: norm of the last living layer over that of the first: above 1 it rises. Unlike the slope it compares
-            layers of any role. None: there is none.
-        level: median of the layers' norms; None: there is none.
-        peak: largest finite norm of a layer in any sample; None: there is none.
+            layers of any role. None: no layer is alive.
+        level: median of the layers' norms; None: no layer has one.
+        peak: largest finite norm of a layer in any sample; None: no norm is finite.
         samples: number of steps that were measured.
         nonfinite_samples: number of those in which a layer's norm was not finite.
         first_step: of the first sample.

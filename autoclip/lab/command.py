@@ -21,7 +21,7 @@ def placeholders(argument: str) -> list[str]:
     """Names of the placeholders of an argument.
 
     Raises:
-        ValueError: an unbalanced brace, or a placeholder that is unknown or says how it is to be written.
+        ValueError: an unbalanced brace, or a placeholder that is unknown or has a format.
     """
     try:
         parts = list(Formatter().parse(argument))
@@ -63,7 +63,7 @@ def checked_command(command: Sequence[str]) -> Sequence[str]:
 
 
 def uses(command: Iterable[str], name: str) -> bool:
-    """Whether a placeholder occurs in a command."""
+    """True if the command has this placeholder."""
     return any(name in placeholders(argument) for argument in command)
 
 

@@ -63,7 +63,7 @@ def starter_files(path: Path, task: Path | None) -> dict[Path, str]:
         task: of a copy of the example's task; None: the experiment uses the one that is installed.
 
     Raises:
-        UsageError: the task's path is none that a run in the working directory can import.
+        UsageError: a run in the working directory cannot import the task's path.
     """
     target = "autoclip.lab.example:Spirals" if task is None else f"{_module_name(task)}:Spirals"
     file_name = "experiment.yaml" if str(path) == "-" else str(path)

@@ -29,7 +29,7 @@ def model_of(task: "Task", seed: int) -> nn.Module:
     """The task's model.
 
     Raises:
-        RunError: it is none.
+        RunError: it is no task.
     """
     model = task.model(seed)
     if not isinstance(model, nn.Module):

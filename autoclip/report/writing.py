@@ -54,7 +54,7 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
 
     Raises:
         UsageError: the directory holds nothing to report on, or a file that is damaged; a page would take the place of
-            what is none; or matplotlib is missing.
+            a file that is no report; or matplotlib is missing.
         RunError: the disk refused.
     """
     if not directory.is_dir():
@@ -90,7 +90,7 @@ def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: 
         The pictures.
 
     Raises:
-        UsageError: matplotlib is missing, there is no such folder, or the page would take the place of what is none.
+        UsageError: matplotlib is missing, there is no such folder, or the page would replace a file that is no report.
         RunError: the disk refused.
     """
     if not page.suffix:

@@ -85,7 +85,7 @@ def is_norm(name: str) -> bool:
 
 
 def norm_rank(name: str) -> int | None:
-    """0 for the likeliest name of the total gradient norm before clipping, then 1, ...; None for what is none.
+    """0 for the likeliest name of the total gradient norm before clipping, then 1, ...; None: it is another thing.
 
     >>> [norm_rank(name) for name in ("autoclip/total_norm", "grad_norm_before_clip", "grad_norm", "actor_grad_norm")]
     [0, 1, 2, 6]
@@ -111,7 +111,7 @@ def norm_rank(name: str) -> int | None:
 
 
 def loss_rank(name: str) -> int | None:
-    """0 for the likeliest name of the training loss, then 1, ...; None for what is none."""
+    """0 for the likeliest name of the training loss, then 1, ...; None: it is another thing."""
     plain = _PART.sub("", _GROUP.sub("", _plain(name), count=1), count=1)
     return _LOSSES.index(plain) if plain in _LOSSES else None
 

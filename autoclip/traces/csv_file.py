@@ -25,7 +25,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def header(path: Path) -> list[str]:
-    """The names in the first line; empty where it is none.
+    """The names in the first line; empty if that line has no names.
 
     Raises:
         OSError: the file cannot be read.

@@ -72,7 +72,7 @@ def find_logs(
     Args:
         given: files and directories.
         selection: what is wanted.
-        unread: gets what looks like a log in a directory, and is none that can be read.
+        unread: gets the files of a directory that look like logs and cannot be read.
 
     Raises:
         UsageError: a path does not exist, a file is no log, or a directory holds nothing like one.

@@ -61,7 +61,7 @@ class RowLog:
         self._strange = 0
         self._no_steps: list[str] = []  # the first values that are no steps
         self._no_numbers = 0
-        self._no_number: dict[str, str] = {}  # the first value of a column that is none
+        self._no_number: dict[str, str] = {}  # by column, its first value that is no number
 
     def wants(self, name: str) -> bool:
         """Whether this column may hold norms, or what belongs to them."""

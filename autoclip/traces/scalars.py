@@ -238,7 +238,7 @@ class ScalarLog:
         loss = losses[0] if losses else None
         trace = NormTrace(steps, norms, source, loss, thresholds, tuple(notes), has_steps, self.format)
         program = program_of_means(column, self._names, self.program)
-        if program is None or trace.stride == 1:  # a mean over one step is none
+        if program is None or trace.stride == 1:  # a mean over one step is that step's value
             return trace
         return replace(trace, notes=(*notes, f"{program} logs means over several steps: spikes are flattened"))
 
@@ -277,7 +277,7 @@ class ScalarLog:
 
 
 def number(value: Any) -> float | None:
-    """The value as a number, also where it was written as text; None for what is none."""
+    """The value as a number, also where it was written as text; None if it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

@@ -129,7 +129,7 @@ def replay(
         relearn_after: as of `Clipper`.
 
     Raises:
-        TypeError: the policy is none.
+        TypeError: `policy` is no policy.
         ValueError: a negative norm, or arrays that do not fit each other.
 
     >>> from autoclip import Fixed

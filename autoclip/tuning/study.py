@@ -67,7 +67,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """File of a SQLite database; None for another database, or a URL that is none."""
+    """File of a SQLite database; None for another database, or for a text that is no URL."""
     parts = _parsed(url)
     if parts is None or parts.get_backend_name() != "sqlite" or not parts.database:
         return None
@@ -95,7 +95,7 @@ def _lives_in_memory(url: str) -> bool:
 
 
 def _parsed(url: str) -> URL | None:
-    """Parts of a URL; None where it is none."""
+    """Parts of a URL; None if the text is no URL."""
     try:
         return make_url(url)
     except (ArgumentError, ValueError):  # such as a port that is no number
