@@ -193,7 +193,7 @@ def contradictions(trace, told):
     piled = sum(norm >= largest * 0.999 for norm in norms)
     if "after clipping" in told and piled < max(3, 0.05 * len(norms)):
         wrong.append("clipped")
-    if "recommended" not in told and "after that" not in told:
+    if "recommended" not in told and "once the cause is found" not in told:
         return wrong if "after clipping" in told or len(norms) < 20 else [*wrong, "refused"]
 
     check(r"the largest norm is (\S+) times the median of all", times_text(largest / middle))
@@ -255,13 +255,13 @@ def test_several_logs_have_a_line_each_and_details_show_the_rest(tmp_path):
     lines = text.splitlines()
     assert (code, len(lines)) == (0, 5)
     assert re.search(
-        r"broken.*: the training broke down at step 60; after that: autoclip.ProbingQuantile\(\); only a number: "
-        r"max_grad_norm=[\d.]+$",
+        r"broken.*: the training broke down at step 60; once the cause is found: autoclip.ProbingQuantile\(\); "
+        r"only a number: max_grad_norm=[\d.]+$",
         lines[0],
     )
     assert lines[2] == "each max_grad_norm is percentile 90 of the run's norms"
     _, text = run("suggest", tmp_path, "--details")
-    assert (text.count("recommended: "), text.count("after that: "), text.count("why: ")) == (1, 1, 2)
+    assert (text.count("recommended: "), text.count("once the cause is found: "), text.count("why: ")) == (1, 1, 2)
 
 
 def test_the_first_line_is_the_answer(log):

@@ -53,7 +53,7 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
         more = [counted(len(remarks) - 1, "more remark")] if len(remarks) > 1 else []
         answer = f"{python_of(one.policy)}; only a number: {_name_of_number(one)}={number_text(one)}"
         # No advice helps a training that broke down.
-        told = [*first, f"after that: {answer}", *more] if is_broken else [answer, *first, *more]
+        told = [*first, f"once the cause is found: {answer}", *more] if is_broken else [answer, *first, *more]
         out.print(f"{one.trace.source}: {'; '.join(told)}")
     if suggestions:
         numbers = " and ".join(sorted({_name_of_number(one) for one in suggestions}))
@@ -107,7 +107,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
     first = 0 if broken_from(trace) is None else 1
     for warning in suggestion.doubts[:first]:  # no advice helps a training that broke down
         out.print(f"warning: {warning}", style="bold")
-    out.print(f"{'after that' if first else 'recommended'}: {answer_of(suggestion)}", style="bold")
+    out.print(f"{'once the cause is found' if first else 'recommended'}: {answer_of(suggestion)}", style="bold")
     out.print(f"why: {suggestion.reason}")
     for doubt in suggestion.doubts[first:]:
         out.print(f"doubt: {doubt}")

@@ -299,7 +299,7 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     if trace.stride > 1:
         doubts.append(
             f"{trace.frequency} was logged: spikes and non-finite norms in the other {trace.stride - 1} of "
-            f"{trace.stride} are not seen; the percentiles hold all the same"
+            f"{trace.stride} are not seen; the percentiles remain valid"
         )
     if effective < min(FEW_INDEPENDENT, WORTH_LESS * len(norms)):
         doubts.append(
