@@ -53,7 +53,7 @@ class Clipper:
             the largest absolute element as the norm. "agc" shrinks the gradient of each unit (row, filter) to the
             threshold times the norm of its weights, and observes the largest such ratio (see `adaptive_grad_clip_`).
         norm_type: p > 0 or inf, order of the norm in mode "norm"; unused in the others.
-        response: what becomes of a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
+        response: what happens to a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
             own formula. "skip": the gradients are removed, and the step has no effect. None is the policy's own.
         on_nonfinite: for a step whose norm is NaN or Inf. "skip" removes its gradients (each `grad` becomes None), so
             that the optimizer leaves parameters and momentum as they are (without a host wait they stay, and a fused
@@ -331,7 +331,7 @@ class Clipper:
         Parameters without a gradient are left out. The total norm is made of these.
         """
         self.settle()
-        names, each = self._steps.measured or ([], None)
+        names, each = self._steps.latest_norms or ([], None)
         return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
     def plot(self) -> "Figure":

@@ -1,4 +1,4 @@
-"""A policy and its response: what becomes of a norm. Plain Python, the same in a training loop and in a replay."""
+"""A policy and its response: what happens to a norm. Plain Python, the same in a training loop and in a replay."""
 
 from collections import deque
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class Gate:
 
     Args:
         policy: sets the threshold.
-        response: what becomes of a norm above it.
+        response: what happens to a norm above it.
         relearn_after: number of steps; "auto": 20 if they are skipped, else ten windows of the policy (constants and
             percentile 0 never relearn); None: never.
     """

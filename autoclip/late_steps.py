@@ -184,7 +184,7 @@ class LateSteps:
         gates = [groups.gates[group] for group in members]
         if any(gate.policy.inclusive for gate in gates):
             return None
-        if groups.policy.warmup_total is not None and any(gate.policy.phase == "warmup" for gate in gates):
+        if groups.warmup_total is not None and any(gate.policy.phase == "warmup" for gate in gates):
             return None
         limits = held if captured else Limits([gate.policy.threshold() for gate in gates], first)
         overflow = self.fused.overflow if self.fused is not None else None

@@ -137,7 +137,7 @@ def shrink_(
         factor = scale_(tensors, _factor(norm, one, limit), alike=measured.all.alike)
         return removed, factor if is_only else None
     if mode == "norm":
-        factors = _factors([norm for _, norm, _, _ in shrunk], [one for _, _, one, _ in shrunk])
+        factors = _factors(*zip(*((norm, one, limit) for _, norm, one, limit in shrunk), strict=True))
         if any(len(own) > 1 for own, _, _, _ in shrunk):
             factors = factors[[place for place, (own, _, _, _) in enumerate(shrunk) for _ in own]]
         scale_each_([gradients[place] for own, _, _, _ in shrunk for place in own], factors)
@@ -157,9 +157,8 @@ def _factor(norm: Tensor, decision: Decision, limit: float) -> Tensor:
     return clip_coefficient(norm, limit) if limit == decision.threshold else norm.new_tensor(limit / decision.norm)
 
 
-def _factors(norms: Sequence[Tensor], decisions: Sequence[Decision]) -> Tensor:
+def _factors(norms: Sequence[Tensor], decisions: Sequence[Decision], limits: Sequence[float]) -> Tensor:
     """As `_factor`, of several, shape (n,)."""
-    limits = [one.limit or 0.0 for one in decisions]
     factors = clip_coefficients(torch.stack(list(norms)), limits)
     other = [place for place, one in enumerate(decisions) if limits[place] != one.threshold]
     if other:

@@ -53,7 +53,7 @@ class Steps:
         self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
         self.losses = ReportedLosses()
         self._claims = not isinstance(groups.policy, NoClip)  # a clipper that only watches disturbs nobody
-        self.measured: tuple[Collection[str], Tensor] | None = None
+        self.latest_norms: tuple[Collection[str], Tensor] | None = None
         self._left: LeftGradients | None = None
         self._claim, self._watch = Claim(), Watch()
 
@@ -143,7 +143,7 @@ class Steps:
         loss = pending.read()
         if may_be_late:
             self.late.prepare(self.groups, gradients)
-        self.measured = (list(gradients), norms.each)
+        self.latest_norms = (list(gradients), norms.each)
         watched = self._watch.is_open and loss_scale is None and self.late.fused is None
         measured = self.groups.measured(gradients, norms, self.norm_type)
         decisions = self.groups.decide(measured.values, norms.value, loss)
@@ -188,7 +188,7 @@ class Steps:
             coefficient = 0.0
         elif len(decisions) > 1:
             coefficient = coefficient_of(decisions.values(), total, "norm", self.norm_type)
-        self.measured = (step.done.names, step.each)
+        self.latest_norms = (step.done.names, step.each)
         if self._left is not None:
             self._left.norm = total * coefficient
         self._record(decisions, total, coefficient, skipped, loss)
@@ -220,7 +220,7 @@ class Steps:
 
     def begin_anew(self) -> None:
         """Forget what belongs to earlier steps, because another state was loaded."""
-        self.measured = self._left = None
+        self.latest_norms = self._left = None
         self.losses.forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Steps:
         total, decision, coefficient, skipped = clip_with(
             clip_fn, self.groups, read_loss, meet_nonfinite, skip=self.on_nonfinite == "skip"
         )
-        self.measured = None
+        self.latest_norms = None
         if coefficient < 1 and not skipped:
             self._watch.check(decision.norm * coefficient, self.norm_now, self.log.notices.say)
         self._keep([] if skipped else live, total, decision.norm * coefficient, skipped=skipped)

@@ -28,13 +28,23 @@ def test_the_page_of_a_trace():
     assert len(page.images) == 4
     for words in (
         "Gradient norms of by hand",
-        "suggested: autoclip.ProbingQuantile()",
+        "recommended: autoclip.ProbingQuantile()",
         "kind: probing_quantile",
         "clipper = autoclip.attach(optimizer, autoclip.ProbingQuantile())",
         "95 % confidence intervals",
         "a replay cannot tell",
     ):
         assert words in page.text
+
+
+def test_the_page_of_a_training_that_broke_down_begins_with_that():
+    norms = trace().norms.copy()
+    norms[400:] = np.nan
+    text, _ = trace_page([suggest(trace(norms=norms))], "t")
+    told = Page(text).text
+    assert told.count("the training broke down at step 400") == 1
+    assert told.index("the training broke down") < told.index("once the cause is found: autoclip.ProbingQuantile()")
+    assert "recommended:" not in told
 
 
 def test_a_threshold_in_the_log_has_a_picture_of_its_own():

@@ -83,7 +83,7 @@ class AutoClipCallback(Callback):
         """The clipper of the one optimizer, from the first training step on; after training that of the last `fit`.
 
         Raises:
-            RuntimeError: there is none yet, or there are several.
+            RuntimeError: no clipper is there yet, or there are several.
         """
         if len(self._clippers) != 1:
             raise RuntimeError(

@@ -14,9 +14,9 @@ from autoclip.report import plots
 from autoclip.report.how_to_use import code_of, framework_of, placing_of
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
 from autoclip.report.series import LOGGED, logged_series
-from autoclip.report.trace_text import LIMITS, answer_of, size_of, spikes_of
+from autoclip.report.trace_text import LIMITS, answer_of, heading_of, size_of, spikes_of
 from autoclip.traces import NormTrace
-from autoclip.tuning.log_findings import times_text
+from autoclip.tuning.log_findings import broken_from, times_text
 from autoclip.tuning.replay import replay
 from autoclip.tuning.suggest import Suggestion
 
@@ -118,9 +118,11 @@ def _fixed(logged: Series, thresholds: Sequence[float]) -> list[Series]:
 
 
 def _readings(one: Suggestion) -> list[Reading]:
-    drift = one.drift
+    drift, is_broken = one.drift, broken_from(one.trace) is not None
+    warnings = [Reading("bad", one.doubts[0])] if is_broken else []  # no advice helps a training that broke down
     found = [
-        Reading("good", f"suggested: {answer_of(one)}"),
+        *warnings,
+        Reading("note" if is_broken else "good", f"{heading_of(one)}: {answer_of(one)}"),
         Reading("note", one.reason),
         Reading("note", size_of(one)),
         Reading(
@@ -130,7 +132,7 @@ def _readings(one: Suggestion) -> list[Reading]:
         ),
         Reading("note", f"spikes: {spikes_of(one)}"),
     ]
-    found += [Reading("note", doubt) for doubt in one.doubts]
+    found += [Reading("note", doubt) for doubt in one.doubts[len(warnings) :]]
     return found + [Reading("note", note) for note in one.trace.notes]
 
 

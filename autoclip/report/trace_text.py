@@ -8,7 +8,7 @@ import yaml
 from rich.cells import cell_len
 from rich.console import Console
 
-from autoclip.policies import POLICIES, checked_policy
+from autoclip.policies import POLICIES
 from autoclip.records import rate_text, threshold_text
 from autoclip.report.how_to_use import code_of, framework_of, placing_of, python_of
 from autoclip.terminal import aligned, console, print_code
@@ -47,9 +47,9 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
     out = console()
     for one in suggestions:
         is_broken = broken_from(one.trace) is not None
-        remarks = [*one.doubts, *(f"note: {note}" for note in one.trace.notes)]
-        doubt = "" if is_broken or not one.doubts else "doubt: "
-        first = [doubt + _END_OF_FACT.split(remarks[0].removeprefix("note: "))[0]] if remarks else []
+        remarks = [*one.doubts, *one.trace.notes]
+        label = "doubt: " if one.doubts and not is_broken else ""
+        first = [label + _END_OF_FACT.split(remarks[0])[0]] if remarks else []
         more = [counted(len(remarks) - 1, "more remark")] if len(remarks) > 1 else []
         answer = f"{python_of(one.policy)}; only a number: {_name_of_number(one)}={number_text(one)}"
         # No advice helps a training that broke down.
@@ -59,9 +59,9 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
         numbers = " and ".join(sorted({_name_of_number(one) for one in suggestions}))
         out.print(difference_of(suggestions) or f"each {numbers} is percentile {NUMBER_PERCENTILE} of the run's norms")
         out.print("in a loop: clipper = autoclip.attach(optimizer, POLICY) once; remove your own clipping call")
-        if any(POLICIES[one.policy["kind"]].reads_loss and one.loss.is_usable for one in suggestions):
-            default = type(checked_policy(None)).__name__
-            out.print(f"with {default}: also clipper.report_loss(loss) in every step, before optimizer.step()")
+        policies = {POLICIES[one.policy["kind"]] for one in suggestions if one.loss.is_usable}
+        for name in sorted(policy.__name__ for policy in policies if policy.reads_loss):
+            out.print(f"with {name}: also clipper.report_loss(loss) in every step, before optimizer.step()")
         out.print("reasons, figures, all remarks, and the code for each log: --details")
 
 
@@ -81,6 +81,11 @@ def suggestions_as_json(
         "not_read": [{"path": str(one.path), "reason": one.reason} for one in unread],
         "difference": difference_of(suggestions) if suggestions else "",
     }
+
+
+def heading_of(suggestion: Suggestion) -> str:
+    """What stands before the answer: a training that broke down has to be looked into first."""
+    return "recommended" if broken_from(suggestion.trace) is None else "once the cause is found"
 
 
 def answer_of(suggestion: Suggestion) -> str:
@@ -107,7 +112,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
     first = 0 if broken_from(trace) is None else 1
     for warning in suggestion.doubts[:first]:  # no advice helps a training that broke down
         out.print(f"warning: {warning}", style="bold")
-    out.print(f"{'once the cause is found' if first else 'recommended'}: {answer_of(suggestion)}", style="bold")
+    out.print(f"{heading_of(suggestion)}: {answer_of(suggestion)}", style="bold")
     out.print(f"why: {suggestion.reason}")
     for doubt in suggestion.doubts[first:]:
         out.print(f"doubt: {doubt}")
