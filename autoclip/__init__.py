@@ -30,9 +30,9 @@ from autoclip.version import __version__
 if TYPE_CHECKING:
     from autoclip import flow, sinks, traces
     from autoclip.clipper import Clipper
+    from autoclip.clipper.attach import attach
     from autoclip.gradients import adaptive_grad_clip_, clip_grad_norm_, clip_grad_value_
     from autoclip.lab.clip_section import from_config
-    from autoclip.optimizer_hook import attach
     from autoclip.records import ClipRecord
     from autoclip.report.log_plot import plot
     from autoclip.tuner import Tuner
@@ -43,7 +43,7 @@ _WHEN_USED = {
     "ClipRecord": "autoclip.records",
     "Tuner": "autoclip.tuner",
     "adaptive_grad_clip_": "autoclip.gradients",
-    "attach": "autoclip.optimizer_hook",
+    "attach": "autoclip.clipper.attach",
     "clip_grad_norm_": "autoclip.gradients",
     "clip_grad_value_": "autoclip.gradients",
     "from_config": "autoclip.lab.clip_section",

@@ -1,8 +1,10 @@
 """What one step did, as plain values."""
 
+from abc import abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf, isfinite, nan
-from typing import Any, Protocol
+from typing import Any
 
 from autoclip.policies.policy import Phase
 
@@ -61,14 +63,27 @@ class ClipRecord:
         }
 
 
-class Sink(Protocol):
-    """Gets the record of every step."""
+class Sink(AbstractContextManager["Sink"]):
+    """Gets the record of every step. A sink of your own derives from it and implements `log`.
 
+    As a context manager it closes itself.
+    """
+
+    @abstractmethod
     def log(self, record: ClipRecord) -> None:
         """Take the record of one step."""
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is left, and close files."""
+
+    def watch(self, clipper: Any) -> None:
+        """Get the clipper, or the tuner, before its first step."""
+
+    def announce(self, step: int) -> None:
+        """Hear that a step is under way whose record follows at the next step (see `host_wait` of `Clipper`)."""
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def is_active(phase: str, norm: float | None) -> bool:

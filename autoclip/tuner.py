@@ -1,19 +1,19 @@
 """The threshold for an engine that clips by itself: ask before the step, tell the norm after it. Without torch."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from math import isfinite, nan
 from typing import Any, SupportsFloat, final
 
-from autoclip.gate import Gate, RelearnAfter
+from autoclip.controller import Controller, RelearnAfter
+from autoclip.history import STATE, History, Recorded
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import STATE, StepLog
 
 
-class OneThreshold(ABC):
+class OneThreshold(Recorded):
     """A policy for the norm of all gradients together: what it learned, counts, and tells. `Tuner` is one.
 
     Args:
@@ -45,45 +45,19 @@ class OneThreshold(ABC):
                 f"{type(self.policy).__name__} sets a threshold for each {self.policy.scope}, but here all gradients "
                 f"are clipped together: use a policy such as RunningQuantile(percentile=50)"
             )
-        self._gate = Gate(self.policy, choice("response", response or self.policy.response, Response), relearn_after)
-        self._log = StepLog(sinks, max_nonfinite_in_a_row, self.policy, give_loss)
+        self._controller = Controller(
+            self.policy, choice("response", response or self.policy.response, Response), relearn_after
+        )
+        self._history = History(sinks, max_nonfinite_in_a_row, self.policy, give_loss)
 
     @property
     def threshold(self) -> float:
         """Threshold of the next step, > 0, as far as it is known before that step's norm; inf: no clipping."""
         return self.policy.threshold()
 
-    @property
-    def last(self) -> ClipRecord | None:
-        """Record of the latest step, None before the first."""
-        return self._log.last
-
-    @property
-    def sinks(self) -> tuple[Sink, ...]:
-        """The objects that get every record."""
-        return self._log.sinks
-
-    @property
-    def clip_rate(self) -> float:
-        """Share of the active steps that were clipped, in [0, 1]; NaN before the first.
-
-        Steps of the warm-up, and those whose norm is zero or not finite, do not count.
-        """
-        return self._log.clip_rate
-
-    @property
-    def mean_coefficient(self) -> float:
-        """Mean share of the norm that is left, over the steps of `clip_rate`; a skipped one counts 0. NaN before."""
-        return self._log.mean_coefficient
-
-    @property
-    def skipped_steps(self) -> int:
-        """Number of skipped steps."""
-        return self._log.skipped_steps
-
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values; that of a `Clipper` of scope "global" fits too."""
-        return {**self._log.state_dict(), "groups": {ALL: self._gate.state_dict()}}
+        return {**self._history.state_dict(), "groups": {ALL: self._controller.state_dict()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly from a `state_dict()` made with the same policy.
@@ -95,14 +69,9 @@ class OneThreshold(ABC):
             raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
         if list(state["groups"]) != [ALL]:
             raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
-        StepLog(()).load_state_dict(dict(state))  # raises before anything is changed
-        self._gate.load_state_dict(state["groups"][ALL])
-        self._log.load_state_dict(dict(state))
-
-    def close(self) -> None:
-        """Close the sinks."""
-        for sink in self.sinks:
-            sink.close()
+        History(()).load_state_dict(dict(state))  # raises before anything is changed
+        self._controller.load_state_dict(state["groups"][ALL])
+        self._history.load_state_dict(dict(state))
 
     @abstractmethod
     def __repr__(self) -> str: ...
@@ -154,7 +123,7 @@ class Tuner(OneThreshold):
         relearn_after: RelearnAfter = "auto",
     ) -> None:
         super().__init__(policy, "scale", sinks, max_nonfinite_in_a_row, relearn_after, "tuner.observe(norm, loss)")
-        self._log.watch(self)
+        self._history.watch(self)
 
     def observe(self, norm: SupportsFloat | None, loss: SupportsFloat | None = None) -> ClipRecord:
         """Learn from one optimizer step.
@@ -173,16 +142,16 @@ class Tuner(OneThreshold):
             RuntimeError: it is the last of `max_nonfinite_in_a_row` steps; it is counted and recorded.
         """
         if norm is None:
-            self._log.notices.say(
+            self._history.warn_once(
                 "no norm",
-                f"the engine has no gradient norm for step {self._log.steps}, so nothing is learned: let it compute "
-                f"one in every step",
+                f"the engine has no gradient norm for step {self._history.steps}, so nothing is learned: let it "
+                f"compute one in every step",
             )
         value = nan if norm is None else float(norm)
         given = None if loss is None else float(loss)
-        decision = self._gate.decide_ahead(value, given)
+        decision = self._controller.decide(value, given, ahead=True)
         shrunk = decision.clipped_norm / value if decision.clipped else 1.0
-        self._log.add(
+        self._history.add(
             {ALL: decision},
             decision.phase,
             value,

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from autoclip.host_copy import HostCopy
+from autoclip.gradients.host import PinnedCopy
 
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
 COPIES = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.item}
@@ -49,13 +49,13 @@ class HostReads(ExitStack):
 
     def __enter__(self):
         super().__enter__()
-        tensor = HostCopy.tensor
+        tensor = PinnedCopy.tensor
 
         def known(copy):
             self.on_host.append(tensor(copy))
             return self.on_host[-1]
 
-        self.enter_context(patch.object(HostCopy, "tensor", known))
+        self.enter_context(patch.object(PinnedCopy, "tensor", known))
         self.enter_context(_Operations(self))
         self.enter_context(_Copies(self))
         return self

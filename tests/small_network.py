@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoclip import AutoClip, CenterMultiple, Fixed, LossAwareQuantile, NoClip, RunningQuantile
+from autoclip.records import Sink
 
 POLICIES = {
     "running quantile": lambda: RunningQuantile(warmup_steps=10),
@@ -17,7 +18,7 @@ POLICIES = {
 }
 
 
-class Records(list):
+class Records(list, Sink):
     """A sink that keeps what it is told."""
 
     def log(self, record):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autoclip import Clipper
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from autoclip.policies import AdaGC
 from tests.references import adagc
 from tests.streams import follow, norm_streams
@@ -41,28 +41,24 @@ def test_the_oracle_reproduces_the_published_vector():
 @pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
 def test_a_single_tensor_equals_the_oracle_from_the_first_step_on(stream, settings):
     norms = norm_streams(STEPS, seed=5)[stream]
-    gate = Gate(AdaGC(**settings), "scale", relearn_after=None)
+    controller = Controller(AdaGC(**settings), "scale", relearn_after=None)
     left, gammas = adagc([[norm] for norm in norms], **settings)
-    actual = [gate.decide(norm, None).clipped_norm for norm in norms]
+    actual = [controller.decide(norm, None).clipped_norm for norm in norms]
     assert actual == pytest.approx([step[0] for step in left], rel=1e-9, abs=0)
-    assert gate.policy.gamma == pytest.approx(gammas[-1][0], rel=1e-9, abs=0)
+    assert controller.policy.gamma == pytest.approx(gammas[-1][0], rel=1e-9, abs=0)
     assert 0.1 < np.mean(np.array(actual) < np.array(norms)) < 1
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_several_tensors_clipped_together_in_the_warmup_equal_the_oracle(settings):
     norms = several(STEPS)
-    gates = [Gate(AdaGC(**settings), "scale", relearn_after=None) for _ in norms[0]]
+    controllers = [Controller(AdaGC(**settings), "scale", relearn_after=None) for _ in norms[0]]
     left, gammas = adagc(norms, **settings)
     for step, own in enumerate(norms):
-        if gates[0].policy.phase == "warmup":
-            bound = gates[0].policy.warmup_total
-            together = min(1.0, bound / hypot(*own))
-            decided = [gate.decide_together(norm, None, together, bound) for gate, norm in zip(gates, own, strict=True)]
-        else:
-            decided = [gate.decide(norm, None) for gate, norm in zip(gates, own, strict=True)]
+        total = hypot(*own)
+        decided = [controller.decide(norm, None, total) for controller, norm in zip(controllers, own, strict=True)]
         assert [one.clipped_norm for one in decided] == pytest.approx(left[step], rel=1e-9, abs=0)
-    assert [gate.policy.gamma for gate in gates] == pytest.approx(gammas[-1], rel=1e-9, abs=0)
+    assert [controller.policy.gamma for controller in controllers] == pytest.approx(gammas[-1], rel=1e-9, abs=0)
 
 
 def test_a_clipper_over_several_parameters_equals_the_oracle():

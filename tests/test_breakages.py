@@ -19,7 +19,7 @@ from autoclip import (
     ZClip,
     clip_grad_norm_,
 )
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from tests.small_network import equal, network, one_weight, steps, train, weights_of
 from tests.streams import follow, norm_streams
 
@@ -102,8 +102,8 @@ def test_norms_growing_a_hundredfold_are_still_clipped_as_seldom_as_the_percenti
 
 @pytest.mark.parametrize("policy", [ZClip(), ZClip(form="mean"), ZClip(form="max"), SkipStep()], ids=str)
 def test_a_small_rise_after_constant_norms_is_no_spike(policy):
-    gate = Gate(policy, policy.response)
-    decisions = [gate.decide(norm, None) for norm in [1.0] * 300 + [1.0 + 1e-6, 1.01]]
+    controller = Controller(policy, policy.response)
+    decisions = [controller.decide(norm, None) for norm in [1.0] * 300 + [1.0 + 1e-6, 1.01]]
     assert not any(one.clipped for one in decisions if one.phase == "active")
 
 
@@ -176,8 +176,8 @@ def test_a_limit_that_skips_nearly_every_step_is_given_up():
     norms[100:] = [100 * norm for norm in norms[100:]]
     skipped = {}
     for relearn_after in ("auto", None):
-        gate = Gate(FixedPercentile(90), "skip", relearn_after)
-        skipped[relearn_after] = sum(gate.decide(norm, None).clipped_norm == 0 for norm in norms)
+        controller = Controller(FixedPercentile(90), "skip", relearn_after)
+        skipped[relearn_after] = sum(controller.decide(norm, None).clipped_norm == 0 for norm in norms)
     assert skipped[None] == 394
     assert skipped["auto"] < 100
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile
-from autoclip.clipper_options import ClipperOptions
+from autoclip.clipper.options import ClipperOptions
 from autoclip.records import ClipRecord
 from tests.references import clip_coefficient
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
@@ -339,7 +339,7 @@ class Printer:
 
 @pytest.mark.parametrize("sinks", [Printer(), [Printer()], [print], None])
 def test_what_is_no_sink_is_refused(sinks):
-    with pytest.raises(TypeError, match=r"sinks must be a list of objects with log\(record\) and close\(\), got"):
+    with pytest.raises(TypeError, match=r"sinks must be a list of autoclip.sinks.Sink objects, got"):
         Clipper([one_weight()], sinks=sinks)
     clipper = Clipper([one_weight()])
     with pytest.raises(TypeError, match="sinks must be a list"):

@@ -85,7 +85,10 @@ def bad_step(on_nonfinite, bad, scope="parameter"):
 def learned(clipper):
     """The state of each group but for the count of non-finite norms."""
     states = clipper.state_dict()["groups"]
-    return {name: gate | {"policy": gate["policy"] | {"nonfinite_norms": 0}} for name, gate in states.items()}
+    return {
+        name: controller | {"policy": controller["policy"] | {"nonfinite_norms": 0}}
+        for name, controller in states.items()
+    }
 
 
 @pytest.mark.parametrize("bad", [nan, inf])
@@ -166,7 +169,7 @@ def test_gradients_of_any_size_are_clipped_alike(scale, mode):
             for parameter in net.parameters():
                 parameter.grad *= factor
             clipper.step()
-            clipper._log.notices._said.add("repeat")
+            clipper._history.warn_once._topics.add("repeat")
             clipper.step()
         assert clipper.state_dict()["steps"] == 6
         lefts.append([g / factor for g in gradients(net)])
@@ -318,9 +321,9 @@ def test_a_group_that_renames_the_parameters_takes_nothing_from_what_was_learned
     optimizer = torch.optim.SGD([{"params": list(net.named_parameters())}], lr=0.1)
     clipper = Clipper(optimizer, RunningQuantile(warmup_steps=2), scope="parameter")
     train(net, optimizer, clipper, range(5))
-    learned = {name: gate["policy"] for name, gate in clipper.state_dict()["groups"].items()}
+    learned = {name: controller["policy"] for name, controller in clipper.state_dict()["groups"].items()}
     optimizer.add_param_group({"params": [("0.weight", head.weight), ("other", head.bias)]})  # one name is taken
-    after = {name: gate["policy"] for name, gate in clipper.state_dict()["groups"].items()}
+    after = {name: controller["policy"] for name, controller in clipper.state_dict()["groups"].items()}
     assert list(after) == ["group0.0.weight", "0.bias", "2.weight", "2.bias", "group1.0.weight", "other"]
     assert after["group0.0.weight"] == learned["0.weight"]
     assert after["2.bias"] == learned["2.bias"]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from autoclip import Fixed, RunningQuantile
-from autoclip.gradients import live_gradients, measure
-from autoclip.groups import Groups
+from autoclip.clipper.groups import Groups
+from autoclip.gradients import gradients_of, measure
 from tests.grouped import LAYERS, backward
 from tests.small_network import network
 
@@ -16,7 +16,7 @@ def groups_of(net, policy=None, scope="group", patterns=LAYERS, response="scale"
 
 
 def decided(groups, net, loss=None):
-    gradients = live_gradients(groups.parameters)
+    gradients = gradients_of(groups.parameters)
     measured = groups.measured(gradients, measure(gradients), 2.0)
     return measured, groups.decide(measured.values, measured.all.value, loss)
 
@@ -31,7 +31,7 @@ def test_every_parameter_is_in_one_group_with_a_policy_of_its_own():
         "first": ["0.weight", "0.bias"],
         "last": ["2.weight", "2.bias"],
     }
-    assert groups.gates["first"].policy is not groups.gates["last"].policy
+    assert groups.controllers["first"].policy is not groups.controllers["last"].policy
     assert [one.norm for one in decisions.values()] == pytest.approx(
         [torch.cat([p.grad.flatten() for p in layer.parameters()]).norm().item() for layer in (net[0], net[2])]
     )
@@ -39,7 +39,7 @@ def test_every_parameter_is_in_one_group_with_a_policy_of_its_own():
 
 def test_the_one_group_of_scope_global_has_the_policy_itself():
     policy = Fixed(1.0)
-    assert groups_of(network(), policy, scope="global", patterns=None).gates["all"].policy is policy
+    assert groups_of(network(), policy, scope="global", patterns=None).controllers["all"].policy is policy
 
 
 def test_deciding_learns_and_deciding_again_as_before_does_not():
@@ -51,9 +51,9 @@ def test_deciding_learns_and_deciding_again_as_before_does_not():
     state = groups.state_dict()
     for parameter in net.parameters():
         parameter.grad *= 100
-    gradients = live_gradients(groups.parameters)
+    gradients = gradients_of(groups.parameters)
     norm = measure(gradients).value
-    (again,) = groups.decide_as(before, {"all": norm}, norm).values()
+    (again,) = groups.judge_again({"all": norm}, norm, before).values()
     assert again.threshold == before["all"].threshold != groups.threshold
     assert again.clipped
     assert groups.state_dict() == state
@@ -63,8 +63,8 @@ def test_gradients_are_taken_from_some_groups_or_all():
     net = network()
     groups = groups_of(net)
     backward(net, 0)
-    gradients = live_gradients(groups.parameters)
-    assert len(groups.kept(gradients, {"first"})) == 2
+    gradients = gradients_of(groups.parameters)
+    assert len(groups.remaining(gradients, {"first"})) == 2
     groups.remove_gradients({"first"})
     assert [p.grad is None for p in net.parameters()] == [True, True, False, False]
     groups.remove_gradients()
@@ -97,7 +97,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     state = groups.state_dict()
     with pytest.raises(ValueError, match=r"other groups than this Clipper's; not in both: 0\.bias"):
         groups.load_state_dict(other.state_dict())
-    broken = {name: dict(gate) for name, gate in state.items()}
+    broken = {name: dict(controller) for name, controller in state.items()}
     broken["last"]["active_steps"] = -1
     with pytest.raises(ValueError, match="whole numbers"):
         groups.load_state_dict(broken)

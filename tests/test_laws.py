@@ -1,4 +1,4 @@
-"""The laws of the design as properties, for any norms: of every policy, of its gate, and of a clipper."""
+"""The laws of the design as properties, for any norms: of every policy, of its controller, and of a clipper."""
 
 import json
 import warnings
@@ -25,7 +25,7 @@ from autoclip import (
     SkipStep,
     ZClip,
 )
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from autoclip.statistics import DecayedMoments, GeometricQuantile, SlidingMean, SlidingQuantile
 from tests.properties import pinned
 from tests.small_network import Records
@@ -135,14 +135,14 @@ def test_a_state_goes_through_json_at_any_moment(kind, data, first, second):
 @PINNED
 @given(st.data(), any_norms, st.sampled_from(["scale", "reciprocal", "skip"]), st.none() | st.integers(1, 5))
 def test_a_gate_only_shrinks_and_its_state_goes_through_json_at_any_moment(kind, data, stream, response, relearn_after):
-    gate = Gate(built(data, kind), response, relearn_after)
+    controller = Controller(built(data, kind), response, relearn_after)
     stop = data.draw(st.integers(0, len(stream)))
     resumed = None
     for step, norm in enumerate(stream):
         if step == stop:
-            resumed = through_json(gate, Gate(gate.policy.clone(), response, relearn_after))
-        threshold, inclusive = gate.policy.threshold(), gate.policy.inclusive
-        decision = gate.decide(norm, None)
+            resumed = through_json(controller, Controller(controller.policy.clone(), response, relearn_after))
+        threshold, inclusive = controller.policy.threshold(), controller.policy.inclusive
+        decision = controller.decide(norm, None)
         if resumed is not None:
             assert repr(resumed.decide(norm, None)) == repr(decision)
         assert decision.clipped == (isfinite(norm) and norm > decision.threshold)
@@ -150,10 +150,10 @@ def test_a_gate_only_shrinks_and_its_state_goes_through_json_at_any_moment(kind,
             assert 0 <= decision.clipped_norm <= decision.threshold < norm
         elif isfinite(norm):
             assert decision.clipped_norm == norm
-        if not inclusive and gate.policy.warmup_total is None:
+        if not inclusive and controller.policy.warmup_total is None:
             assert decision.threshold == threshold  # a step has no vote on its own threshold
     if resumed is not None:
-        assert resumed.state_dict() == gate.state_dict()
+        assert resumed.state_dict() == controller.state_dict()
 
 
 def pairs_of(first, second):

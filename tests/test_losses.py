@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.distributed
 
-from autoclip.losses import ReportedLosses, StepLoss, process_group
+from autoclip.clipper.losses import ReportedLosses, StepLoss, process_group
 
-PARAMETERS = {"weight": torch.nn.Parameter(torch.zeros(1))}
+PARAMETER = torch.nn.Parameter(torch.zeros(1))
 
 
 def mean_of(losses):
     reported = ReportedLosses()
     for loss in losses:
         reported.add(loss)
-    return StepLoss(reported.mean(), None, PARAMETERS).read()
+    return StepLoss(reported.mean(), None, PARAMETER).read()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_text_is_no_loss():
     with pytest.raises(TypeError, match=r"got the text '0\.5': give float\(\.\.\.\) of it"):
         ReportedLosses().add("0.5")
     with pytest.raises(TypeError, match="must be a number or a tensor of one"):
-        StepLoss("0.5", None, PARAMETERS)
+        StepLoss("0.5", None, PARAMETER)
 
 
 def test_what_is_not_finite_stays_so():
@@ -49,7 +49,7 @@ def test_what_is_not_finite_stays_so():
 
 def test_more_than_one_number_is_refused():
     with pytest.raises(ValueError, match=r"one number, such as the mean over the batch, got shape \(3,\)"):
-        StepLoss(torch.zeros(3), None, PARAMETERS)
+        StepLoss(torch.zeros(3), None, PARAMETER)
     reported = ReportedLosses()
     with pytest.raises(ValueError, match="one number"):
         reported.add(torch.zeros(3))
@@ -91,9 +91,9 @@ def test_a_given_group_averages(world_of_one, loss):
     group = torch.distributed.group.WORLD
     assert process_group(group) is group
     given = loss
-    assert StepLoss(loss, group, PARAMETERS).read() == 2.5
+    assert StepLoss(loss, group, PARAMETER).read() == 2.5
     assert float(given) == 2.5
-    assert StepLoss(None, group, PARAMETERS).read() is None
+    assert StepLoss(None, group, PARAMETER).read() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip.gate import Decision
+from autoclip.clipper.measured import Measured, allowed_norm, combined, group_norms, shrink_
+from autoclip.controller import Decision, share_bound
 from autoclip.gradients import measure
-from autoclip.measured import Measured, allowed_norm, combined, group_norms, shrink_
 from tests import references
 from tests.properties import pinned
 
@@ -23,10 +23,12 @@ def step(groups, gradients, order=2.0):
     """The gradients, measured by group (its names, threshold, norm to leave), and the decisions."""
     places = {name: place for place, name in enumerate(gradients)}
     members = {group: [places[name] for name in names] for group, (names, *_) in groups.items()}
-    norms = [
-        torch.linalg.vector_norm(torch.cat([gradients[name].flatten() for name in names]), order)
-        for names, *_ in groups.values()
-    ]
+    norms = torch.stack(
+        [
+            torch.linalg.vector_norm(torch.cat([gradients[name].flatten() for name in names]), order)
+            for names, *_ in groups.values()
+        ]
+    )
     values = {group: norm.item() for group, norm in zip(groups, norms, strict=True)}
     made = {group: decided(values[group], *rest) for group, (_, *rest) in groups.items()}
     return Measured(gradients, measure(gradients, order), members, norms, values), made
@@ -50,17 +52,17 @@ def test_no_bound_in_one_group_is_no_bound_on_all():
 
 def test_the_groups_thresholds_bound_the_total_norm():
     made = [decided(1.0, 3.0), decided(1.0, 4.0)]
-    assert allowed_norm(made, None, 2.0) == 5.0
-    assert allowed_norm(made, None, inf) == 4.0
-    assert allowed_norm([], None, 2.0) == inf
+    assert allowed_norm(made, 2.0) == 5.0
+    assert allowed_norm(made, inf) == 4.0
+    assert allowed_norm([], 2.0) == inf
 
 
 def test_a_bound_in_common_counts_once():
-    made = [decided(1.0, 1.0, phase="warmup")] * 3
-    assert allowed_norm(made, 1.0, 2.0) == 1.0
+    made = [share_bound(1.0, 2.0, 4.0)] * 3
+    assert allowed_norm(made, 2.0) == 4.0
     mixed = [*made[:2], decided(1.0, 3.0)]
-    assert allowed_norm(mixed, 4.0, 2.0) == 5.0
-    assert allowed_norm([mixed[2]], 4.0, 2.0) == 3.0
+    assert allowed_norm(mixed, 2.0) == 5.0
+    assert allowed_norm([mixed[2]], 2.0) == 3.0
 
 
 def test_group_norms_are_those_each_group_would_measure_by_itself():

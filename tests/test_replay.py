@@ -37,7 +37,7 @@ def test_a_replay_is_what_the_clipper_does(kind, response):
     losses = loss_stream(len(norms))
     weight, records = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)), Records()
     clipper = Clipper([weight], policy.clone(), scope="global", response=response, sinks=[records])
-    clipper._log.notices._said |= {"nonfinite", "relearned", "repeat", "empty"}
+    clipper._history.warn_once._topics |= {"nonfinite", "relearned", "repeat", "empty"}
     for norm, loss in zip(norms, losses, strict=True):
         weight.grad = torch.tensor([norm], dtype=torch.float64)
         clipper.step(loss=loss)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import autoclip
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, Sink
 from autoclip.sinks.scalars import RECENT, Scalars
 
 PLAIN = ClipRecord(0, "active", 2.0, 1.0, 0.5, clipped=True, skipped=False, finite=True, loss=0.5)
@@ -105,7 +105,7 @@ def test_every_must_be_a_number_of_steps(value: Any) -> None:
         Scalars(layers_every=value)
 
 
-class Keeping:
+class Keeping(Sink):
     """A sink that keeps the scalars."""
 
     def __init__(self, layers_every: int | None) -> None:
@@ -114,9 +114,6 @@ class Keeping:
 
     def log(self, record: ClipRecord) -> None:
         self.found.append(self.scalars.take(record))
-
-    def close(self) -> None:
-        pass
 
 
 def steps(clipper: autoclip.Clipper, weights: dict[str, torch.nn.Parameter], count: int) -> None:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from autoclip import Clipper, Fixed
-from autoclip.gradients import live_gradients, measure
+from autoclip.gradients import gradients_of, measure
 from autoclip.gradients.sharded import is_distributed, local_part, summed, whole_norms
 
 WEIGHTS = torch.arange(1.0, 13.0).view(3, 4)
@@ -67,7 +67,7 @@ def test_partial_gradients_are_summed_before_anything_is_measured(mesh):
     assert summed(whole) is whole
     parameter = nn.Parameter(distributed(WEIGHTS, mesh, Replicate()))
     parameter.grad = gradient
-    assert live_gradients({"weight": parameter})["weight"] is parameter.grad
+    assert gradients_of({"weight": parameter})["weight"] is parameter.grad
     assert parameter.grad.placements == (Replicate(),)
     assert torch.equal(parameter.grad.full_tensor(), WEIGHTS)
 

@@ -124,7 +124,7 @@ def test_coefficients_of_several_norms_are_those_of_each_bit_for_bit(pairs, dtyp
 def assert_scaled_each_as_one_by_one(make, factors):
     together, alone = [make(place) for place in range(len(factors))], [make(place) for place in range(len(factors))]
     coefficients = torch.tensor(factors)
-    scale_each_(together, coefficients)
+    scale_each_(together, coefficients, coefficients.min().item())
     for gradient, coefficient in zip(alone, coefficients, strict=True):
         scale_([gradient], coefficient)
     for first, second in zip(together, alone, strict=True):
@@ -167,7 +167,7 @@ def test_scaling_each_keeps_the_objects_and_leaves_the_source_of_an_expanded_one
     source = torch.tensor([4.0, -4.0])
     gradients = [torch.ones(2), source.expand(3, 2)]
     addresses = gradients[0].data_ptr()
-    scale_each_(gradients, torch.tensor([0.5, 0.25]))
+    scale_each_(gradients, torch.tensor([0.5, 0.25]), 0.25)
     assert gradients[0].data_ptr() == addresses
     assert gradients[0].tolist() == [0.5, 0.5]
     assert gradients[1].tolist() == [[1.0, -1.0]] * 3

@@ -2,7 +2,7 @@ from math import inf, nextafter, sqrt
 
 import pytest
 
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from autoclip.policies import SkipStep
 from tests.references import skip_step_thresholds
 from tests.streams import follow, norm_streams
@@ -26,8 +26,8 @@ def test_thresholds_equal_the_oracle(stream, sigmas, window, warmup_steps):
 @pytest.mark.parametrize("stream", ["lognormal", "spikes"])
 def test_skipped_steps_are_those_of_the_oracle_and_leave_nothing(stream):
     norms = norm_streams(STEPS, seed=6)[stream]
-    gate = Gate(SkipStep(2.5, warmup_steps=64, **PUBLISHED), "skip", relearn_after=None)
-    actual = [gate.decide(norm, None) for norm in norms][64:]
+    controller = Controller(SkipStep(2.5, warmup_steps=64, **PUBLISHED), "skip", relearn_after=None)
+    actual = [controller.decide(norm, None) for norm in norms][64:]
     expected = [norm > c for norm, c in zip(norms[64:], skip_step_thresholds(norms, 2.5), strict=True)]
     assert [one.clipped for one in actual] == expected
     assert [one.clipped_norm == 0 for one in actual] == expected
@@ -41,8 +41,8 @@ def test_the_standard_deviation_is_the_unbiased_one():
 
 
 def test_skipped_norms_enter_the_window_so_that_a_new_level_is_accepted_after_a_few():
-    gate = Gate(SkipStep(), "skip")
-    decisions = [gate.decide(norm, None) for norm in norm_streams(128)["lognormal"] + [100.0] * 20]
+    controller = Controller(SkipStep(), "skip")
+    decisions = [controller.decide(norm, None) for norm in norm_streams(128)["lognormal"] + [100.0] * 20]
     assert [one.clipped_norm for one in decisions[128:]] == [0.0] * 4 + [100.0] * 16
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip.gradients import live_gradients, named_parameters
+from autoclip.gradients import gradients_of, named_parameters
 from autoclip.gradients.source import are_apart
 
 
@@ -108,7 +108,7 @@ def test_what_is_no_parameter_is_refused_with_its_place(source, message):
 
 def test_live_gradients_are_those_that_exist_by_position():
     weights = [parameter(torch.ones(2)), nn.Parameter(torch.zeros(2)), parameter(torch.full((3,), 2.0))]
-    live = live_gradients(dict(enumerate(weights)))
+    live = gradients_of(dict(enumerate(weights)))
     assert list(live) == [0, 2]
     assert live[0] is weights[0].grad
     assert live[2] is weights[2].grad
@@ -117,12 +117,12 @@ def test_live_gradients_are_those_that_exist_by_position():
 def test_the_same_memory_counts_once_under_its_first_position():
     shared = torch.ones(4)
     weights = [parameter(shared), parameter(shared.view(2, 2)), parameter(torch.ones(4)), parameter(shared)]
-    assert list(live_gradients(dict(enumerate(weights)))) == [0, 2]
+    assert list(gradients_of(dict(enumerate(weights)))) == [0, 2]
 
 
 def test_neighbours_in_one_buffer_are_different_gradients():
     flat = torch.arange(6.0)
-    assert list(live_gradients(dict(enumerate([parameter(flat[:2]), parameter(flat[2:4]), parameter(flat[4:])])))) == [
+    assert list(gradients_of(dict(enumerate([parameter(flat[:2]), parameter(flat[2:4]), parameter(flat[4:])])))) == [
         0,
         1,
         2,
@@ -134,7 +134,7 @@ def test_memory_that_holds_more_than_another_gradient_is_not_dropped():
     covered = torch.cat(
         [
             gradient.flatten()
-            for gradient in live_gradients(dict(enumerate([parameter(flat[:4]), parameter(flat)]))).values()
+            for gradient in gradients_of(dict(enumerate([parameter(flat[:4]), parameter(flat)]))).values()
         ]
     )
     assert covered.numel() >= 9
@@ -142,18 +142,18 @@ def test_memory_that_holds_more_than_another_gradient_is_not_dropped():
 
 def test_empty_gradients_are_left_out():
     weights = [parameter(torch.zeros(0)), parameter(torch.ones(2)), parameter(torch.zeros(3, 0))]
-    assert list(live_gradients(dict(enumerate(weights)))) == [1]
+    assert list(gradients_of(dict(enumerate(weights)))) == [1]
 
 
 def test_sparse_gradients_are_told_apart():
     first, second = nn.Embedding(4, 2, sparse=True), nn.Embedding(4, 2, sparse=True)
     (first(torch.tensor([1])).sum() + second(torch.tensor([1, 3])).sum()).backward()
-    assert list(live_gradients(dict(enumerate([first.weight, second.weight])))) == [0, 1]
+    assert list(gradients_of(dict(enumerate([first.weight, second.weight])))) == [0, 1]
 
 
 def test_gradients_come_with_the_names_of_those_that_exist():
     weights = {"a": parameter(torch.ones(2)), "frozen": nn.Parameter(torch.zeros(2)), "b": parameter(torch.ones(3))}
-    gradients = live_gradients(weights)
+    gradients = gradients_of(weights)
     assert list(gradients) == ["a", "b"]
     assert all(gradient is weights[name].grad for name, gradient in gradients.items())
 

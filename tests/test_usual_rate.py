@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
 from autoclip.policies import POLICIES, ProbingQuantile
 from autoclip.tuning.usual_rate import OPENING_STEPS, Steps, is_default, verdict
@@ -16,8 +16,8 @@ FALLING = (3 * 0.999 ** np.arange(3000) + 0.1 * NOISE[1]).tolist()
 
 def trained(norms, losses) -> Steps:
     """What the default makes of norms and losses."""
-    gate = Gate(ProbingQuantile(), "scale")
-    clipped = [gate.decide(norm, loss).clipped for norm, loss in zip(norms, losses, strict=True)]
+    controller = Controller(ProbingQuantile(), "scale")
+    clipped = [controller.decide(norm, loss).clipped for norm, loss in zip(norms, losses, strict=True)]
     return Steps(list(norms), [nan if loss is None else loss for loss in losses], clipped)
 
 

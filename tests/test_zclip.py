@@ -3,7 +3,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from autoclip.policies import ZClip
 from autoclip.policies.zclip import Form
 from tests.references import zclip
@@ -18,8 +18,8 @@ PUBLISHED = {"warmup_threshold": inf, "least_spread": 0.0}
 
 
 def decisions(policy, norms):
-    gate = Gate(policy, policy.response, relearn_after=None)
-    return [gate.decide(norm, None) for norm in norms]
+    controller = Controller(policy, policy.response, relearn_after=None)
+    return [controller.decide(norm, None) for norm in norms]
 
 
 def started(mean, std, **settings):

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from autoclip.flow.layers import Sample
 from autoclip.flow.verdict import GradientFlow, diagnose
-from autoclip.notices import Notices
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, Sink
 from autoclip.sinks.scalars import Watched, checked_every
+from autoclip.warn_once import WarnOnce
 
 
-class FlowSink:
+class FlowSink(Sink):
     """Keeps the layers' norms of every `every`-th step, and judges from them how the gradient flows.
 
     Args:
@@ -27,7 +27,7 @@ class FlowSink:
         self.order = order
         self.samples: deque[Sample] = deque(maxlen=checked_every("keep", keep))
         self._watched: Watched | None = None
-        self._notices = Notices()
+        self._warn_once = WarnOnce()
 
     def watch(self, clipper: Watched) -> None:
         """Read the norms of this clipper."""
@@ -40,7 +40,7 @@ class FlowSink:
         if record.step % self.every:
             return
         if self._watched is None:
-            self._notices.say("unwatched", "the sink knows no clipper to read norms from: call its watch(clipper)")
+            self._warn_once("unwatched", "the sink knows no clipper to read norms from: call its watch(clipper)")
             return
         norms = self._watched.layer_norms()
         if norms:
@@ -53,6 +53,3 @@ class FlowSink:
             ValueError: there are no samples yet, or the order names none of the layers.
         """
         return diagnose(self.samples, self.order)
-
-    def close(self) -> None:
-        """Does nothing: nothing is left to write."""

@@ -2,7 +2,6 @@
 
 from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
 from autoclip.gradients.grouping import group_by_parameter, kept_source
-from autoclip.gradients.left_gradients import LeftGradients
 from autoclip.gradients.norms import (
     Norms,
     checked_norm_type,
@@ -19,11 +18,10 @@ from autoclip.gradients.shrink import (
     scale_,
     scale_each_,
 )
-from autoclip.gradients.source import Source, live_gradients, named_parameters
+from autoclip.gradients.source import Source, gradients_of, named_parameters
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
 
 __all__ = [
-    "LeftGradients",
     "Norms",
     "Source",
     "adaptive_grad_clip_",
@@ -34,11 +32,11 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "fast_norms",
+    "gradients_of",
     "group_by_parameter",
     "kept_source",
     "least_fast_norm",
     "limit_units_",
-    "live_gradients",
     "measure",
     "measure_units",
     "multiply_",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autoclip.gradients.norms import checked_norm_type, measure
 from autoclip.gradients.shrink import clamp_, clip_coefficient, scale_
-from autoclip.gradients.source import Source, live_gradients, named_parameters
+from autoclip.gradients.source import Source, gradients_of, named_parameters
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def clip_grad_norm_(
     """
     limit = _checked_limit("max_norm", max_norm)
     norm_type = checked_norm_type(norm_type)
-    gradients = live_gradients(named_parameters(parameters))
+    gradients = gradients_of(named_parameters(parameters))
     norms = measure(gradients, norm_type)
     if error_if_nonfinite and not isfinite(norms.value):
         raise RuntimeError(
@@ -75,7 +75,7 @@ def clip_grad_value_(
     """
     limit = _checked_limit("clip_value", clip_value)
     if limit != inf:
-        clamp_(list(live_gradients(named_parameters(parameters)).values()), limit)
+        clamp_(list(gradients_of(named_parameters(parameters)).values()), limit)
 
 
 def _checked_limit(name: str, value: Any) -> float:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from autoclip.host_copy import on_device
+from autoclip.gradients.host import on_device
 
 
 def is_distributed(tensor: Tensor) -> bool:

@@ -70,27 +70,31 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor, *, alike: bool = Fa
     return factor
 
 
-def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
+def scale_each_(gradients: Sequence[Tensor], coefficients: Tensor, least: float, *, alike: bool = False) -> None:
     """Multiply each gradient by a coefficient of its own, in place; half precision in float32, and rounded.
 
     Args:
         gradients: n of them.
         coefficients: shape (n,).
+        least: the smallest of them, roughly.
+        alike: they are known to be dense, of torch's own tensors and on the device of the coefficients.
     """
-    if len(gradients) == 1 or bool(((coefficients > 0) & (coefficients < SMALLEST_FACTOR)).any()):  # host read
+    if len(gradients) == 1 or not least > 2 * SMALLEST_FACTOR:
         for gradient, coefficient in zip(gradients, coefficients, strict=True):
             scale_([gradient], coefficient)
         return
-    multiply_each_(gradients, coefficients)
+    multiply_each_(gradients, coefficients, alike=alike)
 
 
-def multiply_each_(gradients: Sequence[Tensor], coefficients: Tensor) -> None:
+def multiply_each_(gradients: Sequence[Tensor], coefficients: Tensor, *, alike: bool = False) -> None:
     """As `scale_each_`, without a look at the coefficients: those below 1e-30 may be inexact, or act as zero."""
-    gradients = _parts(gradients)
-    own_memory_(gradients)
+    if not (alike and all(map(Tensor.is_contiguous, gradients))):
+        gradients = _parts(gradients)
+        own_memory_(gradients)
+        alike = _are_uniform(gradients, coefficients)
     factors = coefficients.unbind()
     # A list of factors is rounded to half precision by some devices, one factor is not.
-    if _are_uniform(gradients, coefficients) and not HALF & {gradient.dtype for gradient in gradients}:
+    if alike and not HALF & {gradient.dtype for gradient in gradients}:
         _multiply_together_(gradients, list(factors))
         return
     for gradient, factor in zip(gradients, factors, strict=True):

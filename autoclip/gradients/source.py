@@ -74,7 +74,7 @@ def _pairs(source: list[Any]) -> Iterator[tuple[str, Any]]:
             yield str(position), item
 
 
-def live_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name -> gradient, of the parameters that have one. Two gradients in the same memory count once.
 
     Empty gradients are left out, except those of DTensors, of which another rank may hold elements. Partial DTensors

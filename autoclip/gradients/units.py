@@ -11,7 +11,7 @@ from torch import Tensor
 from autoclip.gradients.norms import Norms, without_numbers
 from autoclip.gradients.sharded import local_part, sharded_over, whole_norms
 from autoclip.gradients.shrink import own_memory_
-from autoclip.gradients.source import Source, live_gradients, named_parameters
+from autoclip.gradients.source import Source, gradients_of, named_parameters
 
 REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 LEAST_WEIGHT = 1e-3
@@ -54,7 +54,7 @@ def adaptive_grad_clip_(parameters: Source, clip_factor: float = 0.01, eps: floa
         if not value > 0:
             raise ValueError(f"{name} must be > 0, got {value!r}")
     named = named_parameters(parameters)
-    gradients = live_gradients(named)
+    gradients = gradients_of(named)
     weights = [named[name] for name in gradients]
     norms = measure_units(gradients, named, eps)
     limit_units_(list(gradients.values()), weights, clip_factor, eps, wide=norms.total.dtype is torch.float64)

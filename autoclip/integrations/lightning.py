@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip.clip_function import ClipFn
 from autoclip.clipper import Clipper
-from autoclip.clipper_options import ClipperOptions
-from autoclip.eager import eager
+from autoclip.clipper.attach import attach, innermost
+from autoclip.clipper.clip_function import ClipFn
+from autoclip.clipper.options import ClipperOptions
+from autoclip.clipper.uncompiled import uncompiled
 from autoclip.integrations.missing import missing
-from autoclip.notices import Notices
-from autoclip.optimizer_hook import attach, innermost
 from autoclip.policies import Policy
 from autoclip.records import ClipRecord
+from autoclip.warn_once import WarnOnce
 
 # The older package is a copy of the newer one, and calls a callback of either by the names of its methods.
 _OLDER = find_spec("pytorch_lightning") and not find_spec("lightning")
@@ -76,7 +76,7 @@ class AutoClipCallback(Callback):
         self._pending: dict[str, Any] = {}
         self._logged: dict[int, ClipRecord] = {}
         self._bounded: set[str] = set()
-        self._notices = Notices()
+        self._warn_once = WarnOnce()
 
     @property
     def clipper(self) -> Clipper:
@@ -201,7 +201,7 @@ class AutoClipCallback(Callback):
         self._optimizers, self._clippers, self._logged = _trained(trainer), [], {}
         if _is(trainer.strategy, "DeepSpeedStrategy"):
             if trainer.is_global_zero:
-                self._notices.say(
+                self._warn_once(
                     "deepspeed",
                     "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: AutoClipCallback "
                     "neither clips nor measures here; set Trainer(gradient_clip_val=...), which Lightning hands to "
@@ -236,7 +236,7 @@ class AutoClipCallback(Callback):
             clipper.forget_losses()
 
     # A compiled step is not to be compiled anew for this.
-    @eager
+    @uncompiled
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Lightning does not tell of steps of torch's own optimizers in manual optimization."""
         self._has_stepped = True

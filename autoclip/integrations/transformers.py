@@ -12,13 +12,13 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from autoclip.clip_function import ClipFn
 from autoclip.clipper import Clipper
-from autoclip.clipper_options import ClipperOptions
+from autoclip.clipper.attach import innermost
+from autoclip.clipper.clip_function import ClipFn
+from autoclip.clipper.options import ClipperOptions
 from autoclip.integrations.missing import missing
-from autoclip.notices import Notices
-from autoclip.optimizer_hook import innermost
 from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
+from autoclip.warn_once import WarnOnce
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -161,7 +161,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
         self._replaced: list[_Replaced] = []
-        self._notices = Notices()
+        self._warn_once = WarnOnce()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
         """Take over the trainer's clipping."""
@@ -172,7 +172,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
             raise ValueError("the trainer has two AutoClipCallbacks: keep one, see trainer.remove_callback(...)")
         if not 0 < (args.max_grad_norm or 0) < inf:
             state.stateful_callbacks[type(self).__name__] = self.state()
-            self._notices.say(
+            self._warn_once(
                 "off",
                 f"max_grad_norm={args.max_grad_norm} turns clipping off, so AutoClipCallback neither clips nor learns: "
                 f"leave max_grad_norm at its default for the policy's threshold to take its place",
@@ -200,7 +200,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     def _new_clipper(self, accelerator: Any, model: Any, state: Any) -> Clipper:
         options = self._options if state.is_world_process_zero else {**self._options, "sinks": ()}
         if accelerator.distributed_type == "DEEPSPEED":
-            self._notices.say(
+            self._warn_once(
                 "deepspeed",
                 "DeepSpeed clips by itself, at gradient_clipping of its configuration: AutoClipCallback clips nothing "
                 "and only records the norm that the engine reports",
@@ -225,7 +225,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
             saved = state.stateful_callbacks.get(name)
             learned = ((saved[-1] if isinstance(saved, list) else saved) or {}).get("attributes", {}).get("learned")
             if learned is None:
-                self._notices.say(
+                self._warn_once(
                     "unsaved", f"the checkpoint holds nothing that {name} has learned: its warm-up begins anew"
                 )
         if learned is not None:

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable
 
-from autoclip.records import ClipRecord, rate_text
+from autoclip.records import ClipRecord, Sink, rate_text
 from autoclip.sinks.scalars import Scalars, Watched
 
 
-class ConsoleSink:
+class ConsoleSink(Sink):
     """Prints one line of plain text every `every` steps.
 
         step     99  loss 0.53 (max 4.2)  norm 12.3 (max 873) -> 4.1  threshold 4.08  clipped 52% (45% of all)  left 71%

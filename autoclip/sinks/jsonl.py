@@ -3,15 +3,14 @@
 import copy
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoclip.notices import Notices
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, Sink
 from autoclip.run_directory import METRICS, LineLog, earlier_lines
+from autoclip.warn_once import WarnOnce
 
 
 class HasLearningRate(Protocol):
@@ -20,7 +19,7 @@ class HasLearningRate(Protocol):
     param_groups: list[dict[str, Any]]
 
 
-class JSONLSink(AbstractContextManager["JSONLSink"]):
+class JSONLSink(Sink):
     """Writes `metrics.jsonl`, as `autoclip run` does, for your own loop.
 
     The file is opened at the first record, and keeps the lines of earlier steps only. So a loop resumed with
@@ -36,7 +35,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         optimizer: the learning rate of its first group is noted; None: `lr` is null.
 
     >>> import tempfile
-    >>> from autoclip.records import ClipRecord
+    >>> from autoclip.records import ClipRecord, Sink
     >>> record = ClipRecord(0, "active", 5.0, 1.0, 0.2, clipped=True, skipped=False, finite=True, loss=0.7)
     >>> with tempfile.TemporaryDirectory() as directory, JSONLSink(directory) as sink:
     ...     sink.log(record)
@@ -53,7 +52,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         self._announced: tuple[int, Any] = (-1, None)
         self._clipper: Callable[[], Any] | None = None  # a weak reference
         self._is_copy = False
-        self._notices = Notices()
+        self._warn_once = WarnOnce()
 
     def watch(self, clipper: Any) -> None:
         """Remember the clipper, to get its last record before the file is closed."""
@@ -63,9 +62,9 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         """Note the learning rate of a step whose record comes at the next step."""
         lr = None if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
         if lr is not None and hasattr(lr, "detach"):  # a tensor; whoever has none needs no torch
-            from autoclip.host_copy import HostCopy
+            from autoclip.gradients.host import PinnedCopy
 
-            lr = HostCopy(lr.detach().reshape(1))
+            lr = PinnedCopy(lr.detach().reshape(1))
         self._announced = (step, lr)
 
     def log(self, record: ClipRecord) -> None:
@@ -75,7 +74,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
             OSError: the file cannot be written.
         """
         if self._is_copy:
-            self._notices.say(
+            self._warn_once(
                 "copy",
                 f"a copy of a JSONLSink writes nothing, as {self.path} is its original's: give the copied clipper "
                 f"sinks of its own, `clipper.sinks = [...]`",
@@ -88,7 +87,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
                 self._keep_what_is_there()
             earlier = earlier_lines(self.path, record.step)
             if earlier.damaged or (earlier.steps and record.step - earlier.steps[0] > len(earlier.steps)):
-                self._notices.say("gap", f"{self.path} has a gap: lines of earlier steps are damaged or missing")
+                self._warn_once("gap", f"{self.path} has a gap: lines of earlier steps are damaged or missing")
             self._log = LineLog(self.path, earlier)
         announced, lr = self._announced
         if announced != record.step:
@@ -103,7 +102,7 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
             return
         number = next(n for n in count(1) if not self.path.with_name(f"{self.path.name}.{n}").exists())
         aside = self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
-        self._notices.say("aside", f"this training begins at step 0: what {self.path} held is kept as {aside.name}")
+        self._warn_once("aside", f"this training begins at step 0: what {self.path} held is kept as {aside.name}")
 
     def close(self) -> None:
         """Close the file; a further record opens it again."""
@@ -113,9 +112,6 @@ class JSONLSink(AbstractContextManager["JSONLSink"]):
         if self._log is not None:
             self._log.close()
             self._log = None
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # An open file cannot be pickled; whoever unpickles it, in another process, opens it again.

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Protocol
 
-from autoclip.notices import Notices
 from autoclip.records import ClipRecord, clip_rate, is_active, mean_coefficient
+from autoclip.warn_once import WarnOnce
 
 RECENT = 100
 """Number of active steps that the recent clip rate is of, where a window is not longer."""
@@ -71,7 +71,7 @@ class Scalars:
         self._recent: deque[bool] = deque(maxlen=max(self.every, RECENT))
         self._active = self._clipped = self._skipped = self._nonfinite = 0
         self._coefficients = 0.0  # their sum over the active steps
-        self._notices = Notices()
+        self._warn_once = WarnOnce()
 
     def watch(self, clipper: Watched) -> None:
         """Read layer norms, and rates that survive a resume, from this clipper."""
@@ -121,7 +121,7 @@ class Scalars:
 
     def _layers(self) -> dict[str, float]:
         if self._watched is None:
-            self._notices.say(
+            self._warn_once(
                 "unwatched", "layers_every was given, but the sink knows no clipper: call its watch(clipper)"
             )
             return {}

@@ -1,14 +1,13 @@
 """The steps of a training loop as curves in TensorBoard."""
 
-from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from typing import Any
 
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, Sink
 from autoclip.sinks.scalars import Scalars, Watched
 
 
-class TensorBoardSink(AbstractContextManager["TensorBoardSink"]):
+class TensorBoardSink(Sink):
     """Plots norms before and after clipping, thresholds, coefficients, losses and clip rates as `autoclip/...`.
 
     `autoclip/total_norm` is the norm before clipping, `autoclip/clipped_norm` the one that the optimizer sees. All tags
@@ -72,9 +71,6 @@ class TensorBoardSink(AbstractContextManager["TensorBoardSink"]):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # An open writer cannot be pickled; the copy has one of its own in the same directory.

@@ -1,14 +1,13 @@
 """The steps of a training loop as curves in Weights & Biases."""
 
-from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
 
-from autoclip.records import ClipRecord
+from autoclip.records import ClipRecord, Sink
 from autoclip.sinks.scalars import Scalars, Watched
 
 
-class WandbSink(AbstractContextManager["WandbSink"]):
+class WandbSink(Sink):
     """Plots norms before and after clipping, thresholds, coefficients, losses and clip rates as `autoclip/...`.
 
     `autoclip/total_norm` is the norm before clipping, `autoclip/clipped_norm` the one that the optimizer sees; all
@@ -89,9 +88,6 @@ class WandbSink(AbstractContextManager["WandbSink"]):
             self.run.define_metric("autoclip/*", step_metric="autoclip/step")
             self._described = True
         return self.run
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # A run belongs to its process; a copy logs to the one that is active where its first record comes.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.gate import Gate, RelearnAfter
+from autoclip.controller import Controller, RelearnAfter
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.policy import Response
 from autoclip.records import ROLLING_STEPS, clip_rate, is_active
@@ -143,12 +143,12 @@ def replay(
         raise ValueError(f"norms cannot be negative, got {values[values < 0][0]} at {int((values < 0).argmax())}")
     heard = [None] * len(values) if losses is None else _losses(losses, len(values))
     fresh = policy.clone()
-    gate = Gate(fresh, response or fresh.response, relearn_after)
+    controller = Controller(fresh, response or fresh.response, relearn_after)
     thresholds, left, clipped, active = array("d"), array("d"), array("b"), array("b")
-    decide = gate.decide_alone
+    decide = controller.decide
     relearned = 0
     for norm, loss in zip(values.tolist(), heard, strict=True):
-        decision = decide(norm, loss)
+        decision = decide(norm, loss, norm)
         thresholds.append(decision.threshold)
         left.append(decision.clipped_norm)
         clipped.append(decision.clipped)

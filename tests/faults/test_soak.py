@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from autoclip import POLICIES, Clipper, RunningQuantile, attach
-from autoclip.gate import Gate
+from autoclip.controller import Controller
 from autoclip.sinks import ConsoleSink, JSONLSink
 from tests.faults.outcomes import Outcomes
 
@@ -142,16 +142,16 @@ def test_training_with_hooks_groups_and_sinks(outcomes: Outcomes, tmp_path: Path
 def test_norms_of_every_policy(outcomes: Outcomes) -> None:
     ratios = []
     for kind, response in product(POLICIES, ("scale", "skip")):
-        gate = Gate(POLICIES[kind](**({"threshold": 5.0} if kind == "fixed" else {})), response)
+        controller = Controller(POLICIES[kind](**({"threshold": 5.0} if kind == "fixed" else {})), response)
         sizes, seconds, began = [], [], time.process_time()
         for step, norm in enumerate(stream(NORMS_OF_EACH_POLICY)):
-            gate.decide(norm, norm)
+            controller.decide(norm, norm)
             if (step + 1) % (NORMS_OF_EACH_POLICY // 10) == 0:
                 seconds.append(time.process_time() - began)
-                sizes.append(leaves(gate.state_dict()))
+                sizes.append(leaves(controller.state_dict()))
                 began = time.process_time()
         assert max(sizes) <= (LONG_STATE if kind == "autoclip" else STATE), (kind, response)
-        assert gate.policy.learned_norms == NORMS_OF_EACH_POLICY
+        assert controller.policy.learned_norms == NORMS_OF_EACH_POLICY
         ratios.append(seconds[-1] / seconds[1])
     told = f"no growth; time per norm x {min(ratios):.2f} to {max(ratios):.2f}"
     outcomes.add(f"{NORMS_OF_EACH_POLICY} norms, every policy and response", told, times=len(ratios))

@@ -7,11 +7,12 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 import autoclip
+from autoclip.records import Sink
 
 STEPS = 24
 
 
-class Records:
+class Records(Sink):
     """A sink that keeps the records."""
 
     def __init__(self):
@@ -19,9 +20,6 @@ class Records:
 
     def log(self, record):
         self.all.append(record)
-
-    def close(self):
-        pass
 
 
 def network():

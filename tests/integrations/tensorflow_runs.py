@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from autoclip.gate import Gate
+from autoclip.controller import Controller
+from autoclip.records import Sink
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -15,13 +16,10 @@ BATCH = 8
 both_modes = pytest.mark.parametrize("eagerly", [True, False], ids=["eager", "graph"])
 
 
-class Records(list):
+class Records(list, Sink):
     """A sink that keeps what it is told."""
 
     log = list.append
-
-    def close(self):
-        pass
 
 
 def data(batches=8, spike=None, value=1e4):
@@ -64,5 +62,5 @@ def true_norm(gradients):
 
 def folded(policy, records):
     """Thresholds that the policy sets by itself when told the norms of the records."""
-    gate = Gate(policy.clone(), policy.response)
-    return [gate.decide(record.total_norm, record.loss).threshold for record in records]
+    controller = Controller(policy.clone(), policy.response)
+    return [controller.decide(record.total_norm, record.loss).threshold for record in records]

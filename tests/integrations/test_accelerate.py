@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import autoclip
+from autoclip.records import Sink
 from tests.distributed.launch import launch
 from tests.distributed.worker import run
 
@@ -25,7 +26,7 @@ def fresh_state():
     GradientState._reset_state()
 
 
-class Records:
+class Records(Sink):
     """A sink."""
 
     def __init__(self):
@@ -33,9 +34,6 @@ class Records:
 
     def log(self, record):
         self.all.append(record)
-
-    def close(self):
-        pass
 
 
 def batches(steps=STEPS):

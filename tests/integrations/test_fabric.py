@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import autoclip
+from autoclip.records import Sink
 
 pytest.importorskip("lightning")
 
@@ -195,15 +196,12 @@ def test_what_was_recorded_is_logged_through_fabric(tmp_path):
     logger = CSVLogger(tmp_path)
     fabric = fabric_of("32-true", loggers=logger)
 
-    class Logged:
+    class Logged(Sink):
         def log(self, record):
             values = record.as_json()
             metrics = {name: values[name] for name in ("total_norm", "threshold", "coefficient")}
             kept = {f"autoclip/{name}": value for name, value in metrics.items() if value is not None}
             fabric.log_dict(kept, step=record.step)
-
-        def close(self):
-            pass
 
     policy = autoclip.RunningQuantile(warmup_steps=5)
     training = Training(fabric, policy)

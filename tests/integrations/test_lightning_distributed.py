@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 import autoclip
 from autoclip.integrations.lightning import AutoClipCallback
+from autoclip.records import Sink
 from tests.distributed.worker import leave
 
 torch.set_num_threads(1)
@@ -51,15 +52,12 @@ class Regression(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
-class Records:
+class Records(Sink):
     def __init__(self):
         self.all = []
 
     def log(self, record):
         self.all.append([record.total_norm, record.threshold, record.loss, record.clipped])
-
-    def close(self):
-        pass
 
 
 random = torch.Generator().manual_seed(0)

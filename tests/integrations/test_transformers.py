@@ -18,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from autoclip.integrations.transformers import AutoClipCallback  # noqa: E402 - not without transformers
+from autoclip.records import Sink  # noqa: E402
 
 VOCABULARY, LENGTH = 64, 8
 SAMPLES = 72
@@ -49,7 +50,7 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": self.tokens[index], "labels": self.labels[index]}
 
 
-class Records:
+class Records(Sink):
     """A sink."""
 
     def __init__(self):
@@ -57,9 +58,6 @@ class Records:
 
     def log(self, record):
         self.all.append(record)
-
-    def close(self):
-        pass
 
 
 def language_model():

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from autoclip.gate import RelearnAfter
+from autoclip.controller import RelearnAfter
+from autoclip.history import BY_CLIPPER
 from autoclip.integrations.tensorflow.gradients import (
     KEPT,
     SKIPPED,
@@ -25,7 +26,6 @@ from autoclip.policies import Policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
 from autoclip.records import Sink
-from autoclip.step_log import BY_CLIPPER
 from autoclip.tuner import OneThreshold
 
 Tensor = Any  # TensorFlow comes without type information
@@ -91,7 +91,7 @@ class GradientClipper(OneThreshold):
     ) -> None:
         give_loss = BY_CLIPPER.format("clipper.apply(gradients, loss=loss)")
         super().__init__(policy, response, sinks, max_nonfinite_in_a_row, relearn_after, give_loss)
-        self.response: Response = self._gate.response
+        self.response: Response = self._controller.response
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
         """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
@@ -124,7 +124,7 @@ class GradientClipper(OneThreshold):
         flat = tf.nest.flatten(gradients)
         live = {place: numbers(place, gradient) for place, gradient in enumerate(flat) if gradient is not None}
         if not live:
-            self._log.notices.say("empty", "every gradient is None: does the loss depend on the variables?")
+            self._history.warn_once("empty", "every gradient is None: does the loss depend on the variables?")
         losses = self._losses.take() if loss is None else vector([loss])
         action, coefficient, norm = self._decide_on([summed(flat[place]) for place in live], losses, loss is not None)
         self.skipped.assign(tf.equal(action, SKIPPED))
@@ -232,15 +232,15 @@ class GradientClipper(OneThreshold):
         loss = self._losses.mean_with(losses)
         finite = isfinite(norm)
         if not finite:
-            self._log.meet_nonfinite("the norm of all together", self.on_nonfinite)
-        decision = self._gate.decide(norm, loss)
+            self._history.meet_nonfinite("the norm of all together", self.on_nonfinite)
+        decision = self._controller.decide(norm, loss)
         skipped = decision.clipped_norm == 0 < norm if finite else self.on_nonfinite == "skip"
         action, coefficient = KEPT, 1.0
         if skipped:
             action, coefficient = SKIPPED, 0.0
         elif decision.clipped:
             action, coefficient = scaling(norm, decision.clipped_norm, single)
-        self._log.add(
+        self._history.add(
             {ALL: decision},
             decision.phase,
             norm,

@@ -1,22 +1,21 @@
 """A policy and its response: what happens to a norm. Plain Python, the same in a training loop and in a replay."""
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Final, Literal
 
 from autoclip.policies.policy import Phase, Policy, Response
 
 MOST_SKIPPED = 20
-"""Skipped steps in a row that tell of a new level of the norms, if the response is to skip."""
+"""Skipped steps in a row that show a new level of the norms, with the response "skip"."""
 
 RelearnAfter = int | Literal["auto"] | None
 
 
 @dataclass(slots=True)
 class Decision:
-    """What to do with one norm; not changed once made.
+    """What to do with one norm.
 
     Attributes:
         norm: before clipping.
@@ -24,6 +23,7 @@ class Decision:
         phase: "warmup" or "active": which of the two set the threshold.
         clipped: the norm is finite and above the threshold.
         clipped_norm: norm to leave: as it was, or at most the threshold; 0: the step is skipped.
+        is_shared: the threshold bounds the norm of all groups together, not of this one.
         relearned: steps clipped in a row after which the policy started again from their norms; 0: it did not.
     """
 
@@ -32,48 +32,50 @@ class Decision:
     phase: Phase
     clipped: bool
     clipped_norm: float
+    is_shared: bool = False
     relearned: int = 0
 
     @property
     def limit(self) -> float | None:
-        """Norm to shrink to; 0: the gradients are removed; None: they are not touched."""
+        """Norm to shrink to; 0: remove the gradients; None: leave them alone."""
         if self.clipped:
             return self.clipped_norm
-        # What is not finite is passed on as torch does, by a factor that is not finite either.
+        # A non-finite norm is passed on as torch does, by a factor that is not finite either.
         return None if self.norm < inf or self.threshold == inf else self.threshold
 
     def rounded_norm(self, mode: str) -> float:
         """Norm that is left, as float32 rounds it at best."""
-        limit = self.limit
-        if limit is None:
-            return self.norm
-        if mode == "norm" and limit == self.threshold:
-            return self.norm * (limit / (self.norm + min(1e-6, 1e-3 * limit)))
-        return limit
+        norm, threshold = self.norm, self.threshold
+        if not self.clipped and (norm < inf or threshold == inf):
+            return norm
+        if mode == "norm" and (not self.clipped or self.clipped_norm == threshold):
+            return norm * (threshold / (norm + min(1e-6, 1e-3 * threshold)))
+        return self.clipped_norm if self.clipped else threshold
 
 
-def look_together(norm: float, coefficient: float, bound: float) -> Decision:
-    """Decide on the norm of one group in a warm-up that bounds the norm of all together.
+def share_bound(norm: float, total: float, bound: float) -> Decision:
+    """Decide on the norm of one group, where a bound holds for all groups together.
 
     Args:
         norm: of this group.
-        coefficient: that brings the norm of all groups within the bound.
-        bound: on the norm of all groups together.
+        total: of all groups.
+        bound: on the total.
     """
-    return Decision(norm, bound, "warmup", coefficient < 1, norm * coefficient)
+    clipped = norm > 0 and bound < total < inf
+    return Decision(norm, bound, "warmup", clipped, norm * (bound / total) if clipped else norm, is_shared=True)
 
 
-class Gate:
+class Controller:
     """Asks a policy for its threshold, decides on the norm, and lets the policy learn.
 
         scale:       n becomes c            where n > c
         reciprocal:  n becomes c * c / n, or what the policy has instead (see `Policy.reciprocal`)
         skip:        n becomes 0
 
-    In the warm-up every response scales: its threshold is a guess.
+    In the warm-up every response scales, because its threshold is a guess.
 
-    A level of norms that stays above the threshold must not stall training. So after `relearn_after` active steps
-    clipped in a row the policy starts again from the norms of those steps (the last hundred, or the policy's window).
+    Norms that stay above the threshold must not stall training. So after `relearn_after` active steps clipped in a row
+    the policy starts again from the norms of those steps (the last hundred, or the policy's window).
 
     Args:
         policy: sets the threshold.
@@ -91,61 +93,59 @@ class Gate:
         self._streak = 0
         self._recent: deque[float] = deque(maxlen=policy.remembered_norms)
 
-    def decide(self, norm: float, loss: float | None) -> Decision:
-        """Decide on the norm of one step; the policy learns from it afterwards, or before if it is inclusive."""
+    def decide(self, norm: float, loss: float | None, total: float | None = None, *, ahead: bool = False) -> Decision:
+        """Decide on the norm of one step, and learn from it.
+
+        The policy learns after the decision; if it is inclusive, before it.
+
+        Args:
+            norm: of the gradients that the policy is for.
+            loss: of the step.
+            total: norm of all groups, if there may be several. Where it is not finite but the norm is, other groups
+                have spoiled the step: nothing is learned.
+            ahead: the gradients were clipped at the threshold that was known before: even an inclusive policy learns
+                after the decision.
+        """
         policy = self.policy
-        if policy.inclusive:
+        if total is not None and norm < inf and not total < inf:
+            return self.judge(norm, total)
+        learns_first = policy.inclusive and not ahead
+        if learns_first:
             policy.observe(norm, loss)
-            return self._counted(norm, self.look(norm))
-        decision = self.look(norm)
-        policy.observe(norm, loss)
-        return self._counted(norm, decision)
+        decision = self.judge(norm, total)
+        if not learns_first:
+            policy.observe(decision.clipped_norm if decision.is_shared else norm, loss)
+        if decision.phase == "active" and 0 < norm < inf:
+            self._count(decision)
+        return decision
 
-    def decide_ahead(self, norm: float, loss: float | None) -> Decision:
-        """Decide on a norm that was clipped at the threshold known before it, inclusive policy or not."""
-        decision = self.look(norm)
-        self.policy.observe(norm, loss)
-        return self._counted(norm, decision)
-
-    def look(self, norm: float) -> Decision:
-        """Decide without learning or counting, for a step that other gradients have spoiled."""
+    def judge(self, norm: float, total: float | None = None) -> Decision:
+        """Decide without learning or counting; the arguments are those of `decide`."""
         policy = self.policy
-        threshold, phase = policy.threshold(), policy.phase
+        phase = policy.phase
+        if phase == "warmup" and total is not None and (bound := policy.warmup_total) is not None:
+            return share_bound(norm, total, bound)
+        threshold = policy.threshold()
         if not threshold < norm < inf:
             return Decision(norm, threshold, phase, False, norm)
-        return self._clipped(norm, threshold, phase, policy.reciprocal)
+        if phase == "warmup" or self.response == "scale":
+            return Decision(norm, threshold, phase, True, threshold)
+        return Decision(norm, threshold, phase, True, 0.0 if self.response == "skip" else policy.reciprocal(norm))
 
-    def look_again(self, norm: float, before: Decision) -> Decision:
+    def judge_again(self, norm: float, total: float, before: Decision) -> Decision:
         """Decide on another norm of the same step, at that step's threshold.
 
         "reciprocal" leaves c * c / n here: a policy's own formula would go by what it has learned since.
         """
         threshold = before.threshold
+        if before.is_shared:
+            return share_bound(norm, total, threshold)
         if not threshold < norm < inf:
             return Decision(norm, threshold, before.phase, False, norm)
-        return self._clipped(norm, threshold, before.phase, lambda above: threshold * (threshold / above))
-
-    def decide_alone(self, norm: float, loss: float | None) -> Decision:
-        """Decide on the norm of all gradients if this gate's group is the only one."""
-        if self.policy.phase == "active":
-            return self.decide(norm, loss)
-        bound = self.policy.warmup_total
-        if bound is None or not 0 < norm < inf:
-            return self.decide(norm, loss)
-        return self.decide_together(norm, loss, min(1.0, bound / norm), bound)
-
-    def decide_together(self, norm: float, loss: float | None, coefficient: float, bound: float) -> Decision:
-        """Decide on a norm in the warm-up of a policy that bounds the norm of all groups together.
-
-        Args:
-            norm: of this group.
-            loss: of the step.
-            coefficient: that brings the norm of all groups within the bound.
-            bound: on the norm of all groups together.
-        """
-        decision = look_together(norm, coefficient, bound)
-        self.policy.observe(decision.clipped_norm, loss)
-        return decision
+        if before.phase == "warmup" or self.response == "scale":
+            return Decision(norm, threshold, before.phase, True, threshold)
+        left = 0.0 if self.response == "skip" else threshold * (threshold / norm)
+        return Decision(norm, threshold, before.phase, True, left)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain values."""
@@ -163,8 +163,7 @@ class Gate:
         Raises:
             ValueError: keys are missing, or the state is that of another policy; nothing is changed.
         """
-        missing = [name for name in self.state_dict() if name not in state]
-        if missing:
+        if missing := [name for name in self.state_dict() if name not in state]:
             raise ValueError(f"the state has no {', '.join(missing)}; it has {', '.join(state)}")
         counts = [state[name] for name in ("active_steps", "clipped_steps", "streak")]
         if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
@@ -176,32 +175,24 @@ class Gate:
         self.active_steps, self.clipped_steps, self._streak = counts
         self._recent = deque(recent, self.policy.remembered_norms)
 
-    def _clipped(self, norm: float, threshold: float, phase: Phase, reciprocal: Callable[[float], float]) -> Decision:
-        if self.response == "scale" or phase == "warmup":
-            return Decision(norm, threshold, phase, True, threshold)
-        return Decision(norm, threshold, phase, True, 0.0 if self.response == "skip" else reciprocal(norm))
-
-    def _counted(self, norm: float, decision: Decision) -> Decision:
-        if decision.phase != "active" or not 0 < norm < inf:
-            return decision
+    def _count(self, decision: Decision) -> None:
+        """Count an active step, and start the policy again if too many in a row were clipped."""
         self.active_steps += 1
         self.clipped_steps += decision.clipped
         # Clipping at the user's own bound says nothing about the policy.
         if self.limit is None or decision.threshold >= self.policy.max_threshold:
-            return decision
+            return
         if not decision.clipped:
             self._streak = 0
             if self._recent:
                 self._recent.clear()
-            return decision
+            return
         self._streak += 1
-        self._recent.append(norm)
-        if self._streak < self.limit:
-            return decision
-        relearned, self._streak = self._streak, 0
-        self.policy.relearn(list(self._recent))
-        self._recent.clear()
-        return replace(decision, relearned=relearned)
+        self._recent.append(decision.norm)
+        if self._streak >= self.limit:
+            decision.relearned, self._streak = self._streak, 0
+            self.policy.relearn(list(self._recent))
+            self._recent.clear()
 
     def _limit(self, relearn_after: RelearnAfter) -> int | None:
         if relearn_after is None:

@@ -1,14 +1,15 @@
-"""What a clipper reports of its steps: counts, the latest record, and warnings."""
+"""The history of a clipper's steps: counts, records, sinks and warnings. Without torch."""
 
+from abc import ABC
 from collections import deque
 from collections.abc import Iterable
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, cast
 
-from autoclip.gate import Decision
-from autoclip.notices import Notices
+from autoclip.controller import Decision
 from autoclip.policies.policy import ALL, Phase, Policy
-from autoclip.records import ClipRecord, Sink, clip_rate, is_active, mean_coefficient
+from autoclip.records import ClipRecord, Sink, clip_rate, mean_coefficient
+from autoclip.warn_once import WarnOnce
 
 COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_in_a_row")
 """Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
@@ -28,15 +29,15 @@ def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
     """The sinks as a tuple.
 
     Raises:
-        TypeError: they are no sequence of objects with `log` and `close`.
+        TypeError: something else than `Sink` objects.
     """
-    found = tuple(sinks) if isinstance(sinks, Iterable) else ()
-    if not isinstance(sinks, Iterable) or not all(hasattr(one, "log") and hasattr(one, "close") for one in found):
-        raise TypeError(f"sinks must be a list of objects with log(record) and close(), got {sinks!r:.200}")
+    found = tuple(sinks) if isinstance(sinks, Iterable) else (None,)
+    if not all(isinstance(one, Sink) for one in found):
+        raise TypeError(f"sinks must be a list of autoclip.sinks.Sink objects, got {sinks!r:.200}")
     return found
 
 
-class StepLog:
+class History:
     """Counts the steps, passes their records to the sinks, and warns the user.
 
     Args:
@@ -68,21 +69,19 @@ class StepLog:
         # Records, or their fields until they are wanted.
         self._recent: deque[tuple[Any, ...] | ClipRecord] = deque(maxlen=RECENT_STEPS)
         self.decisions: dict[str, Decision] = {}
-        self.notices = Notices()
+        self.warn_once = WarnOnce()
         self._policy, self._give_loss = policy, give_loss
         self._expect_loss()
 
     def watch(self, clipper: Any) -> None:
-        """Give the clipper to those sinks that want it."""
+        """Give the clipper to the sinks."""
         for sink in self.sinks:
-            if hasattr(sink, "watch"):
-                sink.watch(clipper)
+            sink.watch(clipper)
 
     def announce(self) -> None:
-        """Tell the sinks that want it that a step is under way whose record comes at the next."""
+        """Announce a step to the sinks whose record follows at the next step."""
         for sink in self.sinks:
-            if hasattr(sink, "announce"):
-                sink.announce(self.steps)
+            sink.announce(self.steps)
 
     @property
     def clip_rate(self) -> float:
@@ -129,7 +128,7 @@ class StepLog:
         for group, decision in decisions.items():
             if decision.relearned:
                 where = "" if group == ALL else f" in {group}"
-                self.notices.say(
+                self.warn_once(
                     "relearned",
                     f"{decision.relearned} steps in a row were clipped{where} by step {self.steps}: the policy begins "
                     f"anew from their norms",
@@ -141,7 +140,7 @@ class StepLog:
             self._look_for_loss(finite, loss)
         self.skipped_steps += skipped
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
-        if is_active(phase, norm):
+        if phase == "active" and 0 < norm < inf:
             self.active_steps += 1
             self.clipped_steps += clipped
             self.coefficient_sum += coefficient
@@ -156,7 +155,7 @@ class StepLog:
         if on_nonfinite == "raise":
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
         effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
-        self.notices.say("nonfinite", f"{found}: {effect}")
+        self.warn_once("nonfinite", f"{found}: {effect}")
 
     def _expect_loss(self) -> None:
         """Count the steps without a loss from here on.
@@ -173,7 +172,7 @@ class StepLog:
             return
         self.without_loss += finite
         if self.without_loss == TOLD_OF_NO_LOSS:
-            self.notices.say(
+            self.warn_once(
                 "no loss",
                 f"no loss was given in {TOLD_OF_NO_LOSS} steps, so that {self._policy!r} goes by the norms alone, "
                 f"without its brake: call {self._give_loss}; or take a policy that needs none, as "
@@ -190,7 +189,7 @@ class StepLog:
         if most is not None and count >= most:
             raise RuntimeError(f"{found} (max_nonfinite_in_a_row={most})")
         if count in TOLD_AGAIN:
-            self.notices.say(f"nonfinite, {count} in a row", found)
+            self.warn_once(f"nonfinite, {count} in a row", found)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, and the sum of the coefficients."""
@@ -214,3 +213,65 @@ class StepLog:
         self._recent.clear()
         self.decisions = {}
         self._expect_loss()
+
+
+class Recorded(ABC):
+    """What a clipper and a tuner tell of their steps."""
+
+    _history: History
+
+    def settle(self) -> None:  # noqa: B027 - only a clipper has steps that are not recorded yet
+        """Record what was not recorded yet."""
+
+    @property
+    def last(self) -> ClipRecord | None:
+        """Record of the latest step; None before the first.
+
+        With several groups its threshold is the bound that theirs set on the norm of all gradients together, its
+        coefficient the share of that norm that was left. Its phase is "warmup" as long as any group's is.
+        """
+        self.settle()
+        return self._history.last
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """The objects that get every record. You may replace them in the middle of training."""
+        return self._history.sinks
+
+    @sinks.setter
+    def sinks(self, sinks: Iterable[Sink]) -> None:
+        self.settle()
+        self._history.sinks = checked_sinks(sinks)
+        self._history.watch(self)
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps in which anything was clipped, in [0, 1]; NaN before the first.
+
+        Steps in the warm-up (of any group) do not count, nor do those whose norm is zero or not finite.
+        """
+        self.settle()
+        return self._history.clip_rate
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
+
+        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
+        """
+        self.settle()
+        return self._history.mean_coefficient
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of skipped steps, which had no effect."""
+        self.settle()
+        return self._history.skipped_steps
+
+    def close(self) -> None:
+        """Close the sinks."""
+        try:
+            self.settle()
+        finally:
+            for sink in self.sinks:
+                sink.close()

@@ -8,7 +8,7 @@ from torch import Tensor
 HOST = torch.device("cpu")  # named, as `torch.set_default_device` would have new tensors elsewhere
 
 
-class HostCopy:
+class PinnedCopy:
     """Numbers of a device on their way to the host, through pinned memory.
 
     Args:

@@ -1,34 +1,34 @@
 """The clipper: it holds the parameters, a policy, and what happens above its threshold."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from autoclip.clip_function import ClipFn
-from autoclip.clipper_options import Mode, OnNonfinite
-from autoclip.eager import eager
-from autoclip.gate import RelearnAfter
+from autoclip.clipper.clip_function import ClipFn
+from autoclip.clipper.deferred import Deferred, why_wait
+from autoclip.clipper.found_inf import FoundInf
+from autoclip.clipper.groups import Groups
+from autoclip.clipper.losses import ProcessGroup
+from autoclip.clipper.options import Mode, OnNonfinite
+from autoclip.clipper.step import Step
+from autoclip.clipper.uncompiled import uncompiled
+from autoclip.controller import RelearnAfter
 from autoclip.gradients import Source, checked_norm_type
-from autoclip.groups import Groups
-from autoclip.late import why_wait
-from autoclip.late_steps import LateSteps
-from autoclip.losses import ProcessGroup
+from autoclip.history import STATE, History, Recorded
 from autoclip.pictures import need_matplotlib
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
-from autoclip.records import ClipRecord, Sink
-from autoclip.step_log import STATE, StepLog, checked_sinks
-from autoclip.steps import Steps
+from autoclip.records import Sink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Clipper:
+class Clipper(Recorded):
     """Clips gradients at a threshold that a policy sets from the norms of earlier steps.
 
     Call `step()` once per optimizer step, between `backward()` and `optimizer.step()` (with a `GradScaler`: after
@@ -113,21 +113,21 @@ class Clipper:
         self.norm_type = order if mode == "norm" else inf
         self.process_group = process_group
         self._groups = Groups(source, policy, self.scope, self.response, groups, relearn_after)
-        self._log = StepLog(sinks, max_nonfinite_in_a_row, policy)
+        self._history = History(sinks, max_nonfinite_in_a_row, policy)
         obstacle = why_wait(policy, self.mode, self.response, self.on_nonfinite)
-        self._steps = Steps(
+        self._step = Step(
             self._groups,
-            LateSteps(host_wait, obstacle, skips=self.on_nonfinite == "skip"),
-            self._log,
+            Deferred(host_wait, obstacle, skips=self.on_nonfinite == "skip"),
+            self._history,
             mode=self.mode,
             norm_type=self.norm_type,
             on_nonfinite=self.on_nonfinite,
             ranks=process_group,
         )
         self._handles: list[Any] = []  # of the hooks that `attach` made
-        self._log.watch(self)
+        self._history.watch(self)
 
-    @eager
+    @uncompiled
     def step(
         self,
         *,
@@ -166,14 +166,14 @@ class Clipper:
             ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; or a `loss_scale` that is not above
                 0.
         """
-        return self._steps.take(loss, clip_fn, loss_scale)
+        return self._step.run(loss, clip_fn, loss_scale)
 
     def settle(self) -> None:
         """Wait for the norm of the latest step if it was not read yet; then learn from it and record it.
 
         The next `step()` does so first, and so does whatever reads the clipper (see `host_wait`).
         """
-        self._steps.settle()
+        self._step.settle()
 
     def replay(self, graph: Any) -> None:
         """Replay a CUDA graph in which `step()` was captured, at the current threshold.
@@ -195,9 +195,9 @@ class Clipper:
         Raises:
             RuntimeError: no step was captured.
         """
-        self._steps.replay(graph)
+        self._step.replay(graph)
 
-    @eager
+    @uncompiled
     def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
         """Clip gradients that were computed again within the same optimizer step, as in a line search.
 
@@ -210,7 +210,7 @@ class Clipper:
         Returns:
             The total norm before clipping, 0-d.
         """
-        return self._steps.again(loss_scale)
+        return self._step.clip_again(loss_scale)
 
     def report_loss(self, loss: float | Tensor) -> None:
         """Give the loss of a batch before the step, when you do not call `step` yourself.
@@ -222,21 +222,31 @@ class Clipper:
         Args:
             loss: one number, without the factor of a `GradScaler`.
         """
-        self._steps.losses.add(loss)
+        self._step.losses.add(loss)
 
     @property
     def has_reported_loss(self) -> bool:
         """Whether `report_loss` was called since the last step."""
-        return self._steps.losses.count > 0
+        return self._step.losses.count > 0
 
     @torch.no_grad()
     def norm_now(self) -> float:
         """Total norm of the gradients as they are. Changes nothing, learns nothing."""
-        return self._steps.norm_now()
+        return self._step.norm_now()
 
     def forget_losses(self) -> None:
         """Forget what `report_loss` got, for a step that is left out."""
-        self._steps.losses.forget()
+        self._step.losses.forget()
+
+    def connect(self, found_inf: FoundInf, register: Callable[[], Iterable[Any]]) -> None:
+        """Work as a hook of an optimizer, for `autoclip.attach`; `detach` removes the hooks that `register` returns.
+
+        Raises:
+            ValueError: `host_wait` is False, but this optimizer cannot leave out a step that the host has not seen.
+        """
+        self._step.deferred.found_inf = found_inf
+        self._step.deferred.check()
+        self._handles = list(register())
 
     def detach(self) -> None:
         """Take the clipper off the optimizer that `autoclip.attach` put it on. Its sinks stay open."""
@@ -246,33 +256,12 @@ class Clipper:
         try:
             self.settle()
         finally:
-            self._steps.late.detach()
-
-    @property
-    def last(self) -> ClipRecord | None:
-        """Record of the latest step; None before the first.
-
-        With several groups its threshold is the bound that theirs set on the norm of all gradients together, its
-        coefficient the share of that norm that was left. Its phase is "warmup" as long as any group's is.
-        """
-        self.settle()
-        return self._log.last
+            self._step.deferred.detach()
 
     @property
     def is_settled(self) -> bool:
         """Whether every step was learned from and recorded, so that reading the clipper does not wait."""
-        return self._steps.late.pending is None
-
-    @property
-    def sinks(self) -> tuple[Sink, ...]:
-        """The objects that get every record. You may replace them in the middle of training."""
-        return self._log.sinks
-
-    @sinks.setter
-    def sinks(self, sinks: Iterable[Sink]) -> None:
-        self.settle()
-        self._log.sinks = checked_sinks(sinks)
-        self._log.watch(self)
+        return self._step.deferred.pending is None
 
     @property
     def threshold(self) -> float | dict[str, float]:
@@ -293,25 +282,7 @@ class Clipper:
     def policies(self) -> dict[str, Policy]:
         """Group's name -> its policy; the one group of scope "global" is called "all"."""
         self.settle()
-        return {name: gate.policy for name, gate in self._groups.gates.items()}
-
-    @property
-    def clip_rate(self) -> float:
-        """Share of the active steps in which anything was clipped, in [0, 1]; NaN before the first.
-
-        Steps in the warm-up (of any group) do not count, nor do those whose norm is zero or not finite.
-        """
-        self.settle()
-        return self._log.clip_rate
-
-    @property
-    def mean_coefficient(self) -> float:
-        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
-
-        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
-        """
-        self.settle()
-        return self._log.mean_coefficient
+        return {name: controller.policy for name, controller in self._groups.controllers.items()}
 
     @property
     def clip_rates(self) -> dict[str, float]:
@@ -319,19 +290,13 @@ class Clipper:
         self.settle()
         return self._groups.clip_rates
 
-    @property
-    def skipped_steps(self) -> int:
-        """Number of skipped steps, which had no effect."""
-        self.settle()
-        return self._log.skipped_steps
-
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient before clipping in the latest step, by parameter name.
 
         Parameters without a gradient are left out. The total norm is made of these.
         """
         self.settle()
-        names, each = self._steps.latest_norms or ([], None)
+        names, each = self._step.latest_norms or ([], None)
         return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
     def plot(self) -> "Figure":
@@ -348,12 +313,12 @@ class Clipper:
         need_matplotlib("Clipper.plot")
         from autoclip.pictures.norms import records_figure
 
-        return records_figure(self._log.recent, self.mode)
+        return records_figure(self._history.recent, self.mode)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, group by group."""
         self.settle()
-        return {**self._log.state_dict(), "groups": self._groups.state_dict()}
+        return {**self._history.state_dict(), "groups": self._groups.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` of the same policy and the same groups.
@@ -371,22 +336,14 @@ class Clipper:
         if unknown := [str(name) for name in state if name not in keys]:
             raise ValueError(f"the state of a Clipper has {', '.join(keys)}; this one also has {', '.join(unknown)}")
         self.settle()
-        StepLog(()).load_state_dict(state)  # raises before anything is changed
+        History(()).load_state_dict(state)  # raises before anything is changed
         self._groups.load_state_dict(state["groups"])
-        self._log.load_state_dict(state)
-        self._steps.begin_anew()
-
-    def close(self) -> None:
-        """Close the sinks."""
-        try:
-            self.settle()
-        finally:
-            for sink in self.sinks:
-                sink.close()
+        self._history.load_state_dict(state)
+        self._step.forget()
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        policy, steps = self.policy, self._log.without_loss
+        policy, steps = self.policy, self._history.without_loss
         loss = f", no loss in {steps} steps" if steps else ""
         return f"Clipper({len(self._groups.parameters)} parameters, {policy!r}, mode={self.mode!r}{scope}{loss})"
 

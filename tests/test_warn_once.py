@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from autoclip import Clipper, Fixed, attach
-from autoclip.notices import Notices
+from autoclip.warn_once import WarnOnce
 
 
-def say(notices, topic, message):
-    notices.say(topic, message)
+def say(warn_once, topic, message):
+    warn_once(topic, message)
 
 
 def test_each_topic_is_said_once_by_each_and_shows_the_line_of_the_caller():
-    first, second = Notices(), Notices()
+    first, second = WarnOnce(), WarnOnce()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for step in range(3):

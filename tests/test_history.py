@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autoclip import Clipper, LossAwareQuantile, ProbingQuantile, RunningQuantile, attach
-from autoclip.step_log import RECENT_STEPS, TOLD_OF_NO_LOSS, StepLog
+from autoclip.history import RECENT_STEPS, TOLD_OF_NO_LOSS, History
 
 CURE = (
     "no loss was given in 100 steps, so that ProbingQuantile() goes by the norms alone, without its brake: call "
@@ -117,7 +117,7 @@ def test_after_a_resume_it_is_counted_anew():
 
 
 def test_the_latest_records_are_kept_and_older_ones_dropped():
-    log = StepLog(())
+    log = History(())
     for step in range(RECENT_STEPS + 5):
         log.add({}, "active", 1.0 + step, 2.0, 1.0, clipped=False, skipped=False, loss=None)
     assert [record.step for record in log.recent] == list(range(5, RECENT_STEPS + 5))

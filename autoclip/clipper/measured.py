@@ -1,4 +1,4 @@
-"""One step's gradients: their norms, group by group, and the decisions on those carried out on the tensors."""
+"""One step's gradients: their norms, group by group, and how they are made smaller as decided."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.gate import Decision
+from autoclip.controller import Decision
 from autoclip.gradients import (
     Norms,
     clamp_,
@@ -31,14 +31,14 @@ class Measured:
         gradients: by parameter name.
         all: norms of each, and of all together.
         members: group's name -> positions of its gradients; only groups that have any.
-        norms: of each of these groups, 0-d.
+        norms: of these groups, shape (groups,), or 0-d of a single one.
         values: group's name -> the same as a float on the host.
     """
 
     gradients: Mapping[str, Tensor]
     all: Norms
     members: Mapping[str, Sequence[int]]
-    norms: Sequence[Tensor]
+    norms: Tensor
     values: Mapping[str, float]
 
 
@@ -80,8 +80,8 @@ def _refuse_complex(gradients: Mapping[str, Tensor]) -> None:
 
 def group_norms(
     members: Sequence[Sequence[int]], gradients: Mapping[str, Tensor], norms: Norms, order: float
-) -> tuple[Sequence[Tensor], list[float]]:
-    """Norm of each group before clipping as it would be measured by itself, 0-d, and as a float of the host.
+) -> tuple[Tensor, list[float]]:
+    """Norm of each group before clipping as it would be measured by itself, shape (groups,), and as floats of the host.
 
     Args:
         members: of each group, positions in the gradients.
@@ -96,7 +96,7 @@ def group_norms(
     smallest = least_fast_norm(order)
     small = [group for group, value in enumerate(values) if value < smallest]
     if not small:
-        return totals.unbind(), values
+        return totals, values
     names = list(gradients)
     for group in small:  # powers that underflow, beside a larger norm that hid it
         exact = measure({names[position]: gradients[names[position]] for position in members[group]}, order)
@@ -104,7 +104,7 @@ def group_norms(
         if exact.value != 0:
             totals = totals.to(exact.total, copy=True)
             totals[group], values[group] = exact.total, exact.value
-    return totals.unbind(), values
+    return totals, values
 
 
 def shrink_(
@@ -121,68 +121,66 @@ def shrink_(
     Returns:
         Names of the groups whose gradients are to be removed, and the factor if there is only one.
     """
-    removed, shrunk = set(), []
-    for (group, one), own, norm in zip(decisions.items(), measured.members.values(), measured.norms, strict=True):
-        limit = one.limit
+    removed, places, limits = set(), [], []
+    made = list(decisions.items())
+    for place, (group, one) in enumerate(made):
+        limit = one.clipped_norm if one.clipped else one.limit
         if limit == 0:
             removed.add(group)
         elif limit is not None:
-            shrunk.append((own, norm, one, limit))
-    if not shrunk:
+            places.append(place)
+            limits.append(limit)
+    if not places:
         return removed, None if removed else 1.0
     gradients, names, scale = list(measured.gradients.values()), list(measured.gradients), measured.all.scale
-    if mode == "norm" and len(shrunk) == 1:
-        (own, norm, one, limit), is_only = shrunk[0], len(decisions) == 1
-        tensors = gradients if is_only else [gradients[place] for place in own]
-        factor = scale_(tensors, _factor(norm, one, limit), alike=measured.all.alike)
-        return removed, factor if is_only else None
-    if mode == "norm":
-        factors = _factors(*zip(*((norm, one, limit) for _, norm, one, limit in shrunk), strict=True))
-        if any(len(own) > 1 for own, _, _, _ in shrunk):
-            factors = factors[[place for place, (own, _, _, _) in enumerate(shrunk) for _ in own]]
-        scale_each_([gradients[place] for own, _, _, _ in shrunk for place in own], factors)
+    members = list(measured.members.values())
+    if mode != "norm":
+        for place, limit in zip(places, limits, strict=True):
+            tensors = [gradients[position] for position in members[place]]
+            if mode == "value":
+                clamp_(tensors, limit * scale)
+            else:
+                weights = [parameters[names[position]] for position in members[place]]
+                limit_units_(tensors, weights, limit * scale, wide=measured.norms.dtype is torch.float64)
         return removed, None
-    for own, norm, _, limit in shrunk:
-        tensors = [gradients[place] for place in own]
-        if mode == "value":
-            clamp_(tensors, limit * scale)
-        else:
-            wide = norm.dtype is torch.float64
-            limit_units_(tensors, [parameters[names[place]] for place in own], limit * scale, wide=wide)
+    if len(made) == 1:
+        one = made[0][1]
+        return removed, scale_(gradients, _factor(measured.norms, one, limits[0]), alike=measured.all.alike)
+    norms = measured.norms if len(places) == len(made) else measured.norms[places]
+    shrunk = [made[place][1] for place in places]
+    factors = clip_coefficients(norms, limits)
+    # Below the threshold the factor is that of the limit itself; at it bit for bit torch's.
+    further = [place for place, one in enumerate(shrunk) if limits[place] != one.threshold]
+    if further:
+        factors[further] = factors.new_tensor([limits[place] / shrunk[place].norm for place in further])
+    if len(places) < sum([len(members[place]) for place in places]):
+        factors = factors[[place for place, at in enumerate(places) for _ in members[at]]]
+    least = min([limit / one.norm for limit, one in zip(limits, shrunk, strict=True)])
+    tensors = [gradients[position] for place in places for position in members[place]]
+    scale_each_(tensors, factors, least, alike=measured.all.alike)
     return removed, None
 
 
 def _factor(norm: Tensor, decision: Decision, limit: float) -> Tensor:
     """Factor that brings a norm down to a limit, 0-d; at the threshold bit for bit torch's."""
+    norm = norm.reshape(())
     return clip_coefficient(norm, limit) if limit == decision.threshold else norm.new_tensor(limit / decision.norm)
 
 
-def _factors(norms: Sequence[Tensor], decisions: Sequence[Decision], limits: Sequence[float]) -> Tensor:
-    """As `_factor`, of several, shape (n,)."""
-    factors = clip_coefficients(torch.stack(list(norms)), limits)
-    other = [place for place, one in enumerate(decisions) if limits[place] != one.threshold]
-    if other:
-        factors[other] = factors.new_tensor([limits[place] / decisions[place].norm for place in other])
-    return factors
-
-
 def coefficient_of(decisions: Collection[Decision], total: float, mode: str, order: float) -> float:
-    """Share of the norm of all gradients that the decisions on their groups leave."""
-    if total <= 0 or all(one.limit is None for one in decisions):
+    """Share of the norm of all gradients that is left, if any of their groups was shrunk."""
+    if total <= 0:
         return 1.0
     return min(combined([one.rounded_norm(mode) for one in decisions], order) / total, 1.0)
 
 
-def allowed_norm(decisions: Collection[Decision], together: float | None, order: float) -> float:
-    """Bound that the groups' thresholds set on the norm of all gradients together; inf: none.
+def allowed_norm(decisions: Collection[Decision], order: float) -> float:
+    """Bound that the thresholds of all groups set on the norm of all gradients together; inf: none.
 
-    Args:
-        decisions: on all groups that have gradients.
-        together: bound on the norm of all groups in their warm-up, where they have one in common.
-        order: of the norm.
+    Groups that share a bound (`Decision.is_shared`) count once.
     """
-    own = [one.threshold for one in decisions if together is None or one.phase == "active"]
-    common = [together] if together is not None and len(own) < len(decisions) else []
+    own = [one.threshold for one in decisions if not one.is_shared]
+    common = [next(one.threshold for one in decisions if one.is_shared)] if len(own) < len(decisions) else []
     return combined([*own, *common], order) or inf
 
 
@@ -191,7 +189,7 @@ def combined(values: Sequence[float], order: float) -> float:
     largest = max(values, default=0.0)
     if order == inf or largest in (0, inf) or len(values) == 1:
         return largest
-    return float(largest * sum((value / largest) ** order for value in values) ** (1 / order))
+    return float(largest * sum([(value / largest) ** order for value in values]) ** (1 / order))
 
 
 def name_nonfinite(names: Collection[str], norms: Tensor) -> str:

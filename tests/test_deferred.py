@@ -27,7 +27,7 @@ from autoclip import (
     SkipStep,
     ZClip,
 )
-from autoclip.late_steps import LateSteps
+from autoclip.clipper.deferred import Deferred
 from autoclip.sinks import ConsoleSink, JSONLSink
 from tests.grouped import LAYERS
 from tests.host_reads import HostReads, Recording
@@ -386,7 +386,7 @@ def test_parameters_on_the_host_wait_of_themselves():
     optimizer = OPTIMIZERS["adamw"](net.parameters())
     clipper = autoclip.attach(optimizer)
     train(net, optimizer, clipper, bad={})
-    assert clipper._steps.late.pending is None
+    assert clipper._step.deferred.pending is None
 
 
 class Captured:
@@ -416,7 +416,7 @@ class Captured:
 
     def capture(self):
         with self.monkeypatch.context() as patched, Recording() as graph:
-            patched.setattr(LateSteps, "is_captured", lambda *_: True)
+            patched.setattr(Deferred, "is_captured", lambda *_: True)
             state = copy.deepcopy((self.net.state_dict(), self.optimizer.state_dict()))
             self.step()
         # A CUDA graph does nothing while it is captured; this recording has done it once.

@@ -1,31 +1,30 @@
 """The parameters of a clipper in groups, each with a policy and a response of its own."""
 
 from collections.abc import Collection, Mapping
-from math import isfinite
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from autoclip.gate import Decision, Gate, RelearnAfter, look_together
+from autoclip.clipper.measured import Measured, group_norms
+from autoclip.controller import Controller, Decision, RelearnAfter
 from autoclip.gradients import Norms, Source, group_by_parameter, kept_source, named_parameters
-from autoclip.measured import Measured, group_norms
 from autoclip.policies import Policy
 from autoclip.policies.policy import ALL, Phase, Response, Scope
 from autoclip.records import clip_rate
 
 
 class Groups:
-    """Which parameters there are, which group each belongs to, and the gate of every group.
+    """The parameters, the group of each, and the controller of every group.
 
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer.
         policy: of the one group of scope "global"; with other scopes each group has a clone of it.
         scope: "global", "parameter" or "group".
-        response: of every gate.
+        response: of every controller.
         patterns: for scope "group": group's name -> regular expression searched in the parameters' names; None: the
             parameter groups of the source.
-        relearn_after: of every gate.
+        relearn_after: of every controller.
 
     Raises:
         ValueError: there are no parameters, or patterns without scope "group".
@@ -43,10 +42,9 @@ class Groups:
         if patterns and scope != "group":
             raise ValueError(f"groups are for scope='group', got scope={scope!r}")
         self.policy = policy
-        self._bounds_total = policy.warmup_total is not None
         self.scope = scope
         self.parameters: dict[str, Tensor] = {}
-        self.gates: dict[str, Gate] = {}
+        self.controllers: dict[str, Controller] = {}
         self._response = response
         self._patterns = dict(patterns) if patterns else None
         self._relearn_after = relearn_after
@@ -55,7 +53,7 @@ class Groups:
         self._optimizer = source if isinstance(source, Optimizer) else None
         self._read(kept_source(source))
 
-    def read_added(self) -> None:
+    def refresh(self) -> None:
         """Read the parameters again if any were added to, or exchanged in, the optimizer that they came from."""
         if self._optimizer and self._given != _identities(self._optimizer):
             self._read(self._optimizer)
@@ -77,7 +75,7 @@ class Groups:
             order: of the norm.
         """
         if self.scope == "global":
-            return Measured(gradients, norms, {ALL: range(len(gradients))}, [norms.total], {ALL: norms.value})
+            return Measured(gradients, norms, {ALL: range(len(gradients))}, norms.total, {ALL: norms.value})
         members = self.members(list(gradients))
         totals, values = group_norms(list(members.values()), gradients, norms, order)
         return Measured(gradients, norms, members, totals, dict(zip(members, values, strict=True)))
@@ -90,32 +88,21 @@ class Groups:
             total: of all together.
             loss: of the step.
         """
-        bound, finite = self.warmup_total, isfinite(total)
         decisions = {}
         for group, norm in norms.items():
-            gate = self.gates[group]
-            if not finite and isfinite(norm):
-                decisions[group] = gate.look(norm)
-            elif bound is not None and finite and norm > 0 and gate.policy.phase == "warmup":
-                decisions[group] = gate.decide_together(norm, loss, min(1.0, bound / total), bound)
-            else:
-                decisions[group] = gate.decide(norm, loss)
+            decisions[group] = self.controllers[group].decide(norm, loss, total)
         return decisions
 
-    def decide_as(
-        self, before: Mapping[str, Decision], norms: Mapping[str, float], total: float
+    def judge_again(
+        self, norms: Mapping[str, float], total: float, before: Mapping[str, Decision]
     ) -> dict[str, Decision]:
         """Decide on finite gradients computed again within the same step, at its thresholds; nothing is learned."""
-        bound = self.warmup_total
         decisions = {}
         for group, norm in norms.items():
-            gate, then = self.gates[group], before.get(group)
-            if then is None:
-                decisions[group] = gate.look(norm)
-            elif bound is not None and norm > 0 and then.phase == "warmup":
-                decisions[group] = look_together(norm, min(1.0, bound / total), bound)
-            else:
-                decisions[group] = gate.look_again(norm, then)
+            controller = self.controllers[group]
+            decisions[group] = (
+                controller.judge_again(norm, total, before[group]) if group in before else controller.judge(norm)
+            )
         return decisions
 
     def remove_gradients(self, groups: Collection[str] | None = None) -> None:
@@ -124,36 +111,31 @@ class Groups:
             if groups is None or self._group_of[name] in groups:
                 parameter.grad = None
 
-    def kept(self, gradients: Mapping[str, Tensor], removed: Collection[str]) -> list[Tensor]:
+    def remaining(self, gradients: Mapping[str, Tensor], removed: Collection[str]) -> list[Tensor]:
         """The gradients that do not belong to the removed groups."""
         return [gradient for name, gradient in gradients.items() if self._group_of[name] not in removed]
 
     def phase(self, decisions: Collection[Decision]) -> Phase:
         """Phase of the groups that took part in the step (of all, if none did): "warmup" if any is in its warm-up."""
-        phases = [one.phase for one in decisions] or [gate.policy.phase for gate in self.gates.values()]
+        phases = [one.phase for one in decisions] or [one.policy.phase for one in self.controllers.values()]
         return "warmup" if "warmup" in phases else "active"
-
-    @property
-    def warmup_total(self) -> float | None:
-        """Bound on the norm of all groups together in their warm-up; None: each has its own."""
-        return self.policy.warmup_total if self._bounds_total else None
 
     @property
     def threshold(self) -> float | dict[str, float]:
         """Threshold of the next step: a float for scope "global", else group's name -> threshold."""
         if self.scope == "global":
             return self.policy.threshold()
-        return {name: gate.policy.threshold() for name, gate in self.gates.items()}
+        return {name: one.policy.threshold() for name, one in self.controllers.items()}
 
     @property
     def clip_rates(self) -> dict[str, float]:
         """Group's name -> share of its own active steps in which it was clipped; NaN before the first."""
-        return {name: clip_rate(gate.clipped_steps, gate.active_steps) for name, gate in self.gates.items()}
+        return {name: clip_rate(one.clipped_steps, one.active_steps) for name, one in self.controllers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Group's name -> state of its gate."""
-        self.read_added()
-        return {name: gate.state_dict() for name, gate in self.gates.items()}
+        """Group's name -> state of its controller."""
+        self.refresh()
+        return {name: one.state_dict() for name, one in self.controllers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` of the same policy and the same groups.
@@ -161,37 +143,37 @@ class Groups:
         Raises:
             ValueError: the state is of another policy, or of other groups. Nothing is changed.
         """
-        self.read_added()
-        if state.keys() != self.gates.keys():
-            differing = sorted(state.keys() ^ self.gates.keys())
+        self.refresh()
+        if differing := sorted(state.keys() ^ self.controllers.keys()):
             raise ValueError(
                 f"the state is of other groups than this Clipper's; not in both: {', '.join(differing[:5])}"
             )
-        # First into copies, so that nothing is changed where one of the states does not fit.
-        for gates in ({name: self._new_gate(self.policy.clone()) for name in self.gates}, self.gates):
-            for name, gate in gates.items():
-                gate.load_state_dict(state[name])
+        # First into copies, so that nothing changes if one of the states does not fit.
+        copies = {name: self._controller(self.policy.clone()) for name in self.controllers}
+        for controllers in (copies, self.controllers):
+            for name, controller in controllers.items():
+                controller.load_state_dict(state[name])
 
     def _read(self, source: Source) -> None:
-        known = {id(parameter): self.gates.get(name) for name, parameter in self.parameters.items()}
+        known = {id(parameter): self.controllers.get(name) for name, parameter in self.parameters.items()}
         self.parameters = named_parameters(source)
         if not self.parameters:
             raise ValueError("the source holds no parameters: nothing can be clipped")
         self._given = _identities(self._optimizer) if self._optimizer else []
         self._named = []
         self._group_of = group_by_parameter(source, self.parameters, self.scope, self._patterns)
-        kept: dict[str, Gate] = {}
+        kept: dict[str, Controller] = {}
         if self.scope == "parameter":  # a further group can give the others new names
-            kept = {name: gate for name, one in self.parameters.items() if (gate := known.get(id(one)))}
+            kept = {name: found for name, one in self.parameters.items() if (found := known.get(id(one)))}
         renamed = {*map(id, kept.values())}
-        kept = {name: gate for name, gate in self.gates.items() if id(gate) not in renamed} | kept
-        self.gates = {
-            name: kept.get(name) or self._new_gate(self.policy if self.scope == "global" else self.policy.clone())
+        kept = {name: one for name, one in self.controllers.items() if id(one) not in renamed} | kept
+        self.controllers = {
+            name: kept.get(name) or self._controller(self.policy if self.scope == "global" else self.policy.clone())
             for name in dict.fromkeys(self._group_of.values())
         }
 
-    def _new_gate(self, policy: Policy) -> Gate:
-        return Gate(policy, self._response, self._relearn_after)
+    def _controller(self, policy: Policy) -> Controller:
+        return Controller(policy, self._response, self._relearn_after)
 
 
 def _identities(optimizer: Optimizer) -> list[int]:

@@ -1,14 +1,14 @@
 """The loss of an optimizer step: the mean over its micro-batches and over the ranks that train together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from autoclip.gradients.host import PinnedCopy, on_device
 from autoclip.gradients.sharded import whole_number
-from autoclip.host_copy import HostCopy, on_device
 
 ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 """Ranks that train together."""
@@ -49,7 +49,7 @@ class StepLoss:
     Args:
         loss: of this rank; None: no rank has one.
         ranks: to average over, see `process_group`.
-        parameters: on whose device the ranks meet.
+        parameter: on whose device the ranks meet.
 
     Raises:
         ValueError: this rank is not among the ranks, or the loss is not one number.
@@ -59,7 +59,7 @@ class StepLoss:
         self,
         loss: float | Tensor | None,
         ranks: ProcessGroup | Literal["world"] | None,
-        parameters: Mapping[str, Tensor],
+        parameter: Tensor,
     ) -> None:
         own = None if loss is None else checked_loss(loss)
         self._mean = own
@@ -67,7 +67,6 @@ class StepLoss:
         self._work: Any = None
         group = process_group(ranks)
         if own is not None and group is not None:
-            parameter = next(iter(parameters.values()))
             self._ranks = torch.distributed.get_world_size(group)
             if isinstance(own, Tensor):
                 total = own.to(parameter.device, torch.float64, copy=True)
@@ -78,7 +77,8 @@ class StepLoss:
 
     def read(self) -> float | None:
         """The mean as a float of the host; None: no loss was given."""
-        self.join()
+        if self._work is not None:
+            self._work.wait()
         return None if self._mean is None else float(self._mean) / self._ranks  # host read
 
     def join(self) -> None:
@@ -91,7 +91,7 @@ class StepLoss:
         mean, ranks = self._mean, self._ranks
         if not isinstance(mean, Tensor):
             return lambda: mean
-        copy = HostCopy(mean.reshape(1))
+        copy = PinnedCopy(mean.reshape(1))
         return lambda: copy.read()[0] / ranks
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict
 
-from autoclip.gate import RelearnAfter
-from autoclip.losses import ProcessGroup
+from autoclip.clipper.losses import ProcessGroup
+from autoclip.controller import RelearnAfter
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import Sink
 

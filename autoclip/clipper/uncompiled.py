@@ -11,7 +11,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def eager(function: Callable[P, R]) -> Callable[P, R]:
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """`torch.no_grad` and `torch.compiler.disable` in one, as it is called in every step.
 
     `torch.compiler.disable` itself would take a second to import the compiler, even if nobody compiles.

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from autoclip.clip_function import ClipFn
 from autoclip.clipper import Clipper
-from autoclip.clipper_options import ClipperOptions
-from autoclip.eager import eager
-from autoclip.fused_optimizer import FusedOptimizer
-from autoclip.losses import process_group
-from autoclip.notices import Notices
+from autoclip.clipper.checks import CHECKED_STEPS
+from autoclip.clipper.clip_function import ClipFn
+from autoclip.clipper.found_inf import FoundInf
+from autoclip.clipper.losses import process_group
+from autoclip.clipper.options import ClipperOptions
+from autoclip.clipper.uncompiled import uncompiled
 from autoclip.policies import NoClip, Policy
-from autoclip.watch import WATCHED_STEPS
+from autoclip.warn_once import WarnOnce
 
 STEP_WRAPPER = Optimizer.profile_hook_step.__code__.co_filename
 """Where torch wraps `step` in a function that calls the hooks."""
@@ -79,15 +79,8 @@ def attach(
             f"clip_fn scales all gradients by their one norm: it needs mode='norm' and scope='global', got "
             f"mode={clipper.mode!r}, scope={clipper.scope!r}"
         )
-    if isinstance(inner, torch.optim.LBFGS) and not isinstance(clipper.policy, NoClip):
-        clipper._log.notices.say(
-            "curvature",
-            "LBFGS measures curvature by the differences of gradients, which clipping falsifies: training may diverge; "
-            "give it line_search_fn='strong_wolfe', and clip rarely (a high percentile), or not at all",
-        )
     hook = _ClipBeforeStep(clipper, inner, clip_fn)
-    clipper._steps.late.check()
-    clipper._handles = [inner.register_step_pre_hook(hook), inner.register_step_post_hook(hook.after)]
+    clipper.connect(hook.found_inf, hook.register)
     return clipper
 
 
@@ -127,19 +120,44 @@ class _ClipBeforeStep:
     def __init__(self, clipper: Clipper, optimizer: Optimizer, clip_fn: ClipFn | None) -> None:
         self.clipper = clipper
         self.clip_fn = clip_fn
-        self.fused = clipper._steps.late.fused = FusedOptimizer(optimizer)
+        self.found_inf = FoundInf(optimizer)
+        self._optimizer = optimizer
         self._evaluations = 1  # of the closure of the step under way
-        self._looks = WATCHED_STEPS
-        self._notices = Notices()
+        self._is_in_step = False
+        self._nested = 0  # calls of `step` within the one under way
+        self._looks = CHECKED_STEPS
+        self._handle: Any = None  # of `_look`
+        self._warn_once = WarnOnce()
+        if isinstance(optimizer, torch.optim.LBFGS) and not isinstance(clipper.policy, NoClip):
+            self._warn_once(
+                "curvature",
+                "LBFGS measures curvature by the differences of gradients, which clipping falsifies: training may "
+                "diverge; give it line_search_fn='strong_wolfe', and clip rarely (a high percentile), or not at all",
+            )
 
-    # A threshold that changes would have a compiled step compiled anew each time.
-    @eager
+    def register(self) -> list[Any]:
+        """Register the hooks, and return their handles."""
+        return [
+            self._optimizer.register_step_pre_hook(self),
+            self._optimizer.register_step_post_hook(self.after),
+            self,
+        ]
+
+    def remove(self) -> None:
+        """Remove the hook that looks behind others."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    # The compiler would compile the step again for each new threshold.
+    @uncompiled
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if _is_nested(optimizer):
+        if self._is_in_step and _is_nested(optimizer):
+            self._nested += 1
             return None
-        self.fused.forget()  # of a step that raised
+        self._is_in_step, self._nested = True, 0
+        self.found_inf.forget()  # of a step that raised
         scaler = kwargs.get("grad_scaler")
         positional = len(args) > 1 and callable(args[1])
         closure = args[1] if positional else kwargs.get("closure")
@@ -167,33 +185,36 @@ class _ClipBeforeStep:
             return (args[0], closure_and_clip, *args[2:]), kwargs
         return args, {**kwargs, "closure": closure_and_clip}
 
-    @eager
+    @uncompiled
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook at the end of the step."""
-        self.fused.forget()
+        if self._nested:
+            self._nested -= 1
+            return
+        self._is_in_step = False
+        self.found_inf.forget()
         if self._evaluations == 0:
-            self._notices.say(
+            self._warn_once(
                 "unclipped",
                 f"{type(optimizer).__name__} was given a closure and did not call it, so nothing was clipped: call "
                 f"clipper.step() by hand, before optimizer.step()",
             )
-        self._look_behind(optimizer)
+        hooks = optimizer._optimizer_step_pre_hooks
+        if self._looks > 0 and next(reversed(hooks.values())) not in (self, self._look):
+            self.remove()
+            self._handle = optimizer.register_step_pre_hook(self._look)  # after all others
 
-    def _look_behind(self, optimizer: Optimizer) -> None:
-        """Warn, in the first steps, if a hook that runs after this one has made the gradients larger again.
-
-        Looks only if there is such a hook: some optimizers write to the gradients in their step.
-        """
-        later = next(reversed(optimizer._optimizer_step_pre_hooks.values())) is not self
-        if self._looks == 0 or not later or process_group("world") is not None:
-            return
-        last = self.clipper.last  # waits
-        if last is None:
+    @uncompiled
+    def _look(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Warn if a hook that was registered later made the gradients larger again."""
+        if self._looks == 0 or self._nested or process_group("world") is not None:
             return
         self._looks -= 1
-        norm = self.clipper.norm_now()
-        if last.finite and 1.01 * last.threshold < norm < inf:  # an overflow is no step, and left as it is
-            self._notices.say(
+        last = self.clipper.last  # waits
+        scale = _loss_scale(optimizer, kwargs.get("grad_scaler"))
+        norm = self.clipper.norm_now() / (1.0 if scale is None else float(scale))
+        if last is not None and last.finite and 1.01 * last.threshold < norm < inf:  # an overflow is left as it is
+            self._warn_once(
                 "changed",
                 f"the gradients have a norm of {norm:.4g} after they were clipped at {last.threshold:.4g}: a hook of "
                 f"this optimizer that was registered later changes them; attach() after it",

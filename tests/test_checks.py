@@ -1,7 +1,8 @@
-"""Gradients that are not as the clipper left them are noticed in the first steps."""
+"""Second calls, second clippers, and gradients that are not as the clipper left them are noticed."""
 
 import gc
 import sys
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
-from autoclip import Clipper, Fixed, NoClip, attach, watch
-from autoclip.watch import WATCHED_STEPS
+from autoclip import Clipper, Fixed, NoClip, attach
+from autoclip.clipper import checks
+from autoclip.clipper.checks import CHECKED_STEPS, Checks, Mark
+from autoclip.warn_once import WarnOnce
 from tests.small_network import one_weight
 
 
@@ -97,10 +100,10 @@ def test_other_optimizers_are_not_looked_at():
 
 def test_only_the_first_steps_are_looked_at():
     weight, optimizer, clipper, _ = setting()
-    train(weight, optimizer, clipper, [5.0] * WATCHED_STEPS)
-    assert not watch._WAITING
+    train(weight, optimizer, clipper, [5.0] * CHECKED_STEPS)
+    assert not checks._WAITING
     train(weight, optimizer, clipper, [5.0], between=lambda: weight.grad.mul_(3))
-    assert not watch._WAITING
+    assert not checks._WAITING
 
 
 def test_a_monitor_is_told_too():
@@ -148,7 +151,7 @@ def test_an_attached_clipper_needs_no_look():
     attach(optimizer, Fixed(1.0))
     weight.grad = torch.tensor([5.0])
     optimizer.step()
-    assert not watch._WAITING
+    assert not checks._WAITING
 
 
 def test_all_clippers_share_one_hook_and_dropped_ones_are_forgotten():
@@ -160,9 +163,9 @@ def test_all_clippers_share_one_hook_and_dropped_ones_are_forgotten():
         Clipper([weight], Fixed(1.0)).step()
         gc.collect()
     assert list(_global_optimizer_pre_hooks) == hooks
-    assert len(watch._WAITING) == 1
+    assert len(checks._WAITING) == 1
     torch.optim.SGD([weight], lr=0.1).step()
-    assert not watch._WAITING
+    assert not checks._WAITING
 
 
 def test_a_hook_of_all_optimizers_may_call_step():
@@ -171,12 +174,12 @@ def test_a_hook_of_all_optimizers_may_call_step():
     clipper = Clipper([weight], Fixed(1.0))
     handle = register_optimizer_step_pre_hook(lambda *_: clipper.step() and None)
     try:
-        for _ in range(WATCHED_STEPS + 2):
+        for _ in range(CHECKED_STEPS + 2):
             weight.grad = torch.tensor([5.0])
             optimizer.step()
     finally:
         handle.remove()
-    assert clipper.last.step == WATCHED_STEPS + 1
+    assert clipper.last.step == CHECKED_STEPS + 1
     assert weight.grad.item() == pytest.approx(1.0)
 
 
@@ -184,13 +187,123 @@ def test_threads_train_beside_each_other():
     def fresh_clippers(_):
         for _ in range(60):
             weight, optimizer, clipper, _ = setting()
-            train(weight, optimizer, clipper, [5.0] * (WATCHED_STEPS + 1))
+            train(weight, optimizer, clipper, [5.0] * (CHECKED_STEPS + 1))
         return clipper.last.step
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(fresh_clippers, range(4))) == [WATCHED_STEPS] * 4
+            assert list(pool.map(fresh_clippers, range(4))) == [CHECKED_STEPS] * 4
     finally:
         sys.setswitchinterval(interval)
+
+
+def fresh_checks():
+    return Checks("norm", 2.0, WarnOnce())
+
+
+def is_contested(one, gradients):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        one.before(gradients)
+    return any("another clipper" in str(warning.message) for warning in told)
+
+
+def test_a_clipper_that_is_alone_is_not_contested():
+    gradients = [torch.ones(2), torch.ones(2)]
+    own = fresh_checks()
+    for _ in range(CHECKED_STEPS + 2):
+        assert not is_contested(own, gradients)
+        own.mark(gradients)
+
+
+def test_a_clipper_that_comes_after_another_is_contested():
+    shared = torch.ones(2)
+    fresh_checks().mark([torch.ones(1), shared])
+    second = fresh_checks()
+    assert not is_contested(second, [torch.ones(2)])  # equal, but another
+    assert is_contested(second, [shared])
+
+
+def test_gradients_that_were_written_to_since_belong_to_nobody():
+    shared = torch.ones(2)
+    fresh_checks().mark([shared])
+    shared.zero_()
+    assert not is_contested(fresh_checks(), [shared])
+
+
+def test_marks_keep_no_gradient_alive():
+    fresh_checks().mark([torch.ones(2), torch.ones(3)])
+    fresh_checks().mark([])  # drops those that are gone
+    assert all(not memory.expired() for memory, _, _ in checks._CLIPPED.values())
+
+
+@pytest.mark.parametrize("make", [lambda: torch.ones(3), lambda: torch.eye(3).to_sparse().coalesce()])
+def test_a_mark_knows_its_gradient_until_somebody_writes_to_it(make):
+    gradient = make()
+    mark = Mark([gradient], gradient.sum(), None)
+    assert mark.is_on(gradient)
+    assert not mark.is_on(make())
+    gradient.mul_(2)
+    assert not mark.is_on(gradient)
+
+
+def test_a_mark_is_not_taken_in_by_memory_that_is_used_again():
+    for _ in range(50):
+        gradient = torch.ones(64)
+        mark = Mark([gradient], gradient.sum(), None)
+        del gradient
+        assert not mark.is_on(torch.ones(64))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_model_can_be_converted_after_a_clipped_step(swap):
+    net = nn.Linear(2, 2)
+    clipper = Clipper(net, Fixed(0.1))
+    torch.__future__.set_swap_module_params_on_conversion(swap)
+    try:
+        for _ in range(CHECKED_STEPS + 2):
+            net(torch.ones(1, 2)).sum().backward()
+            clipper.step()
+            net.to(torch.bfloat16)
+            net.double()
+            net.float()
+            net.zero_grad()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert clipper.clip_rate == 1.0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_optimizer_that_writes_to_gradients_in_its_step_is_not_blamed(order):
+    class WritesToGradients(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad.add_(100 * torch.ones_like(parameter))
+            return super().step(closure)
+
+    weights = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
+    optimizers = [WritesToGradients(weights[:1], lr=0.1), torch.optim.SGD(weights[1:], lr=0.1)]
+    clipper = Clipper(weights, Fixed(1.0))
+    for _ in range(CHECKED_STEPS):
+        for weight in weights:
+            weight.grad = torch.tensor([5.0])
+        clipper.step()
+        for place in order:
+            optimizers[place].step()
+    assert clipper.clip_rate == 1.0
+
+
+def test_the_second_of_two_optimizers_is_looked_at_too():
+    weights = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]
+    clipper = Clipper(weights, Fixed(1.0))
+    for weight in weights:
+        weight.grad = torch.tensor([5.0])
+    clipper.step()
+    optimizers[0].step()
+    weights[1].grad.mul_(10)
+    with pytest.warns(UserWarning, match=r"norm of 7.071 in optimizer.step\(\), after they were clipped at 1"):
+        optimizers[1].step()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 
-class FusedOptimizer:
+class FoundInf:
     """Leaves out a step on the device by setting `found_inf`, as a `GradScaler` does with fused optimizers.
 
     Args:
@@ -25,7 +25,7 @@ class FusedOptimizer:
         return fused and getattr(self._optimizer, "_step_supports_amp_scaling", False)
 
     @property
-    def can_leave_out(self) -> bool:
+    def can_skip(self) -> bool:
         """Whether the next step can be left out on the device, without a trace."""
         # The momentum of torch's fused SGD stays uninitialised memory where its very first step is left out.
         return self.is_fused and (not isinstance(self._optimizer, SGD) or self._has_momentum())
@@ -36,7 +36,12 @@ class FusedOptimizer:
         found: Tensor | None = getattr(self._optimizer, "found_inf", None)
         return None if found is self._ours else found
 
-    def leave_out(self, bad: Tensor) -> None:
+    def has_overflow(self) -> bool:
+        """Return True if a scaler has found an overflow, and will leave the next step out; waits."""
+        overflow = self.overflow
+        return overflow is not None and float(overflow) != 0  # host read
+
+    def skip_step(self, bad: Tensor) -> None:
         """Leave the next step out if `bad`, 0-d, is 1."""
         overflow = self.overflow
         if overflow is None:

@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 
-from autoclip.gate import Decision, Gate
+from autoclip.controller import Controller, Decision
 from autoclip.policies import (
     AdaGC,
     AutoClip,
@@ -20,77 +20,77 @@ from autoclip.policies import (
 from tests.streams import follow, norm_streams, with_useless_norms
 
 
-def decide(gate, norms, loss=None):
-    return [gate.decide(norm, loss) for norm in norms]
+def decide(controller, norms, loss=None):
+    return [controller.decide(norm, loss) for norm in norms]
 
 
-def through_json(gate):
-    resumed = Gate(gate.policy.clone(), gate.response, gate.limit)
-    resumed.load_state_dict(json.loads(json.dumps(gate.state_dict(), allow_nan=False)))
+def through_json(controller):
+    resumed = Controller(controller.policy.clone(), controller.response, controller.limit)
+    resumed.load_state_dict(json.loads(json.dumps(controller.state_dict(), allow_nan=False)))
     return resumed
 
 
 def warmed_up(response, relearn_after="auto", **bounds):
-    """A gate at threshold 1, which moves with the norms by a tenth of a percent a step at most."""
-    gate = Gate(RunningQuantile(50, rate=1e-3, warmup_steps=3, **bounds), response, relearn_after)
-    decide(gate, [1.0] * 3)
-    return gate
+    """A controller at threshold 1, which moves with the norms by a tenth of a percent a step at most."""
+    controller = Controller(RunningQuantile(50, rate=1e-3, warmup_steps=3, **bounds), response, relearn_after)
+    decide(controller, [1.0] * 3)
+    return controller
 
 
 @pytest.mark.parametrize(("response", "left"), [("scale", 2.0), ("reciprocal", 0.5), ("skip", 0.0)])
 def test_a_norm_above_the_threshold_becomes_what_the_response_says(response, left):
-    gate = Gate(Fixed(2.0), response)
-    assert gate.decide(8.0, None) == Decision(8.0, 2.0, "active", clipped=True, clipped_norm=left)
-    assert gate.decide(2.0, None) == Decision(2.0, 2.0, "active", clipped=False, clipped_norm=2.0)
-    assert (gate.active_steps, gate.clipped_steps) == (2, 1)
+    controller = Controller(Fixed(2.0), response)
+    assert controller.decide(8.0, None) == Decision(8.0, 2.0, "active", clipped=True, clipped_norm=left)
+    assert controller.decide(2.0, None) == Decision(2.0, 2.0, "active", clipped=False, clipped_norm=2.0)
+    assert (controller.active_steps, controller.clipped_steps) == (2, 1)
 
 
 @pytest.mark.parametrize("response", ["scale", "reciprocal", "skip"])
 def test_the_warmup_always_scales(response):
-    gate = Gate(ZClip(warmup_steps=3, warmup_threshold=2.0), response)
-    assert decide(gate, [8.0] * 3) == [Decision(8.0, 2.0, "warmup", clipped=True, clipped_norm=2.0)] * 3
-    assert (gate.active_steps, gate.clipped_steps) == (0, 0)
-    assert gate.decide(1.0, None).phase == "active"
+    controller = Controller(ZClip(warmup_steps=3, warmup_threshold=2.0), response)
+    assert decide(controller, [8.0] * 3) == [Decision(8.0, 2.0, "warmup", clipped=True, clipped_norm=2.0)] * 3
+    assert (controller.active_steps, controller.clipped_steps) == (0, 0)
+    assert controller.decide(1.0, None).phase == "active"
 
 
 def test_the_policys_own_formula_says_what_reciprocal_leaves():
-    gate = Gate(ZClip(z_threshold=2, warmup_steps=2, warmup_threshold=inf), "reciprocal")
-    decide(gate, [0.5, 1.5])
-    assert gate.decide(3.0, None).clipped_norm == pytest.approx(1.500001, rel=1e-9)
+    controller = Controller(ZClip(z_threshold=2, warmup_steps=2, warmup_threshold=inf), "reciprocal")
+    decide(controller, [0.5, 1.5])
+    assert controller.decide(3.0, None).clipped_norm == pytest.approx(1.500001, rel=1e-9)
 
 
 @pytest.mark.parametrize("response", ["scale", "reciprocal", "skip"])
 @pytest.mark.parametrize("stream", ["lognormal", "drift up", "heavy tail", "spikes"])
 def test_what_is_left_is_never_more_than_the_norm_and_the_threshold(stream, response):
     for policy in (RunningQuantile(), ZClip(), ZClip(form="mean", max_threshold=1.0), SkipStep(), AutoClip(90)):
-        gate = Gate(policy, response)
+        controller = Controller(policy, response)
         for norm in norm_streams(400)[stream]:
-            decision = gate.decide(norm, None)
+            decision = controller.decide(norm, None)
             assert 0 <= decision.clipped_norm <= min(norm, decision.threshold)
             assert (decision.clipped_norm < norm) == decision.clipped == (norm > decision.threshold)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [(RunningQuantile(100), 3.0), (AutoClip(100), 9.0)])
 def test_a_policy_learns_after_the_decision_and_an_inclusive_one_before(policy, expected):
-    gate = Gate(policy, "scale")
+    controller = Controller(policy, "scale")
     policy.relearn([3.0])
-    assert gate.decide(9.0, None).threshold == expected
+    assert controller.decide(9.0, None).threshold == expected
 
 
 def test_the_loss_reaches_the_policy():
-    gate, policy = Gate(LossAwareQuantile(), "scale"), LossAwareQuantile()
+    controller, policy = Controller(LossAwareQuantile(), "scale"), LossAwareQuantile()
     losses = [1.0, 2.0, 3.0, 4.0]
-    decisions = [gate.decide(1.0, loss) for loss in losses]
+    decisions = [controller.decide(1.0, loss) for loss in losses]
     assert [one.threshold for one in decisions] == follow(policy, [1.0] * 4, losses)
 
 
 @pytest.mark.parametrize("useless", [nan, inf, 0.0])
 def test_norms_that_are_zero_or_not_finite_are_neither_clipped_nor_counted_and_end_no_run_of_clipped_steps(useless):
-    gate = warmed_up("skip", relearn_after=4)
-    decisions = decide(gate, [50.0, 50.0, useless, 50.0, useless])
+    controller = warmed_up("skip", relearn_after=4)
+    decisions = decide(controller, [50.0, 50.0, useless, 50.0, useless])
     assert [one.clipped for one in decisions] == [True, True, False, True, False]
-    assert (gate.active_steps, gate.clipped_steps) == (3, 3)
-    assert gate.decide(50.0, None).relearned == 4
+    assert (controller.active_steps, controller.clipped_steps) == (3, 3)
+    assert controller.decide(50.0, None).relearned == 4
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,16 @@ def test_norms_that_are_zero_or_not_finite_are_neither_clipped_nor_counted_and_e
     ids=str,
 )
 def test_a_new_level_shows_after_20_skipped_steps_or_ten_windows_clipped(policy, response, limit):
-    assert Gate(policy, response).limit == limit
-    assert Gate(policy, response, None).limit is None
-    assert Gate(policy, response, 3).limit == 3
+    assert Controller(policy, response).limit == limit
+    assert Controller(policy, response, None).limit is None
+    assert Controller(policy, response, 3).limit == 3
 
 
 @pytest.mark.parametrize("response", ["skip", "scale", "reciprocal"])
 def test_a_lasting_new_level_is_relearned_once_from_its_own_norms(response):
-    gate = warmed_up(response)
+    controller = warmed_up(response)
     limit = {"skip": 20, "scale": 1000, "reciprocal": 1000}[response]
-    decisions = decide(gate, [100.0] * (limit + 200))
+    decisions = decide(controller, [100.0] * (limit + 200))
     assert [one.relearned for one in decisions] == [0] * (limit - 1) + [limit] + [0] * 200
     assert all(one.clipped for one in decisions[:limit])
     assert decisions[limit - 1].threshold < 5  # what was in force in the step that told
@@ -129,39 +129,39 @@ def test_a_lasting_new_level_is_relearned_once_from_its_own_norms(response):
 @pytest.mark.parametrize("policy", [SkipStep(), ZClip(), RunningQuantile(90), FixedPercentile(90)], ids=str)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_level_a_hundred_times_as_high_is_skipped_for_20_steps_at_most(policy, seed):
-    gate = Gate(policy.clone(), "skip")
+    controller = Controller(policy.clone(), "skip")
     norms = norm_streams(600, seed)["shift up"]
-    skipped = [one.clipped_norm == 0 for one in decide(gate, norms)]
+    skipped = [one.clipped_norm == 0 for one in decide(controller, norms)]
     assert skipped[300]
     assert sum(skipped[300:350]) <= 20 + 10
     assert sum(skipped[350:]) <= 50
 
 
 def test_without_the_guard_a_frozen_threshold_skips_every_step_of_a_new_level():
-    gate = Gate(FixedPercentile(90), "skip", relearn_after=None)
-    assert all(one.clipped_norm == 0 for one in decide(gate, norm_streams(600)["shift up"])[300:])
+    controller = Controller(FixedPercentile(90), "skip", relearn_after=None)
+    assert all(one.clipped_norm == 0 for one in decide(controller, norm_streams(600)["shift up"])[300:])
 
 
 def test_adagc_reaches_a_level_above_the_bound_of_its_warmup():
-    gate = Gate(AdaGC(warmup_steps=5), "scale")
-    decide(gate, [0.5] * 5 + [50.0] * 1000)
-    assert gate.decide(50.0, None).clipped_norm == 50.0
+    controller = Controller(AdaGC(warmup_steps=5), "scale")
+    decide(controller, [0.5] * 5 + [50.0] * 1000)
+    assert controller.decide(50.0, None).clipped_norm == 50.0
 
 
 def test_an_unclipped_step_begins_the_count_anew():
-    gate = warmed_up("skip")
-    assert not any(one.relearned for one in decide(gate, ([100.0] * 19 + [0.5]) * 10))
-    assert gate.clipped_steps == 190
+    controller = warmed_up("skip")
+    assert not any(one.relearned for one in decide(controller, ([100.0] * 19 + [0.5]) * 10))
+    assert controller.clipped_steps == 190
 
 
 def test_the_policy_begins_anew_from_as_many_recent_norms_as_its_window_holds():
-    gate = Gate(CenterMultiple("mean", multiple=1.0, window=3, warmup_steps=1), "skip", relearn_after=5)
-    gate.policy.observe(1.0)
+    controller = Controller(CenterMultiple("mean", multiple=1.0, window=3, warmup_steps=1), "skip", relearn_after=5)
+    controller.policy.observe(1.0)
     for norm in (100.0, 200.0, 400.0, 800.0, 1600.0):  # each above the mean of the three before
-        relearned = gate.decide(norm, None).relearned
+        relearned = controller.decide(norm, None).relearned
     assert relearned == 5
-    assert gate.policy.state_dict()["norms"] == {"values": [400.0, 800.0, 1600.0]}
-    single = Gate(CenterMultiple("mean", multiple=1.0, window=1, warmup_steps=1), "skip", relearn_after=2)
+    assert controller.policy.state_dict()["norms"] == {"values": [400.0, 800.0, 1600.0]}
+    single = Controller(CenterMultiple("mean", multiple=1.0, window=1, warmup_steps=1), "skip", relearn_after=2)
     single.policy.observe(1.0)
     assert [one.relearned for one in decide(single, [5.0, 9.0])] == [0, 2]
     assert single.policy.state_dict()["norms"] == {"values": [9.0]}
@@ -171,9 +171,9 @@ def test_the_policy_begins_anew_from_as_many_recent_norms_as_its_window_holds():
 @pytest.mark.parametrize("stop", [0, 3, 5, 100, 305, 319, 320, 330])
 def test_a_resumed_gate_equals_the_uninterrupted_one_also_in_the_middle_of_clipped_steps(policy, stop):
     norms = with_useless_norms([*norm_streams(300)["lognormal"], *[200.0] * 60])
-    uninterrupted = Gate(policy.clone(), "skip", relearn_after=20)
+    uninterrupted = Controller(policy.clone(), "skip", relearn_after=20)
     expected = decide(uninterrupted, norms)
-    first = Gate(policy.clone(), "skip", relearn_after=20)
+    first = Controller(policy.clone(), "skip", relearn_after=20)
     begun = decide(first, norms[:stop])
     resumed = through_json(first)
     assert begun + decide(resumed, norms[stop:]) == expected
@@ -181,35 +181,35 @@ def test_a_resumed_gate_equals_the_uninterrupted_one_also_in_the_middle_of_clipp
 
 
 def test_the_state_does_not_grow_with_the_steps_clipped():
-    gate = Gate(FixedPercentile(1, warmup_steps=2), "scale", relearn_after=5000)
-    decide(gate, [1.0, 1.0] + [9.0] * 3000)
-    assert gate.state_dict()["recent"] == [9.0] * 100
+    controller = Controller(FixedPercentile(1, warmup_steps=2), "scale", relearn_after=5000)
+    decide(controller, [1.0, 1.0] + [9.0] * 3000)
+    assert controller.state_dict()["recent"] == [9.0] * 100
 
 
-def test_looking_learns_and_counts_nothing():
-    gate = warmed_up("skip", relearn_after=2)
-    gate.decide(50.0, None)
-    before = gate.state_dict()
-    assert [gate.look(norm).clipped_norm for norm in (0.5, 70.0, 80.0)] == [0.5, 0.0, 0.0]
-    assert gate.look(70.0).relearned == 0
-    assert not gate.look(inf).clipped
-    assert gate.look(nan).clipped_norm != gate.look(nan).clipped_norm
-    assert gate.state_dict() == before
-    assert gate.decide(50.0, None).relearned == 2
+def test_judging_learns_and_counts_nothing():
+    controller = warmed_up("skip", relearn_after=2)
+    controller.decide(50.0, None)
+    before = controller.state_dict()
+    assert [controller.judge(norm).clipped_norm for norm in (0.5, 70.0, 80.0)] == [0.5, 0.0, 0.0]
+    assert controller.judge(70.0).relearned == 0
+    assert not controller.judge(inf).clipped
+    assert controller.judge(nan).clipped_norm != controller.judge(nan).clipped_norm
+    assert controller.state_dict() == before
+    assert controller.decide(50.0, None).relearned == 2
 
 
-def test_looking_in_the_warmup_scales():
-    gate = Gate(SkipStep(warmup_threshold=2.0), "skip")
-    assert gate.look(8.0) == Decision(8.0, 2.0, "warmup", clipped=True, clipped_norm=2.0)
+def test_judging_in_the_warmup_scales():
+    controller = Controller(SkipStep(warmup_threshold=2.0), "skip")
+    assert controller.judge(8.0) == Decision(8.0, 2.0, "warmup", clipped=True, clipped_norm=2.0)
 
 
-@pytest.mark.parametrize("coefficient", [0.25, 1.0])
-def test_deciding_together_scales_by_the_coefficient_and_teaches_what_is_left(coefficient):
-    gate = Gate(AdaGC(absolute=3.0, warmup_steps=2), "scale")
-    decided = gate.decide_together(8.0, None, coefficient, 3.0)
-    assert decided == Decision(8.0, 3.0, "warmup", clipped=coefficient < 1, clipped_norm=8.0 * coefficient)
-    assert gate.policy.state_dict()["warmup_norms"] == [8.0 * coefficient]
-    assert (gate.active_steps, gate.clipped_steps) == (0, 0)
+@pytest.mark.parametrize(("norm", "total", "left"), [(8.0, 12.0, 2.0), (2.0, 2.5, 2.0), (0.0, 12.0, 0.0)])
+def test_a_bound_on_all_groups_together_scales_and_teaches_what_is_left(norm, total, left):
+    controller = Controller(AdaGC(absolute=3.0, warmup_steps=2), "scale")
+    decided = controller.decide(norm, None, total)
+    assert decided == Decision(norm, 3.0, "warmup", clipped=left < norm, clipped_norm=left, is_shared=True)
+    assert controller.policy.state_dict()["warmup_norms"] == ([left] if left else [])
+    assert (controller.active_steps, controller.clipped_steps) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -226,35 +226,35 @@ def test_deciding_together_scales_by_the_coefficient_and_teaches_what_is_left(co
     ids=str,
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, message):
-    gate = warmed_up("skip")
-    decide(gate, [9.0, 9.0])
-    before = gate.state_dict()
+    controller = warmed_up("skip")
+    decide(controller, [9.0, 9.0])
+    before = controller.state_dict()
     broken = {key: value for key, value in {**before, **change}.items() if value is not Ellipsis}
     with pytest.raises(ValueError, match=message):
-        gate.load_state_dict(broken)
-    assert gate.state_dict() == before
+        controller.load_state_dict(broken)
+    assert controller.state_dict() == before
 
 
 @pytest.mark.parametrize("relearn_after", [0, -5, True, False])
 def test_a_wrong_number_of_steps_is_refused_with_the_value(relearn_after):
     message = f"relearn_after must be a whole number >= 1, 'auto' or None, got {relearn_after}"
     with pytest.raises(ValueError, match=message):
-        Gate(SkipStep(), "skip", relearn_after)
+        Controller(SkipStep(), "skip", relearn_after)
 
 
 def test_a_new_level_is_learned_without_the_slow_start_of_untrained_weights():
-    gate = Gate(LossAwareQuantile(50, 0.1), "skip")
+    controller = Controller(LossAwareQuantile(50, 0.1), "skip")
     for _ in range(100):
-        gate.decide(1.0, 1.0)
-    decisions = [gate.decide(100.0, 1.0) for _ in range(200)]
+        controller.decide(1.0, 1.0)
+    decisions = [controller.decide(100.0, 1.0) for _ in range(200)]
     assert sum(decision.relearned > 0 for decision in decisions) == 1
     assert sum(decision.clipped for decision in decisions[20:]) <= 95  # percentile 50 of equal norms
 
 
 @pytest.mark.parametrize("policy", [RunningQuantile(90, max_threshold=1.0), ZClip(max_threshold=1.0)])
 def test_what_the_users_own_bound_clips_is_no_new_level(policy):
-    gate = Gate(policy, "scale", 50)
-    decisions = [gate.decide(5.0 + step % 2, None) for step in range(1000)]
+    controller = Controller(policy, "scale", 50)
+    decisions = [controller.decide(5.0 + step % 2, None) for step in range(1000)]
     assert all(decision.clipped for decision in decisions[200:])
     assert not any(decision.relearned for decision in decisions)
 
@@ -262,11 +262,11 @@ def test_what_the_users_own_bound_clips_is_no_new_level(policy):
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, float("nan"), True, "never", [3]])
 def test_a_number_of_steps_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match="relearn_after must be a whole number >= 1, 'auto' or None"):
-        Gate(RunningQuantile(), "scale", wrong)
+        Controller(RunningQuantile(), "scale", wrong)
 
 
 @pytest.mark.parametrize("change", [{"streak": True}, {"recent": [float("nan")]}, {"recent": [-1.0]}])
 def test_a_state_that_no_gate_wrote_is_refused(change):
-    gate = Gate(RunningQuantile(), "scale")
+    controller = Controller(RunningQuantile(), "scale")
     with pytest.raises(ValueError, match="in a state must be"):
-        gate.load_state_dict({**gate.state_dict(), **change})
+        controller.load_state_dict({**controller.state_dict(), **change})

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.gate import Decision
-from autoclip.gradients import clip_coefficient, live_gradients, scale_
+from autoclip.clipper.groups import Groups
+from autoclip.controller import Decision
+from autoclip.gradients import clip_coefficient, gradients_of, scale_
 from autoclip.gradients.sharded import whole_number
-from autoclip.groups import Groups
 from autoclip.policies.policy import ALL
 
 ClipFn = Callable[[float], Any]
@@ -44,16 +44,16 @@ def clip_with(
     Raises:
         TypeError: `clip_fn` did not return a norm.
     """
-    gate = groups.gates[ALL]
-    limit = inf if gate.policy.inclusive else gate.policy.threshold()
+    controller = groups.controllers[ALL]
+    limit = inf if controller.policy.inclusive else controller.policy.threshold()
     total = _norm(clip_fn(limit))
     value = float(total)  # host read
     if not isfinite(value):
         meet_nonfinite()
-    decision = gate.decide(value, loss())
+    decision = controller.decide(value, loss())
     if decision.clipped and 0 < decision.clipped_norm < limit:
         # Not by the function: some unscale the gradients as well, which can be done but once a step.
-        remaining = list(live_gradients(groups.parameters).values())
+        remaining = list(gradients_of(groups.parameters).values())
         at_threshold = limit == inf and decision.clipped_norm == decision.threshold
         factor = (
             clip_coefficient(total, decision.clipped_norm)

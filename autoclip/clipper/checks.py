@@ -1,0 +1,229 @@
+"""Checks of the gradients: a second call in the same step; and, in the first steps, others who clip or change them."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from math import frexp, inf, isclose, isfinite, isnan
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from autoclip.clipper.measured import measure_all
+from autoclip.clipper.uncompiled import uncompiled
+from autoclip.gradients import Norms
+from autoclip.gradients.sharded import local_part
+from autoclip.warn_once import WarnOnce
+
+CHECKED_STEPS = 3
+"""A check costs a norm of all gradients, and a mistake shows in the first step."""
+
+
+class Mark:
+    """Recognises the gradients of the latest step: the same memory, not written to since.
+
+    It refers to the memory, not to the tensors: torch moves no model whose gradients have weak references. The memory
+    may be freed.
+
+    Args:
+        gradients: as clipping left them; empty if they were removed.
+        total: norm before clipping, 0-d.
+        norm: that they were left with; None: not known yet.
+        is_removal: the step was skipped.
+    """
+
+    __slots__ = ("_memory", "_version", "is_removal", "norm", "total")
+
+    def __init__(self, gradients: list[Tensor], total: Tensor, norm: float | None, is_removal: bool = False) -> None:
+        self.total, self.norm, self.is_removal = total, norm, is_removal
+        self._memory: StorageWeakRef | None = None
+        if gradients:
+            storage, self._version = _memory(gradients[0])
+            self._memory = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def is_on(self, gradient: Tensor) -> bool:
+        """Return True if this is the first of the gradients, and nobody wrote to it since."""
+        storage, version = _memory(gradient)
+        return self._memory is not None and self._memory.cdata == storage._cdata and self._version == version
+
+    def fits(self, gradients: list[Tensor], norm: float, tolerance: float = 1e-6) -> bool:
+        """Return True if these are the gradients as they were left.
+
+        Args:
+            gradients: the current ones.
+            norm: of all of them.
+            tolerance: of the norms, relative.
+        """
+        if not gradients or self._memory is None:
+            return self.is_removal and not gradients
+        if not self.is_on(gradients[0]):
+            return False
+        if self.norm is None:
+            return True
+        # Scaled gradients are rounded in their own precision.
+        tolerance = max([tolerance, *(torch.finfo(dtype).eps for dtype in {gradient.dtype for gradient in gradients})])
+        return isclose(self.norm, norm, rel_tol=tolerance) or (isnan(self.norm) and isnan(norm))
+
+
+class Checks:
+    """The checks of a clipper's first three steps, where a mistake in the loop shows at once.
+
+    Before a step: has another clipper clipped the same gradients? At the optimizer's next step: are the gradients still
+    as they were left, or did a `GradScaler` divide them, or did something make them larger?
+
+    Args:
+        mode: of the clipper.
+        order: of the norm.
+        warn_once: gives the warnings.
+    """
+
+    def __init__(self, mode: str, order: float, warn_once: WarnOnce) -> None:
+        self.is_open = True
+        self._mode, self._order, self._warn_once = mode, order, warn_once
+        self._steps = 0
+        self._own = object()  # stands for this clipper among those that marked gradients
+        self._threshold = inf
+        self._left: dict[str, tuple[Tensor, float, StorageWeakRef]] = {}  # by name: parameter, norm, memory
+        _hook_once()
+
+    def fresh(self) -> "Checks":
+        """The same checks, for a copy of the clipper."""
+        return Checks(self._mode, self._order, self._warn_once)
+
+    def before(self, gradients: Iterable[Tensor]) -> None:
+        """Warn if another clipper has clipped any of these gradients, and nothing has written to it since."""
+        for gradient in gradients:
+            storage, now = _memory(gradient)
+            _, version, owner = _CLIPPED.get(storage._cdata, (None, 0, self._own))
+            if owner is not self._own and version == now:
+                self._warn_once(
+                    "contested",
+                    "another clipper has clipped these gradients already, so that this one learns from norms that are "
+                    "not those of training: keep one of them (detach() removes an attached one)",
+                )
+                return
+
+    def after(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], threshold: float) -> None:
+        """Count a step, and expect that the optimizer finds the gradients as they are now.
+
+        Args:
+            gradients: by name, those whose state matters; none: nothing is to be compared.
+            parameters: by name.
+            threshold: bound on the norm of all of them.
+        """
+        self._count()
+        self._left.clear()
+        _WAITING[:] = [one for one in _WAITING if one() not in (None, self)]
+        if not gradients:
+            return
+        norms = measure_all(gradients, parameters, self._mode, self._order, None)
+        if isfinite(norms.value) and norms.value > 0:
+            self._threshold = threshold
+            for (name, gradient), norm in zip(gradients.items(), norms.each.tolist(), strict=True):
+                self._left[name] = (parameters[name], norm, _reference(gradient))
+            _WAITING.append(weakref.ref(self))
+
+    def mark(self, gradients: Iterable[Tensor]) -> None:
+        """Let other clippers see that these gradients were clipped."""
+        for address, (memory, _, _) in list(_CLIPPED.items()):
+            if memory.expired():  # type: ignore[no-untyped-call]
+                _CLIPPED.pop(address, None)
+        for gradient in gradients:
+            memory = _reference(gradient)
+            _CLIPPED[memory.cdata] = (memory, _memory(gradient)[1], self._own)
+
+    def after_clip_fn(self, limit: float, norm: Callable[[], float]) -> None:
+        """Warn if somebody else's function was to leave a norm, but the gradients at hand have a larger one."""
+        self._count()
+        if limit < inf and (left := norm()) > 1.01 * limit:
+            self._warn_once(
+                "unclipped",
+                f"clip_fn was to leave a norm of {limit:.4g}, but the gradients have {left:.4g}: it clips others than "
+                f"those of this Clipper, or none, or they still carry the scale of a GradScaler (call unscale_ first)",
+            )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the step of an optimizer is expected."""
+        return bool(self._left)
+
+    def compare(self, optimizer: Optimizer) -> None:
+        """Look at those gradients that this optimizer is about to use; its step may write to them."""
+        used = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        found, parameters, left = dict[str, Tensor](), dict[str, Tensor](), []
+        for name, (parameter, norm, memory) in tuple(self._left.items()):
+            if id(parameter) not in used:
+                continue
+            del self._left[name]
+            if parameter.grad is not None and memory.cdata == _memory(parameter.grad)[0]._cdata:
+                found[name], parameters[name] = parameter.grad, parameter
+                left.append(norm)
+        if found:
+            now = measure_all(found, parameters, self._mode, self._order, None)
+            self._compare(now, left, getattr(optimizer, "grad_scale", None))
+
+    def _compare(self, now: Norms, left: list[float], scale: Tensor | None) -> None:
+        # One gradient tells the factor as well as all: the largest is the most exact.
+        place = max(range(len(left)), key=left.__getitem__)
+        norm = float(now.each[place])
+        factor = float(scale) if scale is not None else left[place] / norm if norm > 0 else 1.0
+        # The scales of a GradScaler are powers of two, except for the rounding of the norms.
+        if factor > 1.5 and abs(frexp(factor * (1 + 1e-4))[0] - 0.5) < 1e-3:
+            self._warn_once(
+                "scaled",
+                f"the gradients were clipped before they were divided by {factor:.0f}, which is what a GradScaler does,"
+                f" so that far too much is clipped: call scaler.unscale_(optimizer) before step(), or let "
+                f"autoclip.attach(optimizer) do the clipping",
+            )
+        elif now.value > 1.01 * self._threshold:
+            self._warn_once(
+                "unclipped",
+                f"the gradients have a norm of {now.value:.4g} in optimizer.step(), after they were clipped at "
+                f"{self._threshold:.4g}: something changes them in between; call step() after it",
+            )
+
+    def _count(self) -> None:
+        self._steps += 1
+        self.is_open = self._steps < CHECKED_STEPS
+
+
+_CLIPPED: dict[int, tuple[StorageWeakRef, int, object]] = {}
+"""Address of a gradient's memory -> that memory, its version when it was clipped, and who clipped it."""
+
+_WAITING: list["weakref.ref[Checks]"] = []
+"""Checks that wait for an optimizer's step; neither they nor their clippers are kept alive."""
+
+
+@cache
+def _hook_once() -> None:
+    """Let every optimizer of the process call `_before_step`, from the first clipper on.
+
+    The hook stays: torch goes through these hooks while it calls them, and other threads may be in a step.
+    """
+    register_optimizer_step_pre_hook(_before_step)
+
+
+def _before_step(optimizer: Optimizer, _: Any, __: Any) -> None:
+    if _WAITING:  # otherwise a compiled step stays in one piece
+        _compare_waiting(optimizer)
+
+
+@uncompiled
+def _compare_waiting(optimizer: Optimizer) -> None:
+    for waiting in tuple(_WAITING):
+        if (checks := waiting()) is not None:
+            checks.compare(optimizer)
+    _WAITING[:] = [one for one in _WAITING if (checks := one()) is not None and checks.is_waiting]
+
+
+def _memory(gradient: Tensor) -> tuple[Any, int]:
+    """Memory of a gradient, or of what this rank holds of it, and a number that grows when somebody writes to it."""
+    part = gradient if type(gradient) is Tensor else local_part(gradient)
+    return (part._values() if part.is_sparse else part).untyped_storage(), part._version
+
+
+def _reference(gradient: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(_memory(gradient)[0])  # type: ignore[no-untyped-call]
