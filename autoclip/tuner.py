@@ -19,7 +19,7 @@ class OneThreshold(Recorded):
     Args:
         policy: what sets the threshold; None is `ProbingQuantile()`.
         response: what becomes of a norm above it.
-        sinks: objects with `log(record)` and `close()`, told of every step.
+        sinks: `autoclip.sinks.Sink` objects, which get the record of every step.
         max_nonfinite_in_a_row: as of `Tuner`.
         relearn_after: as of `Tuner`.
         give_loss: how to give the loss, for the warning that none was given.
@@ -98,7 +98,7 @@ class Tuner(OneThreshold):
 
     Args:
         policy: what sets the threshold; None is `ProbingQuantile()`.
-        sinks: objects with `log(record)` and `close()`, told of every step.
+        sinks: `autoclip.sinks.Sink` objects, which get the record of every step.
         max_nonfinite_in_a_row: this many steps in a row without a finite norm raise a RuntimeError; None: no number
             does. A warning tells of 10, 100 and 1000 in a row.
         relearn_after: number of steps clipped in a row after which the policy begins anew from their norms; "auto": ten

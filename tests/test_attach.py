@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -598,6 +599,84 @@ class Wrapper:
 
     def step(self):
         self.optimizer.step()
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As some packages wrap: the constructor of `Optimizer` is not called, so that nobody calls these hooks."""
+
+    def __init__(self, inner, name="_base_optimizer"):
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        setattr(self, name, inner)
+        self._inner = name
+        self.param_groups = inner.param_groups
+
+    def step(self, closure=None):
+        return getattr(self, self._inner).step(closure)
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """Two gradients for each step, by hand: `first_step`, then `second_step`."""
+
+    def __init__(self, parameters, base, **options):
+        super().__init__(parameters, options)
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(0.01)
+
+    @torch.no_grad()
+    def second_step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(0.01)
+        self.base_optimizer.step()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("name", ["_base_optimizer", "base", "_optimizer", "original_optimizer", "optim", "whatever"])
+def test_a_wrapper_whose_hooks_nobody_calls_clips_inside(name, set_to_none):
+    weight = one_weight()
+    optimizer = Lookahead(torch.optim.SGD([weight], lr=1.0), name)
+    clipper = attach(optimizer, Fixed(1.0))
+    for _ in range(5):
+        (50 * weight).sum().backward()
+        optimizer.step()
+        getattr(optimizer, name).zero_grad(set_to_none)
+    assert weight.item() == pytest.approx(-5.0, rel=1e-5)
+    assert clipper.state_dict()["steps"] == 5
+
+
+def test_two_gradients_for_a_step_are_one_observation():
+    weight = one_weight()
+    optimizer = SharpnessAware([weight], torch.optim.SGD, lr=1.0)
+    clipper = attach(optimizer, Fixed(1.0))
+    for _ in range(3):
+        (50 * weight).sum().backward()
+        optimizer.first_step()
+        optimizer.zero_grad()
+        (50 * weight).sum().backward()
+        optimizer.second_step()
+        optimizer.zero_grad()
+    assert weight.item() == pytest.approx(-3.0, rel=1e-5)
+    assert clipper.state_dict()["steps"] == 3
+
+
+def test_an_optimizer_whose_hooks_nobody_calls_is_refused_with_the_cure():
+    class Bare(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            self.param_groups = [{"params": list(parameters)}]
+
+        def step(self, closure=None):
+            return None
+
+    with pytest.raises(TypeError, match=r"Bare calls no hooks, .*call clipper.step\(\) before optimizer.step\(\)"):
+        attach(Bare([one_weight()]))
+    two = Lookahead(torch.optim.SGD([one_weight()], lr=1.0))
+    two.other = torch.optim.SGD([one_weight()], lr=1.0)
+    with pytest.raises(TypeError, match="Lookahead holds 2 optimizers: attach to each of them"):
+        attach(two)
 
 
 def test_wrappers_are_looked_through():

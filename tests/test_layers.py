@@ -34,6 +34,7 @@ LAYERS = [
     "clipper.checks",
     "clipper.clip_function",
     "clipper.found_inf",
+    "clipper.skipped",
     "clipper.deferred",
     "clipper.options",
     "clipper.step",

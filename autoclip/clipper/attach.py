@@ -16,6 +16,7 @@ from autoclip.clipper.clip_function import ClipFn
 from autoclip.clipper.found_inf import FoundInf
 from autoclip.clipper.losses import process_group
 from autoclip.clipper.options import ClipperOptions
+from autoclip.clipper.skipped import PASS_ON, Undo, skips_missing
 from autoclip.clipper.uncompiled import uncompiled
 from autoclip.policies import NoClip, Policy
 from autoclip.warn_once import WarnOnce
@@ -79,7 +80,8 @@ def attach(
             f"clip_fn scales all gradients by their one norm: it needs mode='norm' and scope='global', got "
             f"mode={clipper.mode!r}, scope={clipper.scope!r}"
         )
-    hook = _ClipBeforeStep(clipper, inner, clip_fn)
+    moves = isinstance(optimizer, Optimizer) and optimizer is not inner and _package(optimizer) not in PASS_ON
+    hook = _ClipBeforeStep(clipper, inner, clip_fn, type(optimizer).__name__ if moves else None)
     clipper.connect(hook.found_inf, hook.register)
     return clipper
 
@@ -88,7 +90,7 @@ def innermost(optimizer: Any) -> Optimizer:
     """The optimizer of torch inside wrappers, whose hooks are called however it is stepped.
 
     Raises:
-        TypeError: there is no optimizer, or a scheduler was given.
+        TypeError: there is no optimizer whose hooks are called, or several; or a scheduler was given.
         ValueError: it belongs to an engine that clips by itself.
     """
     found, seen = optimizer, list[Any]()
@@ -104,27 +106,70 @@ def innermost(optimizer: Any) -> Optimizer:
                 f"attach() needs the optimizer, got its scheduler, a {type(found).__name__}: write "
                 f"autoclip.attach(optimizer)"
             )
-        inner = getattr(found, "optimizer", None)
-        if inner is None or inner is found or isinstance(inner, torch.nn.Module):
-            break
-        found = inner
+        found = _inner(found)
     if not isinstance(found, Optimizer):
         cure = ": a model is clipped by autoclip.Clipper(model)" if isinstance(found, torch.nn.Module) else ""
         raise TypeError(f"attach() needs an optimizer of torch or a wrapper around one, got {optimizer!r:.200}{cure}")
+    if not _calls_hooks(found):
+        raise TypeError(
+            f"{type(found).__name__} calls no hooks, because its constructor does not call that of "
+            f"torch.optim.Optimizer: attach to the optimizer inside it, or call clipper.step() before optimizer.step()"
+        )
     return found
+
+
+def _inner(found: Any) -> Any:
+    """The optimizer that a wrapper steps; what was given, if it is none.
+
+    An optimizer counts as a wrapper if it holds one of the same parameters, or if nobody calls its own hooks.
+    """
+    inner = getattr(found, "optimizer", None)
+    if inner is not None and not isinstance(found, Optimizer) and not isinstance(inner, torch.nn.Module):
+        return inner
+    held = (
+        {id(one): one for one in vars(found).values() if isinstance(one, Optimizer)}
+        if hasattr(found, "__dict__")
+        else {}
+    )
+    if isinstance(found, Optimizer) and _calls_hooks(found):
+        own = _identities(found)
+        held = {key: one for key, one in held.items() if _identities(one) == own}
+    held.pop(id(found), None)
+    if len(held) > 1 and not _calls_hooks(found):
+        raise TypeError(
+            f"{type(found).__name__} holds {len(held)} optimizers: attach to each of them, or call clipper.step() "
+            f"before optimizer.step()"
+        )
+    return next(iter(held.values())) if len(held) == 1 else found
+
+
+def _package(optimizer: Any) -> str:
+    return type(optimizer).__module__.partition(".")[0]
+
+
+def _calls_hooks(found: Any) -> bool:
+    """Return True if torch has prepared `step` of this optimizer to call hooks."""
+    return getattr(type(found).step, "hooked", False) and hasattr(found, "_optimizer_step_pre_hooks")
+
+
+def _identities(optimizer: Any) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 class _ClipBeforeStep:
     """The hook: `hook(optimizer, args, kwargs)`, called at the beginning of `optimizer.step(*args, **kwargs)`."""
 
-    def __init__(self, clipper: Clipper, optimizer: Optimizer, clip_fn: ClipFn | None) -> None:
+    def __init__(self, clipper: Clipper, optimizer: Optimizer, clip_fn: ClipFn | None, wrapper: str | None) -> None:
         self.clipper = clipper
         self.clip_fn = clip_fn
         self.found_inf = FoundInf(optimizer)
         self._optimizer = optimizer
-        self._evaluations = 1  # of the closure of the step under way
+        self._evaluations: int | None = None  # of the closure of the step under way; None: it has none
         self._is_in_step = False
         self._nested = 0  # calls of `step` within the one under way
+        self._skips_missing = skips_missing(optimizer)
+        self._wrapper = wrapper  # name of what may change parameters around the optimizer
+        self._undo: Undo | None = None
         self._looks = CHECKED_STEPS
         self._handle: Any = None  # of `_look`
         self._warn_once = WarnOnce()
@@ -156,12 +201,13 @@ class _ClipBeforeStep:
         if self._is_in_step and _is_nested(optimizer):
             self._nested += 1
             return None
-        self._is_in_step, self._nested = True, 0
+        self._is_in_step, self._nested, self._undo = True, 0, None
         self.found_inf.forget()  # of a step that raised
         scaler = kwargs.get("grad_scaler")
         positional = len(args) > 1 and callable(args[1])
         closure = args[1] if positional else kwargs.get("closure")
         if not callable(closure):
+            self._evaluations = None
             self._step(optimizer, scaler, None)
             return None
         self._evaluations = 0
@@ -170,7 +216,7 @@ class _ClipBeforeStep:
             # An optimizer calls its closure with gradients enabled; clipping is none of the graph's business.
             returned = closure()
             with torch.no_grad():
-                self._evaluations += 1
+                self._evaluations = (self._evaluations or 0) + 1
                 if self._evaluations == 1:
                     self._step(optimizer, scaler, returned)
                     return returned
@@ -193,6 +239,9 @@ class _ClipBeforeStep:
             return
         self._is_in_step = False
         self.found_inf.forget()
+        if self._undo is not None:
+            self._undo.restore()
+            self._undo = None
         if self._evaluations == 0:
             self._warn_once(
                 "unclipped",
@@ -227,7 +276,23 @@ class _ClipBeforeStep:
         is_loss = isinstance(returned, float) or (isinstance(returned, Tensor) and returned.numel() == 1)
         if is_loss and not self.clipper.has_reported_loss:
             self.clipper.report_loss(returned)
-        self.clipper.step(clip_fn=self.clip_fn, loss_scale=_loss_scale(optimizer, scaler))
+        scale = _loss_scale(optimizer, scaler)
+        if self._skips_missing and self._wrapper is None:
+            self.clipper.step(clip_fn=self.clip_fn, loss_scale=scale)
+            return
+        had = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+        self.clipper.step(clip_fn=self.clip_fn, loss_scale=scale)
+        removed = [one for one in had if one.grad is None]
+        by_closure = bool(self._evaluations)
+        if removed and (self._wrapper is not None or (by_closure and not self._skips_missing)):
+            self._warn_once(
+                "moved",
+                f"a step was skipped, but {self._wrapper or type(optimizer).__name__} may have changed parameters all "
+                f"the same: call clipper.step() by hand, and optimizer.step() only if not clipper.last.skipped",
+            )
+        # What an optimizer did before it called its closure is not known.
+        if removed and not (by_closure or self._skips_missing):
+            self._undo = Undo(optimizer, removed, whole=len(removed) == len(had))
 
     def _makes_state(self, optimizer: Optimizer) -> bool:
         """Whether this is a step of zero gradients at a rate of zero, by an optimizer without state.

@@ -63,7 +63,7 @@ class GradientClipper(OneThreshold):
             they are, "raise" raises. The policy never learns from such a step.
         max_nonfinite_in_a_row: this many steps in a row with a non-finite norm raise a RuntimeError, once the last is
             recorded. None: never. A warning comes at the first, and after 10, 100 and 1000 in a row.
-        sinks: objects with `log(record)`, called for every step, and `close()`.
+        sinks: `autoclip.sinks.Sink` objects, which get the record of every step.
         relearn_after: after this many steps clipped in a row the policy starts again from their norms. "auto": 20 if
             they are skipped, else ten windows of the policy. None: never.
 
