@@ -147,9 +147,7 @@ def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path
     metrics = tmp_path / "out" / "seed-0" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
     metrics.write_text('{"step": 0}\n')
-    with pytest.raises(
-        UsageError, match=r"seed-0/metrics.jsonl would be replaced, and no run of autoclip has been begun"
-    ):
+    with pytest.raises(UsageError, match=r"seed-0/metrics.jsonl would be replaced, but no run of autoclip was begun"):
         run_experiment(configure(), tmp_path / "out", resume=False)
     assert metrics.read_text() == '{"step": 0}\n'
 
