@@ -46,8 +46,8 @@ def series(
         ({"status": "finished", "validation_loss": -1.5, "trivial_loss": -1.0}, "good", "the run finished"),
         ({"status": "finished", "validation_loss": 0.2, "trivial_loss": None}, "good", "the run finished"),
         ({"status": "diverged", "validation_loss": None}, "bad", "diverged"),
-        ({"status": "interrupted"}, "note", "no end yet"),
-        ({}, "note", "no end yet"),
+        ({"status": "interrupted"}, "note", "not ended yet"),
+        ({}, "note", "not ended yet"),
     ],
 )
 def test_how_a_run_ended(summary, level, words):

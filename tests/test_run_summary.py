@@ -156,7 +156,7 @@ def test_the_clip_rate_of_the_default_is_told_with_what_is_usual(configure, tmp_
     default = configure("clip.policy={kind: probing_quantile}", "seeds=[0, 1]")
     assert run_experiment(default, tmp_path / "out", resume=False) == 0
     told = json.loads((tmp_path / "out" / "summary.json").read_text())["clip_rate_verdict"]
-    assert told.startswith("the default clips 10 to 40% of the steps of a healthy training; here ")
+    assert told.startswith("the default clips 10 to 40% of the steps in a healthy training; here ")
     assert f"clip rate: {told}" in capsys.readouterr().out.splitlines()
     assert run_experiment(configure(), tmp_path / "other", resume=False) == 0
     assert json.loads((tmp_path / "other" / "summary.json").read_text())["clip_rate_verdict"] is None

@@ -254,7 +254,7 @@ def test_a_program_that_is_not_there_or_cannot_be_run():
     with pytest.raises(UsageError, match=r"sweep\.command: found no program 'no-such-program' that can be run"):
         run("", command=["no-such-program", *required])
     Path("plain.txt").write_text("echo")
-    with pytest.raises(UsageError, match=r"there is no program '\./plain\.txt'"):
+    with pytest.raises(UsageError, match=r"found no program '\./plain\.txt'"):
         run("", command=["./plain.txt", *required])
     Path("plain.txt").chmod(0o755)
     message = failure("", command=["./plain.txt", *required])
