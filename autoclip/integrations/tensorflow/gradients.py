@@ -50,7 +50,7 @@ def total_norm(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def scaling(norm: float, left: float, single: bool) -> tuple[int, float]:
-    """How to bring a norm down to what is to be left: SCALED or SCALED_WIDE (float32 in float64), and the factor.
+    """How to shrink a norm to `left`: SCALED or SCALED_WIDE (float32 in float64), and the factor.
 
     The formula is that of `tf.clip_by_global_norm`, bit for bit if float32 is enough or the gradients are wider.
 
@@ -97,7 +97,7 @@ def numbers(place: int, gradient: Any) -> Tensor:
     """The numbers that a gradient holds: itself, or the rows of slices.
 
     Raises:
-        TypeError: they are no floating-point numbers.
+        TypeError: they are not floating-point numbers.
     """
     if isinstance(gradient, tf.SparseTensor | tf.RaggedTensor):
         raise TypeError(f"gradients must be tensors or tf.IndexedSlices, got a {type(gradient).__name__} at {place}")
