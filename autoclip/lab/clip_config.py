@@ -13,7 +13,7 @@ from autoclip.policies.parameters import Number
 
 
 class ClipConfig(Section):
-    """How gradients are clipped: whose norm, what happens above the threshold, and what sets it."""
+    """The clipping of gradients: which norm, what happens above the threshold, and what sets it."""
 
     scope: Literal["global", "group", "parameter"] | None = Field(
         default=None,

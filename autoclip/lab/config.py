@@ -69,7 +69,7 @@ def _name_of(path: Path) -> str:
 
 
 def _without_other_kinds(document: Document) -> list[str]:
-    """Where an override replaces a `kind`, remove the file's keys beside it, except those that the new kind needs."""
+    """If an override replaces a `kind`, remove the file's keys beside it, except those that the new kind needs."""
     lines = []
     for path, before in document.replaced.items():
         section = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
@@ -303,7 +303,7 @@ def _with_jsonl(sinks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class LogConfig(Section):
-    """What is logged during training."""
+    """Logs during training."""
 
     layers_every: CountOrNever = Field(default=None, description="Steps between logged layer norms; null: never.")
     sinks: Annotated[
@@ -348,7 +348,7 @@ class ExperimentConfig(Section):
     threads: Annotated[int, in_range(Number(1, 1024, integer=True))] = Field(
         default=1, description="Threads of torch on the CPU; with 1, results are repeatable."
     )
-    log: LogConfig = Field(default_factory=LogConfig, description="What is logged.")
+    log: LogConfig = Field(default_factory=LogConfig, description="Logging of steps and layers.")
     sweep: SweepConfig | None = Field(default=None, description="Candidates; only `autoclip sweep` reads them.")
 
     @model_validator(mode="before")

@@ -242,7 +242,7 @@ def _losses(path: Path) -> list[float | None]:
 
 
 def _own_summary(path: Path) -> dict[str, Any]:
-    """What the script wrote into `summary.json`, with null for numbers that are not finite."""
+    """The content of the script's `summary.json`, with null for numbers that are not finite."""
     if not path.exists():
         return {}
     try:

@@ -75,8 +75,8 @@ class Sweep:
                 begun = checked(read_text(before, "its configuration"), ExperimentConfig)
             except ConfigError as error:
                 raise UsageError(
-                    f"the sweep {config.name!r} was begun by another version of autoclip, whose configuration this one "
-                    f"does not read ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
+                    f"the sweep {config.name!r} was begun by another version of autoclip; this one "
+                    f"cannot read its configuration ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
                 ) from None
             return differences(_comparable(begun), _comparable(config))
 
@@ -142,7 +142,7 @@ class Sweep:
         return self.trials.frozen(REFERENCE, loss)
 
     def settle(self, plan: Plan, scores: Mapping[Run, Sequence[Score]]) -> None:
-        """Complete the trials of the candidates whose runs are all finished."""
+        """Complete the trials of the candidates with all runs finished."""
         reference = self.reference(scores)
         if reference is None:
             return

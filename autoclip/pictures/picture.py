@@ -171,5 +171,5 @@ def thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any
 
 
 def colours(count: int) -> Iterable[str]:
-    """This many colours; they repeat after the eighth."""
+    """Return `count` colours; they repeat after the eighth."""
     return [COLOURS[index % len(COLOURS)] for index in range(count)]

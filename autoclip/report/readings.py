@@ -87,8 +87,8 @@ def norm_readings(runs: Sequence[Series]) -> list[Reading]:
             found.append(
                 Reading(
                     "bad" if share > MANY_NONFINITE else "note",
-                    f"{run.label}: the norm was not finite in {broken} of {len(run)} steps ({share:.1%}), of which "
-                    f"{int((run.skipped & ~np.isfinite(run.norms)).sum())} were skipped",
+                    f"{run.label}: the norm was not finite in {broken} of {len(run)} steps ({share:.1%}); "
+                    f"{int((run.skipped & ~np.isfinite(run.norms)).sum())} of them were skipped",
                 )
             )
     norms = pooled_norms(runs)

@@ -115,7 +115,7 @@ def _step(begun: re.Match[str]) -> dict[str, str | int]:
 
 
 def program_of(path: Path, selection: Selection, most: int | None = None) -> str | None:
-    """The program that printed lines with norms within the first `most` characters; None if there is none.
+    """The program that printed lines with norms within the first `most` characters; else None.
 
     Raises:
         OSError: the file cannot be read.

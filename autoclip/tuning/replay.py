@@ -31,7 +31,7 @@ class Replay:
         policy: as Python code.
         norms: (n,) before clipping.
         thresholds: (n,) in force at each step; inf: none.
-        left: (n,) norms after clipping; 0 where the step is skipped, NaN or inf where the norm is.
+        left: (n,) norms after clipping; 0 if the step is skipped, NaN or inf if the norm is.
         active: (n,) bool: after the warm-up, with a norm that is finite and above zero; only these count in the rates.
         clipped: (n,) bool: the norm lay above the threshold, in the warm-up too.
         relearned: number of times that the policy started again.
@@ -124,7 +124,7 @@ def replay(
     Args:
         norms: (n,) before clipping, of every step, oldest first; NaN, inf and 0 mean what they do in training.
         policy: a clone of it is used, and itself learns nothing; None is `ProbingQuantile()`.
-        losses: (n,) of the same steps, NaN where unknown; None: none are known.
+        losses: (n,) of the same steps, NaN if unknown; None: all unknown.
         response: as of `Clipper`.
         relearn_after: as of `Clipper`.
 

@@ -24,7 +24,7 @@ class Run:
     """The data of one finished run that scoring needs.
 
     Attributes:
-        losses: training loss before each update, one per step taken; NaN where it was not finite.
+        losses: training loss before each update, one per step taken; NaN if it was not finite.
         clipped: for each active step (see `records.is_active`), whether it was clipped.
         coefficients: of the same steps.
         planned_steps: number of steps configured, at least `len(losses)`.
