@@ -1,4 +1,4 @@
-"""The command line. Whatever takes long to import is imported inside the command that needs it."""
+"""The command line. Each command imports the slow modules that it needs."""
 
 import json
 import os
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from autoclip.lab.sweep import Sweep
 
 EPILOG = """\
-Environment: the classes that a configuration names are imported from the working directory and the installed packages
-only, unless AUTOCLIP_ALLOW_ANY_TARGET=1. A run or sweep whose code or versions changed is continued only with
-AUTOCLIP_ALLOW_CHANGED_CODE=1.
+Environment variables: AUTOCLIP_ALLOW_ANY_TARGET=1 lets a configuration name classes from anywhere on Python's path, not
+only from the working directory and the installed packages. AUTOCLIP_ALLOW_CHANGED_CODE=1 continues a run or sweep
+although its code or versions changed.
 """
 LONGEST_ITEM = len("warmup_threshold: auto, ")
-"""By so much may a line of YAML pass its width."""
+"""A line of YAML may be wider than asked by this many characters."""
 
 app = typer.Typer(
     epilog=EPILOG,
@@ -39,25 +39,25 @@ app = typer.Typer(
 
 
 class Format(StrEnum):
-    """How results are printed."""
+    """Output format of the results."""
 
     text = "text"
     json = "json"
 
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `autoclip init`.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; `autoclip init` writes one.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to it, as in optimizer.lr=0.1 or seeds=[0,1]."),
+    typer.Argument(metavar="KEY=VALUE", help="Replaces values of the file: optimizer.lr=0.1, seeds=[0,1]."),
 ]
 TracePaths = Annotated[
     list[Path],
-    typer.Argument(metavar="PATH ...", help="Logs (files, directories that are searched, - for standard input)."),
+    typer.Argument(metavar="PATH ...", help="Log files, directories to search for logs, or - for standard input."),
 ]
-TraceColumn = Annotated[str | None, typer.Option(help="Column or tag that holds the norms.")]
-StepColumn = Annotated[str | None, typer.Option(help="Column that holds the steps.")]
+TraceColumn = Annotated[str | None, typer.Option(help="Column or tag of the gradient norms; by default found by name.")]
+StepColumn = Annotated[str | None, typer.Option(help="Column of the steps; by default found by name.")]
 OutputDir = Path | None
-OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="How results are printed.")]
+OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="Output format of the results.")]
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def _output_dir(text: str) -> Any:
 
     def directory(given: str) -> Path:
         if not given.strip():
-            raise typer.BadParameter("must be a directory, got an empty text (is a variable of the shell unset?)")
+            raise typer.BadParameter("must be a directory, got an empty text (is a shell variable unset?)")
         return Path(given)
 
     return typer.Option(help=text, parser=directory, metavar="<path>")
@@ -103,16 +103,16 @@ def common(
     """A gradient-clipping threshold that sets itself from the gradient norms."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")  # a file name may be no valid text
 
 
 @app.command()
 def run(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    output_dir: Annotated[OutputDir, _output_dir("For the runs; runs/NAME by default, named like the file.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue what is in the output directory.")] = False,
-    seed: Annotated[list[int] | None, typer.Option(help="Replaces the seeds of the file; repeatable.")] = None,
+    output_dir: Annotated[OutputDir, _output_dir("Folder of the runs; default: runs/<experiment's name>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in the output directory.")] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="Replaces the file's seeds; repeat it for several.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
@@ -136,21 +136,21 @@ def run(
 def sweep(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    output_dir: Annotated[OutputDir, _output_dir("For it all; sweeps/NAME by default, named like the file.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    output_dir: Annotated[OutputDir, _output_dir("Folder of the sweep; default: sweeps/<experiment's name>.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
     storage: Annotated[
-        str | None, typer.Option(help="Database URL; SQLite in the output directory by default.")
+        str | None, typer.Option(help="Database URL; default: sweep.storage, else SQLite in the output directory.")
     ] = None,
     prefer: Annotated[
         Literal["speed", "balanced", "stability"] | None,
-        typer.Option(help="What is recommended; sweep.prefer by default."),
+        typer.Option(help="Which candidate to recommend; default: sweep.prefer."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show candidates, number of runs and how long they take; write nothing.")
+        bool, typer.Option("--dry-run", help="Show candidates, number of runs and their duration; write nothing.")
     ] = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
-    """Train an experiment under every candidate of its sweep section, and recommend one."""
+    """Compare the candidates of the sweep section; recommend one."""
     with _exit_codes():
         from autoclip.lab.config import load_config
 
@@ -185,11 +185,11 @@ def suggest(
     paths: TracePaths,
     column: TraceColumn = None,
     step_column: StepColumn = None,
-    html: Annotated[Path | None, typer.Option(help="Also write this page, with the figures.")] = None,
-    details: Annotated[bool, typer.Option("--details", help="Show the figures of several logs, too.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots to this file.")] = None,
+    details: Annotated[bool, typer.Option("--details", help="Show all of each log, also for several logs.")] = False,
     output_format: OutputFormat = Format.text,
 ) -> None:
-    """Recommend a setting from gradient norms that were logged."""
+    """Recommend a setting from logged gradient norms."""
     with _exit_codes():
         from autoclip.report.trace_text import print_suggestions, suggestions_as_json
         from autoclip.traces import read_logs, told_of
@@ -223,13 +223,13 @@ def replay(
     paths: TracePaths,
     policy: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE,...", help="As in kind=running_quantile,percentile=50; repeatable."),
+        typer.Option(metavar="KEY=VALUE,...", help="As in kind=fixed,threshold=1; repeatable. Default: ten policies."),
     ] = None,
     column: TraceColumn = None,
     step_column: StepColumn = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
-    """Show what policies would have done to gradient norms that were logged."""
+    """Show what policies would do to logged gradient norms."""
     with _exit_codes():
         from autoclip.lab.policy_option import USUAL_POLICIES, policy_of, replay_policies
         from autoclip.report.trace_text import print_replays, replays_as_json
@@ -246,12 +246,12 @@ def replay(
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Of a run, its seeds, a sweep, or logs.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run, its seeds, a sweep, or logs.")],
     column: TraceColumn = None,
     step_column: StepColumn = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
-    """Write DIR/report.html: the figures of a run, a sweep or a trace on one page, with what they mean."""
+    """Write DIR/report.html, which explains a run, a sweep or a log."""
     with _exit_codes():
         from autoclip.report.writing import write_report
 
@@ -266,7 +266,7 @@ def report(
 
 @app.command()
 def validate(config_file: ConfigFile, overrides: Overrides = None, output_format: OutputFormat = Format.text) -> None:
-    """Check a configuration; nothing that it names is imported."""
+    """Check a configuration without importing what it names."""
     with _exit_codes():
         from autoclip.lab.config import ConfigError, config_hash, load_config
 
@@ -298,9 +298,9 @@ def schema() -> None:
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write; - prints it.")] = Path("experiment.yaml"),
-    task: Annotated[Path | None, typer.Option(help="Also write the example's task here, to be changed.")] = None,
+    task: Annotated[Path | None, typer.Option(help="Also write the example's task here, for you to change.")] = None,
 ) -> None:
-    """Write an experiment to start from, which runs as it is."""
+    """Write an example experiment, ready to run."""
     with _exit_codes():
         from autoclip.lab.starter import starter_files
 
@@ -326,7 +326,7 @@ def doctor(output_format: OutputFormat = Format.text) -> None:
 
 
 def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Format) -> None:
-    """Make everything that a run needs but the model, and print what the run would do."""
+    """Construct all that a run needs except the model; print what the run would do."""
     from textwrap import wrap
 
     from autoclip.lab.config import build_policy, trained_task

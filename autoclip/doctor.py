@@ -1,4 +1,4 @@
-"""What `autoclip doctor` reports: versions, devices, and whether another package has taken our import name."""
+"""The checks of `autoclip doctor`: versions, devices, and other packages that import as `autoclip`."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class Row:
-    """One finding; `advice` says what to do where it is not well."""
+    """One finding; if it is not ok, `advice` says what to do."""
 
     name: str
     value: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def examine() -> list[Row]:
-    """Every finding; all is well where every row is ok."""
+    """Return all findings; the installation is fine if every row is ok."""
     return [
         Row("python", f"{platform.python_version()} ({sys.executable})"),
         Row("autoclip", f"{__version__} ({Path(__file__).parent})"),
@@ -61,7 +61,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def import_name(other: str | None) -> Iterable[Row]:
-    """Whether the other distribution that imports as `autoclip` is there; both write to the same folder."""
+    """Look for the other distribution that imports as `autoclip`; both write to the same folder."""
     if other is None:
         yield Row("import name", "autoclip is ours alone")
         return
@@ -74,17 +74,17 @@ def import_name(other: str | None) -> Iterable[Row]:
 
 
 def imported_package(package: ModuleType) -> Iterable[Row]:
-    """Whether `import autoclip` runs the `__init__.py` beside this file, and not one that was written over it."""
+    """Check that `import autoclip` runs the `__init__.py` beside this file, not one written over it."""
     file = package.__file__
     if file and Path(file).parent == Path(__file__).parent and hasattr(package, "POLICIES"):
         yield Row("imported package", "is this one")
     else:
-        advice = f"pip install --force-reinstall {DISTRIBUTION}, and no folder named autoclip in the working directory"
+        advice = f"pip install --force-reinstall {DISTRIBUTION}; rename any folder autoclip in the working directory"
         yield Row("imported package", f"is another one: {file}", ok=False, advice=advice)
 
 
 def same_version(installed: str | None, imported: str) -> Iterable[Row]:
-    """Whether the version that Python imports is the one that pip installed."""
+    """Check that Python imports the version that pip installed."""
     if installed is None:
         yield Row("installation", f"{DISTRIBUTION} is not installed; this copy is found on Python's path")
     elif installed == imported:
@@ -94,7 +94,7 @@ def same_version(installed: str | None, imported: str) -> Iterable[Row]:
             "installation",
             f"{DISTRIBUTION} {installed} is installed, but version {imported} is imported",
             ok=False,
-            advice=f"another folder comes first on Python's path, or pip install --force-reinstall {DISTRIBUTION}",
+            advice=f"pip install --force-reinstall {DISTRIBUTION}, or remove the other folder from Python's path",
         )
 
 

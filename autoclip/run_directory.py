@@ -16,12 +16,12 @@ LAYERS = "layers.jsonl"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
 ASIDE = ".tmp"
-"""Suffix of a file that is being written, and is to take another's place."""
+"""Suffix of a file that is being written and will replace another."""
 
 
 @dataclass(frozen=True)
 class EarlierLines:
-    """What a JSONL file holds of earlier steps.
+    """The lines of earlier steps in a JSONL file.
 
     Attributes:
         steps: ascending.
@@ -35,7 +35,7 @@ class EarlierLines:
 
 
 def earlier_lines(path: Path, before: int) -> EarlierLines:
-    """The lines of steps before this one; a torn last line is left out, as is whatever is damaged."""
+    """The lines of steps before this one, without damaged lines and without a torn last line."""
     if not before or not path.exists():
         return EarlierLines()
     steps: list[int] = []
@@ -57,7 +57,7 @@ class LineLog(AbstractContextManager["LineLog"]):
     """A JSONL file with a `step` in every line, ascending; a kill loses at most the line being written.
 
     Args:
-        path: the file; created where it is missing.
+        path: the file; created if missing.
         earlier: the lines that it keeps.
     """
 
@@ -83,17 +83,17 @@ class LineLog(AbstractContextManager["LineLog"]):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by one with this text, so that a reader sees the old or the new one whole."""
+    """Replace the text of a file; a reader sees either the whole old text or the whole new one."""
     with written_aside(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))  # half of a surrogate pair is in no encoding
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path`, which takes its place once it is whole and on the disk; an error leaves nothing.
+    """Open a new file that replaces `path` once it is complete and on the disk; an error leaves nothing.
 
-    Processes that replace one file at the same moment do not meet: each writes aside under a name of its own. A link
-    that somebody put under that name is not followed.
+    Several processes can replace one file at the same moment: each writes under its own name. A link under that name
+    is not followed.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
     aside.unlink(missing_ok=True)
@@ -109,9 +109,9 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_asides(directory: Path) -> None:
-    """Delete what processes that were killed had begun to write, `<name>.<pid>.tmp`, and no other file.
+    """Delete the unfinished files of killed processes, `<name>.<pid>.tmp`, and no other file.
 
-    For a directory that nobody else writes to now.
+    Only for a directory that no other process writes to now.
     """
     for path in directory.glob(f"*{ASIDE}"):
         if path.stem.rpartition(".")[2].isdecimal():
@@ -119,20 +119,20 @@ def remove_asides(directory: Path) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file at once; NaN and the infinities are refused, as JSON has none."""
+    """Write a JSON file at once; NaN and infinities raise `ValueError`, as JSON has none."""
     write_atomically(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, None where there is no file.
+    """Read a JSON object; None if there is no file.
 
     Raises:
-        RunError: the file is no JSON object.
+        RunError: the file is not a JSON object.
     """
     if not path.exists():
         return None
     if not path.is_file():
-        raise RunError(f"{path} is no file; move it away to start over")
+        raise RunError(f"{path} is not a file; move it away to start over")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

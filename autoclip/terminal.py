@@ -1,4 +1,4 @@
-"""How text is laid out for people: as wide as the terminal is, and never cut off."""
+"""Layout of text for people: as wide as the terminal, never cut off."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 NO_LIMIT = 100_000
-"""Columns of what is no terminal: there, only the content sets the width."""
+"""Columns of a pipe or file: there, only the content sets the width."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -25,9 +25,9 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit():
-        width: int | None = int(columns) or 80  # 0: not known
+        width: int | None = int(columns) or 80  # 0: unknown
     else:
-        width = None if stream is not None and stream.isatty() else NO_LIMIT  # None: asked for at each print
+        width = None if stream is not None and stream.isatty() else NO_LIMIT  # None: read at each print
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
@@ -35,8 +35,8 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     """Rows of a table as lines, with two spaces between the columns.
 
     Args:
-        rows: the cells; the first row are the headings.
-        sides: where the text of each column stands, < (left) or >.
+        rows: the cells; the first row holds the headings.
+        sides: alignment of each column, < (left) or > (right).
     """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -48,13 +48,13 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
 
 
 def print_code(to: Console, code: str) -> None:
-    """Print lines of Python, indented by four; those that are too wide and end in a call are laid out."""
+    """Print lines of Python, indented by four; break lines that are too wide and end in a call."""
     for line in code.splitlines():
         to.print(indent(laid_out(line, to.width - 4), "    "), soft_wrap=True)
 
 
 def laid_out(code: str, width: int) -> str:
-    """Break a line of Python at the arguments of its last call, and those at theirs, until all fit a width.
+    """Break a line of Python at the arguments of its last call, then at their arguments, until every line fits.
 
     Args:
         code: as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))`: calls, lists, dicts, literals
@@ -62,7 +62,7 @@ def laid_out(code: str, width: int) -> str:
         width: a single name or number may be wider.
 
     Returns:
-        Lines that mean the same; the code as it is where it fits, or is no Python.
+        Lines that mean the same; the unchanged code if it fits or is not Python.
     """
     if cell_len(code) <= width:
         return code
@@ -90,7 +90,7 @@ def laid_out(code: str, width: int) -> str:
 
 
 def _argument(code: str, width: int) -> str:
-    """An argument laid out; a long string at its end becomes several, which Python joins."""
+    """Lay out an argument; a long string at its end becomes several, which Python joins."""
     tokens = _tokens(code)
     if cell_len(code) <= width or not tokens or tokens[-1].type != STRING:
         return laid_out(code, width)
@@ -106,7 +106,7 @@ def _argument(code: str, width: int) -> str:
 
 
 def _tokens(code: str) -> list[TokenInfo]:
-    """The tokens of one line; none where it is no Python."""
+    """The tokens of one line; empty if it is not Python."""
     try:
         return [token for token in generate_tokens(StringIO(code).readline) if token.string.strip()]
     except (TokenError, SyntaxError):

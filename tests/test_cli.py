@@ -167,7 +167,7 @@ def test_the_starter_runs_under_every_policy_by_its_kind_alone(experiment, kind)
     threshold = ["clip.policy.threshold=1.0"] if kind == "fixed" else []
     result = call("validate", experiment, f"clip.policy.kind={kind}", *threshold)
     assert result.exit_code == 0, result.stderr
-    left_out = f"note: clip.policy.kind={kind} leaves out what the file has for probing_quantile: percentile\n"
+    left_out = f"note: clip.policy.kind={kind} drops the file's keys for probing_quantile: percentile\n"
     assert result.stderr == ("" if kind == "probing_quantile" else left_out)
 
 
@@ -336,7 +336,5 @@ def test_an_experiment_without_a_task_is_for_the_sweep_only(options):
     assert call("validate", str(config)).exit_code == 0
     result = call("run", str(config), *options)
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        "sweep_script has no task and no optimizer to be trained: it is for `autoclip sweep`"
-    )
+    assert result.stderr.startswith("sweep_script has no task and no optimizer to train: it is for `autoclip sweep`")
     assert files() == []

@@ -44,7 +44,7 @@ def test_what_is_left_out_is_left_to_the_policy(read):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("{scope: group}", "must have groups, as in {decoder: '^decoder'}, where the scope is group, and nowhere else"),
+        ("{scope: group}", "must have groups, as in {decoder: '^decoder'}, if and only if the scope is group"),
         ("{groups: {a: b}}", "got scope: null with 1 groups"),
         ("{scope: parameter, groups: {a: b}}", "got scope: parameter with 1 groups"),
         ("{scope: group, groups: {a: '('}}", "groups.a must be a regular expression, got '('"),

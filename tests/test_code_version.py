@@ -40,9 +40,7 @@ def test_an_edited_file_is_other_code(tmp_path: Path, monkeypatch: pytest.Monkey
     finally:
         del sys.modules["edited_task"]
     refuse_other_code(before, before, tmp_path)
-    with pytest.raises(
-        UsageError, match=r"begun with other code: the file of edited_task:Task changed\. Bring it back"
-    ):
+    with pytest.raises(UsageError, match=r"begun with other code: the file of edited_task:Task changed\. Restore it"):
         refuse_other_code(before, now, tmp_path)
     monkeypatch.setenv("AUTOCLIP_ALLOW_CHANGED_CODE", "1")
     refuse_other_code(before, now, tmp_path)

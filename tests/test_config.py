@@ -208,7 +208,7 @@ def test_a_configuration_does_not_change(load):
         ),
         (
             "log: {sinks: [console, wandb]}",
-            "1:14: log.sinks: must hold jsonl, the run directory that everything else reads, got console, wandb",
+            "1:14: log.sinks: must hold jsonl, which all other commands read, got console, wandb",
         ),
         ("sweep: {command: python x.py}", "1:18: sweep.command: must be a list, got 'python x.py'"),
         ("sweep: {command: [python, 3]}", "1:27: sweep.command.1: must be a text, got 3"),
@@ -422,11 +422,9 @@ def test_a_command_needs_no_task_and_survives_the_round_trip(load, tmp_path):
 @pytest.mark.parametrize(("function", "value"), [(trained_task, "target"), (trained_optimizer, "kind")])
 def test_what_has_no_task_cannot_be_trained_here(load, function, value):
     assert getattr(function(load(GOOD)), value) in ("my_task:MyTask", "sgd")
-    with pytest.raises(
-        UsageError, match=r"mine has no task and no optimizer to be trained: it is for `autoclip sweep`"
-    ):
+    with pytest.raises(UsageError, match=r"mine has no task and no optimizer to train: it is for `autoclip sweep`"):
         function(load(SCRIPT))
-    with pytest.raises(UsageError, match=r"mine has no optimizer to be trained"):
+    with pytest.raises(UsageError, match=r"mine has no optimizer to train"):
         function(load(SCRIPT, "task.target=my_task:MyTask"))
 
 
@@ -449,8 +447,8 @@ def test_what_has_no_task_cannot_be_trained_here(load, function, value):
 def test_a_placeholder_that_cannot_be_filled_in_is_a_fault_at_its_place(faults, argument, got):
     text = SCRIPT.replace("    - train.py\n", f"    - {json.dumps(argument)}\n")
     assert faults(text) == [
-        "x.yaml:6:7: sweep.command.1: must hold no placeholders but {clip_config}, {seed}, {run_dir}, {lr_multiplier} "
-        f"(a brace itself is written twice), got {got}"
+        "x.yaml:6:7: sweep.command.1: must hold no placeholders other than {clip_config}, {seed}, {run_dir}, "
+        f"{{lr_multiplier}} (write a plain brace twice), got {got}"
     ]
 
 
@@ -566,14 +564,14 @@ def test_an_override_of_a_kind_leaves_out_what_was_for_the_kind_before(tmp_path)
     assert (config.optimizer.kind, config.optimizer.lr) == ("adam", 0.1)  # no optimizer can do without
     assert config.sweep.policies[0].kind == "fixed_percentile"
     assert lines == [
-        "note: clip.policy.kind=none leaves out what the file has for running_quantile: percentile, warmup_steps",
-        "note: optimizer.kind=adam leaves out what the file has for sgd: momentum",
-        "note: sweep.policies.0.kind=fixed_percentile leaves out what the file has for zclip: decay",
+        "note: clip.policy.kind=none drops the file's keys for running_quantile: percentile, warmup_steps",
+        "note: optimizer.kind=adam drops the file's keys for sgd: momentum",
+        "note: sweep.policies.0.kind=fixed_percentile drops the file's keys for zclip: decay",
     ]
     # What the command line says stays, before and after.
     config, lines = told(path, "clip.policy.percentile=10", "clip.policy.kind=autoclip", "clip.policy.history=50")
     assert (config.clip.policy.percentile, config.clip.policy.history) == (10, 50)
-    assert lines == ["note: clip.policy.kind=autoclip leaves out what the file has for running_quantile: warmup_steps"]
+    assert lines == ["note: clip.policy.kind=autoclip drops the file's keys for running_quantile: warmup_steps"]
     config, lines = told(path, "clip.policy.kind=running_quantile")
     assert (config.clip.policy.percentile, lines) == (90, [])
     config, lines = told(path, "clip.policy.kind=my_module:Mine")

@@ -213,7 +213,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     path.write_text(path.read_text() + "step   33/19560 | loss 2.25 (+nanz)| norm 4.5")
     (trace,) = read_traces(path)
     assert trace.steps.tolist() == [30, 31, 32]
-    assert trace.notes[0] == "the last line has no line end, may be torn, and is left out"
+    assert trace.notes[0] == "the last line has no line end and may be torn: left out"
 
 
 def test_a_chosen_column_and_a_refusal_that_names_the_others(tmp_path):

@@ -219,7 +219,7 @@ def test_a_task_whose_batches_end_is_told_so(
     configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_experiment(configure("task.args={end_at: 7}", "seeds=[0]"), tmp_path / "out", resume=False) == 1
-    assert "batches() ended within step 7" in capsys.readouterr().err
+    assert "batches() ended at step 7" in capsys.readouterr().err
 
 
 def test_what_the_task_prints_stays_out_of_the_result(

@@ -77,7 +77,7 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
 def test_several_trainings_are_named_and_one_of_them_can_be_drawn(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path / f"seed-{seed}", metrics_of(seed=seed))
-    with pytest.raises(UsageError, match=r"holds 2 trainings, and a figure is of one: .*read_traces\('.*'\)"):
+    with pytest.raises(UsageError, match=r"holds 2 trainings, but a figure shows one: .*read_traces\('.*'\)"):
         autoclip.plot(tmp_path)
     traces = read_traces(tmp_path)
     assert drawn(autoclip.plot(traces[1]), NORM) == traces[1].norms.tolist()

@@ -56,7 +56,7 @@ def test_files_that_autoclip_did_not_write_are_left_as_they_are(command: str, na
     for more in ([], ["--resume"]) if command == "run" else ([],):
         done = call(command, "tiny.yaml", "--output-dir", "out", *more)
         assert done.exit_code == 2, done.output
-        assert done.output.startswith(f"{place} would be replaced, and no {command} of autoclip has been begun there")
+        assert done.output.startswith(f"{place} would be replaced, but no {command} of autoclip was begun there")
     assert content(Path("out")) == {place: b"my data"}
 
 

@@ -150,4 +150,4 @@ def test_a_policy_that_no_other_process_can_be_given_is_one_line(own, tmp_path, 
     write_log(tmp_path / "log.csv", MANY_NORMS // 2)
     result = replayed(f"{own}:Unpicklable", f"{own}:Unpicklable")
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
-    assert "cannot be replayed in processes of their own" in result.stderr
+    assert "cannot be replayed in separate processes" in result.stderr

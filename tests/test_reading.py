@@ -158,15 +158,15 @@ def test_what_cannot_be_read_in_a_directory_is_told(logs):
     assert len(traces) == 5
     (note,) = traces[0].notes
     assert note == (
-        f"not read: {logs / 'a' / 'run-torn.wandb'} is no .wandb file: it does not begin as one; "
+        f"not read: {logs / 'a' / 'run-torn.wandb'} is not a .wandb file: its first bytes are others; "
         f"1 file without a column known to hold gradient norms ({logs / 'e' / 'eval' / EVENTS})"
     )
-    with pytest.raises(UsageError, match=r"run-torn.wandb is no .wandb file"):
+    with pytest.raises(UsageError, match=r"run-torn.wandb is not a .wandb file"):
         read_traces([logs, logs / "a" / "run-torn.wandb"])
 
 
 def test_a_directory_without_norms_says_what_it_has(tmp_path):
-    with pytest.raises(UsageError, match="holds no log with gradient norms that is known"):
+    with pytest.raises(UsageError, match="holds no known log with gradient norms"):
         read_traces(tmp_path)
     (tmp_path / EVENTS).write_bytes(events([(0, {"loss": 1, "lr": 1})]))
     with pytest.raises(UsageError, match=r"(?s)no gradient norms in .* it has 'loss', 'lr': choose one with --column"):
@@ -188,7 +188,7 @@ def test_other_files_are_refused_by_name(tmp_path):
         read_traces([])
     for content in (b"", b"one line of text", bytes(range(256)) * 10):
         (tmp_path / "file").write_bytes(content)
-        with pytest.raises(UsageError, match=r"file is no log of a known format"):
+        with pytest.raises(UsageError, match=r"file is not a log of a known format"):
             read_traces(tmp_path / "file")
 
 
@@ -196,7 +196,7 @@ def test_other_files_are_refused_by_name(tmp_path):
 def test_a_pipe_is_never_waited_for(logs):
     os.mkfifo(logs / "a" / "pipe.csv")
     assert len(read_traces(logs)) == 5
-    with pytest.raises(UsageError, match=r"pipe.csv is no file that can be read again"):
+    with pytest.raises(UsageError, match=r"pipe.csv cannot be read a second time"):
         read_traces(logs / "a" / "pipe.csv")
 
 
@@ -281,7 +281,7 @@ def test_a_packed_log_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path, cut):
     (trace,) = read_traces(path)
     assert 20 < len(trace) < 300
     assert trace.norms.tolist() == norms[: len(trace)]
-    assert f"{path} is packed, and cut off or damaged: what could be unpacked is read" in trace.notes
+    assert f"{path} is packed, and cut off or damaged: only its sound part is read" in trace.notes
     path.write_bytes(packed[:12])
     with pytest.raises(UsageError, match=r"metrics.jsonl.gz cannot be read: Compressed file ended before"):
         read_traces(path)
@@ -300,7 +300,7 @@ def test_every_format_is_read_from_standard_input(logs, packed):
         assert replayed["source"] == f"standard input [{column}]"
     result = CliRunner().invoke(app, ["suggest", "-"], input="nothing")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "standard input is no log of a known format" in result.output
+    assert "standard input is not a log of a known format" in result.output
 
 
 def test_what_is_packed_is_not_unpacked_without_end(tmp_path, monkeypatch):

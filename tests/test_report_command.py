@@ -77,10 +77,13 @@ def test_suggest_writes_a_page_beside_what_it_prints(log: Path) -> None:
         (lambda place: (place.rmdir(), place.touch()), "is a file; a report needs a directory"),
         (
             lambda place: (place / "a.csv").write_text("step,grad_norm\n1,2\n"),
-            "1 finite norm above zero (median 2, largest 2): advice takes at least 20",
+            "1 finite norm above zero (median 2, largest 2): advice needs at least 20",
         ),
         (lambda place: write_run(place, metrics_of()) and (place / "report").touch(), "report is a file"),
-        (lambda place: (place / "report.html").mkdir(), "report.html is no file, and the page needs this name: move"),
+        (
+            lambda place: (place / "report.html").mkdir(),
+            "report.html is not a file, and the page needs this name: move",
+        ),
     ],
 )
 def test_what_cannot_be_reported_on_is_exit_code_2(tmp_path: Path, prepare, words: str) -> None:
@@ -108,7 +111,7 @@ def test_a_page_takes_no_place_but_a_pages(log: Path) -> None:
     norms = (log / "metrics.csv").read_bytes()
     result = call("suggest", log / "metrics.csv", "--html", log / "metrics.csv")
     assert (result.exit_code, (log / "metrics.csv").read_bytes()) == (2, norms)
-    assert "metrics.csv exists already, is no page that autoclip wrote" in result.stderr
+    assert "metrics.csv exists already and autoclip did not write it" in result.stderr
     assert "choose another name" in result.stderr
     assert not (log / "metrics").exists()
 
@@ -146,7 +149,7 @@ def test_a_seed_without_steps_is_named(tmp_path: Path) -> None:
     (tmp_path / "seed-1" / "metrics.jsonl").unlink()
     seeds = [{"seed": seed, "status": "failed" if seed == 4 else "finished"} for seed in range(5)]
     (tmp_path / "summary.json").write_text(json.dumps({"seeds": seeds}))
-    told = "seed 1, seed 3: left out, without a metrics.jsonl that a run wrote"
+    told = "seed 1, seed 3: left out, no metrics.jsonl that a run wrote"
     result = call("report", tmp_path)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'report.html'}\n")
     assert result.stderr.startswith(f"note: {told}")

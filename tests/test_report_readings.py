@@ -46,8 +46,8 @@ def series(
         ({"status": "finished", "validation_loss": -1.5, "trivial_loss": -1.0}, "good", "the run finished"),
         ({"status": "finished", "validation_loss": 0.2, "trivial_loss": None}, "good", "the run finished"),
         ({"status": "diverged", "validation_loss": None}, "bad", "diverged"),
-        ({"status": "interrupted"}, "note", "no end yet"),
-        ({}, "note", "no end yet"),
+        ({"status": "interrupted"}, "note", "not ended yet"),
+        ({}, "note", "not ended yet"),
     ],
 )
 def test_how_a_run_ended(summary, level, words):
@@ -126,7 +126,7 @@ def test_norms_that_are_not_finite(broken, level):
     found = norm_readings([series(norms=norms, skipped=range(broken))])[0]
     assert found.level == level
     assert f"not finite in {broken} of 1000 steps" in found.text
-    assert f"of which {broken} were skipped" in found.text
+    assert f"{broken} of them were skipped" in found.text
 
 
 @pytest.mark.parametrize("norms", [np.empty(0), np.full(30, np.nan), np.zeros(30), np.ones(3)])

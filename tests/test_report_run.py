@@ -107,7 +107,7 @@ def test_a_loop_of_ones_own_has_metrics_only(tmp_path: Path) -> None:
     page, pictures = report(run)
     assert pictures == ALL[:4]
     assert page.text.startswith("mine mine Training run, mine, clipped by policy not recorded")
-    assert "no end yet" in page.text
+    assert "not ended yet" in page.text
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
 
 
 DEFAULT = {"kind": "probing_quantile", "percentile": 90.0}
-CLIPS = "the default clips 10 to 40% of the steps of a healthy training; here "
+CLIPS = "the default clips 10 to 40% of the steps in a healthy training; here "
 
 
 def test_of_the_default_it_is_told_whether_it_clips_as_often_as_it_should(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_of_the_default_it_is_told_whether_it_clips_as_often_as_it_should(tmp_pa
     assert f"ok {CLIPS}20.0%, as it should be" in text
     assert "of the steps after the warm-up were clipped, with" not in text
     write_run(tmp_path / "seed-1", [line | {"clipped": True} for line in lines], policy=DEFAULT, seed=1)
-    told = f"{CLIPS}20.0% to 100.0%; seed 1: it has only 120 steps after the warm-up, of which the first 160 open the "
+    told = f"{CLIPS}20.0% to 100.0%; seed 1: it has only 120 steps after the warm-up, and the first 160 open the "
     assert write_report(tmp_path).notes == [f"{told}threshold"]
 
 

@@ -108,7 +108,7 @@ def test_an_unfinished_sweep_is_told(tmp_path: Path) -> None:
 def test_runs_that_were_removed_are_told(tmp_path: Path) -> None:
     write_sweep(tmp_path, CANDIDATES)
     (tmp_path / "runs" / "fixed-5" / "lr-x3" / "seed-1" / "summary.json").unlink()
-    with pytest.raises(UsageError, match=r"fixed-5 holds 3 finished runs, trials\.csv tells of 4"):
+    with pytest.raises(UsageError, match=r"fixed-5 holds 3 finished runs, but trials\.csv names 4"):
         write_report(tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_the_page_of_a_trace():
         "kind: probing_quantile",
         "clipper = autoclip.attach(optimizer, autoclip.ProbingQuantile())",
         "95 % confidence intervals",
-        "a replay cannot tell",
+        "a replay cannot show",
     ):
         assert words in page.text
 
@@ -70,7 +70,7 @@ def test_the_clip_rate_of_the_suggested_policy_is_that_of_its_replay():
 def test_an_interval_without_a_known_end_is_drawn_to_the_edge_and_said():
     text, pictures = trace_page([suggest(trace(norms=trace().norms[:200], steps=np.arange(200)))], "t")
     assert "to unknown" in Page(text).text
-    assert "one that reaches the edge has no end that is known" in pictures[1].caption
+    assert "one that reaches the edge has no known end" in pictures[1].caption
     assert pictures[1].png
 
 

@@ -65,7 +65,7 @@ class TestJSONLines:
         assert (trace.steps.tolist(), trace.norms.tolist()) == ([1], [1.5])
         assert trace.notes == (
             "2 values left out: without a step (no step: 2.5)",
-            "1 value left out: no number, as 'high' in 'gnorm'",
+            "1 value left out: no number, such as 'high' in 'gnorm'",
             "3 lines left out: no JSON object (the first is line 1)",
         )
 
@@ -181,9 +181,7 @@ class TestJSONLines:
         (trace,) = read_traces(path, step_column=column)
         assert trace.steps.tolist() == list(range(0, 9 * 2048, 2048))
         assert (trace.stride, trace.frequency) == (1, "optimizer steps not known")
-        assert trace.notes == (
-            f"{column!r} does not count optimizer steps: how many lie between two norms is not known",
-        )
+        assert trace.notes == (f"{column!r} does not count optimizer steps: the number between two norms is not known",)
 
     @pytest.mark.parametrize(("first", "stride"), [(0, 1), (0, 10), (10, 10), (5, 5)])
     def test_steps_that_begin_anew_in_each_epoch_are_counted_on(self, tmp_path, first, stride):
@@ -196,7 +194,7 @@ class TestJSONLines:
         assert trace.steps.tolist() == list(range(first, first + 1000, stride))
         assert trace.norms.tolist() == [row["grad_norm"] for row in rows]
         assert trace.losses.tolist() == [row["loss"] for row in rows]
-        assert trace.notes == ("the steps begin anew in each epoch: they are counted on, 100 to an epoch",)
+        assert trace.notes == ("the steps restart in each epoch: they are counted on, 100 to an epoch",)
         (tmp_path / "log.jsonl").unlink()
         text = "epoch,step,grad_norm,loss\n" + "".join(",".join(map(str, row.values())) + "\n" for row in rows)
         (table,) = read_traces(write(tmp_path / "log.csv", text))
@@ -246,7 +244,7 @@ class TestJSONLines:
             read_traces(write(tmp_path / "log.jsonl", "step 1\nstep 2\n"))
         with pytest.raises(UsageError, match=r"log.jsonl is empty"):
             read_traces(write(tmp_path / "log.jsonl", ""))
-        with pytest.raises(UsageError, match=r"log.jsonl is no text file: it has a line of more than 16 MiB"):
+        with pytest.raises(UsageError, match=r"log.jsonl is not a text file: it has a line of more than 16 MiB"):
             read_traces(write(tmp_path / "log.jsonl", "x" * (LONGEST + 2)))
 
     def test_deep_nesting_is_no_row(self, tmp_path):
@@ -298,15 +296,15 @@ class TestTrainerState:
         (trace,) = read_traces(tmp_path)
         assert trace.steps[-1] == 500
         (note,) = trace.notes
-        assert note.startswith(f"not read: {torn} is no whole JSON file")
-        with pytest.raises(UsageError, match=r"checkpoint-900.trainer_state.json is no whole JSON file"):
+        assert note.startswith(f"not read: {torn} is not a whole JSON file")
+        with pytest.raises(UsageError, match=r"checkpoint-900.trainer_state.json is not a whole JSON file"):
             read_traces([tmp_path, torn])
 
     def test_what_is_no_state_is_refused(self, tmp_path):
         path = tmp_path / "trainer_state.json"
-        with pytest.raises(UsageError, match=r"trainer_state.json is no whole JSON file"):
+        with pytest.raises(UsageError, match=r"trainer_state.json is not a whole JSON file"):
             read_traces(write(path, self.state([1, 2])[:-20]))
-        with pytest.raises(UsageError, match=r"trainer_state.json is no whole JSON file"):
+        with pytest.raises(UsageError, match=r"trainer_state.json is not a whole JSON file"):
             read_traces(write(path, "[" * 100_000))
         with pytest.raises(UsageError, match=r"trainer_state.json holds no log: neither `log_history`"):
             read_traces(write(path, '{"step": 1}'))
@@ -434,7 +432,7 @@ class TestTables:
         (trace,) = read_traces(write(tmp_path / "log.csv", text))
         assert (trace.steps.tolist(), trace.norms.tolist()) == ([0, 2, 3, 4], [1, 3, 4, 5])
         assert trace.notes == (
-            "the last line has no line end, may be torn, and is left out",
+            "the last line has no line end and may be torn: left out",
             "1 row left out: not as many cells as the header",
         )
 
@@ -447,7 +445,7 @@ class TestTables:
     )
     def test_a_value_that_is_no_number_is_shown(self, tmp_path, value, shown):
         text = lines({"step": step, "loss": "none", "gnorm": value} for step in range(3))
-        note = f"6 values left out: no number, as 'none' in 'loss', {shown} in 'gnorm'"
+        note = f"6 values left out: no number, such as 'none' in 'loss', {shown} in 'gnorm'"
         with pytest.raises(UsageError, match=f"no number in it {re.escape(f'({note})')}"):
             read_traces(write(tmp_path / "log.jsonl", text))
 

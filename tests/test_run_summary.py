@@ -147,9 +147,7 @@ def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path
     metrics = tmp_path / "out" / "seed-0" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
     metrics.write_text('{"step": 0}\n')
-    with pytest.raises(
-        UsageError, match=r"seed-0/metrics.jsonl would be replaced, and no run of autoclip has been begun"
-    ):
+    with pytest.raises(UsageError, match=r"seed-0/metrics.jsonl would be replaced, but no run of autoclip was begun"):
         run_experiment(configure(), tmp_path / "out", resume=False)
     assert metrics.read_text() == '{"step": 0}\n'
 
@@ -158,7 +156,7 @@ def test_the_clip_rate_of_the_default_is_told_with_what_is_usual(configure, tmp_
     default = configure("clip.policy={kind: probing_quantile}", "seeds=[0, 1]")
     assert run_experiment(default, tmp_path / "out", resume=False) == 0
     told = json.loads((tmp_path / "out" / "summary.json").read_text())["clip_rate_verdict"]
-    assert told.startswith("the default clips 10 to 40% of the steps of a healthy training; here ")
+    assert told.startswith("the default clips 10 to 40% of the steps in a healthy training; here ")
     assert f"clip rate: {told}" in capsys.readouterr().out.splitlines()
     assert run_experiment(configure(), tmp_path / "other", resume=False) == 0
     assert json.loads((tmp_path / "other" / "summary.json").read_text())["clip_rate_verdict"] is None

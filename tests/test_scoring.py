@@ -239,7 +239,7 @@ def test_a_run_directory_is_read_and_an_unfinished_one_refused(tmp_path: Path) -
             read_run(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "metrics.jsonl").write_text(json.dumps(first) + "\n")
-    with pytest.raises(RunError, match=r"has 1 lines, its summary tells of 2 steps"):
+    with pytest.raises(RunError, match=r"has 1 lines, but its summary has 2 steps"):
         read_run(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
     with pytest.raises(RunError, match="no finished run"):

@@ -206,11 +206,11 @@ def test_a_loss_that_is_not_finite_in_the_middle_is_left_to_the_script():
         ("log([1.0] * 29)", "has 29 lines, fewer than steps=30, and all losses are finite: `steps` in the"),
         ("log([math.nan] * 30)", "runs/one has no finite loss from before the first update"),
         ("log([None] * 30, norm=math.nan)", "runs/one has no finite loss from before the first update"),
-        ("(run_dir / 'metrics.jsonl').write_text('epoch 1')", "runs/one/metrics.jsonl:1 is no line of metrics: "),
-        ("(run_dir / 'metrics.jsonl').write_text('5')", "runs/one/metrics.jsonl:1 is no line of metrics: "),
+        ("(run_dir / 'metrics.jsonl').write_text('epoch 1')", "runs/one/metrics.jsonl:1 is not a line of metrics: "),
+        ("(run_dir / 'metrics.jsonl').write_text('5')", "runs/one/metrics.jsonl:1 is not a line of metrics: "),
         (
             'log([1.0])\nopen(run_dir / "metrics.jsonl", "a").write(\'{"step": 1}\')',
-            "runs/one/metrics.jsonl:2 is no line of metrics: ",
+            "runs/one/metrics.jsonl:2 is not a line of metrics: ",
         ),
         (
             "log([1.0, 2.0])\nlines = (run_dir / 'metrics.jsonl').read_text()\n"
@@ -251,10 +251,10 @@ def test_a_script_that_fails_is_named_with_its_last_words():
 
 def test_a_program_that_is_not_there_or_cannot_be_run():
     required = ["{clip_config}", "{seed}", "{run_dir}"]
-    with pytest.raises(UsageError, match=r"sweep\.command: there is no program 'no-such-program' that can be run"):
+    with pytest.raises(UsageError, match=r"sweep\.command: found no program 'no-such-program' that can be run"):
         run("", command=["no-such-program", *required])
     Path("plain.txt").write_text("echo")
-    with pytest.raises(UsageError, match=r"there is no program '\./plain\.txt'"):
+    with pytest.raises(UsageError, match=r"found no program '\./plain\.txt'"):
         run("", command=["./plain.txt", *required])
     Path("plain.txt").chmod(0o755)
     message = failure("", command=["./plain.txt", *required])

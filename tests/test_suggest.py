@@ -91,7 +91,7 @@ def test_a_large_change_that_may_be_chance_is_not_called_little():
     found = suggest(trace(np.repeat(levels, 30) * lognormal(300, deviation=0.05)))
     assert found.drift.ratio == pytest.approx(0.2, rel=0.05)
     assert 0.01 < found.drift.p_value < 0.1
-    assert "(down), though not steadily enough to tell a trend from chance" in found.reason
+    assert "(down), but not steadily enough to tell a trend from chance" in found.reason
     assert "the median norm" not in suggest(trace(lognormal(2000))).reason
 
 
@@ -133,7 +133,7 @@ def test_a_sparse_log_is_said_to_miss_what_lies_between():
 
 
 def test_a_refusal_tells_what_was_noted_of_the_log():
-    with pytest.raises(NoAdviceError, match=r": advice takes at least 20 \(a torn end; a restart\)$"):
+    with pytest.raises(NoAdviceError, match=r": advice needs at least 20 \(a torn end; a restart\)$"):
         suggest(trace([1.0] * 3, notes=("a torn end", "a restart")))
 
 
@@ -255,9 +255,9 @@ def test_a_training_that_broke_down_is_said_to():
     found = suggest(trace(norms))
     (doubt,) = found.doubts
     assert doubt.startswith(
-        "the training broke down at step 120: all 180 norms from there on are NaN; find out first why"
+        "the training broke down at step 120: all 180 norms from there on are NaN; first find out why"
     )
-    assert f"the largest in the log before is {found.largest_ratio:.2g} times the median" in doubt
+    assert f"the largest one logged before is {found.largest_ratio:.2g} times the median" in doubt
     assert found.reason.startswith("a training that broke down once may do so again: take autoclip's default")
     norms[50] = np.inf
     assert "180 of 300 norms are NaN, 1 of 300 norms is infinite" in suggest(trace(norms)).doubts[1]
@@ -271,7 +271,7 @@ def test_a_training_that_broke_down_is_said_to():
         ([0.0] * 47 + [1.0, 3.0], "47 of 49 norms are zero; 2 finite norms above zero (median 2, largest 3)"),
         ([0.0] * 100, "100 of 100 norms are zero"),
         ([math.nan] * 100 + [1.0] * 5, "100 of 105 norms are NaN; 5 finite norms above zero (median 1, largest 1)"),
-        ([*[1.0] * 18, 7.0], "19 finite norms above zero (median 1, largest 7): advice takes at least 20"),
+        ([*[1.0] * 18, 7.0], "19 finite norms above zero (median 1, largest 7): advice needs at least 20"),
     ],
 )
 def test_a_log_without_advice_has_the_figures_that_can_be_given(norms, reason):

@@ -67,7 +67,7 @@ sweep:
     code, text = planned(tmp_path, config=config)
     assert code == 0
     assert "2 runs of 300 steps" in text
-    assert "how long they take is not known" in text
+    assert "their duration is not known" in text
 
 
 @pytest.mark.parametrize("change", ["sweep=null", "sweep.thresholds=[1, 1]", "task.args.width=none"])

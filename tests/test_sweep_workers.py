@@ -507,7 +507,7 @@ def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"name": "script", "steps": 5, "sweep": {"command": command_line}}))
     done = subprocess.run(command(path, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "there is no program 'no-such-program'" in done.stderr
+    assert "found no program 'no-such-program'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -128,5 +128,5 @@ def test_damage_is_told_with_the_file_it_is_in(tmp_path):
 
 def test_steps_have_no_column(tmp_path):
     path = write(tmp_path, events([(0, {"gnorm": 1})]))
-    with pytest.raises(UsageError, match=r"tfevents.* has its own steps, no column 'epoch': .*step-column"):
+    with pytest.raises(UsageError, match=r"tfevents.* has its own steps, not 'epoch': .*step-column"):
         read_traces(path, step_column="epoch")

@@ -41,7 +41,7 @@ def test_a_damaged_length_ends_the_reading(tmp_path):
     content[len(tfrecord(DATA[0]))] ^= 1
     found, notes = read(tmp_path, bytes(content))
     assert found == DATA[:1]
-    assert notes == ["the length of a record at byte 21 is corrupt, what follows it is left out"]
+    assert notes == ["the length of a record at byte 21 is corrupt, the rest is left out"]
 
 
 def test_a_length_beyond_the_file_allocates_nothing(tmp_path):
@@ -57,7 +57,7 @@ def test_a_length_beyond_the_file_allocates_nothing(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"file is no event file: it does not begin with a record's length"):
+    with pytest.raises(UsageError, match=r"file is not an event file: it does not begin with a record's length"):
         read(tmp_path, b"step,grad_norm\n1,2\n3,4\n")
     assert starts_record(tfrecord(b"data"))
     assert not starts_record(b"step,grad_norm\n1,2\n")

@@ -75,7 +75,7 @@ def test_trainings_in_one_log_are_traces_of_their_own(trainings):
         f"a log [grad_norm], training {number} of {count}" for number in range(1, count + 1)
     ]
     turns = "1 time" if count == 2 else f"{count - 1} times"
-    note = f"the steps go back to the start {turns}: what follows is read as another training"
+    note = f"the steps go back to the start {turns}: the rest is read as another training"
     assert {trace.notes for trace in traces} == {(note,)}
 
 
@@ -175,7 +175,7 @@ def test_our_own_norms_go_before_a_trainers():
     columns |= {"train/autoclip/threshold": [(0, 3.0)], "train/autoclip/total_norm_max": [(0, 4.0)]}
     trace = log(columns).traces()[0]
     assert (trace.norms.tolist(), trace.thresholds.tolist()) == ([2], [3])
-    assert trace.notes == ("each value is a mean over several steps: the norms of single steps are spread more widely",)
+    assert trace.notes == ("each value is a mean over several steps: the norms of single steps vary more",)
     with pytest.raises(SeveralNormsError, match="'autoclip/total_norm/0', 'autoclip/total_norm/1'"):
         log({"autoclip/total_norm/0": [(0, 1.0)], "autoclip/total_norm/1": [(0, 1.0)], "gnorm": [(0, 1.0)]}).traces()[0]
 
@@ -193,7 +193,7 @@ def test_no_column_is_an_error_that_names_what_there_is():
 
 
 def test_negative_values_are_no_norms():
-    with pytest.raises(UsageError, match=r"a log \[grad_norm\]: -2 is no norm; choose another"):
+    with pytest.raises(UsageError, match=r"a log \[grad_norm\]: -2 is not a norm; choose another"):
         log({"grad_norm": [(0, 1.0), (1, -2.0)]}).traces()[0]
 
 

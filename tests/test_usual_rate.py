@@ -9,7 +9,7 @@ from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
 from autoclip.policies import POLICIES, ProbingQuantile
 from autoclip.tuning.usual_rate import OPENING_STEPS, Steps, is_default, verdict
 
-HEAD = "the default clips 10 to 40% of the steps of a healthy training; here "
+HEAD = "the default clips 10 to 40% of the steps in a healthy training; here "
 NOISE = np.random.default_rng(0).normal(0, 1, (2, 3000))
 FALLING = (3 * 0.999 ** np.arange(3000) + 0.1 * NOISE[1]).tolist()
 
@@ -47,7 +47,7 @@ def test_a_learning_rate_that_is_too_high_is_told_by_the_loss():
     assert not found.is_usual
     assert found.text.startswith(f"{HEAD}{np.mean(run.clipped):.1%}: the loss rose again and again (in ")
     assert found.text.endswith(
-        "% of the steps), as where the learning rate is too high, or the loss tells little: try a lower rate, or "
+        "% of the steps): the learning rate may be too high, or the loss a poor guide: try a lower rate, or "
         "RunningQuantile(percentile=90)"
     )
 
@@ -66,7 +66,7 @@ def test_growing_norms_are_told_with_their_factor():
     assert not found.is_usual
     assert found.text.endswith(
         ": the norms grow, by a factor of 1e+03 from the first quarter to the last: the threshold, a percentile of the "
-        "last 100, comes after them, by 3% a step at most"
+        "last 100, follows them, by 3% a step at most"
     )
     assert "nothing stands out" in verdict({"a": steps(1.0, norms=[1.0] * 500 + [2.9] * 500)}).text
     assert "by a factor of 3 from" in verdict({"a": steps(1.0, norms=[1.0] * 500 + [3.0] * 500)}).text
@@ -76,14 +76,14 @@ def test_growing_norms_are_told_with_their_factor():
 def test_without_a_loss_that_is_told_first():
     run = steps(0.5, losses=[nan] * 1000, norms=[1.0] * 500 + [9.0] * 500)
     assert verdict({"a": run}).text == (
-        f"{HEAD}50.0%: no finite loss was given, without which it has no brake: call clipper.report_loss(loss)"
+        f"{HEAD}50.0%: no finite loss was given, and without it the policy has no brake: call clipper.report_loss(loss)"
     )
 
 
 def test_in_a_short_run_the_first_steps_weigh_most():
     short = trained(lognormal(200), [None] * 200)
     assert verdict({"a": short}).text.endswith(
-        "%: it has only 200 steps after the warm-up, of which the first 160 open the threshold"
+        "%: it has only 200 steps after the warm-up, and the first 160 open the threshold"
     )
     assert OPENING_STEPS == 160
     assert "it has only 299 steps" in verdict({"a": steps(0.9, 299)}).text
@@ -93,8 +93,8 @@ def test_in_a_short_run_the_first_steps_weigh_most():
 @pytest.mark.parametrize(
     ("rate", "ending"),
     [
-        (0.0, "0.0%, which is no fault"),
-        (0.099, "9.9%, which is no fault"),
+        (0.0, "0.0%, which is fine too"),
+        (0.099, "9.9%, which is fine too"),
         (0.1, "10.0%, as it should be"),
         (0.4, "40.0%, as it should be"),
         (0.401, "40.1%: nothing stands out in the losses and norms"),
@@ -115,7 +115,7 @@ def test_of_several_runs_the_one_clipped_most_is_looked_into():
     }
     assert verdict(runs).text.startswith(f"{HEAD}20.0% to 90.0%; seed 1: no finite loss was given")
     assert verdict({"a": steps(0.2), "b": steps(0.3)}).text == f"{HEAD}20.0% to 30.0%, as it should be"
-    assert verdict({"a": steps(0.05), "b": steps(0.3)}).text == f"{HEAD}5.0% to 30.0%, which is no fault"
+    assert verdict({"a": steps(0.05), "b": steps(0.3)}).text == f"{HEAD}5.0% to 30.0%, which is fine too"
 
 
 def test_without_an_active_step_there_is_nothing_to_say():

@@ -124,10 +124,10 @@ def test_a_malformed_record_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "is no .wandb file"),
-        (b":W&B", "is no .wandb file"),
-        (b"something else", "is no .wandb file"),
-        (wandb([], version=1), "version 1, only version 0 is known"),
+        (b"", "is not a .wandb file"),
+        (b":W&B", "is not a .wandb file"),
+        (b"something else", "is not a .wandb file"),
+        (wandb([], version=1), "version 1, but only version 0 can be read"),
         (wandb([]), "holds no values"),
     ],
 )

@@ -66,7 +66,7 @@ class AutoClipCallback(Callback):
     def __init__(self, policy: Policy | None = None, **clipper_options: Unpack[ClipperOptions]) -> None:
         super().__init__()
         self._options: dict[str, Any] = {**clipper_options, "sinks": tuple(clipper_options.get("sinks", ()))}
-        # What is wrong with the options shows now, not when the model has been set up; patterns of names have to wait.
+        # Wrong options show now, not when the model has been set up; patterns of names have to wait.
         checked = {name: option for name, option in self._options.items() if name != "groups"}
         self.policy = Clipper(torch.optim.SGD([torch.zeros(1)]), policy, **checked).policy
         self._optimizers: list[Any] = []
@@ -157,7 +157,7 @@ class AutoClipCallback(Callback):
         logs_now = getattr(trainer._logger_connector, "should_update_logs", True)
         for index, clipper in enumerate(self._clippers):
             if not (clipper.is_settled or logs_now):
-                continue  # to look at what will not be logged would wait for the device
+                continue  # reading values that are not logged would wait for the device
             record, suffix = clipper.last, f"/{index}" if len(self._clippers) > 1 else ""
             if record is None or record is self._logged.get(index):
                 continue
@@ -169,7 +169,7 @@ class AutoClipCallback(Callback):
             if isfinite(clipper.clip_rate):  # not before the first active step
                 metrics[f"autoclip/clip_rate{suffix}"] = clipper.clip_rate
                 metrics[f"autoclip/mean_coefficient{suffix}"] = clipper.mean_coefficient
-            # Lightning goes on logging the latest value that it was given, so that inf has to take its place.
+            # Lightning goes on logging the latest value, so inf has to replace it.
             threshold = f"autoclip/threshold{suffix}"
             if isfinite(record.threshold) or threshold in self._bounded:
                 self._bounded.add(threshold)
@@ -188,7 +188,7 @@ class AutoClipCallback(Callback):
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the clippers learned and counted, as plain values, in the order of the optimizers."""
+        """State of the clippers as plain values, in the order of the optimizers."""
         if not self._clippers:
             return self._pending
         return {"clippers": [clipper.state_dict() for clipper in self._clippers]}
@@ -211,7 +211,7 @@ class AutoClipCallback(Callback):
         options = dict(self._options)
         if options["sinks"] and len(self._optimizers) > 1:
             raise ValueError(
-                f"sinks are for one optimizer, and there are {len(self._optimizers)}, whose records would be mixed: "
+                f"sinks are for one optimizer; the records of these {len(self._optimizers)} would be mixed: "
                 f"leave them out; the Trainer's loggers get the norms of each"
             )
         if not trainer.is_global_zero:
@@ -235,10 +235,10 @@ class AutoClipCallback(Callback):
         for clipper in self._clippers:
             clipper.forget_losses()
 
-    # A compiled step is not to be compiled anew for this.
+    # This must not recompile a compiled step.
     @uncompiled
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Lightning does not tell of steps of torch's own optimizers in manual optimization."""
+        """Lightning does not report steps of torch's own optimizers in manual optimization."""
         self._has_stepped = True
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -258,12 +258,12 @@ class AutoClipCallback(Callback):
 
 
 def _trained(trainer: Any) -> list[Any]:
-    """The optimizers that have parameters: without `configure_optimizers` Lightning makes one that has none."""
+    """The optimizers with parameters: without `configure_optimizers` Lightning makes one without any."""
     return [one for one in trainer.optimizers if any(group["params"] for group in one.param_groups)]
 
 
 def _is(strategy: Any, name: str) -> bool:
-    """Whether it is a strategy of that name, of either package."""
+    """Return True if it is a strategy of that name, of either package."""
     return any(each.__name__ == name for each in type(strategy).__mro__)
 
 

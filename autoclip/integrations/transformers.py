@@ -1,4 +1,4 @@
-"""Hugging Face transformers: the Trainer clips as ever, at the threshold of a policy."""
+"""Hugging Face transformers: the Trainer clips as usual, at the threshold of a policy."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -61,7 +61,7 @@ def _has_one_norm(clipper: Clipper) -> bool:
 
 
 def _has_whole_gradients(accelerator: Any) -> bool:
-    """Whether each rank can measure whole gradients (DTensors, if they are sharded)."""
+    """Return True if each rank can measure whole gradients (DTensors, if they are sharded)."""
     if accelerator.distributed_type == "FSDP":
         return bool(accelerator.is_fsdp2)
     return bool(accelerator.distributed_type != "XLA")
@@ -90,7 +90,7 @@ def _overflowed(optimizer: Any, scaler: Any) -> bool:
 
 
 def _described(policy: Policy, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments from which the callback can be made anew, as JSON."""
+    """Arguments to make the callback again, as JSON."""
     kinds = {cls: kind for kind, cls in POLICIES.items()}
     unheld = [] if type(policy) in kinds else [type(policy).__name__]
     unheld += [name for name, value in options.items() if not isinstance(value, str | int | float | dict | None)]
@@ -108,14 +108,14 @@ def _policy_from(described: Mapping[str, Any]) -> Policy:
     """The policy that `_described` describes.
 
     Raises:
-        ValueError: a checkpoint could not hold it.
+        ValueError: a checkpoint cannot hold it.
     """
     parameters = dict(described)
     kind = parameters.pop("kind", None)
     if kind not in POLICIES:
         raise ValueError(
             f"a checkpoint cannot hold {parameters.get('unheld', kind)}, so no AutoClipCallback can be made from "
-            f"it: leave restore_callback_states_from_checkpoint=False, what was learned is continued without it"
+            f"it: leave restore_callback_states_from_checkpoint=False; learned values are continued without it"
         )
     arguments: dict[str, Any] = {name: inf if value == "inf" else value for name, value in parameters.items()}
     return POLICIES[kind](**arguments)
@@ -126,7 +126,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
 
         trainer = Trainer(..., callbacks=[AutoClipCallback(autoclip.RunningQuantile(percentile=50))])
 
-    The trainer clips as ever, once per optimizer step and however the gradients are sharded; only the threshold is the
+    The trainer clips as usual, once per optimizer step and however the gradients are sharded; only the threshold is the
     policy's. `max_grad_norm` has to be above 0 (it is by default); its value does not matter. The policy gets the norm
     before clipping, which the trainer logs as `grad_norm`, and the loss whose gradient the step takes: the mean over
     micro-batches, or over their tokens, as the trainer has it. A step that a scaler leaves out because of an overflow
@@ -135,7 +135,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     With each logged loss the trainer logs `autoclip/total_norm`, `autoclip/threshold` and `autoclip/coefficient` of the
     latest step, and `autoclip/clip_rate`, `autoclip/mean_coefficient` and `autoclip/skipped_steps` so far. What is not
     finite is left out. What was learned is part of the trainer's checkpoints; `train(resume_from_checkpoint=...)`
-    continues it, and a training that does not resume starts anew.
+    continues it, and a training that does not resume starts from nothing.
 
     Under DeepSpeed the engine clips by itself: the callback records the norm that it reports, and clips nothing.
 
@@ -221,12 +221,12 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         name = type(self).__name__
         learned, self.learned = self.learned, None
         if state.global_step > 0:
-            # A list is what the trainer makes of several callbacks of one name, the latest last.
+            # The trainer makes a list of several callbacks of one name, the latest last.
             saved = state.stateful_callbacks.get(name)
             learned = ((saved[-1] if isinstance(saved, list) else saved) or {}).get("attributes", {}).get("learned")
             if learned is None:
                 self._warn_once(
-                    "unsaved", f"the checkpoint holds nothing that {name} has learned: its warm-up begins anew"
+                    "unsaved", f"the checkpoint holds nothing that {name} has learned: its warm-up starts again"
                 )
         if learned is not None:
             self.clipper.load_state_dict(learned)
@@ -313,7 +313,7 @@ class _Replaced:
         owner: the object.
         name: of the method.
         around: the wrapper.
-        is_wanted: whether it still is, asked at each call: nobody reports the end of a training that raised.
+        is_wanted: called at each call, as nobody reports the end of a training that raised.
     """
 
     def __init__(self, owner: Any, name: str, around: Around, is_wanted: Callable[[], bool]) -> None:
@@ -333,7 +333,7 @@ class _Replaced:
         setattr(owner, name, replacement)
 
     def restore(self) -> None:
-        """Put back the original; if somebody has wrapped the wrapper, only switch it off."""
+        """Put back the original; if the wrapper itself was wrapped, only switch it off."""
         self.active = False
         if vars(self.owner).get(self.name) is not self.replacement:
             return

@@ -1,4 +1,4 @@
-"""What is refused unless the environment allows it: a configuration cannot allow anything to itself."""
+"""Permissions from the environment; a configuration cannot give them to itself."""
 
 import os
 
@@ -9,5 +9,5 @@ ANY_TARGET = "AUTOCLIP_ALLOW_ANY_TARGET"
 
 
 def is_allowed(name: str) -> bool:
-    """Whether the variable is 1; anything else allows nothing."""
+    """Return True if the variable is 1; no other value allows anything."""
     return os.environ.get(name) == "1"

@@ -1,4 +1,4 @@
-"""Between the configuration and the candidates of a sweep: the sweep section's candidates, and a candidate's runs."""
+"""The candidates of a sweep section, and the configuration of a candidate's runs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from autoclip.tuning.candidates import Candidate, grid
 
 
 def candidates_of(config: ExperimentConfig, settings: SweepConfig) -> list[Candidate]:
-    """Candidates of the sweep section; percentiles collect as many norms first as the configured policy does.
+    """Candidates of the sweep section; percentiles get the warm-up of the configured policy.
 
     Raises:
         UsageError: two candidates are the same, there are none, or one cannot be constructed.
@@ -35,7 +35,7 @@ def candidates_of(config: ExperimentConfig, settings: SweepConfig) -> list[Candi
 
 
 def percentile_parameters(config: ExperimentConfig, settings: SweepConfig) -> dict[str, Any]:
-    """What the percentile candidates take over from the configured policy: the length of the warm-up."""
+    """The length of the configured policy's warm-up, as parameters of the percentile candidates."""
     if config.clip.policy.kind not in settings.kinds:
         return {}
     return {"warmup_steps": policy_parameters(config.clip.policy)["warmup_steps"]}

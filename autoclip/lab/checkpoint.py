@@ -20,7 +20,7 @@ PREVIOUS = "checkpoint.previous.pt"
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Write the state as the directory's latest checkpoint and keep the one before.
 
-    The file appears under its name only when it is whole and on the disk; at every moment one of the two is there.
+    The file gets its name only when it is complete and on the disk. At every moment one of the two is there.
     """
     latest = directory / LATEST
     with written_aside(latest) as file:
@@ -30,7 +30,7 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
         except RuntimeError:
             if watched.error is None:
                 raise
-            raise watched.error from None  # torch tells of a position in the file instead
+            raise watched.error from None  # torch's own error gives a position in the file instead
         if latest.exists():
             latest.replace(directory / PREVIOUS)
 
@@ -39,10 +39,10 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Read the latest checkpoint that is whole.
 
     Returns:
-        Its state, None where there is no file, and a line for each damaged file that was passed over.
+        Its state (None if there is no file), and a line for each damaged file that was skipped.
 
     Raises:
-        RunError: there are files, and none of them is whole.
+        RunError: there are files, but all are damaged.
     """
     damaged: list[str] = []
     for name in (LATEST, PREVIOUS):
@@ -55,7 +55,7 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
             if fingerprint(state) != content["sha256"]:
                 raise ValueError("its checksum is wrong")
         except Exception as error:  # noqa: BLE001 - a damaged file can raise anything while it is unpickled
-            # torch's own text for this one advises to load the file unsafely.
+            # Here torch's own text advises to load the file unsafely.
             refused = "torch.load(weights_only=True) refuses it"
             reason = refused if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
             damaged.append(f"{path} is damaged and was passed over ({reason or type(error).__name__})")
@@ -67,7 +67,7 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 class _Watched:
-    """A file as `torch.save` needs one, which remembers why it could not be written."""
+    """A file for `torch.save` that remembers why a write failed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

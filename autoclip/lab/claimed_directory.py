@@ -11,15 +11,14 @@ POLL_SECONDS = 0.2
 
 @contextmanager
 def claimed(directory: Path, wait: Callable[[], bool]) -> Iterator[bool]:
-    """Keep other processes that ask for the same directory out for the duration of the block.
+    """Hold a directory for the duration of the block; other processes that ask for it wait.
 
-    The operating system holds the claim (`flock` on the directory itself), and gives it up when the process and its
-    forked children end, however they do. Where there is no such lock, as on Windows and some network file systems,
-    nobody is kept out.
+    The claim is a `flock` on the directory itself. It ends with the process and its forked children, however they end.
+    Windows and some network file systems have no such lock: there, nobody waits.
 
     Args:
-        directory: which exists.
-        wait: asked again and again while another process has the directory; False gives up, and the block gets False.
+        directory: must exist.
+        wait: called repeatedly while another process holds the directory; False gives up, and the block gets False.
     """
     try:
         import fcntl
@@ -49,6 +48,6 @@ def claimed(directory: Path, wait: Callable[[], bool]) -> Iterator[bool]:
 
 
 def for_seconds(seconds: float) -> Callable[[], bool]:
-    """A `wait` that gives up after so many seconds."""
+    """Return a `wait` that gives up after this many seconds."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() < until

@@ -13,40 +13,40 @@ from autoclip.policies.parameters import Number
 
 
 class ClipConfig(Section):
-    """How gradients are clipped: whose norm, what happens above the threshold, and what sets it."""
+    """The clipping of gradients: which norm, what happens above the threshold, and what sets it."""
 
     scope: Literal["global", "group", "parameter"] | None = Field(
         default=None,
-        description="Whose norm is compared: of all gradients together, of each group, or of each parameter. null: the "
+        description="Which norm is compared: of all gradients together, of each group, or of each parameter. null: the "
         "policy's own, mostly global.",
     )
     groups: dict[str, str] | None = Field(
         default=None,
-        description="For scope group: name -> regular expression searched in parameter names. Parameters that match "
-        "none are the group rest.",
+        description="For scope group: name -> regular expression searched in parameter names. All other parameters "
+        "form the group rest.",
     )
     mode: Literal["norm", "value", "agc"] = Field(
-        default="norm", description="Scale the gradients, clamp their elements, or limit each unit by its weights."
+        default="norm", description="Scale all gradients, clamp each element, or limit each unit by its weights."
     )
     response: Literal["scale", "reciprocal", "skip"] | None = Field(
-        default=None, description="What becomes of a norm above the threshold. null: the policy's own."
+        default=None, description="What happens to a norm above the threshold. null: the policy's own."
     )
     relearn_after: Annotated[
         int | Literal["auto"] | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None, "auto")))
     ] = Field(
         default="auto",
-        description="Steps clipped in a row after which the policy starts again from their norms. auto: 20 if they are "
-        "skipped, else ten windows. null: never.",
+        description="After this many clipped steps in a row, the policy starts again from their norms. auto: 20 if "
+        "they are skipped, else ten windows. null: never.",
     )
     on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
-        default="skip", description="A step with a non-finite norm: has no effect, does as in torch, or is an error."
+        default="skip", description="A step with a non-finite norm has no effect, acts as in torch, or is an error."
     )
     max_nonfinite_in_a_row: Annotated[
         int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))
     ] = Field(
         default=None,
-        description="Steps in a row with a non-finite norm that end training: your own loop with an error, an "
-        "experiment as diverged. null: never, but 50 in an experiment.",
+        description="This many non-finite norms in a row end training: your own loop with an error, an experiment as "
+        "diverged. null: never, but 50 in an experiment.",
     )
     policy: AnyPolicySection = Field(
         default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
@@ -58,7 +58,7 @@ class ClipConfig(Section):
         if (self.scope == "group") != bool(self.groups):
             given = "null" if self.scope is None else self.scope
             raise ValueError(
-                "must have groups, as in {decoder: '^decoder'}, where the scope is group, and nowhere else, got "
+                "must have groups, as in {decoder: '^decoder'}, if and only if the scope is group, got "
                 f"scope: {given} with {len(self.groups or ())} groups"
             )
         for name, pattern in (self.groups or {}).items():

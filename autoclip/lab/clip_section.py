@@ -26,14 +26,14 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
         `max_nonfinite_in_a_row` and `relearn_after`.
 
     Raises:
-        TypeError: `path` is no path.
+        TypeError: `path` is not a path.
         ConfigError: the file cannot be read or has no clip section, the section holds faults (all are listed), or your
             own policy cannot be constructed.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(
-            f"from_config() takes the path of a YAML file with a clip section, got a {type(path).__name__}: for values "
-            f"at hand, give Clipper its arguments"
+            f"from_config() takes the path of a YAML file with a clip section, got a {type(path).__name__}: to pass "
+            f"values, give Clipper its arguments"
         )
     document = _read(Path(path))
     section = checked(document, ClipFile).clip
@@ -62,7 +62,7 @@ def _read(path: Path) -> Document:
 
 
 class ClipFile(Section):
-    """A file of which the `clip` section is read."""
+    """A file; only its `clip` section is read."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Which code a run was trained with, so that a resumed run, or a continued sweep, does not mix two."""
+"""The code that a run was trained with: a resumed run or a continued sweep must not mix two."""
 
 import hashlib
 import inspect
@@ -14,7 +14,7 @@ from autoclip.version import __version__
 def code_version(*classes: type) -> dict[str, str]:
     """Versions of autoclip and torch, and the sha256 of the files that hold the user's classes.
 
-    What those files import is not looked at.
+    Files that those import are not included.
     """
     found = {"autoclip": __version__, "torch": str(torch.__version__)}
     for cls in classes:
@@ -29,7 +29,7 @@ def code_version(*classes: type) -> dict[str, str]:
 
 
 def refuse_other_code(before: dict[str, str], now: dict[str, str], directory: Path) -> None:
-    """Raise where a run or a sweep was begun with other code, unless the user has allowed that.
+    """Raise if a run or a sweep was begun with other code, unless the user has allowed that.
 
     Raises:
         UsageError: with a list of what changed.
@@ -41,6 +41,6 @@ def refuse_other_code(before: dict[str, str], now: dict[str, str], directory: Pa
             changed.append(f"the file of {name} changed" if is_file else f"{name} {before[name]} is now {now[name]}")
     if changed and not is_allowed(CHANGED_CODE):
         raise UsageError(
-            f"{directory} was begun with other code: {'; '.join(sorted(changed))}. Bring it back, choose another "
-            f"--output-dir, or continue all the same with {CHANGED_CODE}=1 in the environment"
+            f"{directory} was begun with other code: {'; '.join(sorted(changed))}. Restore it, choose another "
+            f"--output-dir, or continue anyway with {CHANGED_CODE}=1 in the environment"
         )

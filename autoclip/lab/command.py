@@ -1,4 +1,4 @@
-"""The command of a sweep over somebody's own training script: a program and its arguments, with placeholders."""
+"""The command of a sweep over the user's own training script: a program and its arguments, with placeholders."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ PLACEHOLDERS = {
 REQUIRED = ("clip_config", "seed", "run_dir")
 
 _KNOWN = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-_RULE = f"must hold no placeholders but {_KNOWN} (a brace itself is written twice)"
+_RULE = f"must hold no placeholders other than {_KNOWN} (write a plain brace twice)"
 
 
 def placeholders(argument: str) -> list[str]:
@@ -42,7 +42,7 @@ def checked_argument(argument: str) -> str:
     """Return one item of a command as it is.
 
     Raises:
-        ValueError: as `placeholders`, or it could not be handed to a program.
+        ValueError: as in `placeholders`, or no program can be given such an argument.
     """
     if "\0" in argument:
         raise ValueError(f"must hold no character U+0000, got {argument!r}")
@@ -51,10 +51,10 @@ def checked_argument(argument: str) -> str:
 
 
 def checked_command(command: Sequence[str]) -> Sequence[str]:
-    """Return a command whose items are right each.
+    """Return a command of checked items as it is.
 
     Raises:
-        ValueError: without one of the required placeholders, every run would be the same.
+        ValueError: a required placeholder is missing, so every run would be the same.
     """
     missing = [f"{{{name}}}" for name in REQUIRED if not uses(command, name)]
     if missing:
@@ -68,7 +68,7 @@ def uses(command: Iterable[str], name: str) -> bool:
 
 
 def filled_in(command: Sequence[str], *, clip_config: Path, seed: int, run_dir: Path, multiplier: float) -> list[str]:
-    """Program and arguments of one run; paths are absolute, for scripts that change their directory."""
+    """Program and arguments of one run; paths are absolute, as a script may change its directory."""
     return [
         argument.format(
             clip_config=clip_config.resolve(), seed=seed, run_dir=run_dir.resolve(), lr_multiplier=float(multiplier)

@@ -26,7 +26,7 @@ Name = matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", "a plain file name of lette
 Device = matching(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
 
 OF_A_TASK = ("task", "optimizer")
-"""Sections that may be left out if `sweep.command` trains something else."""
+"""Sections that may be missing if `sweep.command` trains something else."""
 
 _ABSENT = object()
 _Model = TypeVar("_Model", bound=Section)
@@ -37,12 +37,12 @@ def load_config(
 ) -> "ExperimentConfig":
     """Read and check a configuration; nothing that it names is imported.
 
-    A file without a `name` has its own. An override of a `kind` alone leaves out what the file has for the kind before.
+    A file without a `name` gives its own name. An override of a `kind` alone drops the file's keys for the old kind.
 
     Args:
         path: YAML file.
-        overrides: `KEY=VALUE` with dotted keys, laid over the file in their order.
-        tell: told what is left out, a line for each such override.
+        overrides: `KEY=VALUE` with dotted keys, applied in order.
+        tell: called for each such override, with a line that says what is dropped.
 
     Raises:
         ConfigError: the file cannot be read, or it holds faults; all of them are listed.
@@ -63,13 +63,13 @@ def load_config(
 
 
 def _name_of(path: Path) -> str:
-    """The name of a file without its ending, as far as it can be a folder's."""
+    """The name of a file without its ending, as a valid name of a folder."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:100].lstrip(".-")
     return name or "experiment"
 
 
 def _without_other_kinds(document: Document) -> list[str]:
-    """Take out what the file has beside a `kind` that an override replaces, but for what the new kind must be given."""
+    """If an override replaces a `kind`, remove the file's keys beside it, except those that the new kind needs."""
     lines = []
     for path, before in document.replaced.items():
         section = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
@@ -89,7 +89,7 @@ def _without_other_kinds(document: Document) -> list[str]:
         for key in others:
             del holder[key]
         if others:
-            lines.append(f"{key_name(path)}={kind} leaves out what the file has for {before}: {', '.join(others)}")
+            lines.append(f"{key_name(path)}={kind} drops the file's keys for {before}: {', '.join(others)}")
     return lines
 
 
@@ -101,7 +101,7 @@ def _clip_only(path: Path) -> str:
 
 
 def checked(document: Document, model: type[_Model]) -> _Model:
-    """What a document holds, as a model.
+    """Return the values of a document as a model.
 
     Raises:
         ConfigError: the document could not be read, or it holds faults; all of them are listed.
@@ -124,7 +124,7 @@ def build_policy(section: PolicySection) -> Policy:
     """Construct the policy of a section; your own class is imported from the working directory.
 
     Raises:
-        ConfigError: the class is missing, no policy, refuses the parameters, or does not keep them.
+        ConfigError: the class is missing or is not a policy, or it refuses the parameters or does not keep them.
     """
     if section.kind in POLICIES:
         return POLICIES[section.kind](**policy_parameters(section))
@@ -178,7 +178,7 @@ def _refuse_command(config: "ExperimentConfig") -> None:
     missing = [name for name in OF_A_TASK if getattr(config, name) is None]
     if missing:
         raise UsageError(
-            f"{config.name} has no {' and no '.join(missing)} to be trained: it is for `autoclip sweep`, which starts "
+            f"{config.name} has no {' and no '.join(missing)} to train: it is for `autoclip sweep`, which starts "
             f"its sweep.command"
         )
 
@@ -275,7 +275,7 @@ def place_of(document: Document, path: KeyPath) -> Place:
 
 
 def _follows(fault: Fault, known: Set[tuple[Place, KeyPath]]) -> bool:
-    """Whether the fault only follows from a value that could not be read."""
+    """Return True if the fault only follows from a value that could not be read."""
     return any((fault.place, fault.path[:length]) in known for length in range(len(fault.path) + 1))
 
 
@@ -298,12 +298,12 @@ class TaskConfig(Section):
 
 def _with_jsonl(sinks: tuple[str, ...]) -> tuple[str, ...]:
     if "jsonl" not in sinks:
-        raise ValueError(f"must hold jsonl, the run directory that everything else reads, got {', '.join(sinks)}")
+        raise ValueError(f"must hold jsonl, which all other commands read, got {', '.join(sinks)}")
     return sinks
 
 
 class LogConfig(Section):
-    """What is logged during training."""
+    """Logs during training."""
 
     layers_every: CountOrNever = Field(default=None, description="Steps between logged layer norms; null: never.")
     sinks: Annotated[
@@ -332,15 +332,15 @@ class ExperimentConfig(Section):
 
     model_config = ConfigDict(json_schema_extra=_task_unless_command)
 
-    name: Annotated[str, Name] = Field(description="Names the output directory; the file's name where left out.")
+    name: Annotated[str, Name] = Field(description="Name of the output directory; default: the file's name.")
     task: TaskConfig | None = Field(description="What is trained; not needed with a sweep.command.")
     optimizer: AnyOptimizerConfig | None = Field(description="What updates the parameters; needed with a task.")
     steps: Count = Field(description="Optimizer steps of each run.")
-    seeds: Seeds = Field(default=(0,), description="One run each. A seed fixes the initial weights and the batches.")
+    seeds: Seeds = Field(default=(0,), description="Each seed is one run; it fixes initial weights and batches.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Of the forward and backward pass; weights stay in float32."
+        default="float32", description="Precision of the forward and backward pass; weights stay in float32."
     )
-    accumulate: Count = Field(default=1, description="Batches whose mean loss is one optimizer step's.")
+    accumulate: Count = Field(default=1, description="Batches for one optimizer step, on their mean loss.")
     clip: ClipConfig = Field(default_factory=ClipConfig, description="How gradients are clipped.")
     evaluate_every: CountOrNever = Field(default=None, description="Steps between evaluations; null: only at the end.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
@@ -348,7 +348,7 @@ class ExperimentConfig(Section):
     threads: Annotated[int, in_range(Number(1, 1024, integer=True))] = Field(
         default=1, description="Threads of torch on the CPU; with 1, results are repeatable."
     )
-    log: LogConfig = Field(default_factory=LogConfig, description="What is logged.")
+    log: LogConfig = Field(default_factory=LogConfig, description="Logging of steps and layers.")
     sweep: SweepConfig | None = Field(default=None, description="Candidates; only `autoclip sweep` reads them.")
 
     @model_validator(mode="before")

@@ -17,13 +17,13 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Spirals:
-    """Tell two interleaved, noisy spirals apart, although now and then a batch comes 100 times too large.
+    """Tell two interleaved, noisy spirals apart, although some batches are 100 times too large.
 
-    Such a batch, as a broken preprocessing step yields it, has a gradient hundreds of times longer than the others;
+    A broken preprocessing step makes such batches. Their gradients are hundreds of times longer than the others:
     unclipped, a few of them undo the training. The validation points are never corrupted.
 
     Args:
-        points: in all; every fifth is for validation.
+        points: total number; every fifth is for validation.
         hidden: units of each of the two hidden layers.
         batch_size: points in a batch, drawn with replacement.
         corrupted_share: in [0, 1], share of the training batches that is multiplied by 100.

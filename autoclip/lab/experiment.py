@@ -33,13 +33,13 @@ from autoclip.terminal import console
 from autoclip.version import __version__
 
 MAY_CHANGE = ("name", "steps", "seeds", "checkpoint_every", "log", "sweep")
-"""Top-level keys that a resumed run may have changed: they do not alter the steps already taken."""
+"""Top-level keys that may change before a resume: they do not alter the steps already taken."""
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors that end all seeds: the disk is full, over its quota, read-only or broken."""
 
 PATIENCE_SECONDS = 10.0
-"""How long a run waits for another process to leave its directory: children of one that was killed hold it a while."""
+"""A run waits this long for another process to leave its directory; children of a killed process keep it a while."""
 
 
 class Interrupt:
@@ -51,7 +51,7 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals over for the duration of the block."""
+        """Handle the signals for the duration of the block."""
         before = {number: signal.signal(number, self._ask) for number in self._numbers}
         try:
             yield
@@ -68,7 +68,7 @@ class Interrupt:
 def run_experiment(
     config: ExperimentConfig, output_dir: Path, *, resume: bool, output_format: Literal["text", "json"] = "text"
 ) -> int:
-    """Train every seed into `output_dir/seed-<n>/` and print what came out.
+    """Train every seed into `output_dir/seed-<n>/` and print the results.
 
     Args:
         config: the experiment.
@@ -77,7 +77,7 @@ def run_experiment(
         output_format: "text" prints a table, "json" the summary.
 
     Returns:
-        The exit code: 0, 1 where a seed failed or diverged, 130 where the run was interrupted.
+        The exit code: 0, 1 if a seed failed or diverged, 130 if the run was interrupted.
 
     Raises:
         UsageError: the directory holds something else or cannot be written, or the task cannot be made.
@@ -100,20 +100,20 @@ def run_experiment(
 def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, interrupt: Interrupt) -> dict[str, Any]:
     """Train every seed into `output_dir/seed-<n>/` and return the summary over them, also written beside them.
 
-    A seed whose task raises counts as failed, with its error in the summary; the others are trained all the same.
+    If the task raises, the seed counts as failed, with the error in the summary; the other seeds are still trained.
 
     Args:
         config: the experiment.
         output_dir: created where it is missing.
         resume: continue what is there; finished seeds are left as they are.
-        interrupt: where it is asked for, the run ends after the step, with a checkpoint.
+        interrupt: when it comes, the run ends after the step, with a checkpoint.
 
     Raises:
         UsageError: the directory holds something else or cannot be written, or the task cannot be made.
         RunError: the disk refused.
     """
     task = make_task(config)
-    policy = build_policy(config.clip.policy)  # with the device, found wanting before anything is written
+    policy = build_policy(config.clip.policy)  # fails, as the device does, before anything is written
     choose_device(config.device)
     make_sinks(config, 0, output_dir, None, print)
     try:
@@ -141,16 +141,16 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         total = over_seeds(config, summaries, output_dir)
         write_json(output_dir / SUMMARY, total)
     except OSError as error:
-        raise RunError(f"cannot write the run: {error}; what is there is whole, and --resume continues it") from None
+        raise RunError(f"cannot write the run: {error}; --resume continues with what is there") from None
     return total
 
 
 def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path, interrupt: Interrupt) -> None:
-    """Train one seed into `directory`, or continue what is there, and show nothing, on no sink either.
+    """Train or continue one seed in `directory`; show nothing and use no other sinks.
 
-    A run that is finished keeps no checkpoint, as nobody will continue it: a sweep makes hundreds of them. Where
-    another process trains into the directory, its end is waited for; so two that hold the same run (one was taken for
-    lost while the machine slept) do it once.
+    A finished run keeps no checkpoint: nobody will continue it, and a sweep has hundreds of runs. If another process
+    trains into the directory, this one waits for its end. So a run is trained once even if two processes hold it (one
+    seemed lost while the machine slept).
 
     Raises:
         UsageError: the directory holds another run.
@@ -176,12 +176,12 @@ def make_task(config: ExperimentConfig) -> Task:
     """Import and construct the configured task.
 
     Raises:
-        UsageError: it cannot be imported, is no class, lacks a method of the protocol, refuses its arguments, or has
-            attributes of other types than the protocol's.
+        UsageError: it cannot be imported, is not a class, lacks a method of the protocol, refuses its arguments, or an
+            attribute has another type than the protocol says.
     """
     section = trained_task(config)
     target = section.target
-    # Looked at before it is called: a configuration could name anything else that is installed, such as os:system.
+    # Check before the call: a configuration can name anything that is installed, such as os:system.
     cls = load_object(target, Path.cwd())
     if not isinstance(cls, type):
         raise UsageError(f"{target} must be a class, got {type(cls).__name__}")
@@ -203,7 +203,7 @@ def _prepare(config: ExperimentConfig, output_dir: Path, code: dict[str, str], *
 
 
 def _begin(config: ExperimentConfig, directory: Path, code: dict[str, str]) -> None:
-    """Create a run directory with its configuration, or make sure that it holds this very run."""
+    """Create a run directory with its configuration, or check that it holds this run."""
     refuse_other_code(read_summary(directory).get("code", {}), code, directory)
     text = to_yaml(config)
     if not (directory / CONFIG).exists():
@@ -278,7 +278,7 @@ def _run_seed(
 
 
 def _origin(config: ExperimentConfig, task: Task, error: BaseException) -> str:
-    """Of the user's classes, the one that an error came out of, with its method; the task's where it cannot be told."""
+    """The user's class and method that raised an error; the task if neither is known."""
     if method := method_of(lambda one: isinstance(one, Policy), error):
         return f"clip.policy {config.clip.policy.kind} in {method}()"
     method = method_of(lambda one: one is task, error)

@@ -11,14 +11,13 @@ PRELOADED = ["autoclip.lab.sweep_workers", "torch._dynamo", "alembic.command"]
 def begin_imports() -> None:
     """Start the process that workers are forked from; it imports torch and Optuna while this one does the same.
 
-    It does nothing but import, so that what a worker needs of its own (threads, a CUDA context, a database) is made
-    after the fork.
+    It only imports: each worker makes its own threads, CUDA context and database connection after the fork.
     """
     if worker_context().get_start_method() == "forkserver":
         from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 
         set_forkserver_preload(PRELOADED)
-        # It inherits that Ctrl-C is ignored, which reaches it too in a terminal; it ends when this process does.
+        # It inherits that Ctrl-C is ignored: a terminal sends Ctrl-C to it too. It ends when this process does.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             ensure_running()
@@ -27,7 +26,7 @@ def begin_imports() -> None:
 
 
 def worker_context() -> BaseContext:
-    """How workers are started: forked from that process, or spawned where there is no such thing."""
+    """Start method of the workers: forked from that process, or spawned where the system has no forkserver."""
     return multiprocessing.get_context(
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )

@@ -1,10 +1,10 @@
-"""Runs a command and outlives neither it nor the process that asked for it.
+"""Run a command; end with it, or with the process that asked for it.
 
     ORDERS | python -I -S guard.py PROGRAM [ARGUMENT ...]
 
-The command gets a process group of its own, so that Ctrl-C reaches it only through here. The standard input says what
-is to happen: a byte asks the group to end (SIGTERM, after `GRACE_SECONDS` SIGKILL); its end kills the group at once.
-That end comes however the process at the other side ends, also by SIGKILL, which it could not pass on itself.
+The command gets its own process group, so that Ctrl-C reaches it only through this program. A byte on the standard
+input asks the group to end (SIGTERM, after `GRACE_SECONDS` SIGKILL). The end of the standard input kills the group at
+once. It comes however the other process ends, even by SIGKILL, which that process could not pass on itself.
 
 Exit code: that of the command, 128 + n where signal n ended it, 126 where it cannot be started.
 """

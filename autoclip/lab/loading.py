@@ -19,10 +19,10 @@ LONGEST_TEXT = 500
 
 
 def load_object(target: str, search: Path) -> Any:
-    """Import `module:attribute`, looking into the folder `search` before anywhere else.
+    """Import `module:attribute`; the folder `search` comes first.
 
     Afterwards the folder is the last on `sys.path`: imports inside the user's functions still find their modules, and
-    the user's files shadow nobody else's.
+    the user's files hide no other module.
 
     Raises:
         UsageError: no such module or attribute, the module lies neither in `search` nor among the installed packages,
@@ -60,7 +60,7 @@ def construct(target: str, arguments: Mapping[str, Any], search: Path) -> Any:
     """Import a class (or function) and call it with keyword arguments.
 
     Raises:
-        UsageError: as `load_object`, or it cannot be called so, or it raises an error of its own.
+        UsageError: as in `load_object`, or the arguments do not fit, or the class raises an error.
     """
     factory = load_object(target, search)
     if not callable(factory):
@@ -82,7 +82,7 @@ def construct(target: str, arguments: Mapping[str, Any], search: Path) -> Any:
 
 
 def described(error: BaseException) -> str:
-    """Kind, text and origin of an error in one line, never at length."""
+    """Type, text and origin of an error in one short line."""
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     if isinstance(error, SyntaxError) and error.filename:
         origin = f"{error.filename}:{error.lineno}"
@@ -95,7 +95,7 @@ def described(error: BaseException) -> str:
 
 
 def method_of(is_owner: Callable[[object], bool], error: BaseException) -> str | None:
-    """Name of the method of such an object that an error came out of; None: of none."""
+    """Name of the outermost method that an error passed through, of an object that `is_owner` accepts; else None."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if is_owner(frame.f_locals.get("self")):
             return frame.f_code.co_name

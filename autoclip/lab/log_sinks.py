@@ -1,4 +1,4 @@
-"""Where the steps of a run go beside its run directory: `log.sinks`."""
+"""The sinks of a run's steps besides its run directory: `log.sinks`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ TENSORBOARD = "tensorboard"
 """Folder in the run directory."""
 
 MOST_POINTS = 2000
-"""Points of a curve, each the mean over as many steps as that takes."""
+"""Most points of a curve; each is the mean over several steps if needed."""
 
 LINES = 20
 """Lines of a run on the console."""
@@ -22,14 +22,14 @@ LINES = 20
 def make_sinks(
     config: ExperimentConfig, seed: int, directory: Path, clipper: Clipper | None, say: Callable[[str], object]
 ) -> list[Sink]:
-    """The configured sinks, all but that of the run directory itself.
+    """The configured sinks, except that of the run directory.
 
     Args:
         config: the experiment.
         seed: of the run.
         directory: the run directory.
-        clipper: whose layer norms and rates they read; None: they are only to be tried.
-        say: where the console's lines go.
+        clipper: the sinks read its layer norms and rates; None: only try to make them.
+        say: called with the console's lines.
 
     Raises:
         UsageError: a package is missing.
@@ -64,6 +64,6 @@ def make_sinks(
 
 
 def only_jsonl(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment, whose steps go to the run directory alone."""
+    """The same experiment; its steps go to the run directory alone."""
     sinks: Sequence[str] = ("jsonl",)
     return config.model_copy(update={"log": config.log.model_copy(update={"sinks": sinks})})

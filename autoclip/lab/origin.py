@@ -1,4 +1,4 @@
-"""Where a module comes from, told before anything of it runs."""
+"""The origin of a module, found before any of its code runs."""
 
 import json
 import site
@@ -18,11 +18,10 @@ NO_FILE = (None, "built-in", "frozen")
 
 
 def refuse_foreign(target: str, module_name: str, search: Path) -> None:
-    """Raise where importing a module would run code from outside a folder and the installed packages.
+    """Raise if importing a module would run code from outside a folder and the installed packages.
 
-    Installed is what lies in the interpreter's folders of packages, what was installed from a folder to be worked on
-    (`pip install -e`), and Python's own library. What lies beside the script that runs is the user's too. Something on
-    PYTHONPATH is neither.
+    Installed means: in the interpreter's folders of packages, installed with `pip install -e`, or in Python's own
+    library. Files beside the running script are the user's too. Other files on PYTHONPATH are neither.
 
     Args:
         target: for the message.
@@ -30,7 +29,7 @@ def refuse_foreign(target: str, module_name: str, search: Path) -> None:
         search: the folder whose modules are the user's own; it is on `sys.path`.
 
     Raises:
-        UsageError: with the file, and how to allow it.
+        UsageError: names the file, and how to allow it.
     """
     origin = _first_file(module_name)
     if origin is None or is_allowed(ANY_TARGET):
@@ -48,12 +47,12 @@ def refuse_foreign(target: str, module_name: str, search: Path) -> None:
 
 
 def _first_file(module_name: str) -> Path | None:
-    """The first file that importing a module would run, None where there is none or no such module."""
+    """The first file that importing a module would run; None if there is no file or no module."""
     parts = module_name.split(".")
     for count in range(1, len(parts) + 1):
         spec = _spec(".".join(parts[:count]))
         if spec is None:
-            return None  # the import will tell what is missing
+            return None  # the import will say what is missing
         if spec.origin not in NO_FILE:
             return Path(str(spec.origin))
     return None
@@ -76,7 +75,7 @@ def _installed() -> Iterator[Path]:
 
 
 def _editable() -> Iterator[Path]:
-    """Folders that packages were installed from to be worked on (PEP 610)."""
+    """Folders of packages installed with `pip install -e` (PEP 610)."""
     for distribution in distributions(path=[str(path) for path in _installed()]):
         try:
             installed_from = json.loads(distribution.read_text("direct_url.json") or "{}")

@@ -10,9 +10,9 @@ from autoclip.errors import RunError
 from autoclip.tuning.study import UnopenedStorageError, sqlite_file, without_password
 
 PATIENCE_SECONDS = 60.0
-"""So long a sweep waits for its database."""
+"""A sweep waits this long for its database."""
 QUIET_SECONDS = 90.0
-"""So long without a failure, and the next one is another outage; attempts on a locked file fail after a minute each."""
+"""After this long without a failure, the next one is a new outage; a locked file makes an attempt fail in a minute."""
 
 
 class GoneError(Exception):
@@ -24,7 +24,7 @@ STORAGE_ERRORS = (*DATABASE_ERRORS, UnopenedStorageError, GoneError)
 
 
 def look_for(url: str) -> None:
-    """Raise where the file of a SQLite database is gone: whoever opened it would make an empty one.
+    """Raise if the file of a SQLite database is gone: opening it would make an empty one.
 
     Raises:
         GoneError: it is not there, or empty.
@@ -35,7 +35,7 @@ def look_for(url: str) -> None:
 
 
 class Outage:
-    """What is known about failures of one database, which the user is told once for each outage.
+    """Failures of one database; each outage is reported once.
 
     Args:
         url: of the database.
@@ -46,10 +46,10 @@ class Outage:
         self._began = self._latest = -QUIET_SECONDS
 
     def meet(self, error: BaseException | None) -> None:
-        """Note a failure; None: one that a worker has told.
+        """Record a failure; None: a worker reported it.
 
         Raises:
-            RunError: they have been going on for longer than is to be waited for.
+            RunError: the outage has lasted longer than `PATIENCE_SECONDS`.
         """
         now = time.monotonic()
         reason = str(error or "a worker lost it").splitlines()[0]

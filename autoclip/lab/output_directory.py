@@ -1,4 +1,4 @@
-"""The output directory of a run or a sweep: nothing that is somebody else's is replaced in it."""
+"""The output directory of a run or a sweep: files of others in it are never replaced."""
 
 import errno
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ DATABASE = "study.db"
 TRIALS, PARETO, RECOMMENDED = "trials.csv", "pareto.png", "recommended.yaml"
 PICKS = {name: f"{name}.yaml" for name in ("fastest", "steadiest", "balanced")}
 ERROR = "error.txt"
-"""Where the traceback of a task that raised is kept."""
+"""File with the traceback of a task that raised."""
 
 OF_A_SEED = (METRICS, LAYERS, SUMMARY, LATEST, PREVIOUS, ERROR)
-"""What a run writes besides its configuration."""
+"""Files that a run writes besides its configuration."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors that are no fault of the directory's name."""
+"""Errors for which the name of the directory is not to blame."""
 
 
 def refuse_for_run(output_dir: Path, seeds: Iterable[int], *, resume: bool) -> None:
-    """Raise where a run must not write: beside a sweep, over a run that is not to be resumed, over files of others.
+    """Raise if a run must not write here: beside a sweep, over a run without `resume`, or over files of others.
 
     Raises:
         UsageError: with what is there; nothing was changed.
@@ -41,7 +41,7 @@ def refuse_for_run(output_dir: Path, seeds: Iterable[int], *, resume: bool) -> N
 
 
 def refuse_for_sweep(output_dir: Path) -> None:
-    """Raise where a sweep must not write: beside a run, or over files of others; a database is continued, not replaced.
+    """Raise if a sweep must not write here: beside a run, or over files of others; a database is continued.
 
     Raises:
         UsageError: with what is there; nothing was changed.
@@ -55,7 +55,7 @@ def refuse_for_sweep(output_dir: Path) -> None:
 
 
 def cannot_begin(output_dir: Path, error: OSError) -> UsageError | RunError:
-    """What to raise where the directory cannot be written from the beginning."""
+    """The error to raise if the directory cannot be written from the beginning."""
     if error.errno in FULL:
         return RunError(f"cannot write into {output_dir}: {error.strerror}; make room, or choose another --output-dir")
     return UsageError(f"cannot write into {output_dir}: {error.strerror}; choose another --output-dir")
@@ -70,8 +70,8 @@ def _refuse_present(paths: Iterable[Path], kind: str) -> None:
     present = [str(path) for path in paths if path.exists()]
     if present:
         raise UsageError(
-            f"{', '.join(present)} would be replaced, and no {kind} of autoclip has been begun there: move what is "
-            f"there away, or choose another --output-dir"
+            f"{', '.join(present)} would be replaced, but no {kind} of autoclip was begun there: move what is there "
+            f"away, or choose another --output-dir"
         )
 
 
@@ -81,7 +81,7 @@ def _runs(output_dir: Path) -> list[Path]:
 
 
 def _holds_sweep(output_dir: Path) -> bool:
-    """Whether a sweep was begun here; a configuration alone may be the user's own, written by hand."""
+    """Return True if a sweep was begun here; a configuration alone may be written by hand."""
     path = output_dir / SWEEP
     if not path.exists():
         return False

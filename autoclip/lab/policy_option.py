@@ -26,15 +26,15 @@ USUAL_POLICIES = (
     "kind=autoclip",
     "kind=zclip",
 )
-"""What a replay shows where no policy is asked for."""
+"""The policies of a replay without --policy."""
 
 
 def policy_of(text: str) -> Policy:
-    """The policy that KEY=VALUE pairs, with commas between them, describe; values are read as in a configuration.
+    """Return the policy of comma-separated KEY=VALUE pairs; values are read as in a configuration.
 
     Raises:
-        UsageError: a pair is none, a key is unknown or given twice, a value is not allowed, or a class of the user's
-            own does not work as a policy.
+        UsageError: a pair is malformed, a key is unknown or given twice, a value is not allowed, or the user's own
+            class does not work as a policy.
     """
     section: dict[str, Any] = {}
     for pair in text.split(","):
@@ -58,14 +58,14 @@ def policy_of(text: str) -> Policy:
         faults = [f"{'.'.join(map(str, fault.path[1:])) or 'kind'}: {fault.message}" for fault in error.faults]
         raise UsageError(f"--policy {text}: {'; '.join(faults) or error}") from None
     try:
-        policy.clone()  # a replay starts from a clone, which not every class of one's own can make
+        policy.clone()  # a replay starts from a clone, which the user's own class may fail to make
     except Exception as error:
         raise UsageError(f"--policy {text}: {described(error)}") from error
     return policy
 
 
 def replay_policies(trace: NormTrace, policies: Sequence[Policy]) -> list[Replay]:
-    """Replay policies over a trace, in several processes where there is much to do.
+    """Replay policies over a trace, in several processes if there is much to do.
 
     Raises:
         RunError: a policy raises an error, or cannot be given to another process.
@@ -75,11 +75,11 @@ def replay_policies(trace: NormTrace, policies: Sequence[Policy]) -> list[Replay
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"the policies cannot be replayed in processes of their own: {described(error)}") from error
+        raise RunError(f"the policies cannot be replayed in separate processes: {described(error)}") from error
 
 
 def _replayed(norms: Any, policy: Policy, losses: Any) -> Replay:
-    """`replay`, in whichever process, with errors that name the policy."""
+    """`replay` in any process, with errors that name the policy."""
     try:
         return replay(norms, policy, losses=losses)
     except (Exception, SystemExit) as error:  # a policy of the user's own can raise anything

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The progress bar of a run."""
 
 import sys
 from contextlib import AbstractContextManager
@@ -18,12 +18,12 @@ BAR = 12
 
 
 class TrainingProgress(AbstractContextManager["TrainingProgress"]):
-    """A bar with loss, norm, threshold, clip rate and mean coefficient on stderr; silent where that is no terminal.
+    """A bar with loss, norm, threshold, clip rate and mean coefficient on stderr; silent if that is not a terminal.
 
     Args:
         label: what is being trained.
         total: number of steps.
-        bar: False draws none and says nothing.
+        bar: False draws no bar and prints nothing.
     """
 
     def __init__(self, label: str, total: int, bar: bool = True) -> None:
@@ -31,7 +31,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         self.console = console(stderr=True)
         self._figures: tuple[str, ...] = ()
         self._taken = cell_len(f"{label} {total}/{total} ")
-        # Where a line is too narrow for all, the name is what gives way.
+        # If the line is too narrow for all, the name wraps.
         fixed = Column(no_wrap=True)
         self._columns = (
             TextColumn("{task.description}", table_column=Column(overflow="fold")),
@@ -75,7 +75,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         )
 
     def _laid_out(self, taken: int) -> str:
-        """The figures, on three lines where one lacks room for them beside name, count and so many columns."""
+        """The figures on one line, or on three if the terminal is too narrow for that."""
         line = "  ".join(self._figures)
         return line if self._taken + taken + len(line) <= self.console.width else "\n".join(self._figures)
 

@@ -1,4 +1,4 @@
-"""What is told of finished runs: the `summary.json` of a seed, that over the seeds, and the table of `autoclip run`."""
+"""Summaries of finished runs: `summary.json` of a seed and over the seeds, and the table of `autoclip run`."""
 
 import json
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ SHOWN = (
     "seconds",
     "error",
 )
-"""What the summary over the seeds repeats of each seed's own."""
+"""Keys of a seed's summary that the summary over the seeds repeats."""
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """The `summary.json` of a run; empty where there is none.
+    """The `summary.json` of a run; empty if there is no file.
 
     Raises:
         RunError: it is damaged.
@@ -48,13 +48,13 @@ def read_summary(directory: Path) -> dict[str, Any]:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise RunError(
-            f"{directory / SUMMARY} is damaged ({reason}); move it away, and --resume does without"
+            f"{directory / SUMMARY} is damaged ({reason}); move it away; --resume does not need it"
         ) from None
     return summary
 
 
 def gradient_flow(directory: Path) -> GradientFlow | None:
-    """How the gradient flowed in a run; None: no layers were logged."""
+    """The gradient flow of a run; None: no layers were logged."""
     samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
     return diagnose(samples) if any(sample.norms for sample in samples) else None
 
@@ -73,7 +73,7 @@ def clip_rate_verdict(config: ExperimentConfig, summaries: list[dict[str, Any]],
 
 
 def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> dict[str, Any]:
-    """The summary over the seeds, whose directories lie in `output_dir`."""
+    """The summary over the seeds; their directories lie in `output_dir`."""
     losses = [summary["validation_loss"] for summary in summaries if summary["status"] == "finished"]
     rates = [rate for summary in summaries if (rate := summary.get("clip_rate")) is not None]
     left = [share for summary in summaries if (share := summary.get("mean_coefficient")) is not None]
@@ -91,7 +91,7 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output
 
 
 def table(total: dict[str, Any], output_dir: Path) -> str:
-    """The summary over the seeds as text, a line for each, and what is known of clip rate and gradient flow."""
+    """The summary as text: a line for each seed, then the clip rate and the gradient flow."""
     rows = [("seed", "status", "steps", "validation", "clipped", "left", "skipped", "last threshold")]
     for seed in total["seeds"]:
         loss = seed["validation_loss"]
@@ -116,7 +116,7 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
 
 
 def _active_steps(metrics: Path, steps: int) -> Steps | None:
-    """The active ones of the first steps of a run; None where somebody has changed the lines."""
+    """The active steps among the first `steps` of a run; None if somebody has changed the lines."""
     lines: list[Mapping[str, Any]] = [json.loads(line) for line in earlier_lines(metrics, steps).lines]
     try:
         active = [line for line in lines if is_active(line["phase"], line["total_norm"])]
@@ -127,7 +127,7 @@ def _active_steps(metrics: Path, steps: int) -> Steps | None:
 
 
 def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
-    """One line on all seeds whose layers were logged, and one on what helps where it is vanishing or exploding."""
+    """A line on the gradient flow of the seeds, and one on what helps if it vanishes or explodes."""
     found = {f"seed-{seed['seed']}": gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
     flows = {name: flow for name, flow in found.items() if flow}
     alike = by_verdict(flows)
@@ -140,13 +140,13 @@ def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
 
 
 class _Summary(BaseModel, strict=True):
-    """What `autoclip run` reads of a `summary.json`."""
+    """The keys of a `summary.json` that `autoclip run` reads."""
 
     status: Literal["finished", "diverged", "interrupted"]
     steps: NonNegativeInt
     validation_loss: float | None
     clip_rate: float | None
-    mean_coefficient: float | None = None  # not in those of before there was one
+    mean_coefficient: float | None = None  # older files lack it
     skipped_steps: NonNegativeInt
     threshold: float | None
     code: dict[str, str] = {}

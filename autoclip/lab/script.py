@@ -1,6 +1,6 @@
-"""One run of somebody's own training script: `sweep.command`.
+"""One run of the user's own training script: `sweep.command`.
 
-What the script must do is little: build its clipper from `{clip_config}` with `autoclip.from_config`, give it the loss
+The script must build its clipper from `{clip_config}` with `autoclip.from_config`, give it the loss
 (`clipper.step(loss=loss)`), and write `metrics.jsonl` into `{run_dir}` with `autoclip.sinks.JSONLSink`. It may write a
 `summary.json` there with `validation_loss`, `initial_validation_loss` and `trivial_loss`. Afterwards the directory is a
 run directory like any other.
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 CLIP = "clip.yaml"
 OUTPUT = "output.txt"
 RECENT = 20
-"""Steps at the end whose mean training loss stands for a validation loss that the script does not write."""
+"""If the script writes no validation loss, the mean training loss of this many last steps stands for it."""
 POLL_SECONDS = 0.1
 READ_BYTES = 10_000
 SHOWN_LINES = 8
-"""Of the end of the script's output: so much is read, and so many lines are repeated in an error message."""
+"""Bytes read at the end of the script's output, and lines of it that an error message repeats."""
 LOSSES = ("validation_loss", "initial_validation_loss", "trivial_loss")
-"""What the script may write into `summary.json`: numbers, or null for one that is not finite."""
+"""Keys that the script may write into `summary.json`: numbers, or null for one that is not finite."""
 OF_A_LINE = ("loss", "total_norm", "clipped", "finite", "phase")
 
 
@@ -55,17 +55,17 @@ def run_script(
     directory: Path,
     interrupt: "Interrupt",
 ) -> None:
-    """Run a training script into a run directory, unless a finished run is there; return without one if interrupted.
+    """Run a training script into a run directory, unless a finished run is there; an interrupt leaves it unfinished.
 
     The program runs in the working directory; `python` and `python3` mean the interpreter that runs autoclip. Its
     output goes to `output.txt`, the clip section to `clip.yaml`. OMP_NUM_THREADS is `threads`, unless it is set. When
     `interrupt` is asked for, the script and its children get SIGTERM, and SIGKILL 10 seconds later; when this process
-    is killed, they are too. A run that was cut short starts again with the files that the script left, so that one
-    with checkpoints of its own can continue.
+    is killed, they are too. A run that was cut short starts again with the files that the script left, so a script
+    with its own checkpoints can continue.
 
-    The run has diverged where its validation loss is not finite, or none of its last 20 losses is, or where the script
-    ended early after such a loss; it may then end with an error of its own. Where the script writes no validation loss,
-    the mean training loss of the last 20 steps stands for it, and the loss of the first step for the initial one.
+    The run has diverged if its validation loss is not finite, if none of its last 20 losses is finite, or if the script
+    ended early after a non-finite loss, with or without an error. If the script writes no validation loss, the mean
+    training loss of the last 20 steps stands for it, and the loss of the first step for the initial one.
 
     Args:
         config: the experiment; its clip section is that of the run, its `steps` the script's number of steps.
@@ -73,11 +73,11 @@ def run_script(
         seed: for `{seed}`.
         multiplier: for `{lr_multiplier}`.
         directory: the run directory, created where it is missing.
-        interrupt: where it is asked for, the script is ended.
+        interrupt: when it is asked for, the script is ended.
 
     Raises:
         UsageError: there is no such program, or the directory holds a run with another clip section.
-        RunError: the script failed, wrote no metrics, or not those of `steps` steps; or the disk refused.
+        RunError: the script failed, wrote no metrics, or not for `steps` steps; or the disk refused.
     """
     try:
         if _is_finished(config, directory):
@@ -116,17 +116,15 @@ def _is_finished(config: ExperimentConfig, directory: Path) -> bool:
     try:
         summary = read_json(directory / SUMMARY) or {}
     except RunError:
-        return False  # the script's own, cut short; it is written anew
+        return False  # the script's own, cut short; it will be replaced
     return summary.get("status") in ("finished", "diverged") and summary.get("planned_steps") == config.steps
 
 
 def _execute(words: list[str], output: Path, threads: int, interrupt: "Interrupt") -> int | None:
-    """Exit code of a program; None where it was ended because of an interrupt."""
+    """Run a program and return its exit code; None if an interrupt ended it."""
     program = sys.executable if words[0] in ("python", "python3") else shutil.which(words[0])
     if program is None:
-        raise UsageError(
-            f"sweep.command: there is no program {words[0]!r} that can be run, looked for from {Path.cwd()}"
-        )
+        raise UsageError(f"sweep.command: found no program {words[0]!r} that can be run from {Path.cwd()}")
     # -I and -S: the guard needs the standard library only and starts faster.
     guarded = [sys.executable, "-I", "-S", guard.__file__, program, *words[1:]]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
@@ -140,7 +138,7 @@ def _execute(words: list[str], output: Path, threads: int, interrupt: "Interrupt
             env=environment,
             bufsize=0,
             start_new_session=True,
-        ) as process,  # on leaving, its standard input is closed and its end waited for
+        ) as process,  # leaving closes its standard input and waits for its end
     ):
         assert process.stdin is not None
         while process.poll() is None and not interrupt.asked:
@@ -155,7 +153,7 @@ def _execute(words: list[str], output: Path, threads: int, interrupt: "Interrupt
 
 
 def _stopped_by_divergence(directory: Path) -> bool:
-    """Whether a script that failed had come to a loss or norm that is not finite in its last step."""
+    """Return True if the last step of a failed script had a non-finite loss or norm."""
     path = directory / METRICS
     if not path.exists():
         return False
@@ -167,7 +165,7 @@ def _stopped_by_divergence(directory: Path) -> bool:
 
 
 def _failure(words: list[str], code: int, output: Path) -> str:
-    """What is known about a script that failed."""
+    """Describe how a script failed."""
     with output.open("rb") as file:
         file.seek(max(0, output.stat().st_size - READ_BYTES))
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -203,8 +201,8 @@ def _summary(planned: int, directory: Path) -> dict[str, Any]:
         initial = losses[0]
     if initial is None:
         raise RunError(
-            f"{directory} has no finite loss from before the first update: neither initial_validation_loss in "
-            f"{SUMMARY} nor that of step 0 in {METRICS}; the run cannot be judged by it"
+            f"{directory} has no finite loss from before the first update, so the run cannot be judged: neither "
+            f"initial_validation_loss in {SUMMARY} nor the loss of step 0 in {METRICS} is one"
         )
     return own | {
         "status": "diverged" if broken or validation is None else "finished",
@@ -230,7 +228,7 @@ def _losses(path: Path) -> list[float | None]:
             if not isinstance(line, dict) or missing or not (loss is None or _is_number(loss)):
                 raise ValueError
         except (ValueError, TypeError):
-            raise RunError(f"{path}:{step + 1} is no line of metrics: {advice}, which writes them") from None
+            raise RunError(f"{path}:{step + 1} is not a line of metrics: {advice}, which writes them") from None
         if line["step"] != step:
             raise RunError(
                 f"{path}:{step + 1} must be of step {step}, got {line['step']!r}: {advice}, which writes each step once"
@@ -244,7 +242,7 @@ def _losses(path: Path) -> list[float | None]:
 
 
 def _own_summary(path: Path) -> dict[str, Any]:
-    """What the script wrote into `summary.json`, with null for numbers that are not finite."""
+    """The content of the script's `summary.json`, with null for numbers that are not finite."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What `autoclip init` writes."""
+"""The files that `autoclip init` writes."""
 
 from importlib.resources import files
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ from autoclip.errors import UsageError
 
 STARTER = """\
 # An experiment. It runs as it is:  autoclip run FILE
-# It goes to runs/, into a folder of this file's name, unless you say --output-dir.
+# Results go to runs/ and the name of this file, or where --output-dir says.
 # Any key can be changed there:     autoclip run FILE optimizer.lr=0.05 clip.policy.kind=none
 # All keys and their allowed values: autoclip schema
 
@@ -25,14 +25,14 @@ clip:
   on_nonfinite: skip            # or propagate, raise
   policy:                       # what sets the threshold
     kind: probing_quantile
-    percentile: 90              # of the norms; it opens up to there, and steps back when the loss rises
+    percentile: 90              # of the norms: opens up to it, and steps back when the loss rises
     # The kinds:
     #   none                 no clipping; the norms are recorded
     #   fixed                a constant, threshold: 1.0
     #   fixed_percentile     a percentile of the first norms, then constant
     #   running_quantile     a percentile that follows the norms: it leaves that share of the steps unclipped
     #   probing_quantile     the default: opens while training goes well, steps back when the loss rises
-    #   loss_aware_quantile  low, lifted while the loss falls, cut while it rises: for a rate that may be too high
+    #   loss_aware_quantile  low; rises while the loss falls, and drops while it rises: for a rate that may be too high
     #   center_multiple      a multiple of the median of recent norms: clips what stands out
     #   autoclip             a percentile of all norms so far, as published
     #   zclip                mean and deviation of recent norms: for rare spikes, as published
@@ -43,7 +43,7 @@ evaluate_every: 250             # steps between validations; null: only at the e
 checkpoint_every: 250           # autoclip run FILE --resume continues from there
 device: auto                    # or cpu, cuda, cuda:0
 log: {layers_every: 50}         # steps between norms by layer
-sweep:                          # autoclip sweep FILE compares what stands here, and nothing else reads it
+sweep:                          # the candidates of autoclip sweep FILE; no other command reads them
   none: true                    # no clipping
   thresholds: [1.0, 5.0, 10.0]  # fixed
   percentiles: [10, 50, 90]     # each in both forms: frozen after a warm-up, and running
@@ -52,15 +52,15 @@ sweep:                          # autoclip sweep FILE compares what stands here,
   lr_multipliers: [1, 3, 10]    # instability is judged over these learning rates
   prefer: balanced              # what is recommended; or speed, stability
 """
-"""The experiment; FILE and TARGET stand for what it is told."""
+"""The experiment; `starter_files` replaces FILE and TARGET."""
 
 
 def starter_files(path: Path, task: Path | None) -> dict[Path, str]:
-    """Path -> text of the experiment, and of the example's task where it is to be changed.
+    """Path -> text of the experiment, and of a copy of the example's task if `task` is given.
 
     Args:
         path: of the experiment; `-` is the standard output.
-        task: of a copy of the example's task; None: the experiment uses the one that is installed.
+        task: of a copy of the example's task; None: the experiment uses the installed one.
 
     Raises:
         UsageError: a run in the working directory cannot import the task's path.

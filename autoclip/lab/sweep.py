@@ -34,7 +34,7 @@ from autoclip.tuning.scoring import Score, base_scores, read_run, reference_loss
 from autoclip.tuning.study import SharedStudy, open_storage
 
 FIXED_GRID = (1.0, 5.0, 10.0)
-"""Where the sweep names no thresholds, these give the reference all the same."""
+"""If the sweep names no thresholds, these give the reference."""
 AULC, S = "convergence (AULC)", "instability (S)"
 REFERENCE = "reference"
 POLICY = "policy"
@@ -42,10 +42,10 @@ SCORES = "scores"
 CODE = "code"
 POLL_SECONDS = 0.5
 MOST_NAMED = 100
-"""Candidates up to which a trial has its candidate as a parameter; as an attribute it always has it."""
+"""With at most this many candidates, a trial has its candidate as a parameter too, not only as an attribute."""
 REFINED_PERCENTILES = (1.0, 99.9)
 REFINED_THRESHOLDS = 10.0
-"""Refined thresholds lie between the grid's least over this factor and its largest times it."""
+"""Refined thresholds lie between the grid's least divided by this factor and its largest times this factor."""
 
 
 class Sweep:
@@ -75,8 +75,8 @@ class Sweep:
                 begun = checked(read_text(before, "its configuration"), ExperimentConfig)
             except ConfigError as error:
                 raise UsageError(
-                    f"the sweep {config.name!r} was begun by another version of autoclip, whose configuration this one "
-                    f"does not read ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
+                    f"the sweep {config.name!r} was begun by another version of autoclip; this one "
+                    f"cannot read its configuration ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
                 ) from None
             return differences(_comparable(begun), _comparable(config))
 
@@ -92,7 +92,7 @@ class Sweep:
         self._known: dict[str, tuple[Run, list[Score]]] = {}
 
     def work(self, interrupt: Interrupt) -> None:
-        """Train what is wanted and not taken, until nothing is left; while others hold the last runs, wait for them."""
+        """Train free runs until none is left; while other processes hold the last runs, wait for them."""
         while not interrupt.asked:
             scores = self.scores()
             plan = self.plan(scores)
@@ -107,25 +107,25 @@ class Sweep:
             self.free_lost()
 
     def scores(self) -> dict[Run, list[Score]]:
-        """Of all runs that are finished."""
+        """Scores of all finished runs."""
         for key, trial in self.runs.done().items():
             if key not in self._known:  # what is complete does not change
                 self._known[key] = (trial.user_attrs["candidate"], trial.user_attrs["seed"]), scores_of(trial)
         return dict(self._known.values())
 
     def plan(self, scores: Mapping[Run, Sequence[Score]]) -> Plan:
-        """What is to be trained, as far as the scores decide it."""
+        """The runs to train, as far as the scores decide it."""
         names, references, seeds = list(self.candidates), list(self.references), self.settings.seeds
         if not self.settings.race:
             return full_grid(names, references, seeds)
         return race(names, references, seeds, scores, self.reference(scores))
 
     def most_runs(self) -> int:
-        """Number of pairs of a candidate and a seed that may be trained, without refinements."""
+        """Largest possible number of pairs of a candidate and a seed, without refinements."""
         return most_runs(list(self.candidates), list(self.references), self.settings.seeds, race=self.settings.race)
 
     def reference(self, scores: Mapping[Run, Sequence[Score]]) -> float | None:
-        """V*, None as long as the fixed thresholds are not all trained; a race takes their first seed."""
+        """V*; None until all fixed thresholds are trained; a race takes their first seed."""
         if self._reference is None:
             self._reference = self._frozen_reference(scores)
         return self._reference
@@ -142,7 +142,7 @@ class Sweep:
         return self.trials.frozen(REFERENCE, loss)
 
     def settle(self, plan: Plan, scores: Mapping[Run, Sequence[Score]]) -> None:
-        """Complete the trials of the candidates whose runs are all finished."""
+        """Complete the trials of the candidates with all runs finished."""
         reference = self.reference(scores)
         if reference is None:
             return
@@ -161,20 +161,20 @@ class Sweep:
                 self._complete(trial, result, {})
 
     def is_done(self) -> bool:
-        """Whether every candidate has its complete trial, and every refinement."""
+        """Return True if every candidate and every refinement has its complete trial."""
         return len(self.trials.done()) >= len(self.candidates) + self.settings.refine_trials
 
     def free_lost(self) -> None:
-        """Give back what was held by processes that are no more."""
+        """Free the runs that ended processes held."""
         self.runs.free_lost()
         self.trials.free_lost()
 
     def reconnect(self) -> None:
-        """Use new connections from now on: those to a database that was gone may lead to another one."""
+        """Open new connections: after an outage, the old ones may lead to another database."""
         self._database.engine.dispose()
 
     def results(self) -> list[outcome.Result]:
-        """Figures of all finished candidates: those of the grid in the order of the configuration, then the refined."""
+        """Figures of all finished candidates: the grid in the order of the configuration, then the refined ones."""
         done, scores = self.trials.done(), self.scores()
         reference = self.trials.optuna.user_attrs.get(REFERENCE, 0.0)  # frozen before the first is finished
         grid = []
@@ -200,11 +200,11 @@ class Sweep:
         return spent / (runs * self.config.steps)
 
     def directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
-        """Where a run is."""
+        """Directory of a run."""
         return self.output_dir / candidate.run_directory(multiplier, seed)
 
     def _code(self) -> dict[str, str]:
-        """Versions, and files of the user's policies and task; those of a training script are not known."""
+        """Versions, and files of the user's policies and task; the files of a training script are unknown."""
         kinds = {str(one.policy["kind"]) for one in self.candidates.values()}
         targets = sorted(kind for kind in kinds if ":" in kind)
         if not self.settings.command:
@@ -212,7 +212,7 @@ class Sweep:
         return code_version(*(load_object(target, Path.cwd()) for target in targets))
 
     def _train_next(self, plan: Plan, scores: Mapping[Run, Sequence[Score]], interrupt: Interrupt) -> bool:
-        """Train the first run that nobody has taken; whether there was one."""
+        """Train the first free run; return True if there was one."""
         taken = self.runs.taken()
         for name, seed in plan.runs:
             key = f"{name}, seed {seed}"
@@ -232,7 +232,7 @@ class Sweep:
         return False
 
     def _train(self, candidate: Candidate, seed: int, interrupt: Interrupt) -> list[Score]:
-        """Train a candidate with one seed at every learning rate, or read what is there already."""
+        """Train a candidate with one seed at every learning rate, or read the runs that are already there."""
         command = self.settings.command
         if self._task is None and not command:
             self._task = make_task(self.config)
@@ -245,13 +245,13 @@ class Sweep:
             elif self._task:
                 run_quietly(config, self._task, seed, directory, interrupt)
             if interrupt.asked:
-                sys.exit(130)  # the trial stays as it is; without its process it will be given back
+                sys.exit(130)  # the trial stays as it is; without its process it will be freed
             scores.append(score(read_run(directory), multiplier, seed))
         base = base_scores(scores)
         return [one if one in base else replace(one, lows=()) for one in scores]
 
     def _refine_next(self, interrupt: Interrupt) -> bool:
-        """Train the next value that the sampler proposes, once the grid is complete; whether there was one."""
+        """Once the grid is complete, train the next value of the sampler; return True if there was one."""
         if not self.settings.refine_trials or not self.candidates.keys() <= self.trials.done().keys():
             return False
         taken = self.trials.taken()
@@ -260,7 +260,7 @@ class Sweep:
             key = f"refinement {number}"
             if key in taken:
                 continue
-            # A value whose worker was lost is not proposed anew: its runs go on.
+            # The value of a lost worker is not proposed again: its runs go on.
             before = lost.get(key)
             again = (before.params, before.distributions) if before else ({}, {})
             trial = self.trials.claim(key, params=again[0], distributions=again[1])
@@ -278,7 +278,7 @@ class Sweep:
         value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
         parameters = {} if form == "fixed" else percentile_parameters(self.config, self.settings)
         candidate = refined(number, form, value, **parameters)
-        # As many as the best of the grid had: after a race, more would set it above them.
+        # As many seeds as the best of the grid had: after a race, more would be an advantage.
         seeds = self.settings.seeds[: max(one.seeds for one in self.results())]
         scores = [one for seed in seeds for one in self._train(candidate, seed, interrupt)]
         result = outcome.Result(candidate, tuple(scores), self.trials.optuna.user_attrs[REFERENCE])
@@ -293,7 +293,7 @@ class Sweep:
         )
 
     def _grid_params(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-        """A grid candidate's place in the study: its name, and where it lies in the space of the refinement."""
+        """A grid candidate's parameters in the study: its name, and its values in the space of the refinement."""
         params: dict[str, Any] = {}
         distributions: dict[str, BaseDistribution] = {}
         if len(self.candidates) <= MOST_NAMED:  # each of the trials keeps the names of all
@@ -342,7 +342,7 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
     """Form -> its parameter and the values that may be proposed.
 
     Raises:
-        UsageError: there is to be a refinement, and nothing to refine.
+        UsageError: a refinement is asked for, but there is nothing to refine.
     """
     space: dict[str, tuple[str, FloatDistribution]] = {}
     if settings.thresholds:
@@ -356,7 +356,7 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
 
 
 def _comparable(config: ExperimentConfig) -> ExperimentConfig:
-    """Without what does not change the trials: where they are kept, how many refinements follow, what is preferred."""
+    """Reset settings that do not change the trials: storage, number of refinements, preference."""
     assert config.sweep is not None
     same = {"storage": None, "refine_trials": 0, "prefer": "balanced", "margin": 0.0}
     return config.model_copy(update={"sweep": config.sweep.model_copy(update=same)})

@@ -15,7 +15,7 @@ from autoclip.terminal import aligned, console
 from autoclip.tuning.racing import most_runs
 
 LEAST_STEPS, MOST_STEPS, TIMED_SECONDS = 3, 50, 2.0
-"""Steps that are timed: so many at least and at most, and no further ones after so many seconds."""
+"""Least and largest number of steps that are timed, and the seconds after which no further step is."""
 
 
 def print_plan(config: ExperimentConfig, *, workers: int, output_format: Literal["text", "json"]) -> None:
@@ -68,7 +68,7 @@ def print_plan(config: ExperimentConfig, *, workers: int, output_format: Literal
         f"learning rate x {rates}" + (f", {settings.refine_trials} refinements" if settings.refine_trials else "")
     )
     if seconds is None or run_seconds is None:
-        out.print("how long they take is not known: sweep.command starts a training script")
+        out.print("their duration is not known: sweep.command starts a training script")
     else:
         shared = f"with {workers} workers" if workers > 1 else "with one worker"
         out.print(

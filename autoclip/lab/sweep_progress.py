@@ -1,4 +1,4 @@
-"""What a person sees while a sweep goes on: runs done, time left, and a line for each finished candidate."""
+"""The progress of a sweep: runs done, time left, and a line for each finished candidate."""
 
 import heapq
 import sys
@@ -16,18 +16,18 @@ from autoclip.tuning.racing import Run
 from autoclip.tuning.scoring import Score
 
 LEAST_LEFT = 0.1
-"""What a job that takes longer than was thought is thought to need still, as a share of what was thought."""
+"""A job that is overdue is assumed to need this share of its expected time in addition."""
 LEAST_BUSY = 0.5
-"""Share of their time in which workers are thought to train at least, however long the first one took to start."""
+"""Workers are assumed to train for at least this share of their time, however slow the first start was."""
 
 
 class SweepProgress:
     """A bar over the runs with the time left, and a line for each finished candidate, on stderr.
 
-    The total is known from the start; of a race it is the most that it may take.
+    The total is known from the start; for a race it is an upper bound.
 
     Args:
-        sweep: whose runs.
+        sweep: the sweep to show.
         workers: processes on this machine.
     """
 
@@ -58,7 +58,7 @@ class SweepProgress:
         self._progress.stop()
 
     def update(self) -> None:
-        """Show what has been finished since the last time."""
+        """Show what has finished since the last call."""
         sweep, rates = self._sweep, len(self._sweep.settings.lr_multipliers)
         done, scores = sweep.trials.done(), sweep.scores()
         seeds = len(sweep.settings.seeds)
@@ -89,7 +89,7 @@ class SweepProgress:
         steps = sum(one.steps for of_run in scores.values() for one in of_run)
         if not steps:
             return ""
-        # A run that diverged was short: those to come are taken for whole ones.
+        # Runs that diverged were short: the missing ones count as whole.
         planned = self._sweep.config.steps * len(self._sweep.settings.lr_multipliers)
         begun = [one for one in ended if one.datetime_start and one.datetime_start.timestamp() > self._began]
         busy = sum(ages) + sum(one.duration.total_seconds() for one in begun if one.duration)
@@ -99,13 +99,13 @@ class SweepProgress:
 
 
 def seconds_left(each: float, ages: Sequence[float], missing: int, workers: int) -> float:
-    """How long the missing jobs take workers that take up one after the other.
+    """Seconds until the missing jobs are done; each worker takes one after the other.
 
     Args:
         each: seconds that a job takes.
         ages: seconds since each job under way was begun.
         missing: number of jobs that are not finished, those under way included.
-        workers: number of processes, at least that of the jobs under way.
+        workers: number of processes, at least the number of jobs under way.
     """
     free = [max(each - age, LEAST_LEFT * each) for age in ages] + [0.0] * (workers - len(ages))
     heapq.heapify(free)

@@ -23,36 +23,36 @@ Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
 class SweepConfig(Section):
     """Candidates that `autoclip sweep` compares; nothing else reads this section."""
 
-    none: StrictBool = Field(default=True, description="Whether no clipping is a candidate.")
+    none: StrictBool = Field(default=True, description="Include no clipping as a candidate.")
     thresholds: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
-        default=(1.0, 5.0, 10.0), description="Fixed thresholds that are candidates."
+        default=(1.0, 5.0, 10.0), description="Fixed thresholds as candidates."
     )
     percentiles: Annotated[tuple[Annotated[float, like(Percentile)], ...], Items(distinct=True)] = Field(
-        default=(10, 25, 50, 75, 90, 95), description="Percentiles, each tried with every one of the kinds."
+        default=(10, 25, 50, 75, 90, 95), description="Percentiles as candidates, each with every policy in kinds."
     )
     kinds: Annotated[tuple[Annotated[str, one_of(PERCENTILE_KINDS)], ...], Items(distinct=True)] = Field(
-        default=("fixed_percentile", "running_quantile"), description="Policies that try the percentiles."
+        default=("fixed_percentile", "running_quantile"), description="Policies that use the percentiles."
     )
-    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further candidates.")
+    policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further policies as candidates.")
     seeds: Seeds = Field(default=(0, 1, 2), description="Seeds of every candidate.")
     lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
         default=(1, 3, 10), description="Factors on the learning rate, to measure instability."
     )
     prefer: Literal["speed", "balanced", "stability"] = Field(
-        default="balanced", description="Which pick is recommended: the fastest, the balanced or the steadiest."
+        default="balanced", description="Which candidate to recommend: the fastest, the balanced or the steadiest."
     )
     margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
         default=0.0,
-        description="Mean training loss by which a candidate may be behind the fastest and still count as fast enough.",
+        description="A candidate is fast enough if its mean training loss exceeds the fastest's by at most this much.",
     )
-    race: StrictBool = Field(default=False, description="Train further seeds only of candidates that may still win.")
+    race: StrictBool = Field(default=False, description="Train more seeds only for candidates that may still win.")
     command: Command | None = Field(
         default=None,
         description="Your own training script: program and arguments, with the placeholders "
         + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
         + "; null trains the task.",
     )
-    refine_trials: WholeNumber = Field(default=0, description="Further trials, with continuous values.")
+    refine_trials: WholeNumber = Field(default=0, description="Further trials after the grid, with continuous values.")
     storage: Annotated[str, Url] | None = Field(
         default=None, description="Database of the study; null: study.db in the output directory."
     )
@@ -60,7 +60,7 @@ class SweepConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_rate_without_a_placeholder(cls, values: Any) -> Any:
-        """Train a script that cannot be given a learning rate at its own only, unless the file says otherwise."""
+        """Default to `lr_multipliers: [1]` for a script that takes no learning rate."""
         command = values.get("command") if isinstance(values, dict) else None
         if isinstance(command, list | tuple) and not any("{lr_multiplier}" in str(word) for word in command):
             return {"lr_multipliers": [1]} | values

@@ -25,11 +25,11 @@ from autoclip.tuning.study import GRACE_SECONDS, is_plain_path, sqlite_file, wit
 
 POLL_SECONDS = 0.5
 MOST_KILLED = 20
-"""So many workers killed by signals end a sweep: something kills them all."""
+"""A sweep ends after this many workers were killed by signals: something kills them all."""
 STORAGE_LOST = 3
 """Exit code of a worker that could not reach the database."""
 SETUP_SECONDS = 60.0
-"""How long a sweep that begins or ends waits for another one that does so in the same directory."""
+"""A sweep that begins or ends waits this long for another one in the same directory."""
 
 
 def run_sweep(
@@ -40,17 +40,17 @@ def run_sweep(
     storage: str | None,
     load_report: Callable[[], Callable[[Sweep], int]],
 ) -> int:
-    """Run or continue a sweep and write what it found into the output directory.
+    """Run or continue a sweep and write its result into the output directory.
 
     Args:
         config: the experiment, with its sweep section.
         output_dir: for the runs, the database (unless `storage` names one) and the result.
         workers: processes on this machine; the same command on other machines with the same storage joins in.
         storage: URL of the database; None: that of the configuration, or SQLite in the output directory.
-        load_report: imports and returns what writes and prints the result, and returns the exit code.
+        load_report: imports and returns a function that writes and prints the result, and returns the exit code.
 
     Returns:
-        The exit code: 0, 1 where every candidate failed, 130 where the sweep was interrupted.
+        The exit code: 0, 1 if every candidate failed, 130 if the sweep was interrupted.
 
     Raises:
         UsageError: the directory holds something else or cannot be written, or the configuration cannot be swept.
@@ -91,7 +91,7 @@ def run_sweep(
 
 
 def _configured_database(url: str | None, output_dir: Path) -> str | None:
-    """The URL that a configuration names, which may not write a file elsewhere."""
+    """The URL that a configuration names; it may not write a file outside the output directory."""
     path = sqlite_file(url) if url else None
     if url is None or path is None:
         return url
@@ -126,9 +126,7 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt, load_report: Ca
         return process
 
     sweep.free_lost()
-    progress = SweepProgress(
-        sweep, workers
-    )  # reads what is done; once workers run, the database is read where an outage is met
+    progress = SweepProgress(sweep, workers)  # reads what is done before workers run; later reads handle an outage
     processes = [] if sweep.is_done() else [start() for _ in range(workers)]
     load_report()  # takes a second, for which the workers need not wait
 
@@ -171,7 +169,7 @@ def _supervise(sweep: Sweep, workers: int, interrupt: Interrupt, load_report: Ca
 
 
 def _end_with_parent(interrupt: Interrupt) -> None:
-    """Ask for the end once the command is no more, however it ended."""
+    """Ask for the end once the command's process has ended, for whatever reason."""
     command = multiprocessing.parent_process()
     if command is not None:
         command.join()
@@ -189,7 +187,7 @@ def _work(output_dir: Path, url: str) -> None:
             look_for(url)
             Sweep(load_config(output_dir / SWEEP), output_dir, url).work(interrupt)
         except STORAGE_ERRORS:
-            sys.exit(STORAGE_LOST)  # whoever started this process tells, and waits
+            sys.exit(STORAGE_LOST)  # the parent process says so, and waits
         except (UsageError, RunError) as error:
             print(error, file=sys.stderr)  # noqa: T201
             sys.exit(2 if isinstance(error, UsageError) else 1)

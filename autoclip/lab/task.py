@@ -1,4 +1,4 @@
-"""What an experiment trains: the protocol of a task, and checks of what a task returns."""
+"""The protocol of a task, which an experiment trains, and checks of what a task returns."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from autoclip.lab.yaml_source import shortened
 
 
 def check_attributes(task: "Task") -> None:
-    """Raise where an optional attribute of a task is of another type than `Task` says.
+    """Raise if an optional attribute of a task has another type than `Task` says.
 
     Raises:
         UsageError: with the attribute and its value.
@@ -29,7 +29,7 @@ def model_of(task: "Task", seed: int) -> nn.Module:
     """The task's model.
 
     Raises:
-        RunError: it is no task.
+        RunError: it is not a `torch.nn.Module`.
     """
     model = task.model(seed)
     if not isinstance(model, nn.Module):
@@ -53,7 +53,7 @@ def loss_of(task: "Task", model: nn.Module, batch: Any) -> Tensor:
     """The task's loss of a batch.
 
     Raises:
-        RunError: it is no single number that a gradient can be had of.
+        RunError: it is not a single number with a gradient.
     """
     loss = task.loss(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
@@ -65,7 +65,7 @@ def validation_loss_of(task: "Task", model: nn.Module) -> float:
     """The task's validation loss of the model.
 
     Raises:
-        RunError: it is no number.
+        RunError: it is not a number.
     """
     loss = task.evaluate(model)
     try:
@@ -75,10 +75,10 @@ def validation_loss_of(task: "Task", model: nn.Module) -> float:
 
 
 def lr_factor_of(task: "Task", step: int) -> float:
-    """The task's factor on the learning rate of the step that follows `step` others, 1 where it has no `lr_factor`.
+    """The task's factor on the learning rate at `step`, counted from 0; 1 if the task has no `lr_factor`.
 
     Raises:
-        RunError: it is no finite number of at least 0.
+        RunError: it is not a finite number of at least 0.
     """
     factor = getattr(task, "lr_factor", lambda _: 1.0)(step)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < inf:
@@ -87,10 +87,10 @@ def lr_factor_of(task: "Task", step: int) -> float:
 
 
 def description_of(task: "Task") -> dict[str, Any]:
-    """The facts that the task tells of itself, none where it has no `describe`.
+    """The task's facts for the summary; empty if it has no `describe`.
 
     Raises:
-        RunError: they cannot be written down.
+        RunError: they are not a dict that JSON can hold.
     """
     facts: Any = getattr(task, "describe", dict)()
     try:
@@ -117,15 +117,15 @@ def _shown(value: object) -> str:
 class Task(Protocol):
     """A model, its batches and its losses; any class with these four methods is one.
 
-    It is constructed with the keyword arguments of the YAML's `task.args`. The same seed has to give the same initial
-    weights and the same batches, so that settings are compared on equal terms and a run can be resumed; randomness
-    therefore comes from generators of the task's own, not from torch's global one.
+    It is constructed with the keyword arguments of the YAML's `task.args`. The same seed must give the same initial
+    weights and the same batches: settings are compared on equal terms, and a run can be resumed. So randomness comes
+    from the task's own generators, not from torch's global one.
 
     Optional attributes: `data_hash` (sha256 of the data as a text, kept with the results and compared on resume),
     `trivial_loss` (validation loss of the best constant predictor, a finite float) and `describe()` (a flat dict of
-    facts for `summary.json`: texts and finite numbers). Of each None, or none, says nothing. Optional, too, is
-    `lr_factor(step)`, a schedule: what multiplies the configured learning rate in the step that follows `step` others
-    (0 for the first). It depends on its argument alone, so that a resumed run goes on as if it had never stopped.
+    facts for `summary.json`: texts and finite numbers). `lr_factor(step)` is optional too: a schedule that gives the
+    factor on the configured learning rate at `step`, counted from 0. It must depend on `step` alone, so that a resumed
+    run goes on as if it had never stopped.
     """
 
     def model(self, seed: int) -> nn.Module:

@@ -35,8 +35,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_NONFINITE_IN_A_ROW = 50
-"""So many steps without a finite loss and norm in a row end a run as diverged, unless `clip` names another number;
-float16 needs some to find its scale."""
+"""A run ends as diverged after this many steps in a row without a finite loss and norm, unless `clip` names another
+number; float16 needs some to find its scale."""
 RECENT = 20
 """Number of steps whose mean is the final training loss."""
 
@@ -45,7 +45,7 @@ Status = Literal["finished", "diverged", "interrupted"]
 
 @dataclass
 class Tally:
-    """What a run has done so far, beyond its model, optimizer and clipper; part of every checkpoint."""
+    """The progress of a run, beyond its model, optimizer and clipper; part of every checkpoint."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -53,7 +53,7 @@ class Tally:
     recent_losses: list[float] = field(default_factory=list)
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
-    threshold: float | None = None  # in force at the last step; None: nothing was to be clipped
+    threshold: float | None = None  # of the last step; None: nothing was to be clipped
     diverged: bool = False
     validation: list[dict[str, float | None]] = field(default_factory=list)
 
@@ -102,8 +102,8 @@ class Training:
         self.batches = batches_of(task, seed)
         self.tally = Tally()
         self.code = code_version(type(task), type(self.clipper.policy))
-        description_of(task)  # found wanting before anything is trained
-        self._order: list[str] = []  # of the parameters' use, known after a step
+        description_of(task)  # fails before anything is trained
+        self._order: list[str] = []  # in which the parameters are used, known after a step
 
     def step(self) -> Step:
         """Take one optimizer step over `accumulate` batches."""
@@ -130,7 +130,7 @@ class Training:
                 batch = next(self.batches)
             except StopIteration:
                 step = self.tally.steps
-                raise RunError(f"the task's batches() ended within step {step}; it must not end") from None
+                raise RunError(f"the task's batches() ended at step {step}; it must never end") from None
             with torch.autocast(
                 self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
             ):
@@ -147,7 +147,7 @@ class Training:
         return Step(record, self.clipper.clip_rate, self.clipper.mean_coefficient)
 
     def evaluate(self) -> float:
-        """Validation loss of the model as it is."""
+        """Validation loss of the current model."""
         self.model.eval()
         with torch.no_grad():
             loss = validation_loss_of(self.task, self.model)
@@ -172,10 +172,10 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where a `state_dict()` of the same configuration and seed was made.
+        """Continue exactly from a `state_dict()` of the same configuration and seed.
 
         Raises:
-            UsageError: the data are others than those that the run began with.
+            UsageError: the data changed since the run began.
         """
         data_hash = getattr(self.task, "data_hash", None)
         if state["data_hash"] != data_hash:
@@ -221,7 +221,7 @@ def train(
     say: Callable[[str], None],
     last_checkpoint: bool = True,
 ) -> tuple[Status, Training]:
-    """Train one seed into its run directory, from the latest whole checkpoint where `resume` is set.
+    """Train one seed into its run directory, from the latest whole checkpoint if `resume` is set.
 
     A run ends as diverged when a parameter is non-finite, or after 50 steps in a row (or `clip.max_nonfinite_in_a_row`,
     or all) without a finite loss and norm; otherwise non-finite steps are left to `clip.on_nonfinite`.
@@ -232,10 +232,10 @@ def train(
         seed: of weights and batches.
         directory: the run directory, which exists.
         resume: continue; without a checkpoint the run starts from step 0, and its files with it.
-        on_step: told of every step.
-        should_stop: asked after every step; True saves a checkpoint and ends the run as interrupted.
-        say: told of anything the user should know.
-        last_checkpoint: whether a run that is done leaves one, from which it could be prolonged.
+        on_step: called with every step.
+        should_stop: called after every step; True saves a checkpoint and ends the run as interrupted.
+        say: called with anything the user should know.
+        last_checkpoint: True: a finished run leaves a checkpoint, so that it can be extended.
     """
     training = Training(config, task, seed)
     damaged: list[str] = []
@@ -259,7 +259,7 @@ def train(
     if earlier_layers.damaged:
         say(f"{directory / LAYERS} has a gap: {earlier_layers.damaged} damaged lines are left out")
     # From here on the directory changes.
-    if damaged:  # the next checkpoint must not put it in the place of the one before
+    if damaged:  # else the next save would keep the damaged file as the previous one
         (directory / LATEST).unlink()
     (directory / SUMMARY).unlink(missing_ok=True)
     with LineLog(directory / METRICS, earlier) as metrics, LineLog(directory / LAYERS, earlier_layers) as layers:
@@ -368,7 +368,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a CUDA device where there is one, else the CPU.
+    """The device of a name; "auto" is a CUDA device if there is one, else the CPU.
 
     Raises:
         UsageError: the device is not there.

@@ -33,9 +33,9 @@ _SCALARS = {  # name -> (all of its spellings, what they can begin with)
 
 
 def read_document(path: Path, overrides: Sequence[str] = ()) -> "Document":
-    """Read one YAML mapping and lay `KEY=VALUE` overrides over it, in their order.
+    """Read one YAML mapping and apply `KEY=VALUE` overrides in order.
 
-    Nothing is raised for what the file or the overrides hold: see `Document.faults`.
+    Faults in the file or the overrides do not raise: see `Document.faults`.
     """
     document = Document()
     try:
@@ -51,7 +51,7 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> "Document":
 
 
 def read_text(text: str, name: str) -> "Document":
-    """Read one YAML mapping from a text, which faults call by this name; nothing is raised for what it holds."""
+    """Read one YAML mapping from a text; its faults do not raise, and say `name` as the file."""
     document = Document()
     try:
         node = _compose(text)
@@ -73,10 +73,10 @@ def read_text(text: str, name: str) -> "Document":
 
 
 def read_value(text: str) -> Any:
-    """The value of a text that is no mapping's line but stands alone, as on the command line.
+    """The value of a text that stands alone, as on the command line.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: the text is not a value; the message says why.
     """
     document = Document()
     try:
@@ -98,7 +98,7 @@ def dump(values: dict[str, Any], width: int = 110) -> str:
 
 
 def shown(value: Any) -> str:
-    """Describe a value in an error message, as YAML would write it and never at length."""
+    """Describe a value in an error message, as YAML would write it, but short."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, dict | list | tuple):
@@ -118,7 +118,7 @@ def key_name(path: KeyPath) -> str:
 
 def _text(path: Path) -> str:
     try:
-        if not path.is_file() and path.exists() and not path.is_dir():  # a pipe would be waited for without end
+        if not path.is_file() and path.exists() and not path.is_dir():  # reading a pipe could wait forever
             raise _UnreadableError("must be a YAML file, got a pipe or a device")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -143,7 +143,7 @@ def _unreadable(error: "_UnreadableError", name: str) -> "Fault":
 
 
 def _compose(text: str) -> yaml.Node | None:
-    """Parse one document; None where there is nothing but comments."""
+    """Parse one document; None if it holds only comments."""
     try:
         loader = _Loader(text)
         try:
@@ -203,7 +203,7 @@ def _apply(document: "Document", number: int, override: str) -> None:
 
 
 def _slot(holder: Any, part: str, path: KeyPath) -> str | int:
-    """Key of a mapping, or index of a list, that one part of a dotted key means."""
+    """Return the key of a mapping, or the index of a list, that one part of a dotted key means."""
     if isinstance(holder, dict):
         return part
     if isinstance(holder, list):
@@ -249,13 +249,13 @@ def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether the text can be written to a file: quotes can hold halves of surrogate pairs."""
+    """Return True if the text can be written to a file: quotes can hold halves of surrogate pairs."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where something is written; places sort in reading order, first the file, then the overrides."""
+    """Place of a key or value; places sort in reading order, first the file, then the overrides."""
 
     override: int
     """0 in the file, else the number of the override, from 1."""
@@ -284,7 +284,7 @@ class Fault:
 class Document:
     """Values of a file with its overrides, the place of every value and key, and what is wrong so far.
 
-    `values` is None where the file could not be read at all. A value that is itself a fault reads as None.
+    `values` is None if the file could not be read at all. A value that is itself a fault reads as None.
     """
 
     values: dict[str, Any] | None = None
@@ -292,7 +292,7 @@ class Document:
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     replaced: dict[KeyPath, Any] = field(default_factory=dict)
-    """What the file had where an override has put something else."""
+    """Values of the file that overrides have replaced."""
 
     def value(self, path: KeyPath) -> Any:
         """The value at a path."""
@@ -347,7 +347,7 @@ class _Reading:
 
 
 class _UnreadableError(Exception):
-    """Why a text yields no value, and the line and column of it, both from 1, where there is one."""
+    """The reason why a text has no value, with line and column from 1 if known."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
         super().__init__(message)

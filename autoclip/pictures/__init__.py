@@ -2,12 +2,12 @@
 
 
 def need_matplotlib(what: str) -> None:
-    """Raise an ImportError that names the extra where matplotlib is missing.
+    """Raise an ImportError that names the extra if matplotlib is missing.
 
     Args:
-        what: needs it.
+        what: the caller, for the message.
     """
     try:
-        import matplotlib.figure  # noqa: F401 - only whether it is there
+        import matplotlib.figure  # noqa: F401 - only a check
     except ModuleNotFoundError:
         raise ImportError(f"{what} needs matplotlib: pip install 'autoclip-tuner[plot]'") from None

@@ -1,4 +1,4 @@
-"""Names beside points, none on top of another name or point."""
+"""Place names beside points; no name covers another name or point."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -12,11 +12,11 @@ from matplotlib.transforms import Bbox
 from autoclip.pictures.picture import DPI, plain
 
 DISTANCES = (5.0, 9.0, 14.0, 20.0, 27.0, 35.0, 44.0)
-"""Points from the mark at which a name is tried, nearest first."""
+"""Distances from the mark, in points, at which a name is tried, nearest first."""
 FAR = 9.0
 """Names further away than this get a line to their mark."""
 LEADER = "#666666"
-"""Colour of these lines, which are dotted: nobody takes them for error bars."""
+"""Colour of these lines; they are dotted, so that they do not look like error bars."""
 DIRECTIONS = tuple(pi / 4 * turn for turn in (1, 0, 7, 3, 5, 4, 2, 6))
 MARK, LARGE_MARK = 3.5, 8.0
 """Half the width of a mark, in points."""
@@ -32,7 +32,7 @@ def place_labels(
     size: float,
     large: Sequence[int] = (),
 ) -> list[str]:
-    """Write each name beside its point, where it covers nothing and lies inside the axes; the first names come first.
+    """Write each name beside its point, inside the axes and covering nothing; the first names come first.
 
     The axes must have their final limits.
 
@@ -45,7 +45,7 @@ def place_labels(
         large: positions of the points that have a ring.
 
     Returns:
-        The names for which there was no room.
+        The names that found no room.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
@@ -133,7 +133,7 @@ def _apart(box: Bbox, point: Point) -> float:
 
 
 def _crosses(start: Point, end: Point, box: Bbox) -> bool:
-    """Whether a line runs through a box, to a twelfth of its length."""
+    """Return True if a line runs through a box, to a twelfth of its length."""
     return any(
         box.contains(start[0] + part / 12 * (end[0] - start[0]), start[1] + part / 12 * (end[1] - start[1]))
         for part in range(1, 13)

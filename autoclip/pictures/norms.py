@@ -38,7 +38,7 @@ def norms_figure(run: Series, quantity: str) -> Figure | None:
         quantity: label of the vertical axis.
 
     Returns:
-        None where no norm is finite and above zero.
+        None if no norm is finite and above zero.
     """
     if not run.usable.any():
         return None
@@ -73,7 +73,7 @@ def norms_figure(run: Series, quantity: str) -> Figure | None:
 
 
 def records_figure(records: Sequence[ClipRecord], mode: str) -> Figure:
-    """The picture of steps as a clipper recorded them.
+    """The picture of the steps that a clipper recorded.
 
     Args:
         records: by steps.

@@ -20,32 +20,32 @@ WIDTH, HEIGHT, DPI = 5.0, 3.4, 216
 """Inches, and dots per inch: 1080 dots wide."""
 
 SCREEN_DPI = DPI // 2
-"""Dots per inch on a screen; fine ones show two dots for one."""
+"""Dots per inch on a screen; a fine screen shows two dots for one."""
 
 SMALL, MEDIUM = 8.5, 9.5
 """Points: tick labels and legends; axis labels. On a phone they come out at 8 and 9 pixels of CSS."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4a00", "#444444")
-"""Told apart by most colour-blind people (after Okabe and Ito)."""
+"""Colours that most colour-blind people can tell apart (after Okabe and Ito)."""
 
 COLUMNS = 500
-"""Columns of a line that is decimated, each with its least and its largest value."""
+"""Columns of a decimated line; each keeps its least and its largest value."""
 
 LONGEST_NAME = 30
 PALETTE = 128
 LARGEST = 1e100
-"""Norm or loss beyond which nothing is told apart any more."""
+"""Norms or losses beyond this are all drawn alike."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture and what is said about it.
+    """A finished picture with its texts.
 
     Attributes:
         name: of its file, without the suffix.
         title: the few words above the caption.
-        caption: what is shown, and how it is read.
-        alt: for those who do not see it.
+        caption: what the picture shows, and how to read it.
+        alt: text for readers who do not see it.
         png: the file's bytes.
         wide: keeps its size on a narrow screen, and scrolls.
     """
@@ -65,10 +65,10 @@ class Picture:
 
 
 class ShownFigure(Figure):
-    """A figure that a notebook shows, whether or not pyplot was imported there."""
+    """A figure that a notebook shows, with or without pyplot."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """The file's bytes, and how many dots of a usual screen it takes."""
+        """The file's bytes, and its size in dots of a usual screen."""
         width, height = SCREEN_DPI * self.get_size_inches()
         return png_of(self), {"width": round(width), "height": round(height)}
 
@@ -97,7 +97,7 @@ def count_steps(axes: Axes) -> None:
 
 
 def put_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: int = 4) -> None:
-    """The legend, above the axes, where it covers nothing, in fewer columns where it would be too wide."""
+    """Put the legend above the axes, where it covers nothing; in fewer columns if it would be too wide."""
     if not entries:
         return
     handles, labels = zip(*entries, strict=True)
@@ -111,14 +111,14 @@ def put_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: i
 
 
 def png_of(figure: Figure) -> bytes:
-    """The file's bytes, which are the same for the same picture."""
+    """The file's bytes; the same picture gives the same bytes."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return smaller(file.getvalue())
 
 
 def smaller(png: bytes) -> bytes:
-    """The same picture in at most 128 colours, which takes well under half of the bytes."""
+    """The same picture in at most 128 colours: well under half of the bytes."""
     file = BytesIO()
     picture = Image.open(BytesIO(png)).convert("RGB")
     picture.quantize(PALETTE, dither=Image.Dither.NONE).save(file, "png", optimize=True)
@@ -126,7 +126,7 @@ def smaller(png: bytes) -> bytes:
 
 
 def plain(text: str, longest: int = LONGEST_NAME) -> str:
-    """A name as matplotlib draws it: no formula, on one line, not left out of legends, and not too long."""
+    """A name that matplotlib draws as plain text: no formula, one line, kept in legends, and not too long."""
     line = " ".join(text.split())
     if len(line) > longest:
         line = line[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -135,13 +135,13 @@ def plain(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 def kept(values: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.intp]:
-    """Positions that a line needs to look the same: of each column the least and the largest value, ascending.
+    """Positions that a line needs to look the same: the least and the largest value of each column, ascending.
 
-    No spike is lost: what is dropped lies between two values that are kept beside it. A column without a finite value
+    No spike is lost: a dropped value lies between two kept neighbours. A column without a finite value
     keeps its first one, so that a gap stays a gap.
 
     Args:
-        values: (n,), NaN and inf where there is no value.
+        values: (n,), NaN and inf: no value.
         columns: at most twice as many positions are kept, and the first and last.
     """
     if len(values) <= 2 * columns:
@@ -155,12 +155,12 @@ def kept(values: NDArray[Any], columns: int = COLUMNS) -> NDArray[np.intp]:
 
 
 def drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values for an axis: NaN for what is not finite, and within what matplotlib can put margins around."""
+    """Values for an axis: NaN for non-finite ones, and within the range in which matplotlib can set margins."""
     return np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), np.nan)
 
 
 def positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For a logarithmic axis: NaN for what is not finite and above zero."""
+    """Values for a logarithmic axis: NaN for those not finite and above zero."""
     return np.where(values > 0, np.maximum(drawable(values), 1 / LARGEST), np.nan)
 
 
@@ -171,5 +171,5 @@ def thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any
 
 
 def colours(count: int) -> Iterable[str]:
-    """So many colours; they repeat after the eighth."""
+    """Return `count` colours; they repeat after the eighth."""
     return [COLOURS[index % len(COLOURS)] for index in range(count)]

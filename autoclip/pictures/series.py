@@ -1,4 +1,4 @@
-"""The steps of one training, as arrays: what a run directory, a trace or a clipper comes down to for the pictures."""
+"""The steps of one training as arrays, for the pictures: from a run directory, a trace or a clipper."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 FEWEST_STEPS = 20
-"""Active steps below which there is no rate to speak of."""
+"""With fewer active steps than this, there is no useful rate."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Series:
     """One training, step by step; all arrays have one value for each step that was recorded.
 
     Attributes:
-        label: what legends call it.
+        label: its name in legends.
         steps: ascending.
         norms: before clipping; NaN: not finite.
         thresholds: in force; inf: none; NaN: unknown.
         losses: NaN: not finite, or not given.
         coefficients: norm after clipping over norm before; NaN: unknown.
         clipped: whether the norm lay above the threshold.
-        skipped: whether the step was made to have no effect.
+        skipped: whether the step had no effect.
         warmup: whether the policy was still collecting norms.
     """
 
@@ -45,12 +45,12 @@ class Series:
 
     @property
     def usable(self) -> Flags:
-        """Which norms are finite and above zero: those that a policy learns from."""
+        """(n,) bool: the norm is finite and above zero, so a policy learns from it."""
         return np.isfinite(self.norms) & (self.norms > 0)
 
     @property
     def active(self) -> Flags:
-        """Which steps count in a clip rate."""
+        """(n,) bool: the step counts in a clip rate."""
         return ~self.warmup & self.usable
 
     @property
@@ -60,7 +60,7 @@ class Series:
 
     @property
     def mean_coefficient(self) -> float:
-        """Mean coefficient of the active steps; NaN without one, or where one of them is unknown."""
+        """Mean coefficient of the active steps; NaN without one, or if one of them is unknown."""
         return mean_coefficient(float(self.coefficients[self.active].sum()), int(self.active.sum()))
 
     def rolling_clip_rate(self) -> tuple[NDArray[np.int64], Floats, int]:
@@ -81,8 +81,8 @@ def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:
     """The steps in lines of a `metrics.jsonl`.
 
     Args:
-        lines: as `ClipRecord.as_json` has them, by steps; what is missing or no number is unknown.
-        label: what legends call them.
+        lines: as `ClipRecord.as_json` has them, by steps; a value that is missing or not a number is unknown.
+        label: their name in legends.
     """
     thresholds = _numbers(lines, "threshold")
     return Series(

@@ -1,1 +1,1 @@
-"""Pictures of what the other layers found."""
+"""Reports: text, pages and pictures of runs, sweeps and logs."""

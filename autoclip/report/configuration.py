@@ -1,4 +1,4 @@
-"""Configurations and summaries as they stand in a directory that is reported on: shown, never acted on."""
+"""Configurations and summaries in the directory of a report: shown, never acted on."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from autoclip.run_directory import SUMMARY, read_json
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """Its values, empty where there is no file; one of another version, or with faults in its values, does no harm.
+    """Values of a configuration, empty if there is no file; another version or faulty values do no harm.
 
     Raises:
-        UsageError: the file is no YAML, or holds what the reader of configurations refuses, such as aliases.
+        UsageError: the file is not YAML, or holds what the reader of configurations refuses, such as aliases.
     """
     if not path.exists():
         return {}
@@ -23,10 +23,10 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """The `summary.json` of a directory, empty where there is none.
+    """The `summary.json` of a directory, empty if there is no file.
 
     Raises:
-        UsageError: it is no JSON object.
+        UsageError: it is not a JSON object.
     """
     try:
         return read_json(directory / SUMMARY) or {}

@@ -2,7 +2,7 @@
 
     python -m autoclip.report.flow_plot runs/plain_cnn/seed-0 runs/residual_cnn/seed-0 --output gradient_flow.png
 
-draws it from run directories whose `log.layers_every` was set, and prints the verdicts.
+draws it from run directories with `log.layers_every` set, and prints the verdicts.
 """
 
 from argparse import ArgumentParser
@@ -21,17 +21,17 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
 LONGEST_LAYER, LONGEST_LABEL = 40, 120
 MOST_NAMED = 40
-"""Layers that still have room for their names."""
+"""With more layers than this, there is no room for their names."""
 
 
 def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
     """Write the picture: geometric mean of the norm over the samples, by layer, on a logarithmic axis.
 
-    Runs with the same layers are drawn over their names, others over depth. A cross at the lower edge is a layer that
-    is dead, or had no norm above zero.
+    Runs with the same layers are drawn over their names, others over depth. A cross at the lower edge: a dead
+    layer, or one without a norm above zero.
 
     Args:
-        runs: label -> what was found; at least one.
+        runs: label -> gradient flow; at least one.
         path: of the PNG.
 
     Raises:
@@ -72,10 +72,10 @@ def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw run directories, and print what was found in each."""
+    """Draw run directories, and print the verdict on each."""
     parser = ArgumentParser(prog="python -m autoclip.report.flow_plot", description="Gradient flow of finished runs.")
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run directory, or a layers.jsonl")
-    parser.add_argument("--output", type=Path, default=Path("gradient_flow.png"), help="the picture")
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run directory, or a layers.jsonl file")
+    parser.add_argument("--output", type=Path, default=Path("gradient_flow.png"), help="file for the picture")
     given = parser.parse_args(arguments)
     try:
         flows = dict(_read(run) for run in given.runs)

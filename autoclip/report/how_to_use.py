@@ -1,4 +1,4 @@
-"""The lines that put a policy to use: in a plain loop, or in the framework that wrote a log."""
+"""The lines of code that use a policy: in a plain loop, or in the framework that wrote a log."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _LIGHTNING = re.compile(r"\bgrad_[\d.]+_norm_total\]$")
 
 
 def framework_of(trace: NormTrace) -> Framework | None:
-    """The framework that wrote a log, where its format, its place or its column tell.
+    """The framework that wrote a log, if its format, its place or its column shows it.
 
     A `trainer_state.json` and lines that Transformers' Trainer prints are Transformers'; below `lightning_logs`, and in
     a column such as `grad_2.0_norm_total`, they are Lightning's.
@@ -25,7 +25,7 @@ def framework_of(trace: NormTrace) -> Framework | None:
 
 
 def placing_of(framework: Framework | None) -> str:
-    """Where the lines of `code_of` go, and what clips until then and has to go."""
+    """Say where the lines of `code_of` go, and what other clipping to remove."""
     if framework == "transformers":
         return (
             "with Transformers, which wrote this log (leave max_grad_norm above 0, as it is by default: 0 turns the "
@@ -37,18 +37,18 @@ def placing_of(framework: Framework | None) -> str:
 
 
 def python_of(policy: Mapping[str, Any]) -> str:
-    """The policy of a section as it is written in Python."""
+    """The policy of a section, as Python code."""
     parameters = {name: value for name, value in policy.items() if name != "kind"}
     return f"autoclip.{POLICIES[policy['kind']](**parameters)!r}"
 
 
 def code_of(policy: Mapping[str, Any], framework: Framework | None = None, *, with_loss: bool = True) -> str:
-    """What a training needs for the policy of a section.
+    """The lines that a training needs for the policy of a section.
 
     Args:
         policy: the section.
-        framework: whose callback is used; None: a loop.
-        with_loss: whether the loop reports the loss, to a policy that reads it; a callback does so by itself.
+        framework: its callback is used; None: a loop.
+        with_loss: the loop reports the loss to a policy that reads it; a callback always does.
     """
     if framework:
         return (

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def plot(log: str | PathLike[str] | NormTrace, column: str | None = None, step_column: str | None = None) -> "Figure":
-    """Draw the gradient norms of one training over its steps, with the threshold where the log has it.
+    """Draw the gradient norms of one training over its steps, with the threshold if the log has it.
 
-    The vertical axis is logarithmic. As far as the log tells of them, clipped and skipped steps are marked, norms that
-    are not finite are crosses at the top, and the warm-up is shaded.
+    The vertical axis is logarithmic. If the log has them, clipped and skipped steps are marked, norms that are not
+    finite are crosses at the top, and the warm-up is shaded.
 
     Args:
         log: a run directory, a file or directory of any format that `autoclip suggest` reads, or one of
@@ -31,7 +31,7 @@ def plot(log: str | PathLike[str] | NormTrace, column: str | None = None, step_c
 
     Raises:
         ImportError: matplotlib is missing.
-        UsageError: there is no log to be read, it holds several trainings, or no norm that is finite and above zero.
+        UsageError: there is no log to read, it holds several trainings, or it has no finite norm above zero.
         OSError: the file of a run cannot be read.
     """
     need_matplotlib("autoclip.plot")
@@ -45,7 +45,7 @@ def plot(log: str | PathLike[str] | NormTrace, column: str | None = None, step_c
 
 
 def _steps(log: str | PathLike[str] | NormTrace, column: str | None, step_column: str | None) -> tuple["Series", str]:
-    """The steps, and what is measured in them; a run of ours tells more of them than a trace."""
+    """The steps, and the quantity that is measured; our own runs have more data than a trace."""
     from autoclip.report.configuration import read_configuration
     from autoclip.report.run_page import quantity_of
     from autoclip.report.series import LOGGED, is_metrics, logged_series, read_series
@@ -61,7 +61,7 @@ def _steps(log: str | PathLike[str] | NormTrace, column: str | None, step_column
         traces = read_traces(log, column, step_column)
         if len(traces) > 1:
             raise UsageError(
-                f"{log} holds {len(traces)} trainings, and a figure is of one: name one of their files, or give one of "
+                f"{log} holds {len(traces)} trainings, but a figure shows one: name one of their files, or give one of "
                 f"autoclip.traces.read_traces({str(log)!r})"
             )
         log = traces[0]

@@ -67,7 +67,7 @@ summary { cursor: pointer; }
 """
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may load for the page: nothing from anywhere."""
+"""The browser may load nothing for the page."""
 
 OPENING = f"""\
 <!DOCTYPE html>
@@ -77,12 +77,12 @@ OPENING = f"""\
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">"""
 GENERATOR = '<meta name="generator" content="autoclip">'
 LONGEST_OPENING = 1000
-"""Characters of a page within which its generator is named."""
+"""A page names its generator within this many characters."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a figure means, in plain words.
+    """The meaning of a figure, in plain words.
 
     Attributes:
         level: "good": as it should be; "note": worth knowing; "bad": something is wrong.
@@ -94,7 +94,7 @@ class Reading:
 
 
 def page(title: str, lead: str, blocks: Iterable[str]) -> str:
-    """The whole file.
+    """Return the whole file.
 
     Args:
         title: heading and title, plain text.
@@ -122,9 +122,9 @@ def page(title: str, lead: str, blocks: Iterable[str]) -> str:
 
 
 def is_page(beginning: str) -> bool:
-    """Whether a file that begins with this text (`LONGEST_OPENING` characters, or all of it) was made by `page`.
+    """Return True if `page` made the file that begins with this text (`LONGEST_OPENING` characters, or all of it).
 
-    Pages of earlier versions name no generator; they are known by their first lines.
+    Pages of earlier versions name no generator; their first lines identify them.
     """
     head = beginning[:LONGEST_OPENING].partition("<title>")[0]
     return GENERATOR in head or head.startswith(OPENING)
@@ -141,12 +141,12 @@ def paragraph(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Lines as they stand."""
+    """Lines of code."""
     return f"<pre>{_safe(text)}</pre>"
 
 
 def folded(summary: str, text: str) -> str:
-    """Lines as they stand, shown on demand."""
+    """Lines of code, shown on demand."""
     return f"<details><summary>{_safe(summary)}</summary>{code(text)}</details>"
 
 
@@ -173,13 +173,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str =
 
 
 def readings(found: Iterable[Reading]) -> str:
-    """What the figures mean, one line each."""
+    """The meaning of the figures, one line each."""
     lines = [f'<li class="{one.level}"><b>{MARKS[one.level]}</b> {_safe(one.text)}</li>' for one in found]
     return "\n".join(['<ul class="readings">', *lines, "</ul>"])
 
 
 def figures(pictures: Iterable[Picture]) -> str:
-    """Pictures with their captions, beside each other where there is room."""
+    """Pictures with their captions, side by side if there is room."""
     return "\n".join(['<div class="figures">', *map(_figure, pictures), "</div>"])
 
 

@@ -27,9 +27,9 @@ from autoclip.report.series import pooled_norms, smoothed, smoothing
 
 PERCENTILES = (10, 50, 90, 99)
 MOST_NAMED = 8
-"""Trainings that get a colour and a name of their own; more are drawn alike."""
+"""Up to this many trainings get their own colour and name; more are drawn alike."""
 MOST_BEHIND = 4
-"""Trainings whose single losses are drawn behind the smoothed ones."""
+"""Up to this many trainings, single losses are drawn behind the smoothed ones."""
 LOG_RATIO = 20.0
 """A loss that falls by this factor is drawn on a logarithmic axis."""
 
@@ -50,11 +50,11 @@ def norms_picture(
         name: of the file.
         quantity: label of the vertical axis.
         title: of the figure on the page.
-        caption: what else is to be said.
-        has_rate: whether the clip rate is known; a log does not tell where its warm-up ends.
+        caption: further text.
+        has_rate: the clip rate is known; a log does not show where its warm-up ends.
 
     Returns:
-        None where no norm is finite and above zero.
+        None if no norm is finite and above zero.
     """
     figure = norms_figure(run, quantity)
     if figure is None:
@@ -70,7 +70,7 @@ def norms_picture(
     return Picture(
         name=name,
         title=title,
-        caption=f"A step is clipped where its norm lies above the threshold, which comes from earlier steps only.{rate}"
+        caption=f"A step is clipped if its norm is above the threshold, which comes from earlier steps only.{rate}"
         f"{unseen}{' ' if caption else ''}{caption}",
         alt=f"{title}: {quantity} over {len(run)} steps, logarithmic axis, with the threshold.",
         png=png_of(figure),
@@ -86,13 +86,13 @@ def histogram_picture(
     """Distribution of the log norms, with percentiles.
 
     Args:
-        runs: whose norms are counted together.
+        runs: their norms are counted together.
         quantity: label of the horizontal axis.
-        intervals: percentile -> value, lower and upper end of its interval, 0 and inf where it is open; None: computed
+        intervals: percentile -> value, lower and upper end of its interval, 0 and inf if it is open; None: computed
             here, without intervals.
 
     Returns:
-        None where no norm is finite and above zero.
+        None if no norm is finite and above zero.
     """
     norms = positive(pooled_norms(runs))
     if not len(norms):
@@ -121,7 +121,7 @@ def histogram_picture(
     label_axes(axes, quantity, "steps")
     put_legend(figure, entries)
     bands = (
-        " The bars at the top are 95 % confidence intervals; one that reaches the edge has no end that is known."
+        " The bars at the top are 95 % confidence intervals; one that reaches the edge has no known end."
         if intervals
         else ""
     )
@@ -129,8 +129,8 @@ def histogram_picture(
         name="norm_histogram",
         title="Distribution of the norms",
         caption=f"{len(norms)} norms{f' of {len(runs)} seeds' if len(runs) > 1 else ''}, logarithmic axis; p90 is the "
-        f"norm that 90 % of the steps stay below, and so the threshold that would clip a tenth of them.{bands} A long "
-        f"tail to the right is what clipping is for; two humps mean two kinds of batches, or a phase that changed.",
+        f"norm that 90 % of the steps stay below, and so the threshold that would clip a tenth of them.{bands} "
+        f"Clipping is for a long tail to the right; two humps mean two kinds of batches, or a phase that changed.",
         alt=f"Histogram of {len(norms)} norms on a logarithmic axis with the percentiles 10, 50, 90 and 99.",
         png=png_of(figure),
     )
@@ -142,10 +142,10 @@ def clip_rate_picture(runs: Sequence[Series], promised: float | None, *, caption
     Args:
         runs: one line each.
         promised: clip rate that the policy's percentile promises, in [0, 1]; None: it promises none.
-        caption: what else is to be said.
+        caption: further text.
 
     Returns:
-        None where no training has a threshold and enough steps after its warm-up.
+        None if no training has a threshold and enough steps after its warm-up.
     """
     lines = [(run.label, *run.rolling_clip_rate()) for run in runs if np.isfinite(run.thresholds).any()]
     lines = [line for line in lines if len(line[1])]
@@ -171,7 +171,7 @@ def clip_rate_picture(runs: Sequence[Series], promised: float | None, *, caption
     return Picture(
         name="clip_rate",
         title="Clip rate over time",
-        caption=f"Share of the last {steps} recorded steps that were clipped, the warm-up left out.{aim}"
+        caption=f"Share of the last {steps} recorded steps that were clipped, without the warm-up.{aim}"
         f"{' ' if caption else ''}{caption}",
         alt="Rolling clip rate in percent over optimizer steps.",
         png=png_of(figure),
@@ -191,7 +191,7 @@ def loss_picture(
         trivial: validation loss of the best constant prediction; None: unknown.
 
     Returns:
-        None where no run has a finite loss.
+        None if no run has a finite loss.
     """
     known = [run for run in runs if np.isfinite(run.losses).any()]
     if not known:
@@ -237,7 +237,7 @@ def loss_picture(
 
 
 def scale_losses(axes: Axes, shown: Floats) -> None:
-    """A logarithmic axis for losses that are never negative and fall far; it ends somewhat below the least of them."""
+    """Set a logarithmic axis if losses are never negative and fall far; it ends a little below the least of them."""
     finite = shown[np.isfinite(shown)]
     positive = finite[finite > 0]
     if not len(positive) or finite.min() < 0 or positive.max() <= LOG_RATIO * positive.min():

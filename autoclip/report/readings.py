@@ -16,7 +16,7 @@ from autoclip.tuning.replay import SPIKE_STEPS, spikes
 from autoclip.tuning.scoring import learned_nothing
 
 PROMISE_KEPT = 0.1
-"""A clip rate this close to the promised one is as it should be: short runs have not settled closer."""
+"""A clip rate this close to the promised one is fine: short runs do not come closer."""
 ALWAYS = 0.95
 MANY_NONFINITE = 0.01
 FLOW_LEVELS: dict[str, Level] = {"healthy": "good", "undetermined": "note"}
@@ -25,10 +25,10 @@ FLOW_LEVELS: dict[str, Level] = {"healthy": "good", "undetermined": "note"}
 def status_readings(
     summaries: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str], stepless: Sequence[str] = ()
 ) -> list[Reading]:
-    """How the runs ended.
+    """Sentences on how the runs ended.
 
     Args:
-        summaries: run's label -> its `summary.json`, empty where there is none.
+        summaries: run's label -> its `summary.json`, empty if there is no file.
         failed: label -> error of the runs whose task raised.
         stepless: labels of the runs that left no steps.
     """
@@ -42,7 +42,7 @@ def status_readings(
         if status == "diverged":
             found.append(Reading("bad", f"{label} diverged: loss, norm or parameters were no longer finite"))
         elif status in ("interrupted", None):
-            found.append(Reading("note", f"{label} has no end yet: the figures show the steps taken so far"))
+            found.append(Reading("note", f"{label} has not ended yet: the figures show the steps taken so far"))
         elif isinstance(loss, int | float) and isinstance(trivial, int | float) and learned_nothing(loss, trivial):
             found.append(
                 Reading(
@@ -58,11 +58,11 @@ def status_readings(
 
 def told_of(stepless: Sequence[str]) -> str:
     """The sentence on runs that left no steps."""
-    return f"{', '.join(stepless)}: left out, without a {METRICS} that a run wrote: not begun yet, removed or damaged"
+    return f"{', '.join(stepless)}: left out, no {METRICS} that a run wrote: not begun yet, removed or damaged"
 
 
 def rate_readings(runs: Sequence[Series], promised: float | None) -> list[Reading]:
-    """Whether the clip rates are what was asked for; runs of which the same is to be said share a sentence."""
+    """Compare the clip rates with the promised one; runs with the same result share a sentence."""
     rated = [run for run in runs if np.isfinite(run.thresholds).any() and int(run.active.sum()) >= FEWEST_STEPS]
     grouped: dict[tuple[Level, str], list[Series]] = {}
     for run in rated:
@@ -78,7 +78,7 @@ def rate_readings(runs: Sequence[Series], promised: float | None) -> list[Readin
 
 
 def norm_readings(runs: Sequence[Series]) -> list[Reading]:
-    """What the norms themselves say: outliers, drift, numbers that are not finite."""
+    """Sentences on the norms: outliers, drift, numbers that are not finite."""
     found: list[Reading] = []
     for run in runs:
         broken = int((~np.isfinite(run.norms)).sum())
@@ -87,8 +87,8 @@ def norm_readings(runs: Sequence[Series]) -> list[Reading]:
             found.append(
                 Reading(
                     "bad" if share > MANY_NONFINITE else "note",
-                    f"{run.label}: the norm was not finite in {broken} of {len(run)} steps ({share:.1%}), of which "
-                    f"{int((run.skipped & ~np.isfinite(run.norms)).sum())} were skipped",
+                    f"{run.label}: the norm was not finite in {broken} of {len(run)} steps ({share:.1%}); "
+                    f"{int((run.skipped & ~np.isfinite(run.norms)).sum())} of them were skipped",
                 )
             )
     norms = pooled_norms(runs)
@@ -132,7 +132,7 @@ def flow_readings(flows: Mapping[str, GradientFlow]) -> list[Reading]:
 
 
 def _judged(rate: float, promised: float | None) -> tuple[Level, str]:
-    """How good a clip rate is, and what it means."""
+    """Judge a clip rate and say what it means."""
     if promised is not None:
         if abs(rate - promised) <= PROMISE_KEPT:
             return "good", f"; the percentile promises {promised:.0%}"
@@ -164,7 +164,7 @@ def _drifts(runs: Sequence[Series]) -> list[Reading]:
             Reading(
                 "note",
                 f"{_names([run for run, _ in own])}: from the first fifth of the training to the last the norms "
-                f"{direction} by a factor of {factors}: no constant threshold stays right, one that follows does",
+                f"{direction} by a factor of {factors}: no constant threshold stays right, but one that follows does",
             )
         )
     return found
@@ -184,5 +184,5 @@ def _range(rates: Sequence[float]) -> str:
 
 
 def _ends(texts: Sequence[str]) -> list[str]:
-    """First and last, or one where they are the same."""
+    """First and last, or one if they are the same."""
     return list(dict.fromkeys([texts[0], texts[-1]]))

@@ -23,19 +23,19 @@ from autoclip.tuning.usual_rate import Steps, Verdict, is_default, verdict
 
 LONGEST_SEED = 24
 PROMISING = ("running_quantile", "fixed_percentile", "autoclip")
-"""Policies whose percentile is a promise of the clip rate."""
+"""Policies with a percentile that promises the clip rate."""
 
 
 @dataclass(frozen=True)
 class SeedRun:
-    """What a run directory holds.
+    """The content of a run directory.
 
     Attributes:
-        directory: where.
+        directory: its path.
         series: its steps.
-        summary: `summary.json`, empty where there is none yet.
-        config: `config.yaml`, empty where there is none.
-        flow: how the gradient flowed; None: no layers were logged.
+        summary: `summary.json`, empty if there is none yet.
+        config: `config.yaml`, empty if there is none.
+        flow: its gradient flow; None: no layers were logged.
     """
 
     directory: Path
@@ -46,7 +46,7 @@ class SeedRun:
 
     @property
     def status(self) -> str:
-        """As the summary has it; "unfinished" where there is none."""
+        """Status in the summary; "unfinished" without a summary."""
         return str(self.summary.get("status", "unfinished"))
 
 
@@ -55,7 +55,7 @@ def read_seed_run(directory: Path) -> SeedRun:
 
     Raises:
         OSError: the metrics cannot be read.
-        UsageError: the summary is no JSON object, or the configuration no YAML.
+        UsageError: the summary is not a JSON object, or the configuration is not YAML.
     """
     summary = read_summary(directory)
     place = directory.resolve().name
@@ -68,11 +68,11 @@ def read_seed_run(directory: Path) -> SeedRun:
 def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str, Any]) -> list[str]:
     """Labels of the seeds that have a directory, or are in the summary over the seeds, but left no steps.
 
-    Those that failed are told by their errors.
+    Failed seeds are left out: their errors are shown.
 
     Args:
         directory: of all seeds.
-        runs: what was read there.
+        runs: those that were read there.
         total: the summary over the seeds.
     """
     begun = sorted(
@@ -84,7 +84,7 @@ def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str,
 
 
 def default_verdict(runs: Sequence[SeedRun]) -> Verdict | None:
-    """What to make of the clip rates; None: the policy is not the default, or no step was active."""
+    """A verdict on the clip rates; None: the policy is not the default, or no step was active."""
     clip = runs[0].config.get("clip")
     if not isinstance(clip, dict) or not is_default(clip):
         return None
@@ -105,7 +105,7 @@ def run_page(
         total: the summary over the seeds; empty for a single run directory.
         flow_picture: norms of the layers; None: none were logged.
         stepless: labels of the seeds that left no steps.
-        rates: what to make of the clip rates of the default; None: it is another policy.
+        rates: verdict on the clip rates of the default; None: it is another policy.
     """
     config = runs[0].config
     clip = config["clip"] if isinstance(config.get("clip"), dict) else {}
@@ -212,7 +212,7 @@ def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequenc
         headings,
         rows,
         "Clipped: share of the steps after the warm-up. Left: their mean coefficient, the share of the gradient's "
-        "length that is left (modes value and agc: of the largest element or ratio). Training loss: mean of the last "
+        "length that remains (modes value and agc: of the largest element or ratio). Training loss: mean of the last "
         "20 steps. Losses are in the task's own unit.",
     )
 
@@ -224,18 +224,18 @@ def _failed(total: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _entries(total: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the summary over the seeds has of each."""
+    """The entries of the seeds in the summary over the seeds."""
     seeds = total.get("seeds")
     return [one for one in seeds if isinstance(one, dict)] if isinstance(seeds, list) else []
 
 
 def _label(directory: str) -> str:
-    """What the run of a directory of this name is called."""
+    """Label of the run in a directory of this name."""
     return directory.replace("seed-", "seed ")
 
 
 def quantity_of(clip: Mapping[str, Any]) -> str:
-    """What is measured under a `clip` section."""
+    """Name of the quantity that a `clip` section measures."""
     return QUANTITIES.get(str(clip.get("mode")), QUANTITIES["norm"])
 
 

@@ -15,13 +15,13 @@ from autoclip.traces import NormTrace
 from autoclip.traces.jsonl import OWN_KEYS
 
 LOGGED = "gradient norm, as logged"
-"""What a trace has of each step."""
+"""Label of the norms in a trace."""
 DRAWN = 1000
 """Points of a smoothed line."""
 
 
 def is_metrics(path: Path) -> bool:
-    """Whether a file is a `metrics.jsonl` of ours; one without a line is."""
+    """Return True if a file is a `metrics.jsonl` of ours; an empty one is."""
     if not path.is_file():
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -33,7 +33,7 @@ def is_metrics(path: Path) -> bool:
 
 
 def read_series(path: Path, label: str) -> Series:
-    """Read the metrics of a run, as far as they are whole.
+    """Read the metrics of a run up to the first damaged line.
 
     Args:
         path: a run directory, or a `metrics.jsonl` under any name.
@@ -55,7 +55,7 @@ def read_series(path: Path, label: str) -> Series:
 
 
 def logged_series(trace: NormTrace) -> Series:
-    """The steps of a trace as they were logged; it does not tell which were skipped, or of a warm-up."""
+    """The steps of a trace as they were logged, without skipped steps and warm-up, which a trace does not show."""
     nothing = np.zeros(len(trace), dtype=np.bool_)
     thresholds = np.full(len(trace), inf) if trace.thresholds is None else trace.thresholds
     norms = np.where(np.isfinite(trace.norms), trace.norms, np.nan)
@@ -73,12 +73,12 @@ def logged_series(trace: NormTrace) -> Series:
 
 
 def smoothing(count: int) -> tuple[NDArray[np.int64], int]:
-    """For a training of so many steps: the positions at which its smoothed loss is drawn, and over how many steps."""
+    """Positions at which the smoothed loss of `count` steps is drawn, and the number of steps for each."""
     return np.unique(np.linspace(0, max(count - 1, 0), min(count, DRAWN)).astype(np.int64)), max(1, count // 50)
 
 
 def smoothed(values: Floats, at: NDArray[np.int64], width: int) -> Floats:
-    """Median of the finite ones of so many values around each position; NaN where there are none.
+    """Median of the finite ones among `width` values around each position; NaN if there are none.
 
     Centred, so that it does not lag behind a loss that falls; a single spike leaves no trace in it.
 

@@ -21,20 +21,20 @@ TRIALS = "trials.csv"
 SWEEP = "sweep.yaml"
 RECOMMENDED = "recommended.yaml"
 SCRIPTS_CLIP = "clip.yaml"
-"""Where the runs of a training script have their clip section."""
+"""File with the clip section of a training script's run."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep left behind.
+    """The files of a finished sweep.
 
     Attributes:
         directory: its output directory.
         name: of the experiment.
-        config: `sweep.yaml`, empty where it is missing.
+        config: `sweep.yaml`, empty if it is missing.
         results: of all candidates, in the order of the table.
         picks: fastest, steadiest and balanced; None: every candidate failed.
-        recommended: `recommended.yaml` as it stands; None: every candidate failed.
+        recommended: the text of `recommended.yaml`; None: every candidate failed.
     """
 
     directory: Path
@@ -52,7 +52,7 @@ class SweepResult:
         ]
 
     def run_directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
-        """Where a run is."""
+        """Directory of a run."""
         return self.directory / candidate.run_directory(multiplier, seed)
 
 
@@ -90,7 +90,7 @@ def read_sweep(directory: Path) -> SweepResult:
 
 
 def _picks(results: Sequence[Result], section: Any) -> Picks | None:
-    """The picks, by what the configuration prefers as far as that can be used."""
+    """The picks, with the preference of the configuration if it is valid."""
     settings = section if isinstance(section, dict) else {}
     prefer, margin = settings.get("prefer"), settings.get("margin")
     return pick(
@@ -101,7 +101,7 @@ def _picks(results: Sequence[Result], section: Any) -> Picks | None:
 
 
 def _result(directory: Path, row: Mapping[str, str]) -> Result:
-    """A candidate, scored anew from its runs."""
+    """A candidate, with scores computed from its runs."""
     unnamed = Candidate(row["candidate"], {})
     scores, policy = [], None
     for path in sorted((directory / RUNS / unnamed.folder).glob("lr-x*/seed-*")):
@@ -112,7 +112,7 @@ def _result(directory: Path, row: Mapping[str, str]) -> Result:
         policy = policy or _policy(path)
     if len(scores) < int(row["runs"]):
         raise UsageError(
-            f"{directory / RUNS / unnamed.folder} holds {len(scores)} finished runs, {TRIALS} tells of {row['runs']}: "
+            f"{directory / RUNS / unnamed.folder} holds {len(scores)} finished runs, but {TRIALS} names {row['runs']}: "
             f"the report needs them all"
         )
     return Result(

@@ -1,4 +1,4 @@
-"""What a sweep says, once for the terminal, for JSON and for the page: tables as cells, and sentences."""
+"""The findings of a sweep for the terminal, for JSON and for the page: tables as cells, and sentences."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -15,13 +15,14 @@ FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped", "le
 """Figures of a candidate that every table shows."""
 EXPLAINED = (
     "* on the Pareto front of the first two figures. Training loss: mean over the run at the configured learning rate, "
-    "lower is faster. Instability: regret over all learning rates and seeds, lower is steadier. Val. loss: at the end, "
-    "at most that before training. Failed: runs at any learning rate that ended in numbers that are not finite, or no "
-    "better than a constant prediction. Clipped: steps after the warm-up. Left: their mean coefficient, the share of "
-    "the gradient's length that is left. The steadiest come first."
+    "lower is faster. Instability: how far validation losses lie above the best fixed threshold's, over all learning "
+    "rates and seeds (1: nothing learned), lower is steadier. Val. loss: at the end, at most that before training. "
+    "Failed: runs at any learning rate that ended in non-finite numbers, or no better than a constant prediction. "
+    "Clipped: steps after the warm-up. Left: their mean coefficient, the share of the gradient's length that remains. "
+    "The steadiest come first."
 )
 MOST_ALIKE = 5
-"""Candidates up to which all are named that cannot be told apart from the recommended one."""
+"""Most candidates named as not distinguishable from the recommended one."""
 ALL_FAILED = (
     "every candidate failed at the configured learning rate: numbers that are not finite, or a validation loss no "
     "better than a constant's. Lower the rate, train longer, or widen the sweep section"
@@ -57,18 +58,18 @@ def in_order(results: Sequence[Result]) -> list[Result]:
 
 
 def starred(results: Sequence[Result]) -> dict[Result, str]:
-    """Candidate -> its name, with a star where it is on the Pareto front."""
+    """Candidate -> its name, with a star if it is on the Pareto front."""
     front = set(pareto_front(results))
     return {one: one.candidate.name + (" *" if one in front else "") for one in results}
 
 
 def stays(picks: Picks, name: str) -> str:
-    """How often a pick stays when a seed is left out, as `2 of 3`."""
+    """Number of left-out seeds without which a pick stays the same, as `2 of 3`."""
     return f"{picks.stays(name)} of {picks.seeds}" if picks.without else "-"
 
 
 def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
-    """The recommendation, what it costs, and what else is worth knowing, the most important first."""
+    """The recommendation, its cost and other findings, the most important first."""
     if picks is None:
         return [Reading("bad", ALL_FAILED)]
     name, chosen = picks.preferred, picks.recommended
@@ -101,7 +102,7 @@ def readings(results: Sequence[Result], picks: Picks | None) -> list[Reading]:
 
 
 def label(one: Result) -> str:
-    """Name of a candidate in a sentence, where one that clipped nothing is said to be no clipping."""
+    """Name of a candidate in a sentence; one that clipped nothing is called no clipping."""
     if one.candidate.policy["kind"] == "none":
         return "no clipping"
     if not one.never_clipped:
@@ -111,11 +112,11 @@ def label(one: Result) -> str:
 
 
 def clipper_call(clip: Mapping[str, Any], path: str) -> str:
-    """`autoclip.Clipper(model, ...)` of a clip section: the policy, and what differs from the defaults.
+    """Code `autoclip.Clipper(model, ...)` of a clip section: the policy, and values other than the defaults.
 
     Args:
         clip: the section, complete.
-        path: the file that holds it, from which a policy of the user's own is built.
+        path: the file that holds it; the code for the user's own policy reads it.
     """
     policy = {name: value for name, value in clip["policy"].items() if name != "kind"}
     try:
@@ -175,7 +176,7 @@ def _seeds(results: Sequence[Result], chosen: Result) -> str:
 
 
 def _against(one: Result, chosen: Result) -> str:
-    """Another pick and what it would change."""
+    """Describe another pick and what it would change."""
     changes = [
         _difference("mean training loss", one.speed_by_seed, chosen.speed_by_seed, 4),
         _difference("instability", one.instability_by_seed, chosen.instability_by_seed, 3),
@@ -188,7 +189,7 @@ def _against(one: Result, chosen: Result) -> str:
 
 
 def _difference(what: str, first: Mapping[int, float], second: Mapping[int, float], digits: int) -> str:
-    """How a figure differs between two candidates, by their common seeds."""
+    """Compare a figure of two candidates over their common seeds."""
     here, there = (f"{fmean(figure.values()):.{digits}f}" for figure in (first, second))
     common = first.keys() & second.keys()
     if len(common) > 1 and not differ(first, second):

@@ -1,4 +1,4 @@
-"""The report of a sweep: what to do, and why."""
+"""The page of a sweep: what to do, and why."""
 
 import shlex
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from autoclip.tuning.pareto_plot import pareto_picture
 from autoclip.tuning.picks import Picks
 
 CODE_WIDTH = 76
-"""Characters in a line of code, which is then not cut off on most screens."""
+"""Most characters in a line of code, so that it fits most screens."""
 
 
 def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
@@ -72,7 +72,7 @@ def sweep_page(sweep: SweepResult) -> tuple[str, list[Picture]]:
 
 
 def compared(results: Sequence[Result], picks: Picks | None) -> list[Result]:
-    """The few whose curves are shown: the picks, no clipping, the fastest fixed threshold that is no pick."""
+    """The candidates with curves: the picks, no clipping, and the fastest fixed threshold that is not a pick."""
     chosen = (
         [picks.recommended, *picks.named.values()] if picks else sorted(results, key=lambda one: one.convergence)[:2]
     )
@@ -85,7 +85,7 @@ def compared(results: Sequence[Result], picks: Picks | None) -> list[Result]:
 
 
 def _use(sweep: SweepResult) -> list[str]:
-    """How the recommendation is used."""
+    """Say how to use the recommendation."""
     picks = sweep.picks
     if picks is None:
         return [paragraph("Nothing can be recommended: train every candidate at a lower learning rate first.")]
@@ -99,18 +99,18 @@ def _use(sweep: SweepResult) -> list[str]:
         clipper = laid_out(clipper, CODE_WIDTH)
     step = "clipper.step(loss=loss)  # in place of torch.nn.utils.clip_grad_norm_"
     loop = ["import autoclip", "", clipper, "", "optimizer.zero_grad()  # in every step", "loss.backward()", step]
-    blocks += [paragraph("In a training loop of your own:"), code("\n".join([*loop, "optimizer.step()"]))]
+    blocks += [paragraph("In your own training loop:"), code("\n".join([*loop, "optimizer.step()"]))]
     section = sweep.config.get("sweep")
     if sweep.config and not (isinstance(section, dict) and section.get("command")):
         policy = yaml.safe_dump(clip["policy"], default_flow_style=True, sort_keys=False, width=1000).strip()
         words = ["autoclip", "run", str(sweep.directory / SWEEP), f"clip.policy={policy}"]
         blocks += [
-            paragraph("The experiment of this sweep, trained with it (from the directory in which the sweep was run):"),
+            paragraph("To train this sweep's experiment with it (in the directory where the sweep was started):"),
             code(f"{shlex.join(words)} \\\n    --output-dir {shlex.quote(f'runs/{sweep.name}')}"),
         ]
     return [
         *blocks,
-        paragraph(f"In the configuration of an experiment, this section, which {RECOMMENDED} holds too:"),
+        paragraph(f"In the configuration of an experiment, use this section ({RECOMMENDED} holds it too):"),
         folded("clip:", sweep.recommended or ""),
     ]
 
@@ -129,13 +129,13 @@ def _picks(picks: Picks | None, directory: Path) -> list[str]:
             ("pick", *FIGURES, "stays"),
             rows,
             "The recommended pick is shaded. Stays: how often it is the same when one seed is left out. Steadiest and "
-            "balanced are chosen from the candidates without a failed run, as long as there are any; the fastest may "
-            "have failed at learning rates other than the configured one. Balanced is the candidate on the Pareto "
-            "front whose training loss, instability and validation loss lie nearest to the best of each, in units "
-            "of their standard deviations over the seeds.",
+            "balanced are chosen from the candidates without a failed run, if there are any; the fastest may have "
+            "failed at learning rates other than the configured one. Balanced is the candidate on the Pareto front "
+            "with training loss, instability and validation loss nearest to the best of each, in units of their "
+            "standard deviations over the seeds.",
             marked,
         ),
-        paragraph("Each pick has a file with its setting, for a training loop that is to take another one:"),
+        paragraph("Each pick has a file with its setting; your training loop can use any of them:"),
         code("\n".join(_from_file(directory / f"{name}.yaml") for name in picks.named)),
     ]
 
@@ -152,9 +152,9 @@ def _table(results: Sequence[Result], picks: Picks | None) -> str:
     return table(
         ("candidate", *next(iter(figures.values()))),
         rows,
-        f"{EXPLAINED} +-: standard deviation over the seeds. To target: median over "
-        f"the seeds of the steps until the smoothed training loss has come nine tenths of the way from a constant "
-        f"prediction's loss to the best validation loss of the fixed thresholds. The recommended candidate is shaded.",
+        f"{EXPLAINED} +-: standard deviation over the seeds. To target: steps until "
+        f"the smoothed training loss has come nine tenths of the way from a constant prediction's loss to the best "
+        f"validation loss of the fixed thresholds, median over the seeds. The recommended candidate is shaded.",
         marked,
     )
 

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: the Pareto front, loss curves, and what the learning rate does."""
+"""The pictures of a sweep: the Pareto front, loss curves, and the effect of the learning rate."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def losses_picture(runs: Mapping[str, Sequence[Series]], failed: Mapping[str, in
         failed: candidate's name -> number of those that failed.
 
     Returns:
-        None where no run has a finite loss.
+        None if no run has a finite loss.
     """
     curves = {name: [one for one in found if np.isfinite(one.losses).any()] for name, found in runs.items()}
     curves = {name: found for name, found in curves.items() if found}
@@ -61,7 +61,7 @@ def losses_picture(runs: Mapping[str, Sequence[Series]], failed: Mapping[str, in
         name="losses",
         title="Loss curves at the configured learning rate",
         caption=f"Each run is smoothed by a running median. Line: median over {seeds} seeds; band: from the best to "
-        f"the worst of them. A wide band is luck that another seed may not have.",
+        f"the worst of them. A wide band means that the result depends on the seed.",
         alt=f"Training loss over optimizer steps for {', '.join(curves)}.",
         png=png_of(figure),
     )
@@ -71,7 +71,7 @@ def rates_picture(results: Sequence[Result]) -> Picture | None:
     """Validation loss over the learning rates for some candidates.
 
     Returns:
-        None where there is one learning rate only.
+        None if there is only one learning rate.
     """
     multipliers = sorted({score.multiplier for one in results for score in one.scores})
     if len(multipliers) < 2:
@@ -110,14 +110,14 @@ def rates_picture(results: Sequence[Result]) -> Picture | None:
         name="learning_rates",
         title="How much the learning rate matters",
         caption="Median validation loss over the seeds, bars from the best to the worst, at most the loss before "
-        "training. A flat line forgives a learning rate that is too large: this is what instability measures.",
+        "training. A flat line forgives a learning rate that is too large: instability measures this.",
         alt="Validation loss over learning rate multipliers.",
         png=png_of(figure),
     )
 
 
 def _over_seeds(stacked: Floats) -> tuple[Floats, Floats, Floats]:
-    """Least, median and largest of each step over the seeds that have a value; NaN where none has."""
+    """Least, median and largest of each step over the seeds that have a value; NaN if none has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of steps without a value
         return np.nanmin(stacked, axis=0), np.nanmedian(stacked, axis=0), np.nanmax(stacked, axis=0)

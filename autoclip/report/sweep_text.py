@@ -1,4 +1,4 @@
-"""What `autoclip sweep` leaves behind: the table, the files, the picks and the recommendation."""
+"""The result of `autoclip sweep`: the table, the files, the picks and the recommendation."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from autoclip.tuning.pareto_plot import pareto_picture
 from autoclip.tuning.picks import Picks, pick
 
 LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")
-"""Columns that a table does without where the terminal is too narrow for all, in this order."""
+"""Columns that a table drops, in this order, if the terminal is too narrow."""
 
 
 def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
-    """Write the result files into the output directory and print what was found.
+    """Write the result files into the output directory and print the result.
 
     Returns:
-        The exit code: 0, or 1 where every candidate failed.
+        The exit code: 0, or 1 if every candidate failed.
     """
     results = sweep.results()
     picks = pick(results, sweep.settings.prefer, sweep.settings.margin)
@@ -74,7 +74,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
         and len(results) > 1
         and len({tuple(one.aulc for one in each.base) for each in results}) == 1
     ):
-        out.print("note: all candidates gave the very same losses: does the script read its {clip_config}?")
+        out.print("note: all candidates gave exactly the same losses: does the script read its {clip_config}?")
     if sweep.settings.race:
         most = max(one.seeds for one in results)
         out.print(
@@ -88,7 +88,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
             for name, one in picks.named.items()
         ]
         _print_table(out, "pick", chosen, (*findings.FIGURES, "stays"))
-        out.print("Stays: the pick is the same so many times when one seed is left out.")
+        out.print("Stays: how often the pick is the same when one seed is left out.")
     out.print()
     for reading in findings.readings(results, picks):
         sentence = reading.text if reading.text.startswith("recommended") or not picks else f"note: {reading.text}"
@@ -103,7 +103,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
 
 
 def _print_table(out: Console, first: str, rows: Sequence[tuple[str, dict[str, str]]], columns: Sequence[str]) -> None:
-    """A table with as many of its columns as fit; names that leave too little room get a line of their own."""
+    """Print a table with as many of its columns as fit; names that leave too little room get their own line."""
     for left_out in range(len(LEFT_OUT) + 1):
         shown = [name for name in columns if name not in LEFT_OUT[:left_out]]
         figures = [tuple(shown), *(tuple(of_row[name] for name in shown) for _, of_row in rows)]

@@ -1,4 +1,4 @@
-"""The report of logs that already exist: the norms, and what the suggested policy would have done to them."""
+"""The page of existing logs: the norms, and what the suggested policy would have done to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
     Args:
         suggestions: of the logs, at least one.
         title: heading of the page.
-        refused: why other logs have none.
+        refused: why other logs have no suggestion.
     """
     blocks = [readings(Reading("note", reason) for reason in refused)] if refused else []
     pictures: list[Picture] = []
@@ -119,7 +119,7 @@ def _fixed(logged: Series, thresholds: Sequence[float]) -> list[Series]:
 
 def _readings(one: Suggestion) -> list[Reading]:
     drift, is_broken = one.drift, broken_from(one.trace) is not None
-    warnings = [Reading("bad", one.doubts[0])] if is_broken else []  # no advice helps a training that broke down
+    warnings = [Reading("bad", one.doubts[0])] if is_broken else []  # a training that broke down needs this first
     found = [
         *warnings,
         Reading("note" if is_broken else "good", f"{heading_of(one)}: {answer_of(one)}"),

@@ -1,4 +1,4 @@
-"""What `autoclip suggest` and `autoclip replay` print, for people and as JSON."""
+"""The output of `autoclip suggest` and `autoclip replay`, for people and as JSON."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,26 +19,23 @@ from autoclip.tuning.log_findings import CALM_RATIO, SPIKE_SIGMAS, broken_from, 
 from autoclip.tuning.replay import Replay
 from autoclip.tuning.suggest import NUMBER_PERCENTILE, Suggestion, difference_of, number_text
 
-LIMITS = (
-    "a replay cannot tell how training would have gone: norms that were not clipped then would change the loss, and so "
-    "all later norms"
-)
+LIMITS = "a replay cannot show how training would have gone: other clipping changes the loss and all later norms"
 COLUMNS = (
     "clipped, skipped: of the active steps; rolling: least and largest share clipped over 200 steps; left: mean share "
-    "of the norm; spikes: those clipped; streak: longest run of clipped steps; anew: how often the policy began anew; "
-    "threshold: the last"
+    "of the norm that remains; spikes: those clipped; streak: longest run of clipped steps; reset: how often the "
+    "policy started again; threshold: the last"
 )
-"""What the headings of the table of replays mean."""
+"""Explanation of the headings in the table of replays."""
 
 _END_OF_FACT = re.compile("[:;] ")
 
 
 def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = False) -> None:
-    """Print what traces tell: of one all, of several a line each.
+    """Print the findings of traces: all of one trace, or a line for each of several.
 
     Args:
         suggestions: any number.
-        details: print all of several, too.
+        details: print all of each trace, also of several.
     """
     if len(suggestions) == 1 or details:
         for one in suggestions:
@@ -52,7 +49,7 @@ def print_suggestions(suggestions: Sequence[Suggestion], *, details: bool = Fals
         first = [label + _END_OF_FACT.split(remarks[0])[0]] if remarks else []
         more = [counted(len(remarks) - 1, "more remark")] if len(remarks) > 1 else []
         answer = f"{python_of(one.policy)}; only a number: {_name_of_number(one)}={number_text(one)}"
-        # No advice helps a training that broke down.
+        # A training that broke down needs its cause found first.
         told = [*first, f"once the cause is found: {answer}", *more] if is_broken else [answer, *first, *more]
         out.print(f"{one.trace.source}: {'; '.join(told)}")
     if suggestions:
@@ -72,8 +69,8 @@ def suggestions_as_json(
 
     Args:
         suggestions: of the traces that have one.
-        refused: sources of the others, with the reasons.
-        unread: files that look like logs and were not read.
+        refused: sources of the other traces, with the reasons.
+        unread: files that look like logs but were not read.
     """
     return {
         "suggestions": [one.as_json() for one in suggestions],
@@ -84,12 +81,12 @@ def suggestions_as_json(
 
 
 def heading_of(suggestion: Suggestion) -> str:
-    """What stands before the answer: a training that broke down has to be looked into first."""
+    """The words before the answer: a training that broke down needs its cause found first."""
     return "recommended" if broken_from(suggestion.trace) is None else "once the cause is found"
 
 
 def answer_of(suggestion: Suggestion) -> str:
-    """What to use, and the number for a trainer that takes nothing else."""
+    """The policy to use, and the number for a trainer that takes only a number."""
     moves = ", right for a part of the run only" if suggestion.drift.is_there else ""
     return f"{python_of(suggestion.policy)}; if your trainer takes only a number: {_number(suggestion)}{moves}"
 
@@ -110,7 +107,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
     out = console()
     trace, drift = suggestion.trace, suggestion.drift
     first = 0 if broken_from(trace) is None else 1
-    for warning in suggestion.doubts[:first]:  # no advice helps a training that broke down
+    for warning in suggestion.doubts[:first]:  # a training that broke down needs this first
         out.print(f"warning: {warning}", style="bold")
     out.print(f"{heading_of(suggestion)}: {answer_of(suggestion)}", style="bold")
     out.print(f"why: {suggestion.reason}")
@@ -144,7 +141,7 @@ def print_suggestion(suggestion: Suggestion) -> None:
 
 
 def size_of(suggestion: Suggestion) -> str:
-    """How many norms a trace has, and what they are worth where that is clearly less."""
+    """The number of norms of a trace, and of independent ones if that is clearly less."""
     others = [
         f"{count} {name}" for count, name in ((suggestion.nonfinite, "not finite"), (suggestion.zero, "zero")) if count
     ]
@@ -160,7 +157,7 @@ def size_of(suggestion: Suggestion) -> str:
 
 
 def spikes_of(suggestion: Suggestion) -> str:
-    """How many norms are spikes, and what one is."""
+    """The number of spikes, and what a spike is."""
     return (
         f"{int(suggestion.tail.spikes.sum())} of {suggestion.count} norms, {_percent(suggestion.spikes)}: above "
         f"{CALM_RATIO:g} times the running median, and {SPIKE_SIGMAS:g} robust standard deviations of the logarithm"
@@ -168,10 +165,13 @@ def spikes_of(suggestion: Suggestion) -> str:
 
 
 def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
-    """Print a row for each policy, which has a line of its own where both do not fit beside each other."""
+    """Print a row for each policy; its name gets its own line if both do not fit side by side."""
     out = console()
     out.print("; ".join([f"{trace.source}: {len(trace)} norms", *useless_norms(trace)]), style="bold")
-    rows = [("clipped", "rolling", "skipped", "left", "spikes", "streak", "anew", "threshold"), *map(_figures, replays)]
+    rows = [
+        ("clipped", "rolling", "skipped", "left", "spikes", "streak", "reset", "threshold"),
+        *map(_figures, replays),
+    ]
     figures = aligned(rows, ">" * len(rows[0]))
     policies = ["policy", *(one.policy for one in replays)]
     wide = aligned(list(zip(policies, figures, strict=True)), "<<")
@@ -186,7 +186,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
         out.print(f"note: {note}")
     if trace.stride > 1:
         out.print(
-            f"note: {trace.frequency} was logged, and a policy learns from each of them: what adapts, adapts "
+            f"note: {trace.frequency} was logged, and a policy learns from each of them: it adapts "
             f"{trace.stride} times as slowly here as in training"
         )
     out.print(f"note: {LIMITS}")

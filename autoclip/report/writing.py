@@ -1,4 +1,4 @@
-"""From a directory to its report: what it holds, the page and the pictures beside it."""
+"""Write the report of a directory: a page, and the pictures beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoclip.tuning.suggest import Suggestion
 
 FOREIGN_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What follows from a text where a number should be, a list for a mapping, and the like."""
+"""Errors of values of the wrong type in a file, such as a text instead of a number."""
 REPORT = "report.html"
 LOOKED_FOR = (
     f"a run directory ({METRICS}), an output directory (seed-<n>/{METRICS}), a sweep's (trials.csv, runs/), or logs of "
@@ -24,13 +24,13 @@ LOOKED_FOR = (
 
 
 class Written(NamedTuple):
-    """What a report came to.
+    """The files of a report.
 
     Attributes:
-        kind: what the directory holds: "run", "sweep" or "trace".
+        kind: of the directory: "run", "sweep" or "trace".
         page: the HTML file.
         pictures: the files beside it.
-        notes: sentences on what was left out, and on how often the default clipped, which are on the page too.
+        notes: sentences on what was left out and on how often the default clipped; the page has them too.
     """
 
     kind: str
@@ -53,8 +53,8 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
         step_column: of the steps in logs.
 
     Raises:
-        UsageError: the directory holds nothing to report on, or a file that is damaged; a page would take the place of
-            a file that is no report; or matplotlib is missing.
+        UsageError: the directory holds nothing to report on, or a damaged file; the page would replace a file that is
+            not a report; or matplotlib is missing.
         RunError: the disk refused.
     """
     if not directory.is_dir():
@@ -73,24 +73,24 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
     except FOREIGN_VALUES as error:
         reason = f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 200)}"
         raise UsageError(
-            f"no report of {directory} could be made: a file in it holds what no run writes ({reason})"
+            f"no report of {directory} could be made: a file in it holds values that no run writes ({reason})"
         ) from error
     return Written(kind, page, _write(page, text, pictures), [visible(note) for note in notes])
 
 
 def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: Sequence[str] = ()) -> list[Path]:
-    """Write what was suggested as a page, and its pictures into a folder of its name beside it.
+    """Write suggestions as a page, and its pictures into a folder of the same name beside it.
 
     Args:
         suggestions: at least one.
         page: the file; only a page of ours may be there already.
-        refused: why other logs have none.
+        refused: why other logs have no suggestion.
 
     Returns:
         The pictures.
 
     Raises:
-        UsageError: matplotlib is missing, there is no such folder, or the page would replace a file that is no report.
+        UsageError: matplotlib is missing, the folder is missing, or the page would replace a file that is not a report.
         RunError: the disk refused.
     """
     if not page.suffix:
@@ -105,7 +105,7 @@ def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: 
 
 
 def _need_matplotlib() -> None:
-    """Raise a UsageError that names the extra where matplotlib is missing."""
+    """Raise a UsageError that names the extra if matplotlib is missing."""
     try:
         need_matplotlib("a report")
     except ImportError as error:
@@ -162,30 +162,30 @@ def _page(
 
 def _refuse_columns(directory: Path, what: str, column: str | None, step_column: str | None) -> None:
     if column is not None or step_column is not None:
-        raise UsageError(f"--column and --step-column are for logs, and {directory} holds {what}: leave them out")
+        raise UsageError(f"--column and --step-column are for logs, but {directory} holds {what}: leave them out")
 
 
 def _refuse_to_replace(page: Path, instead: str) -> None:
-    """Raise a UsageError where a page would take the place of anything but a page of ours, or a link."""
+    """Raise a UsageError if the page would replace anything except a page of ours or a link."""
     from autoclip.report.page import LONGEST_OPENING, is_page
 
     if page.is_symlink() or not page.exists():
-        return  # where a link leads to, nothing is changed
+        return  # the target of a link is not changed
     if not page.is_file():
-        raise UsageError(f"{page} is no file, and the page needs this name: {instead}")
+        raise UsageError(f"{page} is not a file, and the page needs this name: {instead}")
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
             ours = is_page(file.read(LONGEST_OPENING))
     except OSError as error:
-        raise UsageError(f"{page} cannot be read, to see whether it may be replaced: {error.strerror}") from None
+        raise UsageError(f"{page} exists and cannot be read, so it is not replaced: {error.strerror}") from None
     if not ours:
-        raise UsageError(f"{page} exists already, is no page that autoclip wrote, and is left as it is: {instead}")
+        raise UsageError(f"{page} exists already and autoclip did not write it, so it is not replaced: {instead}")
 
 
 def _write(page: Path, text: str, pictures: Sequence["Picture"]) -> list[Path]:
     folder = page.with_suffix("")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        what = "link" if folder.is_symlink() else "file"  # a link in a directory of somebody's leads anywhere
+        what = "link" if folder.is_symlink() else "file"  # a link in a foreign directory may lead anywhere
         raise UsageError(f"{folder} is a {what}; the pictures of {page.name} need a folder of this name")
     files = [folder / f"{picture.name}.png" for picture in pictures]
     try:

@@ -1,4 +1,4 @@
-"""Which column, tag or key of a log holds what: the names in the wild, and the choice among them."""
+"""The columns, tags and keys of logs: their usual names, and the choice among them."""
 
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -12,7 +12,7 @@ _NORM = re.compile(
     r"(total|grad|gradient|g|total_grad|global_grad|global)_?norm|grad_(\d+(\.\d+)?|inf)_norm_total(_step)?"
 )
 _WHOLE = {"l2_norm/grad/global", "grad/norm/total"}  # Composer, Levanter
-# Words around such a name that change nothing, that name the norms we want most, and that make it something else.
+# Words around such a name: they change nothing, name the norms we want most, or make it something else.
 _LONGER = re.compile(r"(\w+_)?((total|grad|gradient|gradients|global)_norm|gnorm|gradnorm)(_\w+)?")
 _SAME = re.compile("train(ing|er)?|learning|optim|metrics|stats|model|total|global|all|overall|mean|avg|l2|step")
 _BEFORE = re.compile("before|pre|preclip|unclipped|raw")
@@ -42,7 +42,7 @@ _LOSSES = (
 _GROUP = re.compile(r"^(train|training|learning|autoclip|loss_metrics)/")
 _PART = re.compile(r"^(actor|policy|critic|generator|discriminator)[/_]")
 
-# Best first: `step` may start anew in each epoch where there is a `global_step`, and W&B's `_step` counts log calls.
+# Best first: beside a `global_step`, `step` may restart in each epoch; W&B's `_step` counts log calls.
 _STEPS = (
     "trainer/global_step",
     "train/global_step",
@@ -64,7 +64,7 @@ _STEP_NAMES = {name.rsplit("/", 1)[-1] for name in _STEPS}
 _SHOWN = 30
 
 DOWNLOAD = ["Wall time", "Step", "Value"]
-"""The columns of what TensorBoard's page gives to download; the tag is, at best, in the file's name."""
+"""The columns of a download from TensorBoard's page; the tag is, at best, in the file's name."""
 DOWNLOADED = "a download of one tag from TensorBoard"
 WHICH_TAG = "the download does not say which tag it is of: make sure that these are gradient norms"
 
@@ -76,7 +76,7 @@ def _plain(name: str) -> str:
 
 
 def is_norm(name: str) -> bool:
-    """Whether this is a name under which people log the total gradient norm.
+    """Return True if this is a usual name of the total gradient norm.
 
     >>> is_norm("train/grad_norm"), is_norm("grad-norm"), is_norm("grad_2.0_norm/weight"), is_norm("eval/grad_norm")
     (True, True, False, False)
@@ -85,7 +85,7 @@ def is_norm(name: str) -> bool:
 
 
 def norm_rank(name: str) -> int | None:
-    """0 for the likeliest name of the total gradient norm before clipping, then 1, ...; None: it is another thing.
+    """0 for the likeliest name of the total gradient norm before clipping, then 1, ...; None: not such a name.
 
     >>> [norm_rank(name) for name in ("autoclip/total_norm", "grad_norm_before_clip", "grad_norm", "actor_grad_norm")]
     [0, 1, 2, 6]
@@ -111,13 +111,13 @@ def norm_rank(name: str) -> int | None:
 
 
 def loss_rank(name: str) -> int | None:
-    """0 for the likeliest name of the training loss, then 1, ...; None: it is another thing."""
+    """0 for the likeliest name of the training loss, then 1, ...; None: not such a name."""
     plain = _PART.sub("", _GROUP.sub("", _plain(name), count=1), count=1)
     return _LOSSES.index(plain) if plain in _LOSSES else None
 
 
 def part_of(name: str) -> str:
-    """Which of several models trained together a column is of, as the critic; empty where its name has none.
+    """The model in a column's name if several are trained together, such as the critic; empty without one.
 
     >>> part_of("actor/grad_norm"), part_of("policy_loss"), part_of("train/loss")
     ('actor', 'actor', '')
@@ -127,12 +127,12 @@ def part_of(name: str) -> str:
 
 
 def may_be_step(name: str) -> bool:
-    """Whether this is a name under which people log the optimizer step."""
+    """Return True if this is a usual name of the optimizer step."""
     return _plain(name).rsplit("/", 1)[-1] in _STEP_NAMES
 
 
 def counts_other(name: str) -> bool:
-    """Whether this is a name for a count of something else than optimizer steps.
+    """Return True if this is a name for a count of something other than optimizer steps.
 
     >>> counts_other("consumed_samples"), counts_other("train/num_env_steps"), counts_other("iteration")
     (True, True, False)
@@ -141,7 +141,7 @@ def counts_other(name: str) -> bool:
 
 
 def program_of_means(column: str, names: Iterable[str], program: str = "") -> str | None:
-    """The program whose norms are means over several steps, by the names in its log; None for any other program.
+    """The program that logs means over several steps, by the names in its log; None for any other program.
 
     >>> program_of_means("gnorm", ["loss", "wps", "ups", "gnorm"])
     'fairseq'
@@ -154,12 +154,12 @@ def program_of_means(column: str, names: Iterable[str], program: str = "") -> st
 
 
 def is_epoch(name: str) -> bool:
-    """Whether this is a name under which people log the epoch."""
+    """Return True if this is a usual name of the epoch."""
     return _plain(name).rsplit("/", 1)[-1] == "epoch"
 
 
 def step_column(names: Iterable[str], column: str) -> str | None:
-    """The best of these names for the optimizer step of a column, None where none is known.
+    """The best of these names for the optimizer step of a column; None if there is no known name.
 
     A step in the column's own group goes first, as `autoclip/step` for `autoclip/total_norm`.
     """
@@ -170,40 +170,40 @@ def step_column(names: Iterable[str], column: str) -> str | None:
 
 
 def threshold_of(column: str) -> str | None:
-    """Where the thresholds are that belong to norms in this column, None where no place is known."""
+    """The column of the thresholds for norms in this column; None if unknown."""
     return column.replace("total_norm", "threshold") if "total_norm" in column else None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which columns to read.
+    """The columns to read.
 
     Attributes:
-        column: the one of the norms; None: the one with a known name.
-        step_column: the one of the optimizer steps, in logs that have it as a column; None: the one with a known name.
+        column: of the norms; None: the one with a known name.
+        step_column: of the optimizer steps, in logs that have such a column; None: the one with a known name.
     """
 
     column: str | None = None
     step_column: str | None = None
 
     def is_norm(self, name: str) -> bool:
-        """Whether this column may be the one of the norms."""
+        """Return True if this may be the column of the norms."""
         return self.rank(name) is not None
 
     def rank(self, name: str) -> int | None:
-        """As `norm_rank`; of a column that was asked for 0."""
+        """As `norm_rank`; 0 for a column that was asked for."""
         if self.column is None:
             return norm_rank(name)
         return 0 if name == self.column else None
 
     def wants(self, name: str) -> bool:
-        """Whether this column's values are worth keeping."""
+        """Return True if this column's values are worth keeping."""
         return self.is_norm(name) or loss_rank(name) is not None or _THRESHOLD.fullmatch(name) is not None
 
     def choose(self, filled: Collection[str], names: Collection[str], source: str) -> str:
-        """The column of the norms, from those that hold numbers or, where none of those may be it, from all names.
+        """Choose the column of the norms, from those that hold numbers or, if none of them can be it, from all names.
 
-        The likeliest goes before others: our own before a trainer's `grad_norm` in the same log.
+        The likeliest comes first: our own before a trainer's `grad_norm` in the same log.
 
         Raises:
             NoNormError: there is none.
@@ -226,7 +226,7 @@ class Selection:
         return several[0]
 
     def no_norm(self, names: Collection[str], source: str) -> "NoNormError":
-        """What is told of a log whose columns have other names, those first that come near."""
+        """The error for a log without a known name; similar names come first."""
         return NoNormError(
             f"{source} has no column known to hold gradient norms; it has {listed(names, _nearness)}: choose one with "
             "--column (in Python: column=...)"
@@ -250,6 +250,6 @@ def _nearness(name: str) -> int:
 
 
 def listed(names: Collection[str], key: Callable[[str], int] = lambda _: 0) -> str:
-    """The names in quotes, by a key and the alphabet, the first of them where they are many."""
+    """The names in quotes, by a key and the alphabet; if there are many, only the first of them."""
     shown = ", ".join(repr(name) for name in sorted(names, key=lambda name: (key(name), name))[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

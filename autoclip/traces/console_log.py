@@ -1,6 +1,6 @@
-"""Console logs: the lines that training programs print, a row in each, among any other text.
+"""Console logs: the lines that training programs print, one row each, among any other text.
 
-A line counts where one of the patterns of `PROGRAMS` is found in it; behind that come names with numbers.
+A line counts if it has one of the patterns of `PROGRAMS`; names with numbers follow the pattern.
 """
 
 import re
@@ -33,7 +33,7 @@ PROGRAMS = {
     "a program that prints its step": r"(?i)\b(?:step|iter|iteration|update)s?\b[ :=#\[]*(?P<step>\d+)",
     "tqdm": r"\| *(?P<step>\d+)/\d+ \[[\d:]+<[^,\]]{1,20},[^,\]]{1,20},",
 }
-"""Program -> where the values begin in a line of a training step, with what is known of the step by then."""
+"""Program -> pattern before the values in a line of a training step; groups give the step."""
 
 _PATTERNS = {program: re.compile(pattern) for program, pattern in PROGRAMS.items()}
 _NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
@@ -71,7 +71,7 @@ def _texts(path: Path, most: int | None) -> Iterator[tuple[str, bool]]:
 def _rows(path: Path, selection: Selection, most: int | None = None) -> Iterator[_Row]:
     # The rows of all programs that print norms, from the first line of each that has one.
     seen: set[str] = set()
-    held: _Row | None = None  # the Trainer prints no step, but tqdm draws its bar anew behind what is printed
+    held: _Row | None = None  # the Trainer prints no step, but tqdm redraws its bar after the print
     for text, whole in _texts(path, most):
         if not text.strip() or len(text) > _LONGEST:
             continue
@@ -97,7 +97,7 @@ def _row(line: str, selection: Selection, seen: set[str], torn: bool) -> _Row | 
         values: dict[str, str | int] = {}
         for name, value in _PAIR.findall(line, begun.end()):
             values.setdefault("grad_norm" if name == "norm" and selection.column is None else name, value)
-        if (epoch := _EPOCH.search(line, 0, begun.end())) is not None:  # in which the step may begin anew
+        if (epoch := _EPOCH.search(line, 0, begun.end())) is not None:  # in which the step may restart
             values.setdefault("epoch", epoch[1])
         if program in seen or any(map(selection.is_norm, values)):
             seen.add(program)
@@ -115,7 +115,7 @@ def _step(begun: re.Match[str]) -> dict[str, str | int]:
 
 
 def program_of(path: Path, selection: Selection, most: int | None = None) -> str | None:
-    """The program whose lines have norms, looked for in so many characters; None where there is none.
+    """The program that printed lines with norms within the first `most` characters; else None.
 
     Raises:
         OSError: the file cannot be read.
@@ -131,7 +131,7 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: there is none, the column of the steps is missing, or what holds the lines is no text.
+        UsageError: there is no such program, the column of the steps is missing, or the file is not text.
     """
     logs: dict[tuple[str, str], RowLog] = {}
     counts: Counter[tuple[str, str]] = Counter()
@@ -150,5 +150,5 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
     log.program = most[0]
     log.format = f"a console log of {log.program}"
     if torn == most:
-        log.notes.append("the last line has no line end, may be torn, and is left out")
+        log.notes.append("the last line has no line end and may be torn: left out")
     return log

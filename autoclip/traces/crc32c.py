@@ -26,7 +26,7 @@ _TABLE = _byte_table()
 
 @cache
 def _position_table() -> npt.NDArray[np.uint32]:
-    """What a byte contributes to the checksum from its place in a block: (_BLOCK * 256,), last place last."""
+    """The contribution of a byte to the checksum, by its place in a block: (_BLOCK * 256,), last place last."""
     table = np.empty((_BLOCK, 256), dtype=np.uint32)
     table[-1] = steps = np.array(_TABLE, dtype=np.uint32)
     for place in range(_BLOCK - 2, -1, -1):
@@ -53,7 +53,7 @@ def crc32c(data: bytes) -> int:
 
 
 def _blocks(data: bytes, crc: int) -> int:
-    # The checksum is linear over XOR: a block's is the XOR of what each byte contributes from its place, once the
+    # The checksum is linear over XOR: a block's is the XOR of the contributions of its bytes by place, once the
     # checksum so far has been added to the first four bytes.
     table = _position_table()
     places = np.arange(_BLOCK, dtype=np.intp) * 256

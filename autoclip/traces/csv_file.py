@@ -1,4 +1,4 @@
-"""Tables of comma-, tab- or semicolon-separated values: Lightning's CSVLogger, W&B's export, anybody's."""
+"""Tables of comma-, tab- or semicolon-separated values: Lightning's CSVLogger, W&B's export, and others."""
 
 import csv
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def _delimiter(header: str) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    # Line by line, so that a quote that a damaged file never closes costs one row, not all that follow.
+    # Line by line, so that an unclosed quote in a damaged file costs one row, not all that follow.
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
 
 
@@ -38,15 +38,15 @@ def header(path: Path) -> list[str]:
 
 
 def read_csv(path: Path, selection: Selection) -> list[ScalarLog]:
-    """Read a table whose first line names the columns, a log for each run that it has norms of; blanks are no values.
+    """Read a table with column names in its first line, a log for each run with norms; blanks are not values.
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is no such table, or the column of the steps is missing.
+        UsageError: it is not such a table, or the column of the steps is missing.
     """
     names = header(path)
     if not names:
-        raise UsageError(f"{path} is no table: its first line names no columns")
+        raise UsageError(f"{path} is not a table: its first line names no columns")
     downloaded = names == DOWNLOAD and selection.column is None
     if downloaded:
         selection = replace(selection, column=DOWNLOAD[-1])
@@ -73,7 +73,7 @@ def read_csv(path: Path, selection: Selection) -> list[ScalarLog]:
         except csv.Error:
             cells = [""]
         if len(cells) == len(names):
-            if cells != names:  # the header, which is written again where a restarted job appends
+            if cells != names:  # the header, which a restarted job writes again
                 for rows, columns in runs:
                     rows.add({names[place]: cells[place] for place in columns})
         elif line.strip():
@@ -84,7 +84,7 @@ def read_csv(path: Path, selection: Selection) -> list[ScalarLog]:
         if downloaded:
             log.notes.append(WHICH_TAG)
         if torn:
-            log.notes.append("the last line has no line end, may be torn, and is left out")
+            log.notes.append("the last line has no line end and may be torn: left out")
         if strange:
             log.notes.append(f"{counted(strange, 'row')} left out: not as many cells as the header")
     return logs

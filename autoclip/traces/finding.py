@@ -1,4 +1,4 @@
-"""Which files are logs, and of which format: by name, and by how they begin."""
+"""Find logs and their formats, by the names of files and by their first bytes."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _PROBED_LINES = 64
 _JSON = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*["}]|\[\s*[\[{\]])')
 _KEY = re.compile(r'"([^"\\]{1,200})"\s*:')
 _TAG = re.compile(r"(grad|gradient|total|g)[_ -]?norm")
-_GRADIENT_NORM = re.compile(r"(?i)(?!.*(max|clip))(?=.*grad).*norm")  # no max_grad_norm of a configuration
+_GRADIENT_NORM = re.compile(r"(?i)(?!.*(max|clip))(?=.*grad).*norm")  # not max_grad_norm of a configuration
 _SPEAKS = re.compile(rb"(?<![a-z_])(grad|gradient|total|global)[_ -]?norm")
 _TRIPLES = re.compile(rb"\s*\[\s*\[\s*\d{9}")  # wall times
 _ADDRESS = re.compile(r"(?s)([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)")
@@ -33,7 +33,7 @@ _TEXTS = {".json", ".log", ".txt", ".out", ".err"}
 
 
 class Format(IntEnum):
-    """The formats, the most precise first: a norm in an event file is mostly a float32."""
+    """The formats, the most precise first: norms in event files are mostly float32."""
 
     JSONL = 0
     JSON = 1
@@ -67,15 +67,15 @@ def place_of(path: str | PathLike[str]) -> Path:
 def find_logs(
     given: Iterable[Path], selection: Selection, unread: list[Unread]
 ) -> tuple[dict[Path, Format], set[Path]]:
-    """All files to read, in order, each with its format, and those of them that were named by the user.
+    """All files to read, in order, with their formats, and those of them that the user named.
 
     Args:
         given: files and directories.
         selection: what is wanted.
-        unread: gets the files of a directory that look like logs and cannot be read.
+        unread: gets the files of a directory that look like logs but cannot be read.
 
     Raises:
-        UsageError: a path does not exist, a file is no log, or a directory holds nothing like one.
+        UsageError: a path does not exist, a file is not a log, or a directory holds no log.
     """
     found: dict[Path, Format] = {}
     named: set[Path] = set()
@@ -90,14 +90,14 @@ def find_logs(
             logs = {file: kind for file, kind in probed if kind is not None}
             if not logs and len(unread) == before:
                 raise UsageError(
-                    f"{path} holds no log with gradient norms that is known (metrics.jsonl, {TRAINER_STATE}, "
+                    f"{path} holds no known log with gradient norms (metrics.jsonl, {TRAINER_STATE}, "
                     "event files, .wandb, a CSV or JSON file with a column known to hold them, or a console log)"
                 )
         elif is_file or path is STANDARD_INPUT:
             logs = {path: _format_of(path, selection)}
             named.add(path)
         else:
-            raise UsageError(f"{path} is no file that can be read again" if path.exists() else f"{path} does not exist")
+            raise UsageError(f"{path} cannot be read a second time" if path.exists() else f"{path} does not exist")
         found.update({file: kind for file, kind in logs.items() if file not in found})
     return found, named
 
@@ -118,7 +118,7 @@ def _files(directory: Path, unread: list[Unread]) -> Iterator[Path]:
 
 
 def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | None:
-    # A directory holds more than logs: a table or a text counts only where it has norms, which its beginning shows.
+    # A directory holds more than logs: a table or a text counts only if its beginning has norms.
     kind = _by_name(path)
     if kind in (Format.EVENTS, Format.WANDB, Format.JSON):
         return kind
@@ -128,7 +128,7 @@ def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | 
             with opened(path) as file:
                 head = file.read(_PROBED_TEXT).lower()
             if b"norm" not in head and selection.column is None and not (_is_tag(path) or _TRIPLES.match(head)):
-                return None  # one of thousands of texts that are no logs
+                return None  # one of thousands of texts that are not logs
             speaks = _SPEAKS.search(head) is not None
             kind = _format_of(path, selection, _PROBED_TEXT)
         if kind is None or kind is Format.CONSOLE:
@@ -137,12 +137,12 @@ def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | 
         if any(map(selection.is_norm, names)):
             if kind is not Format.JSONL or not first_row(path)[1]:
                 return kind
-            reason = f"{path} holds one row, as a summary does: no log of a training"
+            reason = f"{path} holds one row: a summary, not the log of a training"
             unread.append(Unread(path, "file", "of one row", reason))
         elif selection.column is None and (names == DOWNLOAD or (kind is Format.JSON and not names)):
             if _is_tag(path):
                 return kind
-            reason = f"{path} looks like a download from TensorBoard, and its name does not tell the tag"
+            reason = f"{path} looks like a download from TensorBoard, but its name does not hold the tag"
             unread.append(Unread(path, "TensorBoard download", "without a tag in the name", reason))
         elif any(map(_GRADIENT_NORM.match, names)) or (
             any(map(may_be_step, names)) and any(loss_rank(name) is not None for name in names)
@@ -157,12 +157,12 @@ def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | 
 
 
 def _is_tag(path: Path) -> bool:
-    # What TensorBoard gives to download has the tag in its name only.
+    # A download from TensorBoard has the tag only in its name.
     return _TAG.search(path.name.lower()) is not None
 
 
 def _names(path: Path, kind: Format) -> list[str]:
-    # The columns that a file's beginning shows; of JSON, any key.
+    # The columns that a file's beginning shows; for JSON, any key.
     if kind is Format.CSV:
         return header(path)
     if kind is Format.JSONL:
@@ -182,7 +182,7 @@ def _by_name(path: Path) -> Format | None:
 
 
 def _format_of(path: Path, selection: Selection, most: int | None = None) -> Format:
-    # By the name, else by how it begins, and by lines with norms among so many characters.
+    # By the name, else by the first bytes, and by lines with norms within the first `most` characters.
     kind = _by_name(path)
     if kind is not None:
         return kind
@@ -213,12 +213,12 @@ def _format_of(path: Path, selection: Selection, most: int | None = None) -> For
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
     raise UsageError(
-        f"{path} is no log of a known format: no JSON, no table, no event file, no .wandb file, no lines "
+        f"{path} is not a log of a known format: no JSON, no table, no event file, no .wandb file, no lines "
         "with gradient norms as training programs print them"
     )
 
 
 def _has_lists(row: Mapping[str, Any], selection: Selection) -> bool:
-    # Whether an object holds columns or rows, rather than being a row.
+    # True if an object holds columns or rows, and is not a row itself.
     norms = [value for name, value in row.items() if selection.is_norm(name)]
     return any(isinstance(value, list) for value in norms or row.values())

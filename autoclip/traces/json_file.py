@@ -19,16 +19,16 @@ def json_value(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it holds no such value, or not all of it.
+        UsageError: it holds no such value, or only a part of it.
     """
     try:
         return json.loads(content(path).decode("utf-8-sig", errors="replace"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no whole JSON file ({error})") from None
+        raise UsageError(f"{path} is not a whole JSON file ({error})") from None
 
 
 def rows_in(found: Any, selection: Selection) -> dict[str, list[Any]]:
-    """The lists of rows in a JSON value, by the dotted keys of their places; those with norms where there are any.
+    """The lists of rows in a JSON value, by the dotted keys of their places; only those with norms, if any have norms.
 
     Rows are a list of objects, one of TensorBoard's triples (wall time, step, value), or an object of equally long
     lists, a column each. The place of the value itself, and of a `log_history` in it, is empty.
@@ -83,7 +83,7 @@ def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is no such file.
+        UsageError: it is not such a file.
     """
     found = json_value(path)
     places = rows_in(found, selection)

@@ -1,4 +1,4 @@
-"""JSON lines: our own `metrics.jsonl`, and anybody's log with one object in each line."""
+"""JSON lines: our own `metrics.jsonl`, and other logs with one object in each line."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
 OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
-"""In every line of a `metrics.jsonl` of ours, and hardly in another's."""
+"""Keys in every line of our `metrics.jsonl`; other logs hardly ever have all of them."""
 
 _DECODER = json.JSONDecoder()
-# JSON has no NaN: our own file has null for a norm that was not finite, and for the threshold of a step without one.
+# JSON has no NaN: our own file has null for a non-finite norm, and for the threshold of a step without one.
 _OWN_NULLS = {"total_norm": nan, "threshold": inf}
 
 
 def parsed(text: str) -> Any:
-    """The JSON value of a text, NaN and Infinity allowed; None where it is no JSON, or null."""
-    text = text.strip(" \t\r\n")  # what JSON allows around a value
+    """The JSON value of a text, NaN and Infinity allowed; None if it is not JSON, or is null."""
+    text = text.strip(" \t\r\n")  # JSON allows these around a value
     try:
         value, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
@@ -33,13 +33,13 @@ def parsed(text: str) -> Any:
 
 
 def row_of(text: str) -> Mapping[str, Any] | None:
-    """The row in a line; None where it holds no object."""
+    """The row in a line; None if the line is not an object."""
     row = parsed(text)
     return flattened(row) if isinstance(row, dict) else None
 
 
 def first_row(path: Path) -> tuple[Mapping[str, Any], bool]:
-    """The first line's object, empty where it holds none, and whether it is the only line.
+    """The first line's object, empty if it is not an object, and True if it is the only line.
 
     Raises:
         OSError: the file cannot be read.
@@ -52,7 +52,7 @@ def first_row(path: Path) -> tuple[Mapping[str, Any], bool]:
 
 
 def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
-    """Read a file of JSON lines; keys of nested objects are joined by dots; null in our own is what it stands for.
+    """Read a file of JSON lines; keys of nested objects are joined by dots. In our own file a null norm is NaN.
 
     Raises:
         OSError: the file cannot be read.

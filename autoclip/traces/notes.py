@@ -1,4 +1,4 @@
-"""How notes on a log are worded."""
+"""Words for the notes on a log."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""The wire format of protocol buffers, as much of it as logs need: a walk over the fields of a message.
+"""The part of protocol buffers' wire format that logs need: a walk over the fields of a message.
 
 Reference: https://protobuf.dev/programming-guides/encoding/
 """
@@ -11,11 +11,11 @@ _WORD = (1 << 64) - 1
 
 
 class MalformedError(Exception):
-    """The bytes are no message."""
+    """The bytes are not a message."""
 
 
 def key(number: int, wire_type: int) -> int:
-    """What stands before a field's value: its number and how the value is stored."""
+    """The key before a field's value: its number and how the value is stored."""
     return number << 3 | wire_type
 
 
@@ -23,7 +23,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Walk over the fields as pairs of `key(number, wire_type)` and the value: an int for VARINT, else its bytes.
 
     Raises:
-        MalformedError: the bytes are no message.
+        MalformedError: the bytes are not a message.
     """
     position, end = 0, len(message)
     while position < end:

@@ -1,4 +1,4 @@
-"""From files and directories to traces: which files belong together, and how each is read."""
+"""Read traces from files and directories: group the files that belong together, and read each group."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -34,24 +34,24 @@ def read_traces(
     """Read the gradient norms in logs: one trace for each training found.
 
     If steps go back to the first one of a log, or below it, another training begins. If they go back to a later one,
-    the training was continued from a checkpoint, and what it wrote again replaces what was there.
+    the training was continued from a checkpoint, and the new values replace the old ones.
 
     Formats, also packed by gzip:
 
     - autoclip's `metrics.jsonl`
-    - Hugging Face's `trainer_state.json`. Of several in one output directory the one that goes furthest counts, and
-      each that is not its beginning: it is another training's.
+    - Hugging Face's `trainer_state.json`. Of several in one output directory the one that goes furthest counts. One
+      that is not its beginning is another training's, and counts too.
     - TensorBoard event files (those of a directory are one log) and downloads
     - Lightning's `metrics.csv`
     - W&B's `run-<id>.wandb` and exported charts (each run a trace)
     - any CSV; JSON with rows or columns under any key (each list of rows a trace); JSON lines, whose nested objects
       have dotted names
-    - console logs with lines as training programs print them
+    - console logs with the lines of training programs
 
-    Directories are searched through, without symbolic links and hidden directories in them. A note of the first trace
-    tells which logs in them are not read: those without norms or with nothing that another one lacks, console logs with
-    another log beside or below them, and what is damaged. A trace that repeats another one, such as a run that was
-    logged twice, is left out.
+    Directories are searched through, except symbolic links and hidden directories in them. A note of the first trace
+    lists the logs in them that are not read: logs without norms or with nothing new, console logs with another log
+    beside or below them, and damaged files. A trace that repeats another one, such as a run that was logged twice, is
+    left out.
 
     Args:
         paths: a file or directory, or several; "-" is standard input.
@@ -75,7 +75,7 @@ def read_logs(
     """Read the gradient norms in logs, as `read_traces` does.
 
     Returns:
-        The traces, and what looks like a log in a directory and is not read; no trace has a note of that.
+        The traces, and the files in directories that look like logs but are not read; no trace has a note of those.
     """
     selection = Selection(column, step_column)
     given = [place_of(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
@@ -88,10 +88,10 @@ def read_logs(
     remarks: dict[Path, str] = {}
     runs = enumerate(_runs(found, named, selection, unread, remarks))
     for order, (kind, files) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
-        # W&B keeps a run's output in a directory of its own, below the run's.
+        # W&B keeps a run's output in its own directory, below the run's.
         place = files[0].parent.parent if files[0].name == "output.log" else files[0].parent
         if kind is Format.CONSOLE and files[0] not in named and place in places:
-            reason = f"{files[0]} is a console log: what is beside or below it is more precise"
+            reason = f"{files[0]} is a console log: a log beside or below it is more precise"
             unread.append(Unread(files[0], "console log", "beside a more precise log", reason))
             continue
         try:
@@ -120,8 +120,7 @@ def _runs(
     unread: list[Unread],
     remarks: dict[Path, str],
 ) -> Iterator[tuple[Format, list[Path]]]:
-    # Files that make up one log: the event files of a directory; of a training's states the one that goes furthest;
-    # otherwise each its own.
+    # Files that make up one log: the event files of a directory; the furthest state of a training; else a single file.
     states = {paths[0]: paths for paths in by_output_directory(filter(is_state, found))}
     events: dict[Path, list[Path]] = {}
     for path, kind in found.items():
@@ -165,7 +164,7 @@ def _read(
         cut_off = [file for file in files if is_cut_off(file)]
     except READ_ERRORS as error:
         raise unreadable(files[0], error) from None
-    notes = [f"{file} is packed, and cut off or damaged: what could be unpacked is read" for file in cut_off]
+    notes = [f"{file} is packed, and cut off or damaged: only its sound part is read" for file in cut_off]
     notes += [remarks[file] for file in files if file in remarks]
     traces: list[NormTrace] = []
     errors: list[UsageError] = []

@@ -1,4 +1,4 @@
-"""Logs of rows: what CSV, JSON lines, Hugging Face's `log_history` and W&B's history have in common."""
+"""Logs of rows: the common part of CSV, JSON lines, Hugging Face's `log_history` and W&B's history."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -12,9 +12,9 @@ from autoclip.traces.scalars import ScalarLog, number, whole_number
 DEEPEST = 8
 """Levels of nested objects that are read."""
 EXAMPLES = 3
-"""Columns of which a note shows a value that is no number."""
+"""A note shows values that are not numbers of at most this many columns."""
 LONGEST_GROUP = 100
-"""Characters in the name of a nested object that is read: the names of all its values begin with it."""
+"""Most characters in the name of a nested object that is read: the names of all its values begin with it."""
 
 
 def flattened(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -39,14 +39,14 @@ def flattened(row: Mapping[str, Any]) -> Mapping[str, Any]:
 class RowLog:
     """Takes the rows of one run, each a mapping from column to value, and gives its scalars.
 
-    Which column is the step of another one is decided by the first row that has the latter, unless `selection` does;
-    where no known one is in it, rows are numbered. Values without that step later on are left out, as a second way of
-    counting steps would mix up their order. Steps that begin anew in each epoch are counted on (`ScalarLog.traces`).
+    The first row that has a column decides which column is its step, unless `selection` does; if the row has no known
+    one, rows are numbered. Later values without that step are left out, as a second way of counting steps would mix up
+    their order. Steps that restart in each epoch are counted on (`ScalarLog.traces`).
 
     Args:
         selection: what is wanted.
         source: the file, for messages.
-        nulls: what None stands for in a column: name -> number; elsewhere it is a blank.
+        nulls: column -> number that None stands for there; in other columns None is a blank.
     """
 
     def __init__(self, selection: Selection, source: str, nulls: Mapping[str, float] | None = None) -> None:
@@ -59,12 +59,12 @@ class RowLog:
         self._rows = 0
         self._without_step = 0
         self._strange = 0
-        self._no_steps: list[str] = []  # the first values that are no steps
+        self._no_steps: list[str] = []  # the first values that are not steps
         self._no_numbers = 0
         self._no_number: dict[str, str] = {}  # by column, its first value that is no number
 
     def wants(self, name: str) -> bool:
-        """Whether this column may hold norms, or what belongs to them."""
+        """Return True if this column may hold norms, or values that belong to them."""
         known = self._wanted.get(name)
         if known is None:
             known = self._wanted[name] = self._selection.wants(name)
@@ -74,7 +74,7 @@ class RowLog:
         return known
 
     def needs(self, name: str) -> bool:
-        """Whether a row must have this column's value; the others may be missing, at no loss."""
+        """Return True if a row must have this column's value; the others may be missing, at no loss."""
         known = self._needed.get(name)
         if known is None:
             step = self._selection.step_column
@@ -124,10 +124,10 @@ class RowLog:
         return axis
 
     def finished(self) -> ScalarLog:
-        """The scalars, with notes on what was left out.
+        """The scalars, with notes on values that were left out.
 
         Raises:
-            UsageError: the column of the steps that was asked for is not there, or holds something else.
+            UsageError: the requested column of the steps is missing, or holds something else.
         """
         log, step = self._log, self._selection.step_column
         if step is not None and step not in self._wanted:
@@ -144,7 +144,7 @@ class RowLog:
             log.notes.append(f"{counted(self._without_step, 'value')} left out: without a step{strange}")
         if self._no_numbers:
             examples = [f"{value} in {name!r}" for name, value in islice(self._no_number.items(), EXAMPLES)]
-            log.notes.append(f"{counted(self._no_numbers, 'value')} left out: no number, as {', '.join(examples)}")
+            log.notes.append(f"{counted(self._no_numbers, 'value')} left out: no number, such as {', '.join(examples)}")
         return log
 
 

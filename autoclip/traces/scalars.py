@@ -1,4 +1,4 @@
-"""The scalars of a log while it is read, whatever its format, and what becomes of them: a trace."""
+"""The scalars of a log of any format while it is read; they become traces."""
 
 import re
 from array import array
@@ -15,18 +15,18 @@ from autoclip.traces.columns import Selection, counts_other, loss_rank, part_of,
 from autoclip.traces.notes import counted
 from autoclip.traces.trace import Floats, Ints, NormTrace
 
-MAX_STEP = 2**53  # beyond it a float is no exact step, and no optimizer gets there
+MAX_STEP = 2**53  # a float cannot hold larger steps exactly, and no optimizer gets there
 
 MOST_TRAININGS = 100
-"""In one log; steps that begin anew more often count something else, such as the micro-batches of each step."""
+"""Most restarts in a log; steps that restart more often count something else, such as micro-batches."""
 FEW = 10
-"""So do steps that begin anew more often than this, and have fewer values than this each time."""
+"""So do steps that restart more often than this, with fewer values than this each time."""
 
 _OF_ALL = re.compile(r"(?<=\d)\s*/\s*\d+\s*$")
 
 
 class Series:
-    """Values with their steps and, where known, epochs, in the order in which they were written: 24 bytes each."""
+    """Values with their steps and, if known, epochs, in the order of writing: 24 bytes each."""
 
     def __init__(self) -> None:
         self.steps = array("q")
@@ -35,12 +35,12 @@ class Series:
         self._voids: list[tuple[int, int]] = []
 
     def restart(self, step: int) -> None:
-        """Declare void what has been written for this step and later ones."""
+        """Discard the values written for this step and later ones."""
         self._voids.append((len(self.steps), step))
 
     @property
     def numbered(self) -> bool:
-        """Whether the order of the values is all there is: their steps are one, or begin anew too often."""
+        """True if only the order of the values counts: their steps are all the same, or restart too often."""
         steps = np.array(self.steps, dtype=np.int64)
         all_one = len(steps) > 1 and not self._voids and bool((steps == steps[0]).all())
         count = len(self._starts())
@@ -48,35 +48,35 @@ class Series:
 
     @property
     def has_epochs(self) -> bool:
-        """Whether every value has its epoch."""
+        """True if every value has its epoch."""
         return len(self.epochs) == len(self.steps) > 0
 
     @property
     def begins_anew_in_epochs(self) -> bool:
-        """Whether the steps go back where the epoch rises, which no restart makes it do."""
+        """True if the steps go back when the epoch rises, which no restart causes."""
         return self.has_epochs and bool(((np.diff(self.steps) < 0) & (np.diff(self.epochs) > 0)).any())
 
     @property
     def stride(self) -> int:
-        """From a step to the next higher one, the median."""
+        """Median distance from a step to the next higher one."""
         rises = np.diff(self.steps)
         rises = rises[rises > 0]
         return int(np.median(rises)) if len(rises) else 1
 
     def count_on(self, first: int, length: int) -> None:
-        """Count the steps through all epochs, of which each has `length`, from the epoch `first` on."""
+        """Count the steps through all epochs of `length` steps each, from the epoch `first` on."""
         counted_on = (np.array(self.epochs) - first) * length + np.array(self.steps)
         self.steps = array("q", counted_on.tobytes())
 
     def trainings(self) -> list["Series"]:
-        """The series cut where another training begins: the steps go back to the training's first one, or below it."""
+        """Cut the series where another training begins: the steps go back to the training's first one, or below it."""
         starts = self._starts()
         if len(starts) == 1 or self.numbered:
             return [self]
         return [self._part(start, end) for start, end in pairwise([*starts, len(self.steps)])]
 
     def _starts(self) -> list[int]:
-        # A step that goes back to the start by itself, with the old count behind it, is damage and begins nothing.
+        # A single step that goes back to the start, before the old count goes on, is damage and begins nothing.
         steps = np.array(self.steps, dtype=np.int64)
         starts = [0]
         for place in np.flatnonzero(np.diff(steps) < 0) + 1:
@@ -87,16 +87,16 @@ class Series:
     def _part(self, start: int, end: int) -> "Series":
         part = Series()
         part.steps, part.values = self.steps[start:end], self.values[start:end]
-        # A restart from the start begins another training and voids nothing of this one.
+        # A restart from the start begins another training and discards nothing of this one.
         voids = [(place - start, step) for place, step in self._voids if start < place <= end]
         part._voids = [(place, step) for place, step in voids if step > part.steps[0]]
         return part
 
     def latest(self) -> tuple[Ints, Floats, str | None]:
-        """The values that count, with strictly ascending steps, and a note where others do not.
+        """The values that count, with strictly ascending steps, and a note if others do not.
 
-        A step that is written again, or goes back, voids whatever was written before for this step and later ones: the
-        run was continued from a checkpoint. That is TensorBoard's rule. Values whose steps tell nothing are numbered.
+        A step that is written again, or goes back, discards all earlier values for this step and later ones: the run
+        was continued from a checkpoint. That is TensorBoard's rule. Values with useless steps are numbered.
         """
         steps, values = np.array(self.steps, dtype=np.int64), np.array(self.values, dtype=np.float64)
         if self.numbered:
@@ -107,7 +107,7 @@ class Series:
                 else f"all {counted(len(steps), 'value')} carry step {steps[0]}: they"
             )
             return np.arange(len(steps)), values, f"{seen} are numbered in the order of writing"
-        # A value counts where its step lies below all that come later, the steps of restarts included.
+        # A value counts if its step is below all later ones, the steps of restarts included.
         limits = np.append(steps, 2 * MAX_STEP)
         for place, step in self._voids:
             limits[place] = min(limits[place], step)
@@ -135,8 +135,8 @@ class ScalarLog:
         source: the file or directory, for messages.
 
     Attributes:
-        axes: by column, what its steps are, None: numbers of rows; columns with different ones have no steps in common.
-        program: that wrote the log, where the format tells.
+        axes: column -> the kind of its steps (None: numbers of rows); columns with different kinds share no steps.
+        program: that wrote the log, if the format shows it.
         format: the format that was recognised, in words.
     """
 
@@ -172,22 +172,22 @@ class ScalarLog:
         return sum(len(series.steps) for series in self._series.values())
 
     def seen(self, name: str) -> None:
-        """Note that there is such a column, whatever is in it."""
+        """Note that there is such a column, with any content."""
         self._names.add(name)
 
     def restart(self, step: int) -> None:
-        """Declare void what all columns have for this step and later ones."""
+        """Discard the values of all columns for this step and later ones."""
         for series in self._series.values():
             series.restart(step)
 
     def traces(self) -> list[NormTrace]:
         """The traces of the norms, one for each training, in the order of writing.
 
-        Steps that begin anew in each epoch are counted on: epoch times the steps of an epoch, plus the step.
+        Steps that restart in each epoch are counted on: epoch times the steps of an epoch, plus the step.
 
         Raises:
             NoNormError: no column holds norms.
-            UsageError: several may, or what is there cannot be norms.
+            UsageError: several may, or the values cannot be norms.
         """
         column = self.selection.choose(self._series, self._names, self.source)
         source = f"{self.source} [{column}]"
@@ -198,7 +198,7 @@ class ScalarLog:
         if count == 1:
             return [self._trace(column, source, {column: norms} | self._series)]
         self.notes.append(
-            f"the steps go back to the start {counted(count - 1, 'time')}: what follows is read as another training"
+            f"the steps go back to the start {counted(count - 1, 'time')}: the rest is read as another training"
         )
         return [
             self._trace(
@@ -216,11 +216,11 @@ class ScalarLog:
             raise UsageError(f"{source}: no number in it" + (f" ({'; '.join(notes)})" if notes else ""))
         if (norms < 0).any():
             raise UsageError(
-                f"{source}: {norms[norms < 0][0]:g} is no norm; choose another column with --column "
+                f"{source}: {norms[norms < 0][0]:g} is not a norm; choose another column with --column "
                 "(in Python: column=...)"
             )
         if f"{column}_max" in self._names:
-            notes.append("each value is a mean over several steps: the norms of single steps are spread more widely")
+            notes.append("each value is a mean over several steps: the norms of single steps vary more")
         part = part_of(column)
         ranked = sorted(
             (part_of(name) != part, rank, name)
@@ -234,23 +234,23 @@ class ScalarLog:
         axis = self.axes.get(column, "step")
         has_steps = axis is not None and not counts_other(axis) and not training[column].numbered
         if axis is not None and counts_other(axis):
-            notes.append(f"{axis!r} does not count optimizer steps: how many lie between two norms is not known")
+            notes.append(f"{axis!r} does not count optimizer steps: the number between two norms is not known")
         loss = losses[0] if losses else None
         trace = NormTrace(steps, norms, source, loss, thresholds, tuple(notes), has_steps, self.format)
         program = program_of_means(column, self._names, self.program)
-        if program is None or trace.stride == 1:  # a mean over one step is that step's value
+        if program is None or trace.stride == 1:  # a mean over one step is exact
             return trace
         return replace(trace, notes=(*notes, f"{program} logs means over several steps: spikes are flattened"))
 
     def _count_on(self, column: str) -> None:
-        # Counts steps on through the epochs where they begin anew in each, in all columns with the steps of this one.
+        # If steps restart in each epoch, count them on through the epochs, in all columns with the same steps.
         if column not in self._series or not self._series[column].begins_anew_in_epochs:
             return
         axis = self.axes.get(column)
         names = [name for name, one in self._series.items() if self.axes.get(name) == axis and one.has_epochs]
         own = [self._series[name] for name in names]
         first, last = min(min(one.epochs) for one in own), max(max(one.epochs) for one in own)
-        # An epoch ends one stride behind its last step.
+        # An epoch ends one stride after its last step.
         length = (
             max(max(one.steps) for one in own) - min(min(one.steps) for one in own) + min(one.stride for one in own)
         )
@@ -259,10 +259,10 @@ class ScalarLog:
         for name in names:
             self._series[name].count_on(first, length)
             self.axes[name] = f"{axis}, counted on"
-        self.notes.append(f"the steps begin anew in each epoch: they are counted on, {length} to an epoch")
+        self.notes.append(f"the steps restart in each epoch: they are counted on, {length} to an epoch")
 
     def _beside(self, name: str | None, column: str, training: Mapping[str, Series], steps: Ints) -> Floats | None:
-        # Another column's values at the steps of the norms, NaN where it has none; None where it has none at all.
+        # Another column's values at the steps of the norms, NaN at steps without one; None if it has no values at all.
         if name is None or name == column or name not in training:
             return None
         series, norms = training[name], training[column]
@@ -277,19 +277,19 @@ class ScalarLog:
 
 
 def number(value: Any) -> float | None:
-    """The value as a number, also where it was written as text; None if it is no number."""
+    """The value as a number, also from a text; None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         return float(value) if not isinstance(value, str) or "_" not in value else None
     except ValueError:
         return None
-    except OverflowError:  # an int beyond every float
+    except OverflowError:  # an int too large for a float
         return -inf if isinstance(value, int) and value < 0 else inf
 
 
 def whole_number(value: Any) -> int | None:
-    """The value as a step, also where it was written as text, with a decimal point or as "10/438"; None for none."""
+    """The value as a step, also from a text such as "10.0" or "10/438"; None if it is not a step."""
     if type(value) is int and -MAX_STEP <= value <= MAX_STEP:
         return value
     found = number(_OF_ALL.sub("", value, count=1) if isinstance(value, str) else value)

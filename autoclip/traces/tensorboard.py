@@ -1,7 +1,7 @@
 """TensorBoard event files, as torch, TensorFlow and tensorboardX write them.
 
-A file is a sequence of `Event` messages in TFRecords, a run is a directory of files that continue each other in the
-order of their names. Scalars come as `simple_value` (torch, TensorFlow 1) or as a tensor of rank 0 (`tf.summary`).
+A file is a sequence of `Event` messages in TFRecords. A run is a directory of files: each continues the one before, in
+the order of their names. Scalars are a `simple_value` (torch, TensorFlow 1) or a tensor of rank 0 (`tf.summary`).
 Reference: tensorflow/core/util/event.proto, tensorflow/core/framework/{summary,tensor}.proto
 
 25 005 scalars take about 0.2 s (torch's writer; a third of it the checksums) or 0.4 s (`tf.summary`), on one core.
@@ -25,7 +25,7 @@ _VALUE = key(1, BYTES)
 _TAG, _NODE_NAME, _SIMPLE, _TENSOR = key(1, BYTES), key(7, BYTES), key(2, FIXED32), key(8, BYTES)
 _DTYPE, _SHAPE, _CONTENT = key(1, VARINT), key(2, BYTES), key(4, BYTES)
 
-# DataType -> how its bytes are read, and the field that holds the numbers where `tensor_content` does not.
+# DataType -> how its bytes are read, and the field with the numbers if `tensor_content` is not used.
 _BFLOAT16 = 14
 _DTYPES = {
     1: ("<f4", 5),
@@ -41,7 +41,7 @@ _DTYPES = {
     22: ("<u4", 16),
     23: ("<u8", 17),
 }
-_FLOATING = {5, 6}  # fields whose numbers have a fixed width
+_FLOATING = {5, 6}  # fields with numbers of a fixed width
 
 
 def read_events(paths: Sequence[Path], selection: Selection) -> ScalarLog:
@@ -49,12 +49,12 @@ def read_events(paths: Sequence[Path], selection: Selection) -> ScalarLog:
 
     Raises:
         OSError: a file cannot be read.
-        UsageError: one is no event file, or a column of steps was asked for.
+        UsageError: one is not an event file, or a column of steps was asked for.
     """
     paths = sorted(paths)
     if selection.step_column is not None:
         raise UsageError(
-            f"{paths[0]}: an event file has its own steps, no column {selection.step_column!r}: leave out --step-column"
+            f"{paths[0]}: an event file has its own steps, not {selection.step_column!r}: leave out --step-column"
         )
     log = ScalarLog(selection, str(paths[0] if len(paths) == 1 else paths[0].parent))
     log.format = "event files of TensorBoard" if len(paths) > 1 else "an event file of TensorBoard"
@@ -142,7 +142,7 @@ def _rank_zero(tensor: bytes) -> float | None:
 
 
 def _content(stored: int | bytes, field: int, kind: np.dtype[np.generic]) -> bytes:
-    # The bytes of a number in its typed field, packed or not; a field that is left out stands for zero.
+    # The bytes of a number in its typed field, packed or not; a missing field means zero.
     if isinstance(stored, bytes) and field in _FLOATING:
         return stored
     if isinstance(stored, bytes):

@@ -1,4 +1,4 @@
-"""Log files as they are opened: packed or not, or standard input; and their lines, torn, damaged, or no text at all."""
+"""Open log files, packed or not, or standard input, and read their lines, which may be torn or damaged."""
 
 import gzip
 import os
@@ -12,24 +12,24 @@ from typing import Any, TextIO
 
 from autoclip.errors import UsageError
 
-LONGEST = 16 * 2**20  # bytes; a longer line is no line
+LONGEST = 16 * 2**20  # bytes; a longer line is an error
 LARGEST = 2**30  # bytes that are read as a whole
 STANDARD_INPUT = Path("standard input")
-"""This very object stands for standard input; another path of that name is a file's."""
+"""This object itself stands for standard input; another path of that name is a file."""
 READ_ERRORS = (OSError, EOFError, zlib.error)
-"""What reading an opened file may raise; the latter two where a packed one is damaged."""
+"""Errors of reading an opened file; the last two mean that a packed file is damaged."""
 
 _GZIP = b"\x1f\x8b"
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def unreadable(path: Path, error: Exception) -> UsageError:
-    """What is told of a log where reading it raised one of the `READ_ERRORS`."""
+    """The error for a log that raised one of the `READ_ERRORS` while it was read."""
     return UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 class _Unpacked(RawIOBase):
-    """What a packed file holds, as far as it can be unpacked where the file is cut off."""
+    """The content of a packed file; of a file that is cut off, the part that can be unpacked."""
 
     def __init__(self, packed: gzip.GzipFile) -> None:
         self._packed = packed
@@ -60,7 +60,7 @@ def _standard_input(stream: TextIO) -> bytes:
 
 
 def opened(path: Path) -> BufferedIOBase:
-    """Open a log to be read, a packed one unpacked.
+    """Open a log for reading, and unpack it if it is packed.
 
     Raises:
         OSError: it cannot be read, or is a pointer of Git LFS.
@@ -75,7 +75,7 @@ def opened(path: Path) -> BufferedIOBase:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a log is packed, and ends before the end of what was packed.
+    """Return True if a log is packed and cut off.
 
     Raises:
         OSError: it cannot be read (or another of the `READ_ERRORS`).
@@ -94,7 +94,7 @@ def _as_it_is(path: Path) -> BufferedIOBase:
 
 
 def content(path: Path) -> bytes:
-    """All of a log.
+    """The whole content of a log.
 
     Raises:
         OSError: it cannot be read (or another of the `READ_ERRORS`), or is larger than 1 GiB.
@@ -121,9 +121,9 @@ def measured(path: Path) -> tuple[BufferedIOBase, int]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, bool]]:
-    """Read the lines one by one, each with its line end and whether it has one.
+    """Read the lines one by one, each with its line end, and True if it has one.
 
-    Bytes that are no UTF-8 become U+FFFD, and a byte-order mark is dropped.
+    Bytes that are not UTF-8 become U+FFFD, and a byte-order mark is dropped.
 
     Raises:
         OSError: the file cannot be read (or another of the `READ_ERRORS`).
@@ -133,6 +133,6 @@ def lines(path: Path) -> Iterator[tuple[str, bool]]:
         start = True
         while line := file.readline(LONGEST + 1):
             if len(line) > LONGEST:
-                raise UsageError(f"{path} is no text file: it has a line of more than {LONGEST >> 20} MiB")
+                raise UsageError(f"{path} is not a text file: it has a line of more than {LONGEST >> 20} MiB")
             yield line.decode("utf-8-sig" if start else "utf-8", errors="replace"), line.endswith(b"\n")
             start = False

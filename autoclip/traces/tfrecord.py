@@ -26,23 +26,22 @@ def _length(head: bytes) -> int | None:
 
 
 def starts_record(head: bytes) -> bool:
-    """Whether a file that begins with these bytes (12 or more) is a TFRecord file."""
+    """Return True if a file that begins with these bytes (12 or more) is a TFRecord file."""
     return len(head) >= _HEAD.size and _length(head[: _HEAD.size]) is not None
 
 
 def records(path: Path, notes: list[str]) -> Iterator[bytes]:
-    """Read the records whose checksums are right, in order.
+    """Read the records with correct checksums, in order.
 
-    Damage ends up in `notes` when the last record has been read: a record with a wrong checksum is passed over; where a
-    length is corrupt, or the file ends within a record, nothing further can be read. Nothing is allocated on the word
-    of a corrupt length.
+    `notes` gets the damage after the last record: a record with a wrong checksum is skipped; after a corrupt length, or
+    where the file ends within a record, nothing more can be read. No memory is allocated for a corrupt length.
 
     Raises:
         OSError: the file cannot be read.
         UsageError: it does not begin as a TFRecord file does.
     """
     corrupt = 0
-    file, size = measured(path)  # what a running job appends from now on waits for the next reading
+    file, size = measured(path)  # a running job may append: the next reading gets that
     with file:
         position = 0
         while position < size:
@@ -52,9 +51,9 @@ def records(path: Path, notes: list[str]) -> Iterator[bytes]:
                 break
             length = _length(head)
             if length is None and not position:
-                raise UsageError(f"{path} is no event file: it does not begin with a record's length and checksum")
+                raise UsageError(f"{path} is not an event file: it does not begin with a record's length and checksum")
             if length is None:
-                notes.append(f"the length of a record at byte {position} is corrupt, what follows it is left out")
+                notes.append(f"the length of a record at byte {position} is corrupt, the rest is left out")
                 break
             position += _HEAD.size + length + _CHECKSUM.size
             if position > size:

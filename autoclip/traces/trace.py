@@ -1,4 +1,4 @@
-"""What a log of gradient norms comes down to."""
+"""The trace: gradient norms of one training, from a log of any format."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,25 +12,25 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 EVEN = 0.9
-"""Share of the distances between steps that are the same, from which on steps count as even."""
+"""Steps are even if at least this share of the distances between them is the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormTrace:
     """Gradient norms of one training run, by optimizer step.
 
-    The arrays are copied and made read-only. Nothing is subsampled: the trace holds what the log holds, except what
-    `notes` says.
+    The arrays are copied and made read-only. Nothing is subsampled: the trace holds all of the log, with the exceptions
+    in `notes`.
 
     Attributes:
         steps: strictly ascending, int64, shape (n,), n > 0.
-        norms: >= 0, float64, shape (n,); NaN and inf where the norm was not finite.
-        source: path, and tag or column. Characters that a terminal would obey are escaped.
-        losses: float64, shape (n,), NaN where a step has none; None if the log has none.
-        thresholds: > 0, float64, shape (n,): what the run was clipped at, inf where it was not, NaN where the log does
-            not say; None if the log has none.
+        norms: >= 0, float64, shape (n,); NaN or inf if the norm was not finite.
+        source: path, and tag or column. Control characters are escaped.
+        losses: float64, shape (n,), NaN for a step without one; None if the log has none.
+        thresholds: > 0, float64, shape (n,): threshold of each step, inf: not clipped, NaN: not in the log; None if the
+            log has none.
         notes: sentences for the user: a torn end, records left out, restarts.
-        has_steps: whether `steps` are optimizer steps; if not they only order the norms, or count something else.
+        has_steps: True if `steps` are optimizer steps; if not, they only order the norms, or count something else.
         format: the format that was recognised, in words; empty if no log was read.
 
     Raises:
@@ -80,9 +80,9 @@ class NormTrace:
 
     @property
     def stride(self) -> int:
-        """Optimizer steps from one norm to the next: the median, or the mean where they are uneven.
+        """Optimizer steps from one norm to the next: the median, or the mean if they are uneven.
 
-        It is 1 where that is not known, and for a single norm.
+        It is 1 if unknown, and for a single norm.
         """
         if not self.has_steps or len(self.steps) < 2:
             return 1
@@ -90,7 +90,7 @@ class NormTrace:
 
     @property
     def is_uneven(self) -> bool:
-        """Whether more than a tenth of the distances between steps are not the median."""
+        """True if more than a tenth of the distances between steps differ from the median."""
         distances = self._distances
         return len(distances) > 0 and bool((distances == np.median(distances)).mean() < EVEN)
 
@@ -100,14 +100,14 @@ class NormTrace:
 
     @property
     def frequency(self) -> str:
-        """How often a norm was logged, in words."""
+        """The frequency of logged norms, in words."""
         if not self.has_steps:
             return "optimizer steps not known"
         often = "every step" if self.stride == 1 else f"one step in {self.stride}"
         return f"about {often}" if self.is_uneven else often
 
     def place(self, step: int) -> str:
-        """One of the steps in words; a count of what the log counts, where that is not optimizer steps."""
+        """One of the steps in words; if the log counts something else, a count of that."""
         return f"{'step' if self.has_steps else 'count'} {step}"
 
     @property

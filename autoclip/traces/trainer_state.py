@@ -1,4 +1,4 @@
-"""Hugging Face's `trainer_state.json`: which of them are states of one training, and which of another one."""
+"""Hugging Face's `trainer_state.json` files: sort the states of one training from those of another."""
 
 import re
 from array import array
@@ -17,10 +17,10 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class State(NamedTuple):
-    """What tells the states of an output directory apart.
+    """The data that distinguish the states of an output directory.
 
     Attributes:
-        step: the `global_step`, -1 where there is none.
+        step: the `global_step`, -1 if there is none.
         checkpoint: the step in the directory's name; inf: the file is of the whole run.
         path: of the file.
         norms: a hash of each row with a norm: its step and its norms.
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 def is_state(path: Path) -> bool:
-    """Whether the file has the name of a state, packed or not."""
+    """Return True if the file has the name of a state, packed or not."""
     return path.name.removesuffix(".gz") == TRAINER_STATE
 
 
@@ -50,7 +50,7 @@ def read_state(path: Path, selection: Selection) -> State:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is no whole JSON file.
+        UsageError: it is not a whole JSON file.
     """
     state = json_value(path)
     state = state if isinstance(state, dict) else {}
@@ -60,12 +60,12 @@ def read_state(path: Path, selection: Selection) -> State:
     for row in history if isinstance(history, list) else []:
         if isinstance(row, dict) and any(map(is_norm, row)):
             told = [(name, value) for name, value in row.items() if name == "step" or is_norm(name)]
-            norms.append(hash(repr(told)))  # NaN equals no NaN, but is written the same
+            norms.append(hash(repr(told)))  # NaN does not equal NaN, but its text does
     return State(-1.0 if step is None or isnan(step) else step, _checkpoint(path), path, norms)
 
 
 def furthest(states: Iterable[State]) -> list[Path]:
-    """Of each training the state that goes furthest; two are of one training where one's norms begin the other's."""
+    """The furthest state of each training; two states are of one training if one's norms begin the other's."""
     kept: list[State] = []
     for state in sorted(states, key=lambda state: (state.step, state.checkpoint), reverse=True):
         if not any(other.norms[: len(state.norms)] == state.norms for other in kept):

@@ -1,4 +1,4 @@
-"""What was found beside the logs that are read, and why it is not read itself."""
+"""Files found beside the logs that are not read, and the reasons."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ _NAMED = 3
 
 
 class Unread(NamedTuple):
-    """A file that looks like a log and is not read.
+    """A file that looks like a log but is not read.
 
     Attributes:
         path: of the file.
-        noun: what it is, in the singular, as in "console log".
-        why: what follows the noun, as in "beside a more precise log"; empty where `reason` is told as it is.
+        noun: the kind of file in the singular, as in "console log".
+        why: words after the noun, as in "beside a more precise log"; empty if only `reason` is shown.
         reason: a sentence that names the file.
     """
 
@@ -28,14 +28,14 @@ class Unread(NamedTuple):
 
 
 def refused(path: Path, error: UsageError) -> Unread:
-    """A file whose reading raised an error."""
+    """The entry for a file that raised an error while it was read."""
     if isinstance(error, NoNormError):
         return Unread(path, "file", "without a column known to hold gradient norms", str(error))
     return Unread(path, "file", "", str(error))
 
 
 def told_of(unread: Sequence[Unread]) -> list[str]:
-    """One line on all of them, by why they are not read; none where there are none."""
+    """One line on all of them, grouped by reason; empty if there are no such files."""
     if not unread:
         return []
     groups: dict[tuple[str, str], list[Unread]] = {}

@@ -1,7 +1,7 @@
-"""Weights & Biases' files of a run, `run-<id>.wandb`, written offline and online alike.
+"""The files of a Weights & Biases run, `run-<id>.wandb`, offline or online.
 
-The file is a log of LevelDB's form, whose records are `Record` messages; those that matter have a `HistoryRecord`, the
-row of one log call. The checksums are plain CRC-32 where LevelDB has masked CRC-32C.
+The file is a log in LevelDB's format. Its records are `Record` messages; those that matter have a `HistoryRecord`, the
+row of one log call. The checksums are plain CRC-32; LevelDB has masked CRC-32C.
 Reference: https://github.com/google/leveldb/blob/main/doc/log_format.md, wandb/proto/wandb_internal.proto
 
 25 000 rows of eleven values take about 1.1 s, on one core.
@@ -25,8 +25,8 @@ from autoclip.traces.text import opened
 IDENT = b":W&B"
 _HEADER = IDENT + (0xBEE1).to_bytes(2, "little") + b"\0"  # the last byte is the version
 _BLOCK = 32768
-_CHUNK = Struct("<IHB")  # checksum of what follows the length, length of the data, type
-_FULL, _FIRST, _LAST = 1, 2, 4  # 3 is what lies between a first and a last one
+_CHUNK = Struct("<IHB")  # checksum of type and data, length of the data, type
+_FULL, _FIRST, _LAST = 1, 2, 4  # 3 is a chunk between a first and a last one
 
 _HISTORY = key(2, BYTES)
 _ITEM, _STEP = key(1, BYTES), key(2, BYTES)
@@ -41,7 +41,7 @@ def read_wandb(path: Path, selection: Selection) -> ScalarLog:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is no such file, or the column of the steps is missing.
+        UsageError: it is not such a file, or the column of the steps is missing.
     """
     rows = RowLog(selection, str(path))
     notes: list[str] = []
@@ -63,16 +63,16 @@ def read_wandb(path: Path, selection: Selection) -> ScalarLog:
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[bytes]:
-    # Nothing but the checksum protects a chunk's length. After a wrong one the chunk behind it is tried, which is right
-    # where the data was damaged; if that fails too the length was, and reading goes on with the next block.
+    # Only the checksum protects a chunk's length. After a wrong checksum the next chunk is tried: right if the data was
+    # damaged. If that fails too, the length was damaged, and reading goes on with the next block.
     damaged = 0
     torn = False
     with opened(path) as file:
         head = file.read(len(_HEADER))
         if head[:-1] != _HEADER[:-1]:
-            raise UsageError(f"{path} is no .wandb file: it does not begin as one")
+            raise UsageError(f"{path} is not a .wandb file: its first bytes are others")
         if head != _HEADER:
-            raise UsageError(f"{path} is a .wandb file of version {head[-1]}, only version 0 is known")
+            raise UsageError(f"{path} is a .wandb file of version {head[-1]}, but only version 0 can be read")
         block = head + file.read(_BLOCK - len(head))
         position = len(head)
         record: bytearray | None = None

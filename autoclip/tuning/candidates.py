@@ -10,11 +10,11 @@ from typing import Any
 RUNS = "runs"
 """Folder of a sweep's runs in its output directory."""
 LONGEST_FOLDER = 100
-"""Characters in the name of a folder: file systems allow 255 bytes."""
+"""Most characters in the name of a folder: file systems allow 255 bytes."""
 
 
 def numeral(number: float) -> str:
-    """A number in six digits, or as many as tell it from every other one: `5`, `0.25`, `1e-07`, `1.0000001`."""
+    """A number in six digits, or in as many as it needs to be exact: `5`, `0.25`, `1e-07`, `1.0000001`."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 
@@ -33,17 +33,17 @@ class Candidate:
 
     @property
     def folder(self) -> str:
-        """The name as a folder's."""
+        """The name as the name of a folder."""
         name = "".join(character if character.isalnum() or character in "._-" else "-" for character in self.name)
         return name if len(name) <= LONGEST_FOLDER else f"{name[:90]}-{sha256(self.name.encode()).hexdigest()[:8]}"
 
     def run_directory(self, multiplier: float, seed: int) -> Path:
-        """Where a run is in the output directory of a sweep."""
+        """Directory of a run in the output directory of a sweep."""
         return Path(RUNS, self.folder, f"lr-x{numeral(multiplier)}", f"seed-{seed}")
 
     @property
     def threshold(self) -> float | None:
-        """The constant of a fixed candidate, None for all others."""
+        """The constant of a fixed candidate; None for all others."""
         return self.policy["threshold"] if self.policy["kind"] == "fixed" else None
 
 
@@ -82,7 +82,7 @@ def grid(
     """All candidates of a sweep, fixed thresholds first.
 
     Args:
-        none: whether no clipping is one.
+        none: include no clipping.
         thresholds: constants.
         percentiles: tried in each of the kinds.
         kinds: percentile policies.

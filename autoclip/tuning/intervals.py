@@ -1,4 +1,4 @@
-"""How certain a percentile or a share is that was read off norms which resemble their neighbours."""
+"""Confidence intervals of percentiles and shares of norms that resemble their neighbours."""
 
 from dataclasses import dataclass
 from math import ceil, inf, isfinite, sqrt
@@ -16,7 +16,7 @@ class Interval:
 
     Attributes:
         value: the estimate.
-        low: at least 0, which is all that is known of some percentiles of positive norms.
+        low: at least 0, the only known bound of some percentiles of positive norms.
         high: inf: unknown.
     """
 
@@ -28,12 +28,12 @@ class Interval:
         return f"{self.value:.3g} [{self.low:.3g}, {self.highest('.3g')}]"
 
     def highest(self, form: str) -> str:
-        """The upper end in a format, or that it is unknown."""
+        """The upper end in a format, or a word if it is unknown."""
         return format(self.high, form) if isfinite(self.high) else "unknown"
 
 
 def effective_count(values: NDArray[np.float64]) -> float:
-    """Number of independent values whose mean is as certain as that of these, in [1, n].
+    """Number of independent values with a mean as certain as that of these values, in [1, n].
 
     n over the integrated autocorrelation time 1 + 2 (r_1 + ... + r_M), M the first lag of at least five such times.
 
@@ -60,9 +60,9 @@ def effective_count(values: NDArray[np.float64]) -> float:
 def interval_ranks(share: float, count: int, effective: float) -> tuple[int, int]:
     """Ranks, from 1, of the sorted values between which the quantile of `share` lies with at least 95 % confidence.
 
-    For independent values the number of those below the quantile is binomial, whatever their distribution: it is less
-    than the lower rank with a probability of at most 2.5 %, and as many as the upper rank or more with as small a one.
-    Where they are worth fewer, the ranks are those of as many independent values, spread over all.
+    For independent values of any distribution, the number of those below the quantile is binomial. With a probability
+    of at most 2.5 % it is less than the lower rank, and with at most 2.5 % it is the upper rank or more. If the values
+    are worth fewer, the ranks are those of that many independent values, spread over all.
 
     Args:
         share: in (0, 1).
@@ -70,7 +70,7 @@ def interval_ranks(share: float, count: int, effective: float) -> tuple[int, int
         effective: number of independent ones that they are worth, in [1, count].
 
     Returns:
-        The lower rank, 0: the interval is open there; the upper rank, count + 1: open there.
+        The lower rank (0: the interval is open there) and the upper rank (count + 1: open there).
 
     Reference: David and Nagaraja, "Order Statistics", 2003, section 7.1.
     """

@@ -1,4 +1,4 @@
-"""What the norms and losses of a log show, each finding with the test behind it."""
+"""Findings on the norms and losses of a log, each with its test."""
 
 from dataclasses import dataclass
 from math import exp, isfinite, log
@@ -15,12 +15,12 @@ Floats = NDArray[np.float64]
 
 LEAST_NORMS = 20
 LARGEST_LOG_RATIO = 700.0
-"""About the log of the largest float, whose inverse is a float too."""
+"""About the log of the largest float with an inverse that is a float too."""
 CALM_RATIO = 3.0
-"""Times the running median, up to which a norm is not large."""
+"""A norm of up to this many times the running median is not large."""
 BLOCKS = 10
 DRIFT_RATIO = 1.5
-"""Change of the median from the first to the last fifth that counts as drift, where the trend is significant."""
+"""A significant trend is a drift if the median changes by this factor from the first to the last fifth."""
 DRIFT_P_VALUE = 0.01
 SPIKE_SIGMAS = 6.0
 SIGMAS_PER_MAD = 1.4826
@@ -28,17 +28,17 @@ SIGMAS_PER_MAD = 1.4826
 NARROWEST, WIDEST = 21, 101
 """Norms in the window of the running median that a spike is judged by; a fifth of the log in between."""
 LEAST_SIDE = 5
-"""Norms that the window of a running median reaches to either side at least, where the log has so many."""
+"""The window of a running median holds at least this many norms on either side, if the log has them."""
 TREND_BLOCKS = 300
 LEAST_FALL = 0.05
-"""Share by which the loss of a training that learns falls at least, from the first fifth to the last."""
+"""If a training learns, its loss falls by at least this share from the first fifth to the last."""
 MANY_EQUAL = 0.05
-"""Share of norms within .1 % of the largest from which on they look clipped."""
+"""With at least this share within .1 % of the largest, norms look clipped."""
 FEWEST_EQUAL = 3
 EQUAL_DIGITS = 4
-"""Significant digits up to which norms are compared where rounding may have made them equal."""
+"""Significant digits for comparing norms that rounding may have made equal."""
 LONG_TAIL = 10
-"""Non-finite norms at the end of a log, from which on the training is said to have broken down."""
+"""With at least this many non-finite norms at the end of a log, the training broke down."""
 
 
 def times_text(ratio: float) -> str:
@@ -51,9 +51,9 @@ def times_text(ratio: float) -> str:
 
 
 def running_median(values: Floats, window: int) -> Floats:
-    """(n,) median of the values about each, itself included.
+    """(n,) median of the values around each one, itself included.
 
-    Towards the ends the window shrinks on both sides alike, to 5 values on either side where there are so many.
+    Towards the ends the window shrinks on both sides alike, to 5 values on either side if there are that many.
 
     Args:
         values: (n,), n > 0, finite.
@@ -69,9 +69,9 @@ def running_median(values: Floats, window: int) -> Floats:
 
 
 def without_trend(norms: Floats) -> Floats:
-    """(n,) log of each norm over its trend: the running median of the logs, whose window is a third of the log.
+    """(n,) log of each norm over its trend: the running median of the logs over a third of the log.
 
-    Of more than 300 norms the medians of 300 blocks are smoothed instead, with straight lines between their middles.
+    With more than 300 norms, the medians of 300 blocks are smoothed instead, with straight lines between their middles.
 
     Args:
         norms: (n,), n > 0, finite and above zero.
@@ -86,7 +86,7 @@ def without_trend(norms: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Drift:
-    """How the norms change over the trace.
+    """The change of the norms over the trace.
 
     Attributes:
         log_ratio: log of the median of the last fifth over that of the first.
@@ -100,25 +100,25 @@ class Drift:
 
     @property
     def ratio(self) -> float:
-        """Median of the last fifth over that of the first, to the nearest of 1e-304 to 1e304."""
+        """Median of the last fifth over that of the first, limited to 1e-304 to 1e304."""
         return exp(min(max(self.log_ratio, -LARGEST_LOG_RATIO), LARGEST_LOG_RATIO))
 
     @property
     def is_large(self) -> bool:
-        """Whether the median changes enough to matter, by a trend or by chance."""
+        """True if the median changes enough to matter, by a trend or by chance."""
         return abs(self.log_ratio) > log(DRIFT_RATIO)
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a trend, and it is large enough to matter."""
+        """True if there is a trend, and it is large enough to matter."""
         return self.p_value < DRIFT_P_VALUE and self.is_large
 
     def __str__(self) -> str:
         change = f"by a factor of {max(self.ratio, 1 / self.ratio):.2g} ({'up' if self.ratio > 1 else 'down'})"
         if self.is_there:
-            return f"the median norm changes {change}, so that no constant stays right"
+            return f"the median norm changes {change}, so no constant stays right"
         return (
-            f"the median norm changes {change}, though not steadily enough to tell a trend from chance "
+            f"the median norm changes {change}, but not steadily enough to tell a trend from chance "
             f"(p = {self.p_value:.2g})"
         )
 
@@ -133,19 +133,19 @@ def drift_of(norms: Floats) -> Drift:
     """Judge how norms, which are above zero, change with time."""
     blocks = [float(np.median(block)) for block in np.array_split(norms, BLOCKS)]
     tau, p_value = stats.kendalltau(np.arange(BLOCKS), blocks)
-    known = isfinite(tau)  # it is not where all blocks are equal
+    known = isfinite(tau)  # NaN if all blocks are equal
     return Drift(log_drift(norms), float(tau) if known else 0.0, float(p_value) if known else 1.0)
 
 
 @dataclass(frozen=True)
 class Tail:
-    """How far the norms reach above the running median; all of them are tested.
+    """The tail of the norms above the running median; every norm is tested.
 
-    A norm is a spike where it is above 3 times the running median, and the log of that ratio above 6 robust standard
+    A norm is a spike if it is above 3 times the running median, and the log of that ratio is above 6 robust standard
     deviations (1.4826 times its median absolute value): neither a drift nor other spikes hide it or make one.
 
     Attributes:
-        ratio: percentile 99 of the norms over the running median about them.
+        ratio: percentile 99 of the norms over their running median.
         spikes: (n,) bool.
     """
 
@@ -154,7 +154,7 @@ class Tail:
 
     @property
     def is_large(self) -> bool:
-        """Whether large norms occur."""
+        """True if large norms occur."""
         return bool(self.spikes.any()) or self.ratio > CALM_RATIO
 
 
@@ -172,10 +172,10 @@ def tail_of(norms: Floats) -> Tail:
 
 
 def clipped_at(norms: Floats) -> float | None:
-    """The largest norm, where so many are equal to it that they look like norms after clipping; None elsewhere.
+    """The largest norm if many norms equal it, which looks like norms after clipping; else None.
 
-    5 % of the norms and at least three lie within .1 % of the largest, and no other value occurs half as often, as one
-    does where norms were rounded.
+    The test: 5 % of the norms and at least three lie within .1 % of the largest, and no other value occurs half as
+    often, as one does if norms were rounded.
 
     Args:
         norms: (n,), n > 0, finite and above zero.
@@ -191,7 +191,7 @@ def clipped_at(norms: Floats) -> float | None:
 
 
 def useless_norms(trace: NormTrace) -> list[str]:
-    """How many norms are NaN, infinite and zero, a sentence each; none of those that do not occur."""
+    """A sentence each on the number of NaN, infinite and zero norms, if there are any."""
     kinds = {"NaN": np.isnan(trace.norms), "infinite": np.isinf(trace.norms), "zero": trace.norms == 0}
     counts = {name: int(at.sum()) for name, at in kinds.items()}
     return [
@@ -202,7 +202,7 @@ def useless_norms(trace: NormTrace) -> list[str]:
 
 
 def broken_from(trace: NormTrace) -> int | None:
-    """Step from which on no norm is finite, where these are at least ten; None elsewhere."""
+    """Step from which on no norm is finite, if there are at least ten such norms; else None."""
     finite = np.flatnonzero(np.isfinite(trace.norms))
     first = int(finite[-1]) + 1 if len(finite) else 0
     return int(trace.steps[first]) if len(trace) - first >= LONG_TAIL else None
@@ -210,13 +210,13 @@ def broken_from(trace: NormTrace) -> int | None:
 
 @dataclass(frozen=True)
 class LossFinding:
-    """What the losses of a log show.
+    """The finding on the losses of a log.
 
     Attributes:
         state: "missing": fewer than 20 finite ones; "constant": all equal, or half of them zero; "about zero": of both
-            signs, or zero and not falling, as where the loss is zero by design; "falls", "does not fall": by 5 %, from
+            signs, or zero and not falling, as a loss that is zero by design; "falls", "does not fall": by 5 %, from
             the median of the first fifth to that of the last.
-        text: what was seen.
+        text: the finding in words.
     """
 
     state: Literal["missing", "constant", "about zero", "falls", "does not fall"]
@@ -224,7 +224,7 @@ class LossFinding:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the loss tells how training goes."""
+        """True if the loss shows how training goes."""
         return self.state in ("falls", "does not fall")
 
 

@@ -1,4 +1,4 @@
-"""What a sweep found: figures per candidate, the Pareto front, the table, and candidates that tell nothing."""
+"""The result of a sweep: figures per candidate, the Pareto front, the table, and candidates that are no use."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.scoring import Score, base_scores, instability_of, steps_to_target
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence of every interval."""
 MOST_COMPARED = 20
 
 
@@ -25,9 +25,9 @@ class Result:
     """Figures of one finished candidate, from the scores of its runs.
 
     Attributes:
-        candidate: what was tried.
+        candidate: the candidate.
         scores: of all its runs, at least one.
-        reference: V*, by which the instability is measured.
+        reference: V*; the instability is relative to it.
     """
 
     candidate: Candidate
@@ -36,7 +36,7 @@ class Result:
 
     @cached_property
     def base(self) -> tuple[Score, ...]:
-        """The runs at the configured learning rate, or at the nearest to it: one for each seed, in their order."""
+        """The runs at the configured learning rate, or the nearest one: one for each seed, in their order."""
         return tuple(sorted(base_scores(self.scores), key=lambda one: one.seed))
 
     @cached_property
@@ -69,7 +69,7 @@ class Result:
 
     @property
     def convergence_spread(self) -> float:
-        """Standard deviation of the AULC over the seeds, 0 for a single one."""
+        """Standard deviation of the AULC over the seeds; 0 for one seed."""
         return _spread(self.speed_by_seed.values())
 
     @cached_property
@@ -79,7 +79,7 @@ class Result:
 
     @property
     def instability_spread(self) -> float:
-        """Standard deviation of the seeds' parts in S, 0 for a single one."""
+        """Standard deviation of the seeds' parts in S; 0 for one seed."""
         return _spread(self.instability_by_seed.values())
 
     @cached_property
@@ -89,12 +89,12 @@ class Result:
 
     @property
     def validation_spread(self) -> float:
-        """Standard deviation of Vc over the seeds, 0 for a single one."""
+        """Standard deviation of Vc over the seeds; 0 for one seed."""
         return _spread(self.loss_by_seed.values())
 
     @cached_property
     def failures(self) -> int:
-        """Failed runs at the configured learning rate; above 0 the candidate is infeasible."""
+        """Failed runs at the configured learning rate; if above 0, the candidate is infeasible."""
         return sum(one.failed for one in self.base)
 
     @cached_property
@@ -116,19 +116,19 @@ class Result:
 
     @property
     def never_clipped(self) -> bool:
-        """Whether no step of any run was clipped after the warm-up, at any learning rate."""
+        """True if no step of any run was clipped after the warm-up, at any learning rate."""
         return all(one.clip_rate == 0 for one in self.scores)
 
     @property
     def steps_to_target(self) -> float | None:
-        """Median over the seeds, None where the target was missed."""
+        """Median over the seeds; None if the target was missed."""
         reached = [steps_to_target(one, self.reference) for one in self.base]
         steps = median(inf if one is None else one for one in reached)
         return steps if isfinite(steps) else None
 
     @property
     def seconds(self) -> float:
-        """Of training, over all runs."""
+        """Seconds of training, over all runs."""
         return sum(one.seconds for one in self.scores)
 
 
@@ -147,9 +147,9 @@ def pareto_front(results: Iterable[Result]) -> list[Result]:
 
 
 def degenerate(results: Sequence[Result]) -> list[str]:
-    """A line for each candidate that never or always clips, and for fixed thresholds that cannot be told apart.
+    """A line for each candidate that never or always clips, and for fixed thresholds with no clear difference.
 
-    Of more than 20 thresholds each is compared with the next larger one only.
+    With more than 20 thresholds, each is compared only with the next larger one.
     """
     lines = []
     for one in results:
@@ -174,7 +174,7 @@ def degenerate(results: Sequence[Result]) -> list[str]:
 
 
 def as_csv(results: Sequence[Result]) -> str:
-    """One line per candidate, all figures."""
+    """CSV text with all figures, one line per candidate."""
     front = set(pareto_front(results))
     rows = [_row(one, pareto=one in front) for one in results]
     text = StringIO()
@@ -213,7 +213,7 @@ def _spread(values: Iterable[float]) -> float:
 
 
 def alike(one: Result, other: Result) -> bool:
-    """Whether two candidates cannot be told apart in any of the three figures."""
+    """Return True if two candidates differ clearly in none of the three figures."""
     pairs = (
         (one.speed_by_seed, other.speed_by_seed),
         (one.instability_by_seed, other.instability_by_seed),
@@ -223,9 +223,9 @@ def alike(one: Result, other: Result) -> bool:
 
 
 def differ(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
-    """Whether the 95 % interval of the paired differences over the common seeds (Student t) does not hold zero.
+    """Return True if the 95 % interval of the paired differences over the common seeds (Student t) excludes zero.
 
-    A single seed tells any two values apart.
+    With a single seed any two values differ.
 
     Args:
         first: seed -> value.

@@ -15,18 +15,18 @@ KINDS = {"fixed": "#b24c00", "none": "#000000", "fixed_percentile": "#007a58", "
 """Darker than the lines of other pictures: names are written in these colours."""
 OTHER_KIND = "#9a4585"
 SHORT = {"fixed_percentile": "frozen", "running_quantile": "running"}
-"""Kind -> what stands before the percentile in a label."""
+"""Kind -> the word before the percentile in a label."""
 MARK = "#c00000"
 MARKS = {"fastest": ("<", 12.0), "steadiest": ("v", 12.0), "balanced": ("o", 11.0)}
-"""Pick -> shape around its point and size of it."""
+"""Pick -> shape around its point, and its size."""
 MOST_NAMED = 100
-"""Candidates up to which all are named; of more, the picks and those on the Pareto front."""
+"""Up to this many candidates all get names; with more, only the picks and those on the Pareto front."""
 
 
 def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
     """Convergence against instability, one point for each candidate, with spreads, the Pareto front and the picks.
 
-    The horizontal axis shows the candidates that did not fail; one that lies far outside is drawn at its edge.
+    The horizontal axis spans the candidates that did not fail; one far outside is drawn at the edge.
     """
     figure, axes = new_figure(height=4.2)
     left, right = _limits(results)
@@ -79,16 +79,17 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
     unnamed = _name_points(axes, results, picks, front, right)
     caption = (
         "Bars: standard deviation over the seeds; dotted lines lead from a name to its point. No candidate on the "
-        "front is beaten in both figures. Instability is the normalised regret over learning rates and seeds: 0 is as "
-        "good as the best fixed threshold at its best learning rate, 1 is nothing learned or failed."
+        "front is beaten in both figures. Instability is how far validation losses lie above that of the best fixed "
+        "threshold at its best learning rate, over learning rates and seeds: 0 is as good, 1 is nothing learned or "
+        "failed."
     )
     if any(one.instability < 0 for one in results):
-        caption += " A negative one is better than that threshold."
+        caption += " A negative value is better than that threshold."
     renamed = [f"{short} is {kind}" for kind, short in SHORT.items() if any(_kind(one) == kind for one in results)]
     if renamed:
         caption += f" In labels, {' and '.join(renamed)}."
     if any(one.all_failures > one.failures for one in results):
-        caption += " Diamonds failed at another learning rate; only the fastest pick may be one."
+        caption += " Diamonds failed at another learning rate; of the picks, only the fastest may be a diamond."
     if any(one.failures for one in results):
         caption += " Crosses failed at the configured learning rate, and are never picked."
     if any(one.seeds < most_seeds for one in results):
@@ -107,7 +108,7 @@ def pareto_picture(results: Sequence[Result], picks: Picks | None) -> Picture:
 def _name_points(
     axes: Axes, results: Sequence[Result], picks: Picks | None, front: Sequence[Result], right: float
 ) -> list[str]:
-    """Write the names, the important ones first, and return those without room."""
+    """Write the names, the important ones first, and return those that found no room."""
     chosen = list(dict.fromkeys([picks.recommended, *picks.named.values()])) if picks else []
     important = list(dict.fromkeys([*chosen, *front]))
     shown = results if len(results) <= MOST_NAMED else important
@@ -126,7 +127,7 @@ def _short(one: Result) -> str:
 
 
 def _limits(results: Sequence[Result]) -> tuple[float, float]:
-    """Of the horizontal axis: from the least to the largest of those that did not fail (or of all, where all did)."""
+    """Limits of the horizontal axis: the range of the candidates that did not fail (of all, if all failed)."""
     shown = [one for one in results if not one.failures] or list(results)
     left = min(*(one.convergence for one in results), *(one.convergence - one.convergence_spread for one in shown))
     right = max(one.convergence + one.convergence_spread for one in shown)
@@ -135,7 +136,7 @@ def _limits(results: Sequence[Result]) -> tuple[float, float]:
 
 
 def _scale_instability(axes: Axes, results: Sequence[Result]) -> None:
-    """A linear axis around the values; where they span more than a decade a logarithmic one, linear around zero."""
+    """Set a linear axis around the values; if they span more than a decade, a logarithmic one, linear around zero."""
     low = min(one.instability - one.instability_spread for one in results)
     high = max(one.instability + one.instability_spread for one in results)
     if low > high / 10:

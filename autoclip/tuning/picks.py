@@ -1,15 +1,15 @@
-"""Which candidate of a sweep to take: the fastest, the steadiest, and the balanced one between them.
+"""Choose among the candidates of a sweep: the fastest, the steadiest, and the balanced one between them.
 
-A candidate that failed at any learning rate is no pick while there is one that did not; only the fastest may have
-failed at other learning rates than the configured one. Each candidate has three figures, of which lower is better: A
-(convergence), S (instability) and V (validation loss). The balanced pick is the one on the Pareto front of A and S that
-is nearest to the front's ideal corner:
+The picks are candidates that failed at no learning rate, if there are any; only the fastest may have failed at
+learning rates other than the configured one. Each candidate has three figures, and lower is better: A (convergence),
+S (instability) and V (validation loss). The balanced pick is the one on the Pareto front of A and S that is nearest to
+the front's ideal corner:
 
     D = sqrt(dA^2 + dS^2 + dV^2),    dX = (X - least X) / spread of X
 
-with the least X on the front, and the mean over the front of X's standard deviation over the seeds as its spread: what
-is small against the luck of the seed weighs little. dA is 0 within a margin that the user sets. Scaling the losses or
-adding a constant to them changes nothing, nor do candidates that are beaten in both A and S.
+The least X is that on the front. The spread of X is its standard deviation over the seeds, in the mean over the front:
+differences that are small against the luck of the seed weigh little. dA is 0 within a margin that the user sets.
+Scaling the losses or adding a constant to them changes nothing, nor do candidates that are beaten in both A and S.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,9 @@ class Picks:
         fastest: least mean training loss, of those that did not fail at the configured learning rate.
         steadiest: least instability.
         balanced: nearest to the ideal corner, see above.
-        prefer: which of them is recommended.
+        prefer: the recommended one of them.
         seeds: number of seeds of the balanced pick.
-        without: name of a pick -> the candidate that it is when one of these seeds is left out, for each of them; empty
-            for a single seed.
+        without: name of a pick -> for each of these seeds, the candidate picked without it; empty for a single seed.
     """
 
     fastest: Result
@@ -46,17 +45,17 @@ class Picks:
     without: dict[str, list[str]]
 
     def stays(self, name: str) -> int:
-        """How many of the seeds can be left out, one at a time, without a change of a pick."""
+        """Number of seeds that can be left out, one at a time, without a change of a pick."""
         return self.without.get(name, []).count(self.named[name].candidate.name)
 
     @property
     def recommended(self) -> Result:
-        """The pick that is preferred."""
+        """The preferred pick."""
         return self.named[self.preferred]
 
     @property
     def preferred(self) -> str:
-        """Its name: "fastest", "steadiest" or "balanced"."""
+        """Name of the preferred pick: "fastest", "steadiest" or "balanced"."""
         return {"speed": "fastest", "balanced": "balanced", "stability": "steadiest"}[self.prefer]
 
     @property
@@ -66,16 +65,16 @@ class Picks:
 
 
 def pick(results: Sequence[Result], prefer: Preference = "balanced", margin: float = 0.0) -> Picks | None:
-    """Choose among the candidates of a sweep; None where every one failed at the configured learning rate.
+    """Choose among the candidates of a sweep; None if every one failed at the configured learning rate.
 
-    After a race the choice is among those that were trained with the most seeds: the others fell behind, and a single
+    After a race the choice is among those that were trained with the most seeds. The others fell behind: a single
     lucky seed does not bring them back.
 
     Args:
         results: in any order.
-        prefer: what is recommended.
-        margin: mean training loss by which a candidate may be slower than the fastest and still be fast enough, even
-            where the seeds tell them apart.
+        prefer: the pick to recommend.
+        margin: a candidate is fast enough if its mean training loss is at most this much above the fastest's, even
+            if the difference is clear.
     """
     chosen = _choose(results, margin)
     if chosen is None:
@@ -93,8 +92,8 @@ def pick(results: Sequence[Result], prefer: Preference = "balanced", margin: flo
 def eligible(results: Sequence[Result]) -> list[Result]:
     """The candidates that may be recommended, see the beginning of this file.
 
-    Those that never failed; where all did, those with the fewest failures among the ones that did not at the configured
-    learning rate. In both cases only those with the most seeds.
+    Those that never failed. If all failed, those that did not fail at the configured learning rate and have the fewest
+    failures. In both cases only those with the most seeds.
     """
     able = [one for one in results if not one.failures]
     able = _with_most_seeds([one for one in able if not one.all_failures] or able)
@@ -103,7 +102,7 @@ def eligible(results: Sequence[Result]) -> list[Result]:
 
 
 def by_distance(candidates: Sequence[Result], margin: float = 0.0) -> list[Result]:
-    """Candidates, nearest to the ideal corner of their own Pareto front first, by D."""
+    """Candidates in the order of D, the distance to the ideal corner of their own Pareto front."""
     front = pareto_front(candidates)
     distances = dict.fromkeys(candidates, 0.0)
     for name, allowed in (("speed_by_seed", margin), ("instability_by_seed", 0.0), ("loss_by_seed", 0.0)):
@@ -142,5 +141,5 @@ def _without(one: Result, seed: int) -> Result:
 
 
 def _plainness(one: Result) -> tuple[bool, str]:
-    """Of candidates with the same figures no clipping comes first, then they go by name."""
+    """Sort key of candidates with the same figures: no clipping first, then by name."""
     return one.candidate.policy["kind"] != "none", one.candidate.name

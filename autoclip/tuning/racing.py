@@ -1,9 +1,9 @@
-"""Which runs a sweep needs: all of them, or in a race only those that can still matter.
+"""The runs that a sweep needs: all of them, or in a race only those that can still matter.
 
-A race trains every candidate with the first seed, and goes on to each further seed with those candidates that may still
-become one of the three picks. Dropping candidates as the evidence comes in is the idea of Maron and Moore ("Hoeffding
-races", 1994) and of Birattari et al. ("A racing algorithm for configuring metaheuristics", 2002); here there are two
-objectives and a budget, and the seeds are common to all candidates, so that differences are paired.
+A race trains every candidate with the first seed. Each further seed is for the candidates that may still become one of
+the three picks. The idea of dropping candidates as evidence comes in is by Maron and Moore ("Hoeffding races", 1994)
+and by Birattari et al. ("A racing algorithm for configuring metaheuristics", 2002). Here there are two objectives and a
+budget, and all candidates have the same seeds, so that differences are paired.
 """
 
 from bisect import bisect
@@ -23,10 +23,10 @@ from autoclip.tuning.scoring import Score
 BUDGET = 0.5
 """Share of the full grid's runs that a race may spend."""
 FINALISTS = 4
-"""Candidates that may have every seed, whatever the budget: the three picks and another one."""
+"""This many candidates may have every seed, whatever the budget: the three picks and another one."""
 FIRST_SEED = 0.05
-"""Uncertainty of a difference as long as there is one seed, and nothing to estimate it from: in convergence as a share
-of what the fastest learned, L0 - A; in instability twice this."""
+"""Uncertainty of a difference with one seed, which allows no estimate: in convergence as a share of what the fastest
+learned, L0 - A; in instability twice this."""
 
 Run = tuple[str, int]
 """A candidate's name and a seed; its runs at all learning rates belong together."""
@@ -34,10 +34,10 @@ Run = tuple[str, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained.
+    """The runs to train.
 
     Attributes:
-        runs: as far as they are known by now, in the order in which they are wanted.
+        runs: those known by now, in the order of training.
         undecided: candidates that may be given more seeds later.
     """
 
@@ -63,17 +63,17 @@ def race(
     scores: Mapping[Run, Sequence[Score]],
     reference: float | None,
 ) -> Plan:
-    """The runs of a race, as far as the scores that are there decide them.
+    """The runs of a race, as far as the present scores decide them.
 
-    Every candidate with the first seed; then, seed by seed, the survivors, so many at most that the budget lasts until
-    the last seed. What is decided once does not change with later scores.
+    Every candidate with the first seed; then, seed by seed, the survivors: few enough that the budget lasts until the
+    last seed. Later scores do not change an earlier decision.
 
     Args:
         names: candidates.
         references: fixed thresholds that give V*; they are trained also where they are no candidates.
         seeds: of the sweep.
         scores: of the runs that are finished.
-        reference: V*; None as long as it is not known.
+        reference: V*; None until it is known.
     """
     runs = [(name, seeds[0]) for name in _ordered(names, references)]
     budget = most_runs(names, references, seeds, race=True)
@@ -94,7 +94,7 @@ def race(
 
 
 def most_runs(names: Sequence[str], references: Sequence[str], seeds: Sequence[int], *, race: bool) -> int:
-    """Number of runs that are planned at most."""
+    """Largest possible number of runs."""
     first = len(_ordered(names, references))
     if not race:
         return first * len(seeds)
@@ -103,13 +103,13 @@ def most_runs(names: Sequence[str], references: Sequence[str], seeds: Sequence[i
 
 
 def survivors(results: Sequence[Result], most: int) -> list[str]:
-    """Names of the candidates worth another seed, at most so many, the most wanted first.
+    """Names of at most `most` candidates worth another seed, the most promising first.
 
-    Worth it is who may still become one of the three picks (see `picks`): of the candidates that may be recommended,
-    those that no other one beats in both objectives by more than the uncertainty of their difference; and, as the
-    fastest pick may have failed at other learning rates, of all that did not fail at the configured one those that are
-    not slower than the fastest by more than this. The picks as they stand come first, then the others by their distance
-    from the ideal corner, then the fast ones by their speed.
+    A candidate is worth it if it may still become one of the three picks (see `picks`). Either it may be recommended,
+    and no other one beats it in both objectives by more than the uncertainty of their difference. Or it did not fail at
+    the configured learning rate, and is not slower than the fastest by more than this: the fastest pick may have failed
+    at other rates. The present picks come first, then the others by their distance from the ideal corner, then the fast
+    ones by their speed.
 
     Args:
         results: of the candidates still in the race, with the same seeds.
@@ -130,7 +130,7 @@ def survivors(results: Sequence[Result], most: int) -> list[str]:
 
 
 def _margins(results: Sequence[Result]) -> tuple[float, float]:
-    """By how much two candidates must differ in convergence and in instability, so that it is no matter of the seed."""
+    """Least clear differences of two candidates in convergence and in instability; smaller ones may be luck."""
     if len(results[0].speed_by_seed) > 1:
         return (
             uncertainty([list(one.speed_by_seed.values()) for one in results]),
@@ -141,10 +141,10 @@ def _margins(results: Sequence[Result]) -> tuple[float, float]:
 
 
 def uncertainty(table: Sequence[Sequence[float]]) -> float:
-    """Half of the 95 % interval of a difference of two candidates' means; inf where it cannot be known.
+    """Half of the 95 % interval of a difference of two candidates' means; inf if it cannot be known.
 
-    By a two-way analysis of variance of candidates and seeds without interaction: what all candidates of a seed have in
-    common cancels in a paired difference.
+    It comes from a two-way analysis of variance of candidates and seeds without interaction: effects of a seed on all
+    candidates cancel in a paired difference.
 
     Args:
         table: a row for each candidate, with the same seeds in the same order.

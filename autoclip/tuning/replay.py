@@ -1,4 +1,4 @@
-"""Replay: what a policy would have done to norms that were recorded."""
+"""Replay: apply a policy to recorded norms."""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ from autoclip.records import ROLLING_STEPS, clip_rate, is_active
 SPIKE_STEPS = 128
 SPIKE_SIGMAS = 6.0
 MANY_NORMS = 500_000
-"""So many, over all policies, are worth the start of further processes."""
+"""With this many norms, over all policies, starting further processes pays."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a policy does to a sequence of norms, step by step.
+    """The effect of a policy on a sequence of norms, step by step.
 
     Attributes:
-        policy: as it would be written.
+        policy: as Python code.
         norms: (n,) before clipping.
         thresholds: (n,) in force at each step; inf: none.
-        left: (n,) norms after clipping; 0 where the step is skipped, NaN or inf where the norm is.
+        left: (n,) norms after clipping; 0 if the step is skipped, NaN or inf if the norm is.
         active: (n,) bool: after the warm-up, with a norm that is finite and above zero; only these count in the rates.
         clipped: (n,) bool: the norm lay above the threshold, in the warm-up too.
-        relearned: number of times that the policy began anew.
+        relearned: number of times that the policy started again.
     """
 
     policy: str
@@ -56,7 +56,7 @@ class Replay:
         return float((self.left[self.active] == 0).mean()) if self.active.any() else float("nan")
 
     def rolling_clip_rates(self, window: int = ROLLING_STEPS) -> NDArray[np.float64]:
-        """Clip rate of every `window` active steps in a row; fewer steps than that give none."""
+        """Clip rate of every `window` active steps in a row; empty with fewer steps."""
         clipped = self.clipped[self.active].astype(np.float64)
         if len(clipped) < window:
             return np.empty(0)
@@ -84,7 +84,7 @@ class Replay:
         return float((self.left[self.active] / self.norms[self.active]).mean())
 
     def summary(self) -> dict[str, Any]:
-        """The figures as plain values; what JSON cannot hold is None."""
+        """The figures as plain values; None for a value that JSON cannot hold."""
         rolling = self.rolling_clip_rates()
         caught, total = self.caught_spikes
         final = float(self.thresholds[-1]) if len(self.thresholds) else inf
@@ -116,20 +116,20 @@ def replay(
     response: Response | None = None,
     relearn_after: RelearnAfter = "auto",
 ) -> Replay:
-    """Fold a policy over recorded norms, exactly as a training loop with these norms would have.
+    """Apply a policy to recorded norms, exactly as a training loop with these norms would.
 
-    The norms are those of a training that was clipped in its own way, or not at all: what the loss, and so the later
-    norms, would have become under this policy a replay cannot tell.
+    The norms are those of a training that was clipped in its own way, or not at all. A replay cannot show how the loss,
+    and so the later norms, would have changed under this policy.
 
     Args:
         norms: (n,) before clipping, of every step, oldest first; NaN, inf and 0 mean what they do in training.
-        policy: a clone of it is used, it learns nothing itself; None is `ProbingQuantile()`.
-        losses: (n,) of the same steps, NaN where unknown; None: none are known.
+        policy: a clone of it is used, and itself learns nothing; None is `ProbingQuantile()`.
+        losses: (n,) of the same steps, NaN if unknown; None: all unknown.
         response: as of `Clipper`.
         relearn_after: as of `Clipper`.
 
     Raises:
-        TypeError: `policy` is no policy.
+        TypeError: `policy` is not a policy.
         ValueError: a negative norm, or arrays that do not fit each other.
 
     >>> from autoclip import Fixed
@@ -179,9 +179,9 @@ def replay_all(
         norms: as of `replay`.
         policies: any number.
         losses: as of `replay`.
-        processes: that share the policies where norms are many. Each imports the main module anew: a script that asks
-            for more than one needs `if __name__ == "__main__":` around what it runs.
-        fold: what replays one policy, called as `replay` is; a function of a module where processes are several.
+        processes: share the policies if there are many norms. Each imports the main module again: a script that asks
+            for more than one needs `if __name__ == "__main__":` around its code.
+        fold: replays one policy, called like `replay`; with several processes it must be a function of a module.
     """
     workers = min(len(policies), processes)
     if workers < 2 or len(norms) * len(policies) < MANY_NORMS:
@@ -191,9 +191,9 @@ def replay_all(
 
 
 def spikes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which norms or losses lie above mean + 6 standard deviations of the 128 finite ones before them.
+    """(n,) bool: the norm or loss is above mean + 6 standard deviations of the 128 finite ones before it.
 
-    The first 128 never do, nor does what is not finite.
+    The first 128 never are, nor are non-finite ones.
 
     Args:
         values: (n,).
@@ -206,7 +206,7 @@ def spikes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     windows = np.lib.stride_tricks.sliding_window_view(finite, SPIKE_STEPS)[:-1]
     for start in range(0, len(windows), 8192):  # 8 MiB at a time
         part = windows[start : start + 8192]
-        with np.errstate(over="ignore", invalid="ignore"):  # the limit is inf where squares are beyond every float
+        with np.errstate(over="ignore", invalid="ignore"):  # the limit is inf if squares overflow
             limit = part.mean(axis=1) + SPIKE_SIGMAS * part.std(axis=1)
         first = start + SPIKE_STEPS
         found[at[first : first + len(part)]] = finite[first : first + len(part)] > limit

@@ -1,4 +1,4 @@
-"""From a run directory to figures: how fast the loss fell, and how much the learning rate mattered."""
+"""Figures of a run directory: how fast the loss fell, and how much the learning rate mattered."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,22 +16,22 @@ from autoclip.run_directory import METRICS, SUMMARY, read_json
 from autoclip.tuning.replay import spikes
 
 LEAST_GAIN = 0.05
-"""Share of the best constant predictor's loss by which a validation loss lies below it, unless nothing was learned."""
+"""A run learned something if its loss is below the best constant predictor's by more than this share."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What scoring needs of one finished run.
+    """The data of one finished run that scoring needs.
 
     Attributes:
-        losses: training loss before each update, one per step taken; NaN where it was not finite.
-        clipped: of the active steps (see `records.is_active`), whether each was clipped.
+        losses: training loss before each update, one per step taken; NaN if it was not finite.
+        clipped: for each active step (see `records.is_active`), whether it was clipped.
         coefficients: of the same steps.
         planned_steps: number of steps configured, at least `len(losses)`.
-        validation_loss: at the end; NaN where the run diverged.
+        validation_loss: at the end; NaN if the run diverged.
         initial_loss: validation loss before the first step, L0.
-        trivial_loss: validation loss of the best constant predictor, Ltriv; inf where the task names none.
-        diverged: the run was ended by non-finite numbers.
+        trivial_loss: validation loss of the best constant predictor, Ltriv; inf if the task names none.
+        diverged: non-finite numbers ended the run.
         seconds: of training.
     """
 
@@ -47,17 +47,17 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Non-finite, or no better than a constant (see `learned_nothing`)."""
+        """True if the run diverged, or is no better than a constant (see `learned_nothing`)."""
         return self.diverged or learned_nothing(self.validation_loss, self.trivial_loss)
 
     @property
     def bounded_loss(self) -> float:
-        """Vc = min(V, L0); L0 where V is not finite."""
+        """Vc = min(V, L0); L0 if V is not finite."""
         return min(self.validation_loss, self.initial_loss) if isfinite(self.validation_loss) else self.initial_loss
 
 
 def learned_nothing(validation_loss: float, trivial_loss: float) -> bool:
-    """Whether a loss is no better than that of the best constant predictor: V > Ltriv - .05 |Ltriv|, or NaN."""
+    """Return True if a loss is no better than the best constant predictor's: V > Ltriv - .05 |Ltriv|, or NaN."""
     return not validation_loss <= trivial_loss * (1 - LEAST_GAIN if trivial_loss > 0 else 1 + LEAST_GAIN)
 
 
@@ -73,7 +73,7 @@ def read_run(directory: Path) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RunError(
-            f"{directory} is damaged ({reason}): move it away, and the sweep's command trains it anew"
+            f"{directory} is damaged ({reason}): move it away, and the sweep's command trains it again"
         ) from None
 
 
@@ -84,13 +84,13 @@ def _read_run(directory: Path) -> Run:
     text = (directory / METRICS).read_text(encoding="utf-8")
     lines = json.loads(f"[{','.join(text.splitlines())}]")  # much faster than line by line
     if len(lines) != summary["steps"]:
-        raise RunError(f"{directory / METRICS} has {len(lines)} lines, its summary tells of {summary['steps']} steps")
+        raise RunError(f"{directory / METRICS} has {len(lines)} lines, but its summary has {summary['steps']} steps")
     active = [line for line in lines if is_active(line["phase"], line["total_norm"])]
     initial = _number(summary["initial_validation_loss"])
     if not isfinite(initial):
         raise RunError(
-            f"{directory} has no finite validation loss from before the first step, by which the run is judged: the "
-            f"task's evaluate() must give a finite one for the model as model() makes it"
+            f"{directory} has no finite validation loss from before the first step, which is needed to judge it: the "
+            f"task's evaluate() must return a finite loss for the untrained model"
         )
     return Run(
         losses=tuple(_number(line["loss"]) for line in lines),
@@ -108,7 +108,7 @@ def _read_run(directory: Path) -> Run:
 def aulc(run: Run) -> float:
     """Area under the learning curve, mean over the planned steps of min(L_t, L0); steps not taken count L0.
 
-    Finite for every outcome, and needs no target to be chosen.
+    It is finite for every outcome, and needs no target.
     """
     bounded = [min(loss, run.initial_loss) if isfinite(loss) else run.initial_loss for loss in run.losses]
     missing = run.planned_steps - len(bounded)
@@ -123,7 +123,7 @@ class Score:
         multiplier: factor on the configured learning rate.
         seed: of weights and batches.
         aulc: area under the learning curve.
-        validation_loss: at the end; None where it is not finite.
+        validation_loss: at the end; None if it is not finite.
         bounded_loss: Vc.
         initial_loss: L0.
         failed: non-finite, or no better than a constant.
@@ -132,11 +132,11 @@ class Score:
             well trained one may have many.
         steps: steps taken.
         seconds: of training.
-        trivial_loss: Ltriv; None where the task names none.
-        mean_coefficient: share of the gradient's length that is left, over the active steps; None without one, and in
-            scores of before it was kept.
-        lows: (steps taken, smoothed training loss) wherever the latter was lower than ever before by a thousandth of
-            the first; a sweep keeps them at the configured learning rate only.
+        trivial_loss: Ltriv; None if the task names none.
+        mean_coefficient: share of the gradient's length that remains, over the active steps; None without one, and in
+            older scores.
+        lows: (steps taken, smoothed training loss) whenever this loss was lower than before by a thousandth of the
+            first; a sweep keeps them only at the configured learning rate.
     """
 
     multiplier: float
@@ -176,12 +176,12 @@ def score(run: Run, multiplier: float, seed: int) -> Score:
 
 
 def score_from(fields: Mapping[str, Any]) -> Score:
-    """A score read back from `dataclasses.asdict`, also by way of JSON."""
+    """A score from its `dataclasses.asdict`, which may have been JSON in between."""
     return Score(**{**fields, "lows": tuple((int(step), float(loss)) for step, loss in fields["lows"])})
 
 
 def base_scores(scores: Sequence[Score]) -> tuple[Score, ...]:
-    """Those at the configured learning rate, or at the nearest to it."""
+    """The scores at the configured learning rate, or at the nearest one."""
     least = min(abs(one.multiplier - 1) for one in scores)
     nearest = next(one.multiplier for one in scores if abs(one.multiplier - 1) == least)
     return tuple(one for one in scores if one.multiplier == nearest)
@@ -201,7 +201,7 @@ def instability(scores: Sequence[Score], reference: float) -> float:
 
 
 def instability_of(one: Score, reference: float) -> float:
-    """One run's share in S: 0 at the reference, 1 where nothing was learned or the run failed."""
+    """One run's share in S: 0 at the reference, 1 if nothing was learned or the run failed."""
     if one.failed or not one.initial_loss > reference:
         return 1.0
     return (one.bounded_loss - reference) / (one.initial_loss - reference)
@@ -223,7 +223,7 @@ def reference_loss(grid: Iterable[Sequence[Score]]) -> float:
 def steps_to_target(one: Score, reference: float) -> int | None:
     """Steps until the training loss, averaged with decay .9, is below V* + .1 (Ltriv - V*).
 
-    To a thousandth of the first loss. None: it never was, or was not finite before, or the task names no Ltriv.
+    Exact to a thousandth of the first loss. None: it never was, it was not finite before, or the task names no Ltriv.
     """
     if one.trivial_loss is None:
         return None
@@ -232,9 +232,9 @@ def steps_to_target(one: Score, reference: float) -> int | None:
 
 
 def _lows(losses: Iterable[float]) -> tuple[tuple[int, float], ...]:
-    """Where the training loss, averaged with decay .9, was lower than ever before, until it is not finite.
+    """Steps at which the training loss, averaged with decay .9, was lower than before, until it is not finite.
 
-    Only falls by a thousandth of the first loss count, so that a long run has no more than about a thousand.
+    Only falls by a thousandth of the first loss count, so that a long run has at most about a thousand.
     """
     lows: list[tuple[int, float]] = []
     average: float | None = None

@@ -1,8 +1,8 @@
-"""An Optuna study as work that any number of processes share, in which every key is done once.
+"""An Optuna study that any number of processes share as work: every key is done once.
 
-A process claims a key by adding a running trial that carries it. Where two do so at the same moment, the trial with the
-lower number counts, and the other is pruned: trials are numbered within the database's own transaction. So nothing
-depends on handing out waiting trials, which Optuna on SQLite may hand to two workers that ask at once.
+A process claims a key by adding a running trial that carries it. If two do so at the same moment, the trial with the
+lower number counts and the other is pruned: trials are numbered within the database's own transaction. No waiting
+trials are handed out: Optuna on SQLite may give one to two workers that ask at once.
 """
 
 import os
@@ -28,7 +28,7 @@ from autoclip.errors import UsageError
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
 UNSIGNED_SECONDS = 60
-"""Age of a trial that no process has signed, by the clocks of two machines, at which it is given up."""
+"""A trial that no process has signed is given up at this age, by the clocks of two machines."""
 OPEN_ATTEMPTS = 5
 
 KEY = "key"
@@ -38,14 +38,14 @@ BEGUN = "begun"
 LIVE = (TrialState.RUNNING, TrialState.COMPLETE)
 
 Frozen = TypeVar("Frozen")
-"""Anything that JSON holds."""
+"""Any value that JSON holds."""
 
 
 def open_storage(url: str) -> RDBStorage:
     """Open a database.
 
     Raises:
-        UsageError: it is SQLite's and lives in memory.
+        UsageError: it is a SQLite database in memory.
         UnopenedStorageError: it cannot be opened.
     """
     if _lives_in_memory(url):
@@ -67,7 +67,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """File of a SQLite database; None for another database, or for a text that is no URL."""
+    """File of a SQLite database; None for another database, or for a text that is not a URL."""
     parts = _parsed(url)
     if parts is None or parts.get_backend_name() != "sqlite" or not parts.database:
         return None
@@ -75,13 +75,13 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def is_plain_path(url: str) -> bool:
-    """Whether the URL of a SQLite database is a path and no more: `file:` and `?` begin what SQLite reads itself."""
+    """Return True if the URL of a SQLite database is only a path, without `file:` or `?` for SQLite's options."""
     parts = _parsed(url)
     return parts is not None and not parts.query and not (parts.database or "").startswith("file:")
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL without its password, to be shown."""
     parts = _parsed(url)
     return parts.render_as_string(hide_password=True) if parts else url
 
@@ -95,26 +95,26 @@ def _lives_in_memory(url: str) -> bool:
 
 
 def _parsed(url: str) -> URL | None:
-    """Parts of a URL; None if the text is no URL."""
+    """Parts of a URL; None if the text is not a URL."""
     try:
         return make_url(url)
-    except (ArgumentError, ValueError):  # such as a port that is no number
+    except (ArgumentError, ValueError):  # such as a port that is not a number
         return None
 
 
 class UnopenedStorageError(UsageError):
-    """A database cannot be opened, now at least."""
+    """A database cannot be opened, at least now."""
 
 
 class SharedStudy:
-    """A study whose trials have keys, each of which is done once, whoever does it.
+    """A study with a key for each trial; each key is done once, by any process.
 
     Args:
-        storage: where it lives; created there, or continued.
+        storage: its database; the study is created there, or continued.
         name: of the study.
         metric_names: of the objectives, all minimised.
         configuration: everything that the results depend on, as text.
-        changes: from the text that the study was begun with, a line for each difference.
+        changes: lists the differences from the text that the study was begun with, a line each.
 
     Raises:
         UsageError: the study was begun with another configuration; the message shows the difference.
@@ -164,7 +164,7 @@ class SharedStudy:
         distributions: Mapping[str, optuna.distributions.BaseDistribution] | None = None,
         user_attrs: Mapping[str, Any] | None = None,
     ) -> optuna.Trial | None:
-        """Begin a trial for a key; None where another process has just begun one."""
+        """Begin a trial for a key; None if another process has just begun one."""
         template = create_trial(
             state=TrialState.RUNNING,
             params=dict(params or {}),
@@ -173,11 +173,11 @@ class SharedStudy:
             system_attrs={BEGUN: time.time(), CLAIMANT: _this_process()},  # which optuna-dashboard does not show
         )
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
-        with suppress(UpdateFinishedTrialError):  # this process was asleep meanwhile, and given up for lost
+        with suppress(UpdateFinishedTrialError):  # this process was asleep, and was thought lost
             first = self.taken().get(key)
             if first is not None and first._trial_id == trial_id:
                 self._storage.record_heartbeat(trial_id)
-                # Only who has a heartbeat signs, so that a process killed before is told by the missing signature.
+                # Only a process with a heartbeat signs: a missing signature shows that it was killed before.
                 self._storage.set_trial_system_attr(trial_id, WORKER, _this_process())
                 return optuna.Trial(self.optuna, trial_id)
             self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
@@ -213,12 +213,12 @@ class SharedStudy:
         user_attrs: Mapping[str, Any] | None = None,
         constraints: Mapping[str, float] | None = None,
     ) -> None:
-        """Complete a trial, unless it was given up for lost meanwhile and is another's now.
+        """Complete a trial, unless it was thought lost and another process has it now.
 
         Args:
             trial: from `claim`.
             values: one for each objective, finite.
-            user_attrs: what else was found.
+            user_attrs: further results.
             constraints: each above 0 makes the trial infeasible.
         """
         with suppress(UpdateFinishedTrialError):
@@ -229,10 +229,10 @@ class SharedStudy:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, list(values))
 
     def free_lost(self) -> None:
-        """Fail the running trials whose processes are no more, so that their keys can be claimed again.
+        """Fail the running trials of ended processes, so that their keys can be claimed again.
 
-        Those of this machine are told by their process, without waiting for the heartbeat; a trial that was begun on
-        another one and never signed has no heartbeat either, and is told by its age.
+        On this machine the process itself is checked, without waiting for the heartbeat. A trial of another machine
+        that was never signed has no heartbeat: its age decides.
         """
         optuna.storages.fail_stale_trials(self.optuna)
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -241,11 +241,11 @@ class SharedStudy:
             ended = process and process["host"] == socket.gethostname() and not _is_alive(process["pid"])
             unsigned = WORKER not in attributes and BEGUN in attributes
             if ended or (unsigned and time.time() - attributes[BEGUN] > UNSIGNED_SECONDS):
-                with suppress(ValueError, UpdateFinishedTrialError):  # somebody else has just done so
+                with suppress(ValueError, UpdateFinishedTrialError):  # another process has just done so
                     self.optuna.tell(trial.number, state=TrialState.FAIL)
 
     def frozen(self, name: str, value: Frozen) -> Frozen:
-        """A value that the study keeps as it was written first (processes that write at one moment write the same)."""
+        """Keep the first value written under a name and return it (simultaneous writers write the same value)."""
         if name not in self.optuna.user_attrs:
             self.optuna.set_user_attr(name, value)
         kept: Frozen = self.optuna.user_attrs[name]

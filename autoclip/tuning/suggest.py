@@ -1,4 +1,4 @@
-"""From norms that were logged to a setting, with what speaks for it and how certain it is."""
+"""Recommend a setting from logged norms, with the reasons and how certain it is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,23 +33,23 @@ from autoclip.tuning.log_findings import (
 PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 THRESHOLDS = (1.0, 5.0, 10.0)
 NUMBER_PERCENTILE = 90
-"""Of the norms, for a trainer that takes only a number."""
+"""Percentile of the norms for a trainer that takes only a number."""
 NUMBER_SHARE = 0.01
-"""Share of the norms that may lie between that percentile and its rounded value."""
+"""At most this share of the norms may lie between that percentile and its rounded value."""
 MOST_CLIPPED = 0.5
-"""Share of a training's norms above which a number that clips them does not fit it."""
+"""A number that clips more than this share of a training's norms does not fit it."""
 FEW_INDEPENDENT = 50
 WORTH_LESS = 0.5
-"""Share of the norms that their worth is below, before it is told."""
+"""The number of independent norms is shown if it is below this share of all norms."""
 SCALED_MEDIAN = 1e4
-"""Norms of this size are seldom but where gradients carry the factor of a `GradScaler`."""
+"""Norms of this size are rare, unless gradients carry the factor of a `GradScaler`."""
 
 
 class NoAdviceError(UsageError):
-    """A log from which no setting can be read.
+    """A log that gives no setting.
 
     Attributes:
-        figures: its source, why it is refused, and what can be said of its norms, as plain values for JSON.
+        figures: its source, the reason and figures of its norms, as plain values for JSON.
     """
 
     def __init__(self, trace: NormTrace, reason: str, norms: NDArray[np.float64]) -> None:
@@ -71,26 +71,26 @@ class NoAdviceError(UsageError):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a trace tells, and the setting that follows.
+    """The findings on a trace, and the setting that follows.
 
     Attributes:
-        trace: that was looked at.
-        count: number of finite norms above zero; all figures are of those, and each of them was tested for a spike.
-        effective_count: number of independent norms that are worth as much, as neighbours resemble each other.
+        trace: the trace itself.
+        count: number of finite norms above zero; all figures are of those, and each was tested for a spike.
+        effective_count: number of independent norms worth as much; neighbours resemble each other.
         zero: number of norms that are zero.
         nonfinite: number of norms that are NaN or inf.
         percentiles: percentile -> norm.
         largest: norm.
-        largest_step: step of the largest norm, the first where it occurs again.
+        largest_step: step of the largest norm, the first if it occurs again.
         largest_ratio: the largest norm over the median of all, at most 1e304.
         fixed: threshold -> share of the finite norms above zero that it would clip, the clip rate of its replay; of 1,
             5, 10 and `max_grad_norm`.
         drift: of the norms.
-        tail: how far the norms reach above their running median.
+        tail: of the norms above their running median.
         spikes: share of the norms that are spikes, see `Tail`.
-        loss: what the losses show.
-        doubts: sentences on what may be wrong with the log, or limits what it tells; first that the training broke
-            down, where it did.
+        loss: the finding on the losses.
+        doubts: sentences on possible faults of the log and on its limits; first that the training broke down, if it
+            did.
         max_grad_norm: for a trainer that takes only a number, percentile 90 of the norms. It has few digits, but at
             most one norm or 1 % of the norms lie between it and the percentile.
         policy: the `clip.policy` section of the setting.
@@ -118,11 +118,11 @@ class Suggestion:
 
     @property
     def is_worth_less(self) -> bool:
-        """Whether the norms are worth clearly fewer independent ones."""
+        """True if the norms are worth clearly fewer independent ones."""
         return self.effective_count < WORTH_LESS * self.count
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON; the end of an interval is None where it is unknown."""
+        """Plain values for JSON; an unknown end of an interval is None."""
 
         def interval(one: Interval) -> dict[str, float | None]:
             return {"value": one.value, "low": one.low, "high": one.high if isfinite(one.high) else None}
@@ -156,9 +156,9 @@ def suggest(trace: NormTrace) -> Suggestion:
     """Look at the norms of a training and recommend a setting.
 
     A percentile's interval goes from one norm to another (see `interval_ranks`), for the number of independent norms
-    that the trace is worth: the `effective_count` of the log norms over their running median, whose window is a third
-    of the trace. Trend and memory cannot be told apart for certain: with the trend in, a drift would count as memory;
-    without it, slow memory counts as a drift. The truth lies between both.
+    that the trace is worth. This is the `effective_count` of the log norms over their running median, with a window of
+    a third of the trace. Trend and memory cannot be separated for certain: with the trend in, a drift would count as
+    memory; without it, slow memory counts as a drift. The truth lies between both.
 
     Raises:
         NoAdviceError: there are fewer than 20 finite norms above zero, or the norms look like those after clipping.
@@ -214,9 +214,9 @@ def suggest_each(traces: Iterable[NormTrace]) -> tuple[list[Suggestion], list[No
 
 
 def difference_of(suggestions: Sequence[Suggestion]) -> str:
-    """Why no one number fits all of several trainings, in a sentence; empty where that was not found.
+    """A sentence on why no single number fits several trainings; empty if one may fit.
 
-    The least of their numbers is tried on the training that has the largest: it clips more than half of its norms.
+    The test: the least of their numbers clips more than half of the norms of the training with the largest number.
 
     Args:
         suggestions: at least one.
@@ -227,7 +227,7 @@ def difference_of(suggestions: Sequence[Suggestion]) -> str:
     if share <= MOST_CLIPPED:
         return ""
     return (
-        f"the runs differ, no one number fits all: {number_text(least)}, the number for {least.trace.source}, would "
+        f"the runs differ, no single number fits all: {number_text(least)}, the number for {least.trace.source}, would "
         f"clip {share:.0%} of the norms of {most.trace.source}, whose number is {number_text(most)}"
     )
 
@@ -251,14 +251,14 @@ def _in_few_digits(value: float, norms: NDArray[np.float64]) -> float:
 
 
 def _refusal(trace: NormTrace, norms: NDArray[np.float64]) -> str:
-    """Why no setting can be read; empty where one can."""
+    """The reason why the log gives no setting; empty if it gives one."""
     useless = useless_norms(trace)
     if not len(norms):
-        return f"{'; '.join(useless)}: find out first why"
+        return f"{'; '.join(useless)}: first find out why"
     figures = f"median {np.median(norms):.3g}, largest {norms.max():.3g}"
     if len(norms) < LEAST_NORMS:
         few = f"{len(norms)} finite {'norm' if len(norms) == 1 else 'norms'} above zero ({figures})"
-        return "; ".join([*useless, f"{few}: advice takes at least {LEAST_NORMS}"])
+        return "; ".join([*useless, f"{few}: advice needs at least {LEAST_NORMS}"])
     limit = clipped_at(norms)
     if limit is None:
         return ""
@@ -267,7 +267,7 @@ def _refusal(trace: NormTrace, norms: NDArray[np.float64]) -> str:
     if share == 1:
         piled = f"all {len(norms)} norms are about {limit:.4g}"
     clipped = (
-        f"{piled}: they look like norms after clipping, and what lies above stays unknown; log the norm before "
+        f"{piled}: they look like norms after clipping, which hide larger norms; log the norm before "
         f"clipping, as clip_grad_norm_ returns it ({figures})"
     )
     return "; ".join([*useless, clipped])
@@ -282,8 +282,8 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
         what = "NaN" if np.isnan(tail).all() else "NaN or infinite"
         doubts.append(
             f"the training broke down {'by' if trace.stride > 1 else 'at'} {trace.place(broken)}: all {len(tail)} "
-            f"norms from there on are {what}; find out first why; clipping helps only if a large norm did that, and "
-            f"the largest in the log before is {times_text(_largest_ratio(norms))} times the median; all figures are "
+            f"norms from there on are {what}; first find out why; clipping helps only if a large norm caused it, and "
+            f"the largest one logged before is {times_text(_largest_ratio(norms))} times the median; all figures are "
             f"of the norms before"
         )
     median = float(np.median(norms))
@@ -304,19 +304,19 @@ def _doubts(trace: NormTrace, norms: NDArray[np.float64], effective: float, loss
     if effective < min(FEW_INDEPENDENT, WORTH_LESS * len(norms)):
         doubts.append(
             f"the {len(norms)} norms are worth at most about {effective:.0f} independent ones, as neighbours resemble "
-            f"each other: the outer percentiles are hardly known"
+            f"each other: the outer percentiles are uncertain"
         )
     if loss.state == "does not fall":
-        doubts.append(f"{loss.text}: the norms of a training that learns may be others")
+        doubts.append(f"{loss.text}: a training that learns may have other norms")
     if loss.state in ("constant", "about zero"):
-        doubts.append(f"{loss.text}: it does not tell how training goes, and is not used")
+        doubts.append(f"{loss.text}: it does not show how training goes, and is not used")
     return doubts
 
 
 def _setting(
     trace: NormTrace, norms: NDArray[np.float64], drift: Drift, tail: Tail, loss: LossFinding
 ) -> tuple[dict[str, Any], str]:
-    """The policy section, and why; `experiments/studies/suggest` has how both cases did."""
+    """The policy section and the reason; `experiments/studies/suggest` shows how well both cases did."""
     spikes, broken = int(tail.spikes.sum()), broken_from(trace)
     before = trace.norms if broken is None else trace.norms[trace.steps < broken]
     nonfinite = int((~np.isfinite(before)).sum())
@@ -325,7 +325,7 @@ def _setting(
     change = f"; {drift}" if drift.is_large else ""
     if not (tail.is_large or nonfinite or broken is not None or loss.state == "does not fall"):
         return {"kind": "running_quantile", "percentile": 90}, (
-            f"none of {len(norms)} norms is a spike ({far}, {largest}): clip the largest tenth of the steps only, as "
+            f"none of {len(norms)} norms is a spike ({far}, {largest}): clip only the largest tenth of the steps, as "
             f"an insurance against one that explodes{change}"
         )
     evidence = [] if broken is None else ["a training that broke down once may do so again"]

@@ -1,4 +1,4 @@
-"""Whether the default policy clips as often as it does in a healthy training, and why it clips more."""
+"""Compare the clip rate of the default policy with that of a healthy training, and say why it is higher."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -13,11 +13,11 @@ from autoclip.statistics import LossTrend
 LEAST_RATE, MOST_RATE = 0.1, 0.4
 """Clip rates of the default in a healthy training."""
 FEWEST_STEPS = 300
-"""Active steps below which those that open the threshold weigh too much."""
+"""With fewer active steps than this, the steps that open the threshold weigh too much."""
 MANY_RISES = 0.02
-"""Share of the steps with a rising loss above which it is the cause."""
+"""A rising loss is the cause if it rises in more than this share of the steps."""
 GROWTH = 3.0
-"""Ratio of the median norms of last and first quarter from which they grow."""
+"""Norms grow if the median of the last quarter is at least this many times that of the first."""
 USUAL = ProbingQuantile()
 OPENING_STEPS = round((USUAL.percentile - USUAL.lowest) / USUAL.pace)
 
@@ -37,7 +37,7 @@ class Steps(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a clip rate means.
+    """The meaning of a clip rate.
 
     Attributes:
         text: a sentence.
@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
 
 
 def is_default(clip: Mapping[str, Any]) -> bool:
-    """Whether a `clip` section has the default policy with its own parameters, on the norm of all gradients."""
+    """Return True if a `clip` section has the default policy with its own parameters, on the norm of all gradients."""
     policy = clip.get("policy")
     if not isinstance(policy, Mapping) or policy.get("kind") != "probing_quantile":
         return False
@@ -59,7 +59,7 @@ def is_default(clip: Mapping[str, Any]) -> bool:
 
 
 def verdict(runs: Mapping[str, Steps]) -> Verdict | None:
-    """What to make of the clip rates of the default; of several runs the one clipped most is looked into.
+    """Judge the clip rates of the default policy; of several runs, look for the cause in the one clipped most.
 
     Args:
         runs: by label.
@@ -73,38 +73,38 @@ def verdict(runs: Mapping[str, Steps]) -> Verdict | None:
     most, least = max(rates.values()), min(rates.values())
     here = " to ".join(dict.fromkeys([rate_text(least), rate_text(most)]))
     text = (
-        f"the default clips {LEAST_RATE * 100:.0f} to {MOST_RATE:.0%} of the steps of a healthy training; here {here}"
+        f"the default clips {LEAST_RATE * 100:.0f} to {MOST_RATE:.0%} of the steps in a healthy training; here {here}"
     )
     if most <= MOST_RATE:
-        return Verdict(f"{text}, {'as it should be' if least >= LEAST_RATE else 'which is no fault'}", True)
+        return Verdict(f"{text}, {'as it should be' if least >= LEAST_RATE else 'which is fine too'}", True)
     label = max(rates, key=lambda one: rates[one])
     return Verdict(f"{text}{f'; {label}' if len(rates) > 1 else ''}: {_cause(runs[label])}", False)
 
 
 def _cause(run: Steps) -> str:
-    """Why a run was clipped too often."""
+    """The reason why a run was clipped too often."""
     count = len(run.norms)
     if count < FEWEST_STEPS:
-        return f"it has only {count} steps after the warm-up, of which the first {OPENING_STEPS} open the threshold"
+        return f"it has only {count} steps after the warm-up, and the first {OPENING_STEPS} open the threshold"
     if not any(map(isfinite, run.losses)):
-        return "no finite loss was given, without which it has no brake: call clipper.report_loss(loss)"
+        return "no finite loss was given, and without it the policy has no brake: call clipper.report_loss(loss)"
     rises = _rises(run.losses) / count
     if rises > MANY_RISES:
         return (
-            f"the loss rose again and again (in {rate_text(rises)} of the steps), as where the learning rate is too "
-            f"high, or the loss tells little: try a lower rate, or RunningQuantile(percentile=90)"
+            f"the loss rose again and again (in {rate_text(rises)} of the steps): the learning rate may be too "
+            f"high, or the loss a poor guide: try a lower rate, or RunningQuantile(percentile=90)"
         )
     first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
     if last >= GROWTH * first:
         return (
             f"the norms grow, by a factor of {last / first:.2g} from the first quarter to the last: the threshold, "
-            f"a percentile of the last {USUAL.window}, comes after them, by {USUAL.growth:.0%} a step at most"
+            f"a percentile of the last {USUAL.window}, follows them, by {USUAL.growth:.0%} a step at most"
         )
     return "nothing stands out in the losses and norms"
 
 
 def _rises(losses: Sequence[float]) -> int:
-    """Number of steps in which the policy takes the loss for rising."""
+    """Number of steps in which the policy treats the loss as rising."""
     trend, count = LossTrend(limit=LIMIT), 0
     for loss in losses:
         if isfinite(loss):

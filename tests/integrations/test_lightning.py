@@ -371,7 +371,7 @@ def test_what_is_wrong_with_the_options_shows_at_once():
         AutoClipCallback(on_nonfinite="stop")
     with pytest.raises(RuntimeError, match="no clipper before training has started"):
         _ = AutoClipCallback().clipper
-    with pytest.raises(ValueError, match="sinks are for one optimizer, and there are 2"):
+    with pytest.raises(ValueError, match="sinks are for one optimizer; the records of these 2"):
         fit(Adversaries(), AutoClipCallback(sinks=[Records()]))
 
 

@@ -57,7 +57,7 @@ class GradientClipper(OneThreshold):
 
     Args:
         policy: sets the threshold; each clipper needs its own. None is `ProbingQuantile()`.
-        response: what becomes of a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
+        response: for a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
             own formula. "skip": the step is left out. None is the policy's own.
         on_nonfinite: for a step whose norm is NaN or Inf. "skip" leaves it out, "propagate" passes the gradients on as
             they are, "raise" raises. The policy never learns from such a step.
@@ -68,7 +68,7 @@ class GradientClipper(OneThreshold):
             they are skipped, else ten windows of the policy. None: never.
 
     Raises:
-        TypeError: `policy` is no `Policy`.
+        TypeError: `policy` is not a `Policy`.
         ValueError: an argument is out of its range, or the policy is one for each parameter by itself.
 
     >>> import tensorflow as tf
@@ -94,7 +94,7 @@ class GradientClipper(OneThreshold):
         self.response: Response = self._controller.response
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
-        """Whether the latest `apply` means its step to be left out; a variable, so that graphs can read it."""
+        """True if the latest `apply` wants its step left out; a variable, so that graphs can read it."""
         self._losses = ReportedLosses()
         self._attachment: Any = None
 
@@ -119,7 +119,7 @@ class GradientClipper(OneThreshold):
             RuntimeError: the norm is not finite, with `on_nonfinite="raise"` or as the last of `max_nonfinite_in_a_row`
                 (from a graph TensorFlow raises `tf.errors.UnknownError`, with our message in its own); a graph for XLA;
                 one replica of several.
-            TypeError: gradients that are no floating-point numbers.
+            TypeError: gradients that are not floating-point numbers.
         """
         flat = tf.nest.flatten(gradients)
         live = {place: numbers(place, gradient) for place, gradient in enumerate(flat) if gradient is not None}
@@ -157,7 +157,7 @@ class GradientClipper(OneThreshold):
             The same optimizer.
 
         Raises:
-            TypeError: it is no optimizer of Keras 3.
+            TypeError: it is not an optimizer of Keras 3.
             ValueError: it clips by itself or has a clipper already, this clipper has an optimizer already, or Keras
                 runs on another backend.
         """
@@ -254,7 +254,7 @@ class GradientClipper(OneThreshold):
 
 
 def _require_python() -> None:
-    """Raise where Python cannot be called, or would be called once for each replica.
+    """Raise if Python cannot be called, or would be called once for each replica.
 
     Raises:
         RuntimeError: the graph is for XLA, or this is one replica of several.
@@ -262,7 +262,7 @@ def _require_python() -> None:
     if not tf.executing_eagerly() and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
         raise RuntimeError(
             "a GradientClipper asks its policy in Python, which XLA cannot call: give jit_compile=False to "
-            "model.compile() (Keras turns XLA on by itself where there is a GPU), or to tf.function()"
+            "model.compile() (Keras turns XLA on by itself if there is a GPU), or to tf.function()"
         )
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas > 1 and not tf.distribute.in_cross_replica_context():

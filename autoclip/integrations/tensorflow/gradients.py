@@ -10,10 +10,10 @@ import tensorflow as tf
 Tensor = Any  # TensorFlow comes without type information
 
 KEPT, SCALED, SCALED_WIDE, SKIPPED = range(4)
-"""What to do with the gradients of a step, as a number that a graph can branch on."""
+"""Action on the gradients of a step, as a number that a graph can branch on."""
 
 LEAST_FAST_NORM = 1e-15
-"""Where a norm in float32 is below this, squares of its elements may have been lost to underflow."""
+"""If a norm in float32 is below this, squares of its elements may have been lost to underflow."""
 LARGEST_FAST_NORM = 1e37
 """Reciprocals of larger norms are subnormal in float32, which TensorFlow takes for zero."""
 LEAST_FAST_FACTOR = 1e-30
@@ -50,7 +50,7 @@ def total_norm(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def scaling(norm: float, left: float, single: bool) -> tuple[int, float]:
-    """How to bring a norm down to what is to be left: SCALED or SCALED_WIDE (float32 in float64), and the factor.
+    """Action and factor that shrink a norm to `left`: SCALED, or SCALED_WIDE (float32 in float64).
 
     The formula is that of `tf.clip_by_global_norm`, bit for bit if float32 is enough or the gradients are wider.
 
@@ -97,7 +97,7 @@ def numbers(place: int, gradient: Any) -> Tensor:
     """The numbers that a gradient holds: itself, or the rows of slices.
 
     Raises:
-        TypeError: they are no floating-point numbers.
+        TypeError: they are not floating-point numbers.
     """
     if isinstance(gradient, tf.SparseTensor | tf.RaggedTensor):
         raise TypeError(f"gradients must be tensors or tf.IndexedSlices, got a {type(gradient).__name__} at {place}")

@@ -58,7 +58,7 @@ class ReportedLosses:
         graphs = [tf.compat.v1.get_default_graph()]
         while (outer := getattr(graphs[-1], "outer_graph", None)) is not None:
             graphs.append(outer)
-        # One of another graph was reported where no step followed.
+        # A loss of another graph was reported, and no step followed.
         return vector([loss for loss in pending if any(getattr(loss, "graph", None) is graph for graph in graphs)])
 
     def keep(self, losses: Any) -> None:
@@ -66,11 +66,11 @@ class ReportedLosses:
         self._known.extend(float(loss) for loss in losses)
 
     def mean_with(self, losses: Any) -> float | None:
-        """Mean of what the host knows and of these, an array; then forgets all. None: there are none."""
+        """Mean of the losses on the host and of these, an array; then forget all. None: there are no losses."""
         self.keep(losses)
         known, self._known = self._known, []
         return sum(known) / len(known) if known else None
 
     def forget(self) -> None:
-        """Forget what was reported."""
+        """Forget the reported losses."""
         self._known, self._pending = [], []

@@ -17,14 +17,14 @@ class DecideOn(Protocol):
     """The clipper's method that decides."""
 
     def __call__(self, values: Sequence[Tensor], losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What becomes of gradients with these values (KEPT, ...), the coefficient, and their norm."""
+        """The action on gradients with these values (KEPT, ...), the coefficient, and their norm."""
 
 
 def own_optimizer(optimizer: Any) -> Any:
     """The optimizer inside those that scale the loss, ready to be clipped.
 
     Raises:
-        TypeError: it is no optimizer of Keras 3.
+        TypeError: it is not an optimizer of Keras 3.
         ValueError: it clips by itself or has a clipper already, or Keras runs on another backend than TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
@@ -47,8 +47,8 @@ class ClippingApply:
 
     Args:
         optimizer: of Keras; if it scales the loss, the one inside it is clipped.
-        decide_on: asked at every real update.
-        losses: that belong to it.
+        decide_on: called at every real update.
+        losses: of the coming update.
     """
 
     def __init__(self, optimizer: Any, decide_on: DecideOn, losses: ReportedLosses) -> None:
@@ -58,7 +58,7 @@ class ClippingApply:
         self._losses = losses
         self._apply = self._inner.apply
         self._scale_loss = optimizer.scale_loss
-        # Graphs that were made with the clipper outlive its removal, and ask whether it is still meant.
+        # Graphs that were made with the clipper outlive its removal, and ask this variable.
         self._removed = tf.Variable(False, trainable=False, name="autoclip_removed")
         self._inner.apply = self
         optimizer.scale_loss = self.scale_loss
@@ -87,11 +87,11 @@ class ClippingApply:
         places = [
             place
             for place, (gradient, variable) in enumerate(zip(grads, known, strict=False))
-            # Such a variable takes what looks like its gradient for its value (scales of float8).
+            # Such a variable takes its "gradient" as its value (scales of float8).
             if gradient is not None and not getattr(variable, "overwrite_with_gradient", False)
         ]
         if not places or len(grads) != len(known):
-            self._apply(grads, variables)  # which raises, where that is wrong
+            self._apply(grads, variables)  # which raises if that is wrong
             return
         losses = self._losses.take()
         steps = optimizer.gradient_accumulation_steps
@@ -119,7 +119,7 @@ class ClippingApply:
             grads: one for each variable, or None.
             variables: as the optimizer's own `apply` takes them.
             places: of the gradients that are clipped.
-            sums: what is accumulated at these places already; none without accumulation.
+            sums: accumulated gradients at these places; empty without accumulation.
             losses: of the step, shape (n,).
         """
         optimizer = self._inner
