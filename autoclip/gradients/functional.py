@@ -1,12 +1,14 @@
 """Drop-in replacements for torch's two clip functions."""
 
+import warnings
 from math import inf, isfinite, isnan
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autoclip.gradients.norms import checked_norm_type, measure
+from autoclip.gradients.norms import measure
 from autoclip.gradients.shrink import clamp_, clip_coefficient, scale_
 from autoclip.gradients.source import Source, gradients_of, named_parameters
 
@@ -24,12 +26,12 @@ def clip_grad_norm_(
     Bit for bit torch's results, with these differences. Gradients at or below `max_norm` are not touched.
     `max_norm=inf` only measures, whatever the gradients hold. Finite gradients never measure as infinite.
     Half-precision gradients are measured and scaled in float32. A parameter given twice, or memory shared by two
-    gradients, counts once. Sparse gradients work, and so do lazy conjugates.
+    gradients, counts once. Sparse gradients work, and so do lazy conjugates. In a compiled function it is torch's own.
 
     Args:
         parameters: as torch, or a module, (name, parameter) pairs, parameter groups, or an optimizer.
         max_norm: >= 0; inf never clips.
-        norm_type: p > 0, or inf.
+        norm_type: p, or inf. Orders of 0 and below are no norms; they are torch's.
         error_if_nonfinite: raise instead of passing NaN or Inf on to the gradients.
         foreach: accepted for torch's signature.
 
@@ -37,17 +39,22 @@ def clip_grad_norm_(
         The total norm before clipping, 0-d.
 
     Raises:
-        ValueError: `max_norm` is negative or NaN, or `norm_type` is no norm.
+        ValueError: `max_norm` is negative or NaN, or `norm_type` is no number.
         TypeError: gradients that have no norm, as of integers; the message names the parameter.
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set. The gradients are untouched.
     """
-    limit = _checked_limit("max_norm", max_norm)
-    norm_type = checked_norm_type(norm_type)
-    gradients = gradients_of(named_parameters(parameters))
-    norms = measure(gradients, norm_type)
+    limit, order = _checked_limit("max_norm", max_norm), float(norm_type)
+    if torch.compiler.is_compiling() or not order > 0:
+        given = _tensors(parameters)
+        return torch.nn.utils.clip_grad_norm_(given, max_norm, order, error_if_nonfinite, foreach)
+    named = named_parameters(parameters)
+    if not named and isinstance(parameters, GeneratorType):
+        warnings.warn("the generator of parameters is exhausted, so that nothing is clipped: give a list", stacklevel=3)
+    gradients = gradients_of(named)
+    norms = measure(gradients, order)
     if error_if_nonfinite and not isfinite(norms.value):
         raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+            f"The total norm of order {order} for gradients from `parameters` is non-finite, so it cannot be "
             f"clipped. To pass the non-finite gradients on, set `error_if_nonfinite=False`"
         )
     # "not <=" lets NaN through to the gradients, as torch does.
@@ -73,9 +80,18 @@ def clip_grad_value_(
         ValueError: `clip_value` is negative or NaN.
         TypeError: a complex gradient.
     """
-    limit = _checked_limit("clip_value", clip_value)
-    if limit != inf:
+    if torch.compiler.is_compiling():
+        torch.nn.utils.clip_grad_value_(_tensors(parameters), clip_value, foreach)
+    elif (limit := _checked_limit("clip_value", clip_value)) != inf:
         clamp_(list(gradients_of(named_parameters(parameters)).values()), limit)
+
+
+def _tensors(parameters: Any) -> Any:
+    """Parameters in a form that torch's own functions take."""
+    if isinstance(parameters, torch.nn.Module):
+        return list(parameters.parameters())
+    is_one = isinstance(parameters, Tensor) or torch.compiler.is_compiling()
+    return parameters if is_one else list(named_parameters(parameters).values())
 
 
 def _checked_limit(name: str, value: Any) -> float:

@@ -20,6 +20,9 @@ Source = (
 )
 
 
+COMPILED = "_orig_mod."
+
+
 def named_parameters(source: Source) -> dict[str, Tensor]:
     """Name -> parameter, each parameter once, in the source's order.
 
@@ -30,7 +33,8 @@ def named_parameters(source: Source) -> dict[str, Tensor]:
         TypeError: the source holds something that is no parameter.
     """
     if isinstance(source, nn.Module):
-        return dict(source.named_parameters())
+        # `torch.compile` puts a prefix of its own before the names; a state loads with and without it.
+        return {name.replace(COMPILED, ""): parameter for name, parameter in source.named_parameters()}
     if isinstance(source, torch.optim.Optimizer):
         source = source.param_groups
     if isinstance(source, Tensor):
