@@ -1,10 +1,12 @@
 """The history of a clipper's steps: counts, records, sinks and warnings. Without torch."""
 
+import weakref
 from abc import ABC
 from collections import deque
 from collections.abc import Iterable
 from math import inf, isfinite
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from autoclip.controller import Decision
 from autoclip.policies.policy import ALL, Phase, Policy
@@ -23,6 +25,14 @@ BY_CLIPPER = "clipper.report_loss(loss) before optimizer.step(), or {} where it 
 """How a clipper is given the loss."""
 TOLD_OF_NO_LOSS = 100
 """Steps after which the user is warned that none had a loss, if the policy reads it."""
+
+
+LATE_LOSS = 3
+"""Steps that show whether each loss comes a step late."""
+LOOKS = frozenset({LATE_LOSS, 20, 50, 100, 200, 500, 1000})
+"""Steps at which the history looks back."""
+MOST_EQUAL, EQUAL = 10, 1e-5
+"""This many norms within this share of the largest were limited by somebody else."""
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
@@ -144,18 +154,20 @@ class History:
             self.active_steps += 1
             self.clipped_steps += clipped
             self.coefficient_sum += coefficient
+        if self.steps in LOOKS:
+            self._look_back()
         for sink in self.sinks:
             sink.log(cast(ClipRecord, self.last))
         if not finite:
             self._meet_many_nonfinite()
 
-    def meet_nonfinite(self, where: str, on_nonfinite: str) -> None:
+    def meet_nonfinite(self, where: str, on_nonfinite: str, cure: str = "") -> None:
         """Raise or warn because the norm of this step is not finite, in some parameters."""
         found = f"non-finite gradient norm at step {self.steps}, in {where}"
         if on_nonfinite == "raise":
-            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect")
+            raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect{cure}")
         effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
-        self.warn_once("nonfinite", f"{found}: {effect}")
+        self.warn_once("nonfinite", f"{found}: {effect}{cure}")
 
     def _expect_loss(self) -> None:
         """Count the steps without a loss from here on.
@@ -177,6 +189,26 @@ class History:
                 f"no loss was given in {TOLD_OF_NO_LOSS} steps, so that {self._policy!r} goes by the norms alone, "
                 f"without its brake: call {self._give_loss}; or take a policy that needs none, as "
                 f"RunningQuantile(percentile=50)",
+            )
+
+    def _look_back(self) -> None:
+        """Warn of losses that come a step late, and of norms that somebody else has limited before."""
+        records = self.recent
+        if self.steps == LATE_LOSS and [one.loss is None for one in records] == [True, False, False]:
+            self.warn_once(
+                "late loss",
+                "the first step had no loss, but those after it had: is report_loss() called after the step? Then each "
+                "loss counts for the next step: call it before",
+            )
+        norms = [one.total_norm for one in records if 0 < one.total_norm < inf]
+        equal = [norm for norm in norms if norm >= (1 - EQUAL) * max(norms)]
+        # Bit-equal norms are those of a toy; a norm that was scaled to a bound is rounded.
+        if len(equal) >= MOST_EQUAL and len({*equal}) > 1:
+            self.warn_once(
+                "foreign",
+                f"{len(equal)} of {len(norms)} gradient norms are {max(norms):.4g}, the largest: does something else "
+                f"clip before (clip_grad_norm_, max_grad_norm, gradient_clip_val)? Then the policy learns that number: "
+                f"remove it",
             )
 
     def _meet_many_nonfinite(self) -> None:
@@ -215,10 +247,28 @@ class History:
         self._expect_loss()
 
 
+_OWNERS: WeakKeyDictionary[Policy, "weakref.ref[Recorded]"] = WeakKeyDictionary()
+"""Policy -> the clipper or tuner that it belongs to."""
+
+
 class Recorded(ABC):
     """What a clipper and a tuner tell of their steps."""
 
     _history: History
+
+    def _own(self, policy: Policy) -> None:
+        """Take over a policy.
+
+        Raises:
+            ValueError: it belongs to another clipper or tuner, which is still there.
+        """
+        owner = _OWNERS.get(policy)
+        if owner is not None and owner() not in (None, self):
+            raise ValueError(
+                f"{policy!r} belongs to another clipper already, and would learn from the norms of both: give each its "
+                f"own, such as policy.clone()"
+            )
+        _OWNERS[policy] = weakref.ref(self)
 
     def settle(self) -> None:  # noqa: B027 - only a clipper has steps that are not recorded yet
         """Record what was not recorded yet."""

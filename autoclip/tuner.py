@@ -48,6 +48,7 @@ class OneThreshold(Recorded):
         self._controller = Controller(
             self.policy, choice("response", response or self.policy.response, Response), relearn_after
         )
+        self._own(self.policy)
         self._history = History(sinks, max_nonfinite_in_a_row, self.policy, give_loss)
 
     @property

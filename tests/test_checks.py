@@ -5,12 +5,14 @@ import sys
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
+import autoclip
 from autoclip import Clipper, Fixed, NoClip, attach
 from autoclip.clipper import checks
 from autoclip.clipper.checks import CHECKED_STEPS, Checks, Mark
@@ -206,7 +208,7 @@ def fresh_checks():
 def is_contested(one, gradients):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        one.before(gradients)
+        one.before(gradients, 1.0)
     return any("another clipper" in str(warning.message) for warning in told)
 
 
@@ -307,3 +309,112 @@ def test_the_second_of_two_optimizers_is_looked_at_too():
     weights[1].grad.mul_(10)
     with pytest.warns(UserWarning, match=r"norm of 7.071 in optimizer.step\(\), after they were clipped at 1"):
         optimizers[1].step()
+
+
+def loop(count, between=lambda net: None, *, clip_at=lambda step: True, order="before", set_to_none=True, **options):
+    """Train by hand; returns the clipper."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    clipper = Clipper(net, Fixed(0.1), **options)
+    for step in range(count):
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        (10 * net(inputs).square().mean()).backward()
+        between(net)
+        if order == "before":
+            clipper.step(loss=1.0)
+        if clip_at(step):
+            optimizer.step()
+            if order == "after":
+                clipper.step(loss=1.0)
+            optimizer.zero_grad(set_to_none)
+    return clipper
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_loop_that_is_right_is_told_nothing(set_to_none):
+    assert loop(60, set_to_none=set_to_none).last.step == 59
+
+
+def test_a_step_for_every_micro_batch_is_told():
+    with pytest.warns(UserWarning, match=r"step\(\) was called 3 times before this optimizer.step\(\)"):
+        loop(12, clip_at=lambda step: step % 4 == 3)
+
+
+def test_a_step_after_the_optimizers_is_told():
+    with pytest.warns(UserWarning, match="optimizer.step\\(\\) has other gradients than those that were clipped"):
+        loop(4, order="after")
+
+
+@pytest.mark.parametrize("largest", [0.1, 0.3])
+def test_elements_that_were_limited_before_are_told(largest):
+    with pytest.warns(UserWarning, match=rf"or more, are {largest}: does something limit elements"):
+        loop(3, lambda net: nn.utils.clip_grad_value_(net.parameters(), largest))
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        nn.utils.clip_grad_norm_,
+        autoclip.clip_grad_norm_,
+        lambda parameters, most: nn.utils.clip_grad_norm_(parameters, most, inf),
+    ],
+    ids=["torch", "drop-in", "largest element"],
+)
+def test_a_clip_of_somebody_elses_is_told(clip):
+    order = 2.0 if "lambda" not in getattr(clip, "__name__", "") else inf
+    with pytest.warns(UserWarning, match=r"\d+ of 20 gradient norms are 0.05, the largest: does something else clip"):
+        loop(20, lambda net: clip(net.parameters(), 0.05), norm_type=order)
+
+
+def test_a_clip_beside_an_attached_clipper_is_told():
+    net = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    attach(optimizer, Fixed(10.0))
+
+    def train():
+        for step in range(20):
+            optimizer.zero_grad()
+            inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            (100 * net(inputs) + inputs.sum()).square().mean().backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"20 of 20 gradient norms are 0.5, the largest"):
+        train()
+
+
+def test_losses_that_come_a_step_late_are_told():
+    weight = one_weight()
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    clipper = attach(optimizer)
+
+    def train():
+        for step in range(3):
+            weight.grad = torch.tensor([1.0 + step])
+            optimizer.step()
+            clipper.report_loss(1.0)
+
+    with pytest.warns(UserWarning, match=r"is report_loss\(\) called after the step"):
+        train()
+
+
+def test_gradients_of_samples_are_told_of():
+    weight = one_weight()
+    weight.grad, weight.grad_sample = torch.tensor([5.0]), torch.tensor([[5.0]])
+    with pytest.warns(UserWarning, match=r"use autoclip.attach\(optimizer\)"):
+        Clipper([weight], Fixed(1.0)).step()
+
+
+def test_a_forgotten_unscale_is_named_where_the_first_step_overflows():
+    weight = one_weight()
+    weight.grad = torch.tensor([inf])
+    with pytest.warns(UserWarning, match=r"with a GradScaler call scaler.unscale_\(optimizer\) before step\(\)"):
+        Clipper([weight], Fixed(1.0)).step()
+
+
+def test_skipping_scaled_gradients_is_refused_as_a_scaler_could_not_go_on():
+    weight = one_weight()
+    weight.grad = torch.tensor([5.0])
+    with pytest.raises(ValueError, match=r"call scaler.unscale_\(optimizer\) before step\(\)"):
+        Clipper([weight], Fixed(1.0), response="skip").step(loss_scale=2.0)
+    assert weight.grad.item() == 5.0

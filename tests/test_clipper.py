@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile
+from autoclip import AutoClip, Clipper, Fixed, LossAwareQuantile, RunningQuantile, Tuner
 from autoclip.clipper.options import ClipperOptions
 from autoclip.records import ClipRecord
 from tests.references import clip_coefficient
@@ -352,3 +352,15 @@ def test_what_is_no_loss_is_refused(loss):
     with pytest.raises(TypeError, match="loss must be a number or a tensor of one, got"):
         clipper.report_loss(loss)
     assert not clipper.has_reported_loss
+
+
+def test_a_policy_belongs_to_one_clipper_while_that_lives():
+    policy = RunningQuantile(percentile=50)
+    first = Clipper([one_weight()], policy)
+    for other in (lambda: Clipper([one_weight()], policy), lambda: Tuner(policy)):
+        with pytest.raises(ValueError, match=r"belongs to another clipper already, .* such as policy.clone\(\)"):
+            other()
+    Clipper([one_weight()], policy.clone())
+    del first
+    gc.collect()
+    Clipper([one_weight()], policy)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip import Fixed, RunningQuantile
-from autoclip.clipper.groups import Groups
+from autoclip import Clipper, Fixed, RunningQuantile
+from autoclip.clipper.groups import MODULE_EVERY, Groups
 from autoclip.gradients import gradients_of, measure
 from tests.grouped import LAYERS, backward
 from tests.small_network import network
@@ -102,3 +102,21 @@ def test_a_state_that_does_not_fit_changes_nothing():
     with pytest.raises(ValueError, match="whole numbers"):
         groups.load_state_dict(broken)
     assert groups.state_dict() == state
+
+
+def test_parameters_that_a_module_gets_later_are_read_within_fifty_steps():
+    net = nn.Sequential(nn.Linear(4, 3))
+    groups = Groups(net, Fixed(1.0), "global", "scale", None, "auto")
+    net.append(nn.Linear(3, 2))
+    for _ in range(MODULE_EVERY):
+        groups.refresh()
+    assert list(groups.parameters) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_state_under_the_compiler_loads_without_it_and_the_other_way_round():
+    net = nn.Sequential(nn.Linear(4, 3))
+    compiled = torch.compile(net)
+    plain, other = (Clipper(one, Fixed(1.0), scope="parameter") for one in (net, compiled))
+    assert list(other.policies) == list(plain.policies) == ["0.weight", "0.bias"]
+    other.load_state_dict(plain.state_dict())

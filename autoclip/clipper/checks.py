@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from autoclip.clipper.measured import measure_all
 from autoclip.clipper.uncompiled import uncompiled
@@ -85,6 +85,8 @@ class Checks:
         self._mode, self._order, self._warn_once = mode, order, warn_once
         self._steps = 0
         self._own = object()  # stands for this clipper among those that marked gradients
+        self._largest: list[tuple[float, int, float]] = []  # element, how many have its size, norm of all
+        self._calls = self._replaced = 0  # of step() since the optimizer's; steps of it with other gradients
         self._threshold = inf
         self._left: dict[str, tuple[Tensor, float, StorageWeakRef]] = {}  # by name: parameter, norm, memory
         _hook_once()
@@ -93,8 +95,14 @@ class Checks:
         """The same checks, for a copy of the clipper."""
         return Checks(self._mode, self._order, self._warn_once)
 
-    def before(self, gradients: Iterable[Tensor]) -> None:
-        """Warn if another clipper has clipped any of these gradients, and nothing has written to it since."""
+    def before(self, gradients: list[Tensor], norm: float) -> None:
+        """Warn if somebody else has clipped these gradients: another clipper, or a function that limits elements.
+
+        Args:
+            gradients: before clipping.
+            norm: of all of them.
+        """
+        self._look_for_limited_elements(gradients, norm)
         for gradient in gradients:
             storage, now = _memory(gradient)
             _, version, owner = _CLIPPED.get(storage._cdata, (None, 0, self._own))
@@ -105,6 +113,31 @@ class Checks:
                     "not those of training: keep one of them (detach() removes an attached one)",
                 )
                 return
+
+    def look_for_samples(self, parameters: Iterable[Tensor]) -> None:
+        """Warn if an optimizer will compute the gradients again from those of each sample."""
+        if any(getattr(one, "grad_sample", None) is not None for one in parameters):
+            self._warn_once(
+                "samples",
+                "the parameters have a grad_sample: opacus computes the gradients again in its optimizer's step, so "
+                "that step() has no effect: use autoclip.attach(optimizer), which clips after that",
+            )
+
+    def _look_for_limited_elements(self, gradients: list[Tensor], norm: float) -> None:
+        """Warn if several elements share the largest size, and it is the same in all of the first steps."""
+        parts = [local_part(one) for one in gradients]
+        parts = [one.abs() for one in parts if one.layout is torch.strided and one.numel()]
+        if not parts or not isfinite(norm):
+            return
+        largest = max(float(one.max()) for one in parts)
+        self._largest.append((largest, sum(int((one == largest).sum()) for one in parts), norm))
+        sizes, counts, norms = zip(*self._largest, strict=True)
+        if len(sizes) == CHECKED_STEPS and len({*sizes}) == 1 and min(counts) > 1 and len({*norms}) == CHECKED_STEPS:
+            self._warn_once(
+                "limited",
+                f"in each of the first {CHECKED_STEPS} steps the largest gradient elements, {min(counts)} or more, are "
+                f"{largest:.4g}: does something limit elements before, such as clip_grad_value_()? Remove it",
+            )
 
     def after(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], threshold: float) -> None:
         """Count a step, and expect that the optimizer finds the gradients as they are now.
@@ -121,6 +154,7 @@ class Checks:
             return
         norms = measure_all(gradients, parameters, self._mode, self._order, None)
         if isfinite(norms.value) and norms.value > 0:
+            self._calls += 1
             self._threshold = threshold
             for (name, gradient), norm in zip(gradients.items(), norms.each.tolist(), strict=True):
                 self._left[name] = (parameters[name], norm, _reference(gradient))
@@ -152,18 +186,41 @@ class Checks:
 
     def compare(self, optimizer: Optimizer) -> None:
         """Look at those gradients that this optimizer is about to use; its step may write to them."""
-        used = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        found, parameters, left = dict[str, Tensor](), dict[str, Tensor](), []
-        for name, (parameter, norm, memory) in tuple(self._left.items()):
-            if id(parameter) not in used:
-                continue
-            del self._left[name]
+        found, parameters, left, expected = dict[str, Tensor](), dict[str, Tensor](), list[float](), 0
+        for name, (parameter, norm, memory) in self.forget(optimizer).items():
+            expected += parameter.grad is not None
             if parameter.grad is not None and memory.cdata == _memory(parameter.grad)[0]._cdata:
                 found[name], parameters[name] = parameter.grad, parameter
                 left.append(norm)
+        if expected:
+            self._look_at_the_order(found=bool(found))
         if found:
             now = measure_all(found, parameters, self._mode, self._order, None)
             self._compare(now, left, getattr(optimizer, "grad_scale", None))
+
+    def forget(self, optimizer: Optimizer) -> dict[str, tuple[Tensor, float, StorageWeakRef]]:
+        """Expect nothing more of this optimizer's gradients; returns what was expected."""
+        used = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        expected = {name: one for name, one in self._left.items() if id(one[0]) in used}
+        for name in expected:
+            del self._left[name]
+        return expected
+
+    def _look_at_the_order(self, *, found: bool) -> None:
+        """Warn if step() is called too often, or at the wrong place, for this step of the optimizer."""
+        if self._calls > 1:
+            self._warn_once(
+                "too often",
+                f"step() was called {self._calls} times before this optimizer.step(), and each call counts as a step: "
+                f"under accumulation call it once, after the last micro-batch",
+            )
+        self._calls, self._replaced = 0, 0 if found else self._replaced + 1
+        if self._replaced == 2:
+            self._warn_once(
+                "too late",
+                "optimizer.step() has other gradients than those that were clipped: call step() after backward() and "
+                "before optimizer.step()",
+            )
 
     def _compare(self, now: Norms, left: list[float], scale: Tensor | None) -> None:
         # One gradient tells the factor as well as all: the largest is the most exact.
@@ -199,11 +256,12 @@ _WAITING: list["weakref.ref[Checks]"] = []
 
 @cache
 def _hook_once() -> None:
-    """Let every optimizer of the process call `_before_step`, from the first clipper on.
+    """Let every optimizer of the process call the hooks below, from the first clipper on.
 
-    The hook stays: torch goes through these hooks while it calls them, and other threads may be in a step.
+    They stay: torch goes through these hooks while it calls them, and other threads may be in a step.
     """
     register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
 
 
 def _before_step(optimizer: Optimizer, _: Any, __: Any) -> None:
@@ -211,11 +269,19 @@ def _before_step(optimizer: Optimizer, _: Any, __: Any) -> None:
         _compare_waiting(optimizer)
 
 
+def _after_step(optimizer: Optimizer, _: Any, __: Any) -> None:
+    if _WAITING:  # a hook of the optimizer has called step()
+        _compare_waiting(optimizer, is_over=True)
+
+
 @uncompiled
-def _compare_waiting(optimizer: Optimizer) -> None:
+def _compare_waiting(optimizer: Optimizer, *, is_over: bool = False) -> None:
     for waiting in tuple(_WAITING):
         if (checks := waiting()) is not None:
-            checks.compare(optimizer)
+            if is_over:
+                checks.forget(optimizer)
+            else:
+                checks.compare(optimizer)
     _WAITING[:] = [one for one in _WAITING if (checks := one()) is not None and checks.is_waiting]
 
 

@@ -45,7 +45,7 @@ class Clipper(Recorded):
 
     Args:
         source: a module, parameters, (name, parameter) pairs, parameter groups, or an optimizer. The parameters are
-            those it has now; of an optimizer also those added or exchanged later.
+            those it has now; of an optimizer also those added or exchanged later, of a module too, within 50 steps.
         policy: sets the threshold; each clipper needs its own. None is `ProbingQuantile()`.
         scope: whose norm is compared: "global": of all gradients together; "parameter": of each parameter's; "group":
             of each group's. None is the policy's own.
@@ -124,6 +124,7 @@ class Clipper(Recorded):
             on_nonfinite=self.on_nonfinite,
             ranks=process_group,
         )
+        self._own(policy)
         self._handles: list[Any] = []  # of the hooks that `attach` made
         self._history.watch(self)
 
@@ -163,9 +164,14 @@ class Clipper(Recorded):
                 to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
-            ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; or a `loss_scale` that is not above
-                0.
+            ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; response "skip" with one; or a
+                `loss_scale` that is not above 0.
         """
+        if loss_scale is not None and self.response == "skip" and self._step.deferred.found_inf is None:
+            raise ValueError(
+                "response='skip' and a loss_scale do not go together, as a GradScaler needs gradients to look at: call "
+                "scaler.unscale_(optimizer) before step()"
+            )
         return self._step.run(loss, clip_fn, loss_scale)
 
     def settle(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from autoclip.clipper.measured import Measured, group_norms
@@ -12,6 +13,9 @@ from autoclip.gradients import Norms, Source, group_by_parameter, kept_source, n
 from autoclip.policies import Policy
 from autoclip.policies.policy import ALL, Phase, Response, Scope
 from autoclip.records import clip_rate
+
+MODULE_EVERY = 50
+"""Steps between two looks for parameters that a module got since."""
 
 
 class Groups:
@@ -51,12 +55,24 @@ class Groups:
         self._named: list[str] = []
         self._members: dict[str, list[int]] = {}
         self._optimizer = source if isinstance(source, Optimizer) else None
+        self._module = source if isinstance(source, Module) else None
+        self._calls = 0  # of `refresh`
         self._read(kept_source(source))
 
     def refresh(self) -> None:
-        """Read the parameters again if any were added to, or exchanged in, the optimizer that they came from."""
-        if self._optimizer and self._given != _identities(self._optimizer):
-            self._read(self._optimizer)
+        """Read the parameters again if any were added to, or exchanged in, the optimizer or module they came from.
+
+        A module is looked through at every fiftieth call only, because that takes longer.
+        """
+        if self._optimizer is not None:
+            if self._given != _identities(self._optimizer):
+                self._read(self._optimizer)
+        elif self._module is not None:
+            self._calls += 1
+            if self._calls % MODULE_EVERY == 0 and {*map(id, self._module.parameters())} != {
+                *map(id, self.parameters.values())
+            }:
+                self._read(self._module)
 
     def members(self, names: list[str]) -> dict[str, list[int]]:
         """Group's name -> positions of its parameters among the names; only groups that have any."""

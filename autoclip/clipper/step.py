@@ -117,10 +117,14 @@ class Step:
         if not isfinite(norms.value):
             if loss_scale is not None:
                 return norms.total
-            self.history.meet_nonfinite(name_nonfinite(gradients, norms.each), self.on_nonfinite)
+            by_hand = self._checks.is_open and self.deferred.found_inf is None
+            cure = "; with a GradScaler call scaler.unscale_(optimizer) before step()" if by_hand else ""
+            self.history.meet_nonfinite(name_nonfinite(gradients, norms.each), self.on_nonfinite, cure)
         is_checked = self._checks.is_open
+        if is_checked and self.deferred.found_inf is None:
+            self._checks.look_for_samples(self.groups.parameters.values())
         if is_checked:
-            self._checks.before(tensors)
+            self._checks.before(tensors, norms.value)
         loss = pending.read()
         if may_defer:
             self.deferred.prepare(self.groups, gradients)
