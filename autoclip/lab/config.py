@@ -237,6 +237,8 @@ def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> F
             message = "must be given, got nothing"
         case "value_error":
             message = str(error["ctx"]["error"])
+        case "assertion_error":
+            message = f"{error['ctx']['error']}, got {got}"
         case "literal_error":
             message = f"must be {error['ctx']['expected']}, got {got}"
         case "bool_type":

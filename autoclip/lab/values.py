@@ -1,4 +1,4 @@
-"""What the value of a configuration key may be: one definition for the check, its message and the JSON schema."""
+"""Allowed values of configuration keys: one definition for the check, its message and the JSON schema."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -90,7 +90,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Items:
-    """In an annotation of a list: how many items it must hold, and whether they must differ; valid items come first.
+    """In an annotation of a list: least number of items, and `distinct` where they must differ; valid items come first.
 
     Items that must differ are hashable.
     """

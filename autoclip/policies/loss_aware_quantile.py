@@ -76,7 +76,7 @@ class LossAwareQuantile(Policy):
 
     def _start(self, warmup_norms: list[float]) -> None:
         norm = percentile_of(sorted(warmup_norms), self.percentile)
-        self.steady.start(self._contained(norm))
+        self.steady.start(self._capped(norm))
         self.quantile.start(self.steady.get() if self.warmup_steps else self.start * norm)
         self.first_norms = [] if self.warmup_steps else [norm]
         self.inclusive = False
@@ -107,17 +107,13 @@ class LossAwareQuantile(Policy):
 
     def _look_at_the_first(self, norms: list[float]) -> None:
         """Start again if the first norm turns out to be far below those after it."""
-        self.first_norms = norms
-        if len(norms) < FIRST_NORMS:
-            return
-        self.first_norms = []
-        usual = usual_norm(norms)
-        if usual is not None:
+        self.first_norms = norms if len(norms) < FIRST_NORMS else []
+        if len(norms) == FIRST_NORMS and (usual := usual_norm(norms)) is not None:
             self.steady.start(usual)
             self.quantile.start(self.start * usual)
 
     def _factor(self, above: bool) -> float:
-        """Factor that the loss puts on the threshold; `above`: whether the step was clipped."""
+        """Factor that the loss puts on the threshold; `above`: the step was clipped."""
         if self.losses.rises(self.margin):
             return float(self.cut)
         return float(self.lift) if above and self.losses.falls(self.margin) else 1.0

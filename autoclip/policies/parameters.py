@@ -29,7 +29,7 @@ class Number:
         return f"{'a whole number' if self.integer else 'a number'} in {interval}{others}"
 
     def contains(self, number: float) -> bool:
-        """Whether the interval holds the number; NaN is in no interval."""
+        """Say if the interval holds the number; NaN is in no interval."""
         above = number > self.low or (number == self.low and not self.low_open)
         below = number < self.high or (number == self.high and not self.high_open)
         return above and below
@@ -55,18 +55,16 @@ class Number:
             raise ValueError(f"{name} must be {self}, got {value!r}")
         return number
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import PydanticCustomError, core_schema
+    def _check_yaml(self, value: Any) -> Any:
+        try:
+            return self.check("", inf if value == "inf" and self.contains(inf) else value)
+        except TypeError:
+            raise AssertionError(f"must be {self}") from None  # the configuration adds what it got, in YAML's words
+        except ValueError as error:
+            raise ValueError(str(error).strip()) from None
 
-        def check(value: Any) -> Any:
-            try:
-                return self.check("", inf if value == "inf" and self.contains(inf) else value)
-            except TypeError:
-                raise PydanticCustomError("number", "must be {number}", {"number": str(self)}) from None
-            except ValueError as error:
-                raise ValueError(str(error).strip()) from None
-
-        return core_schema.no_info_plain_validator_function(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "function-plain", "function": {"type": "no-info", "function": self._check_yaml}}
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         numbers: dict[str, Any] = {"type": "integer" if self.integer else "number"}

@@ -25,7 +25,7 @@ LARGEST_START = 10.0
 """A norm of the warm-up above this multiple of the automatic warm-up threshold has exploded: no tracker starts there.
 Percentile 99 of lognormal norms with a log-deviation of 1 lies at it."""
 FIRST_NORMS = 10
-"""Number of norms that tell whether the first one was an outlier."""
+"""Number of norms that show if the first one was an outlier."""
 
 
 def usual_norm(first_norms: Sequence[float]) -> float | None:
@@ -177,11 +177,9 @@ class Policy(ABC):
         fresh = self.clone()
         fresh.warmup_tracker.start(percentile_of(sorted(norms), 50))
         fresh._restart(list(norms))
-        for name in ("learned_norms", "nonfinite_norms", "zero_norms"):
-            setattr(fresh, name, getattr(self, name))
-        fresh.learned_norms = max(fresh.learned_norms, fresh._warmup_length)
-        vars(self).clear()
-        vars(self).update(vars(fresh))
+        fresh.learned_norms = max(self.learned_norms, self._warmup_length)
+        fresh.nonfinite_norms, fresh.zero_norms = self.nonfinite_norms, self.zero_norms
+        self.__dict__ = vars(fresh)
 
     @property
     def warmup_total(self) -> float | None:
@@ -191,7 +189,7 @@ class Policy(ABC):
 
     @property
     def starves_after(self) -> int | None:
-        """Steps clipped in a row that tell of a new level of the norms: ten windows. None: that is meant."""
+        """Number of clipped steps in a row that show a new level of the norms: ten windows. None: it is to clip all."""
         if getattr(self, "percentile", None) == 0:
             return None
         return WINDOWS_TO_STARVE * self.remembered_norms
@@ -204,7 +202,7 @@ class Policy(ABC):
 
     @property
     def phase(self) -> Phase:
-        """Whether the threshold read now is that of the warm-up or the policy's own."""
+        """Name of the threshold that is read now: that of the "warmup", or once "active" the policy's own."""
         return "active" if self.learned_norms >= (self.warmup_steps or self.needs_norms) else "warmup"
 
     @abstractmethod
@@ -272,22 +270,19 @@ class Policy(ABC):
         if missing:
             raise ValueError(f"the state does not fit {name}: it has no {', '.join(missing)}")
         for attribute, value in state.items():
-            fresh: Any = learned.get(attribute)
             if attribute == "policy":
                 continue
             if attribute not in learned and (hasattr(loaded, attribute) or isinstance(value, dict)):
-                raise ValueError(f"the state does not fit {name}: it holds {attribute}, which a new {name} has not")
-            if hasattr(fresh, "load_state_dict"):
-                try:
+                raise ValueError(f"the state does not fit {name}: it holds {attribute}, which a new {name} does not")
+            fresh: Any = learned.get(attribute)
+            try:
+                if hasattr(fresh, "load_state_dict"):
                     fresh.load_state_dict(value)
-                except (KeyError, TypeError, AttributeError, ValueError) as error:
-                    raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r}") from error
-            elif _alike(fresh, value):
-                setattr(loaded, attribute, _plain(attribute, value))
-            else:
-                raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r:.100}")
-        vars(self).clear()
-        vars(self).update(vars(loaded))
+                else:
+                    setattr(loaded, attribute, _alike(fresh, _plain(attribute, value)))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r:.100}") from error
+        self.__dict__ = vars(loaded)
 
     def __repr__(self) -> str:
         """The call that makes it: the settings that are not at their defaults, and the percentile of a clip rate."""
@@ -300,16 +295,16 @@ class Policy(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @final
-    def _contained(self, start: float) -> float:
-        """Limit where a tracker starts, so that an explosion in the warm-up does not set the threshold after it."""
+    def _capped(self, start: float) -> float:
+        """Limit the value that a tracker starts at, so that an explosion in the warm-up does not set it."""
         if self.warmup_threshold != "auto":
             return start
         return min(start, LARGEST_START * self.warmup_tracker.get())
 
     @final
-    def _without_explosions(self, warmup_norms: list[float]) -> list[float]:
-        """The norms of the warm-up; those that exploded count as the largest of the others."""
-        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
+    def _winsorized(self, warmup_norms: list[float]) -> list[float]:
+        """Replace norms of the warm-up that exploded by the largest of the others."""
+        largest = max(norm for norm in warmup_norms if self._capped(norm) == norm)
         return [min(norm, largest) for norm in warmup_norms]
 
     def _bounded(self, threshold: float) -> float:
@@ -325,25 +320,27 @@ class Policy(ABC):
         return self.warmup_tracker.get() if self.warmup_norms else inf
 
     def _learned(self) -> dict[str, Any]:
-        """Every attribute that holds no setting."""
+        """All attributes that are not settings."""
         attributes = {setting.attribute for setting in settings_of(type(self)).values()}
         return {name: value for name, value in vars(self).items() if name not in attributes}
 
 
 def _as_written(value: Any, annotation: Any) -> str:
-    """A setting as Python: a percentile as people write it, an infinity that can be pasted."""
+    """A setting in Python: a whole percentile without a point, and an infinity that can be pasted."""
     if value == inf:
         return "float('inf')"
     whole = annotation == Percentile and float(value).is_integer()
     return repr(int(value) if whole else value)
 
 
-def _alike(fresh: Any, value: Any) -> bool:
-    """Whether a loaded value may replace the one that a policy starts with; None may be, or become, anything."""
-    if fresh is None or value is None:
-        return True
-    kinds = (bool, Real, str, list | tuple, dict)
-    return next((isinstance(value, kind) for kind in kinds if isinstance(fresh, kind)), True)
+def _alike(fresh: Any, value: Any) -> Any:
+    """Return a loaded value if its type is that of the value at the start; None may be, or become, anything."""
+    for kind in (bool, Real, str, list | tuple, dict):
+        if isinstance(fresh, kind):
+            if value is None or isinstance(value, kind):
+                break
+            raise TypeError
+    return value
 
 
 def _plain(name: str, value: Any) -> Any:

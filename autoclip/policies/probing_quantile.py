@@ -92,7 +92,7 @@ class ProbingQuantile(Policy):
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.norms.extend(self._without_explosions(warmup_norms))
+        self.norms.extend(self._winsorized(warmup_norms))
         self.current = self.norms.get(self.q)
         self.inclusive = False
         if self.warmup_steps == 0:

@@ -47,7 +47,7 @@ class RunningQuantile(Policy):
 
     def _start(self, warmup_norms: list[float]) -> None:
         if isinstance(self.quantile, GeometricQuantile):
-            self.quantile.start(self._contained(percentile_of(sorted(warmup_norms), self.percentile)))
+            self.quantile.start(self._capped(percentile_of(sorted(warmup_norms), self.percentile)))
         else:
             self.quantile.extend(warmup_norms)
 

@@ -44,7 +44,7 @@ class SkipStep(Policy):
         self.norms = SlidingMean(self.window)
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.norms.extend(self._without_explosions(warmup_norms))
+        self.norms.extend(self._winsorized(warmup_norms))
 
     def _threshold(self) -> float:
         mean = self.norms.get()

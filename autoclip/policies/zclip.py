@@ -61,7 +61,7 @@ class ZClip(Policy):
         self.moments = DecayedMoments(self.decay)
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.moments.start(*mean_and_variance(self._without_explosions(warmup_norms)))
+        self.moments.start(*mean_and_variance(self._winsorized(warmup_norms)))
 
     def _threshold(self) -> float:
         epsilon = 0.0 if self.form == "max" else self.epsilon
