@@ -42,8 +42,10 @@ class AdaGC(Policy):
     decay: Decay = 0.98
     gamma: float = field(default=0.0, init=False)
 
-    def _warmup_total(self) -> float | None:
-        return self.absolute if self.warmup_threshold == "auto" else None
+    @property
+    def warmup_total(self) -> float | None:
+        """`absolute`, within the bounds of the threshold, unless a `warmup_threshold` is given."""
+        return self._bounded(self.absolute) if self.warmup_threshold == "auto" else None
 
     def _start(self, warmup_norms: list[float]) -> None:
         self.gamma = min(*warmup_norms, inf if self.warmup_total is None else self.warmup_total)

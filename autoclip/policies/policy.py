@@ -184,8 +184,7 @@ class Policy(ABC):
     @property
     def warmup_total(self) -> float | None:
         """Bound on the norm of all groups together in the warm-up; None: each group has its own."""
-        total = self._warmup_total()
-        return None if total is None else self._bounded(total)
+        return None
 
     @property
     def starves_after(self) -> int | None:
@@ -220,10 +219,6 @@ class Policy(ABC):
     def _restart(self, norms: list[float]) -> None:
         """Start again from recent norms in the middle of training; as after the warm-up, unless overridden."""
         self._start(norms)
-
-    def _warmup_total(self) -> float | None:
-        """`warmup_total` without `min_threshold` and `max_threshold`."""
-        return None
 
     def _reciprocal(self, norm: float) -> float:
         """Norm that the response "reciprocal" leaves of a norm above the threshold, once active."""
