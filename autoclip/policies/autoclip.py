@@ -16,7 +16,7 @@ class AutoClip(Policy):
 
     Args:
         percentile: in [0, 100]; the paper uses 10. 0 is the running minimum; 100 never clips if inclusive.
-        inclusive: true: the current norm counts towards its own threshold.
+        inclusive: true if the current norm counts towards its own threshold.
         history: >= 1, number of latest norms kept. None keeps all, as published, at a cost that grows with the run.
         warmup_steps: 0 by default, as published.
 
