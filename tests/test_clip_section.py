@@ -125,12 +125,11 @@ def test_what_is_no_path_is_refused(given):
 
 def test_a_policy_of_ones_own_is_imported_from_the_working_directory():
     Path("clip_policies.py").write_text(
-        "import autoclip\n\nclass Mine(autoclip.RunningQuantile):\n    def __init__(self, share=3):\n"
-        "        super().__init__(percentile=share)\n"
-        "        self.share = share\n"
+        "from dataclasses import dataclass\n\nimport autoclip\n\n@dataclass\nclass Mine(autoclip.RunningQuantile):\n"
+        "    share: float = 3.0\n"
     )
     policy = from_config(write("clip: {policy: {kind: 'clip_policies:Mine', share: 7}}"))["policy"]
-    assert policy.percentile == 7
+    assert policy.share == 7
     assert message("clip: {policy: {kind: 'clip_policies:Yours'}}").startswith(
         "x.yaml:1:23: clip.policy: clip_policies:Yours: "
     )

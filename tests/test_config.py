@@ -1,6 +1,7 @@
 import inspect
 import json
 import math
+from dataclasses import MISSING
 from pathlib import Path
 
 import jsonschema
@@ -25,7 +26,7 @@ from autoclip.lab.config import (
     trained_task,
 )
 from autoclip.policies import POLICIES, Fixed
-from autoclip.policies.parameters import constructor_parameters
+from autoclip.policies.parameters import settings_of
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GOOD = """\
@@ -88,8 +89,7 @@ def reloaded(config: ExperimentConfig, path: Path) -> ExperimentConfig:
 
 def required(kind: str) -> dict[str, object]:
     """A value for each parameter of a policy that has no default."""
-    parameters = constructor_parameters(POLICIES[kind]).items()
-    return {name: 1.0 for name, (_, default) in parameters if default is inspect.Parameter.empty}
+    return {name: 1.0 for name, setting in settings_of(POLICIES[kind]).items() if setting.default is MISSING}
 
 
 def test_defaults(load):

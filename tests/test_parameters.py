@@ -1,6 +1,6 @@
-import inspect
+from dataclasses import MISSING, dataclass, field
 from math import inf, nan
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from autoclip.policies import (
     Policy,
     RunningQuantile,
 )
-from autoclip.policies.parameters import Number, check, constructor_parameters
+from autoclip.policies.parameters import Number, Setting, check, settings_of
 
 COMMON = {"warmup_threshold": "auto", "min_threshold": 0.0, "max_threshold": inf}
 
@@ -39,7 +39,7 @@ COMMON = {"warmup_threshold": "auto", "min_threshold": 0.0, "max_threshold": inf
         ({"min_threshold": -0.1}, r"min_threshold must be a number in \[0, inf\), got -0\.1"),
         ({"min_threshold": inf}, r"min_threshold must be a number in \[0, inf\), got inf"),
         ({"max_threshold": 0.0}, r"max_threshold must be a number in \(0, inf\], got 0\.0"),
-        ({"min_threshold": 2, "max_threshold": 1}, r"min_threshold must be at most max_threshold, got 2 > 1"),
+        ({"min_threshold": 2, "max_threshold": 1}, r"min_threshold must be at most max_threshold, got 2\.0 > 1\.0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_name_range_and_value(arguments, message):
@@ -118,7 +118,7 @@ def test_infinite_thresholds_mean_no_clipping_and_are_allowed():
     ("cls", "defaults"),
     [
         (NoClip, {"warmup_steps": 0, **COMMON}),
-        (Fixed, {"threshold": inspect.Parameter.empty, "warmup_steps": 0, **COMMON}),
+        (Fixed, {"threshold": MISSING, "warmup_steps": 0, **COMMON}),
         (FixedPercentile, {"percentile": 50, "scale": 1.0, "warmup_steps": 100, **COMMON}),
         (RunningQuantile, {"percentile": 50, "rate": 0.1, "window": None, "warmup_steps": 100, **COMMON}),
         (CenterMultiple, {"center": "median", "multiple": 2.0, "window": 100, "warmup_steps": 100, **COMMON}),
@@ -142,47 +142,35 @@ def test_infinite_thresholds_mean_no_clipping_and_are_allowed():
         ),
     ],
 )
-def test_constructor_parameters_are_the_documented_names_and_defaults(cls, defaults):
-    found = constructor_parameters(cls)
-    assert {name: default for name, (_, default) in found.items()} == defaults
+def test_settings_are_the_documented_names_and_defaults(cls, defaults):
+    found = settings_of(cls)
+    assert {name: setting.default for name, setting in found.items()} == defaults
     assert next(iter(found)) == next(iter(defaults))
 
 
 @pytest.mark.parametrize("cls", POLICIES.values(), ids=POLICIES)
 def test_every_annotation_is_a_choice_a_flag_or_says_which_numbers_are_allowed(cls):
-    for name, (annotation, default) in constructor_parameters(cls).items():
+    for name, (_, annotation, default) in settings_of(cls).items():
         allowed = [item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, Number)]
         assert allowed or annotation is bool or all(isinstance(value, str) for value in get_args(annotation)), name
-        if default is not inspect.Parameter.empty:
-            assert check(cls, name, default) == default
+        if default is not MISSING:
+            assert check(name, default, annotation) == default
 
 
-def test_arguments_of_a_subclass_come_before_those_of_its_parents():
+def test_settings_of_a_subclass_come_after_those_of_its_parents_and_before_the_common_ones():
+    @dataclass
     class Child(RunningQuantile):
-        def __init__(self, extra: Annotated[float, Number(0, 1)] = 0.5, percentile: float = 75, **others):
-            super().__init__(percentile, **others)
-            self.extra = self._checked("extra", extra)
+        extra: Annotated[float, Number(0, 1)] = 0.5
+        percentile: float = 75
+        learned: float = field(default=0.0, init=False)
+        unit: ClassVar[str] = "1"
 
-    names = list(constructor_parameters(Child))
-    assert names[:3] == ["extra", "percentile", "rate"]
-    assert names[-3:] == list(COMMON)
-    assert constructor_parameters(Child)["percentile"] == (float, 75)
+    assert list(settings_of(Child)) == ["percentile", "rate", "window", "extra", "warmup_steps", *COMMON]
+    assert settings_of(Child)["percentile"] == Setting("percentile", float, 75)
     assert Child(rate=0.2).parameters()["rate"] == 0.2
-
-
-def test_a_constructor_that_passes_nothing_on_ends_the_list():
-    class Closed(RunningQuantile):
-        def __init__(self, percentile: float = 75):
-            super().__init__(percentile)
-
-    assert list(constructor_parameters(Closed)) == ["percentile"]
-
-
-def test_checking_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(
-        TypeError, match=r"RunningQuantile has no parameter 'quantile'; it has .*percentile, rate, window"
-    ):
-        check(RunningQuantile, "quantile", 1.0)
+    assert Child().state_dict()["learned"] == 0.0
+    with pytest.raises(ValueError, match=r"extra must be a number in \[0, 1\], got 2"):
+        Child(extra=2)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import io
 import json
+from dataclasses import KW_ONLY, dataclass, field
 from math import exp, inf, nan
-from typing import Unpack
 
 import numpy as np
 import pytest
@@ -24,17 +24,21 @@ from autoclip.policies import (
     ZClip,
 )
 from autoclip.policies import RunningQuantile as Running
-from autoclip.policies.parameters import Bounds, Positive, Steps
+from autoclip.policies.parameters import Positive, Steps
 from tests.references import automatic_warmup_thresholds
 from tests.streams import norm_streams
 
 
+@dataclass
 class LatestNorm(Policy):
     """A user's policy: a multiple of the latest norm."""
 
-    def __init__(self, factor: Positive = 2.0, *, warmup_steps: Steps = 2, **bounds: Unpack[Bounds]) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.factor = self._checked("factor", factor)
+    factor: Positive = 2.0
+    _: KW_ONLY
+    warmup_steps: Steps = 2
+
+    def __post_init__(self):
+        super().__post_init__()
         self.latest = 0.0
 
     def _start(self, warmup_norms):
@@ -276,14 +280,17 @@ def test_a_policy_by_hand_has_warmup_bounds_repr_state_and_clone():
     assert resumed.threshold() == policy.threshold() == 8.0
 
 
-def test_a_policy_by_hand_may_fix_the_common_arguments_in_its_constructor():
+def test_a_policy_by_hand_may_fix_a_setting_of_its_parents():
+    @dataclass
     class FixedWarmup(LatestNorm):
-        def __init__(self, factor: Positive = 2.0) -> None:
-            super().__init__(factor, warmup_steps=1)
+        warmup_steps: Steps = field(default=1, init=False)
 
     policy = FixedWarmup(3.0)
     assert follow(policy, [1.0, 2.0, 5.0]) == [inf, 3.0, 6.0]
-    assert policy.parameters() == {"factor": 3.0}
+    assert repr(policy) == "FixedWarmup(factor=3.0)"
+    assert "warmup_steps" not in policy.parameters()
+    with pytest.raises(TypeError, match="warmup_steps"):
+        FixedWarmup(warmup_steps=2)
     resumed = policy.clone()
     resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
     assert resumed.threshold() == 15.0
@@ -291,8 +298,8 @@ def test_a_policy_by_hand_may_fix_the_common_arguments_in_its_constructor():
 
 def test_an_attribute_that_cannot_be_saved_is_named():
     class Remembering(LatestNorm):
-        def __init__(self, factor: Positive = 2.0, **others) -> None:
-            super().__init__(factor, **others)
+        def __post_init__(self):
+            super().__post_init__()
             self.seen = {"norms": {1.0, 2.0}}
 
     with pytest.raises(TypeError, match="attribute 'seen' holds a set, which cannot be saved"):
@@ -313,8 +320,8 @@ def test_a_policy_that_returns_no_threshold_is_named_with_the_value(value):
 
 def test_the_loss_reaches_a_policy_only_where_it_is_finite_and_the_norm_is_learned():
     class Listening(LatestNorm):
-        def __init__(self, factor: Positive = 2.0, **others) -> None:
-            super().__init__(factor, **others)
+        def __post_init__(self):
+            super().__post_init__()
             self.heard = []
             self.observed = []
 
@@ -453,15 +460,35 @@ def test_only_adagc_bounds_all_groups_together_in_its_warmup():
     assert Running().warmup_total is None
 
 
-def test_an_argument_that_a_policy_does_not_have_is_named_with_those_it_has():
-    with pytest.raises(TypeError, match=r"RunningQuantile has no parameter 'percentil'; it has .*percentile, rate"):
-        Running(percentil=3)
-
-
-def test_a_policy_whose_constructor_does_not_call_ours_is_refused():
+def test_a_policy_that_does_not_call_our_post_init_is_refused():
     class Bare(LatestNorm):
-        def __init__(self):
+        def __post_init__(self):
             self.latest = 1.0
 
-    with pytest.raises(TypeError, match=r"Bare must call super\(\).__init__\(\)"):
+    with pytest.raises(TypeError, match=r"Bare\.__post_init__ must call super\(\)\.__post_init__\(\) first"):
         Clipper([torch.nn.Parameter(torch.zeros(1))], Bare())
+
+
+def test_a_policy_with_a_constructor_by_hand_is_refused_with_the_cure():
+    with pytest.raises(TypeError, match=r"ByHand has an __init__, .* write @dataclass above the class"):
+
+        class ByHand(Running):
+            def __init__(self, share=3):
+                super().__init__(percentile=share)
+
+
+@pytest.mark.parametrize("default", [{"default": 1.0}, {"kw_only": True}])
+def test_a_setting_with_the_name_of_a_method_is_refused(default):
+    @dataclass
+    class Hiding(LatestNorm):
+        threshold: float = field(**default)
+
+    with pytest.raises(TypeError, match=r"Hiding\.threshold would hide a method of Policy: choose another name"):
+        Hiding(threshold=1.0)
+
+
+def test_a_plain_dataclass_keeps_the_repr_and_compares_by_identity():
+    policy = LatestNorm(3.0)
+    assert policy == policy != LatestNorm(3.0)
+    assert len({policy, policy.clone()}) == 2
+    assert repr(policy) == "LatestNorm(factor=3.0)"

@@ -26,18 +26,14 @@ class Forgetful(Level):
     def _observe(self, norm, loss): return {}["norms"]
 
 class WithoutSuper(Level):
-    def __init__(self): pass
-
-class Unkept(Level):
-    def __init__(self, level=1.0):
-        super().__init__()
+    def __post_init__(self): pass
 
 class Leaving(Level):
     def _observe(self, norm, loss): raise SystemExit(0)
 
 class Unpicklable(Level):
-    def __init__(self):
-        super().__init__()
+    def __post_init__(self):
+        super().__post_init__()
         self.function = lambda: 1
 """
 
@@ -126,9 +122,8 @@ def test_faults_are_named(text, message):
     [
         ("Negative", 1, "ValueError: Negative._threshold() returned -1; a threshold is > 0"),
         ("Forgetful", 1, "KeyError: 'norms'"),
-        ("WithoutSuper", 2, "WithoutSuper must call super().__init__()"),
+        ("WithoutSuper", 2, "WithoutSuper.__post_init__ must call super().__post_init__() first"),
         ("Leaving", 1, "SystemExit"),
-        ("Unkept", 2, "Unkept must call super().__init__() and keep its constructor's arguments"),
     ],
 )
 def test_an_error_in_a_policy_of_ones_own_is_one_line_that_names_it(own, name, code, message):

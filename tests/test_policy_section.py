@@ -1,7 +1,7 @@
-import inspect
 import json
 import math
 import sys
+from dataclasses import MISSING
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from autoclip.lab.config import ConfigError, ExperimentConfig, build_policy, json_schema, load_config
 from autoclip.lab.values import argument_descriptions
 from autoclip.policies import POLICIES, LossAwareQuantile, RunningQuantile
-from autoclip.policies.parameters import constructor_parameters
+from autoclip.policies.parameters import settings_of
 
 EXPERIMENT = """\
 name: small
@@ -33,8 +33,7 @@ def load(tmp_path, monkeypatch):
 
 def required(kind: str) -> dict[str, object]:
     """A value for each parameter of a policy that has no default."""
-    parameters = constructor_parameters(POLICIES[kind]).items()
-    return {name: 1.0 for name, (_, default) in parameters if default is inspect.Parameter.empty}
+    return {name: 1.0 for name, setting in settings_of(POLICIES[kind]).items() if setting.default is MISSING}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def required(kind: str) -> dict[str, object]:
         ),
         (
             "{kind: center_multiple, center: meen}",
-            "5:48: clip.policy.center: must be one of median, mean, got 'meen'",
+            "5:48: clip.policy.center: must be 'median' or 'mean', got 'meen'",
         ),
         ("{kind: autoclip, inclusive: 1}", "5:44: clip.policy.inclusive: must be true or false, got 1"),
         (
@@ -103,20 +102,19 @@ def policy_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> N
     monkeypatch.setattr(sys, "path", [*sys.path])  # which the loader adds to
     monkeypatch.delitem(sys.modules, name, raising=False)
     (folder / f"{name}.py").write_text(
+        "from dataclasses import dataclass, field\n"
         "from autoclip.policies import Policy, RunningQuantile\n"
+        "from autoclip.policies.parameters import Window\n"
+        "@dataclass\n"
         "class Median(RunningQuantile):\n"
-        "    def __init__(self, *, window: int = 5, **bounds):\n"
-        "        super().__init__(percentile=50, window=window, **bounds)\n"
+        "    percentile: float = field(default=50.0, init=False)\n"
+        "    window: Window = 5\n"
         "class Unfinished(Policy):\n"
         "    pass\n"
         "class NoPolicy:\n"
         "    pass\n"
-        "class Forgetful(RunningQuantile):\n"
-        "    def __init__(self, factor=2):\n"
-        "        super().__init__()\n"
-        "        self.f = factor\n"
         "class Unborn(RunningQuantile):\n"
-        "    def __init__(self):\n"
+        "    def __post_init__(self):\n"
         "        pass\n"
     )
     monkeypatch.chdir(folder)
@@ -141,10 +139,10 @@ def test_a_policy_of_ones_own_is_imported_from_the_working_directory(load, tmp_p
         ('{kind: "bad_policies:Unfinished"}', "refuses its arguments: TypeError: Can't instantiate abstract class"),
         ('{kind: "bad_policies:Median", window: -1}', "refuses its arguments: ValueError: window must be"),
         (
-            '{kind: "bad_policies:Forgetful"}',
-            "keep its constructor's arguments under .*missing: factor",
+            '{kind: "bad_policies:Median", percentile: 5}',
+            "unexpected keyword argument 'percentile'; it takes rate",
         ),
-        ('{kind: "bad_policies:Unborn"}', r"bad_policies:Unborn: Unborn must call super\(\).__init__\(\)"),
+        ('{kind: "bad_policies:Unborn"}', r"bad_policies:Unborn: Unborn\.__post_init__ must call super\(\)"),
     ],
 )
 def test_a_policy_of_ones_own_that_cannot_be_built(load, tmp_path, monkeypatch, section, message):
@@ -167,4 +165,4 @@ def test_descriptions_come_from_the_docstrings_of_the_class_and_its_parents():
     assert descriptions["rate"] == "in (0, 10], the tracker's step in log space."
     assert descriptions["max_threshold"] == "> 0, the largest; inf sets no bound."
     for cls in POLICIES.values():
-        assert argument_descriptions(cls).keys() >= constructor_parameters(cls).keys()
+        assert argument_descriptions(cls).keys() >= settings_of(cls).keys()

@@ -66,10 +66,10 @@ def test_a_link_leads_somewhere(page: Path, link: str) -> None:
 
 
 def test_the_policy_of_ones_own_works() -> None:
-    names: dict[str, object] = {"autoclip": autoclip}
-    (policy,) = re.findall(r"```python\n(class TwiceTheLast.*?)```", POLICIES, flags=re.DOTALL)
+    names: dict[str, object] = {"__name__": __name__}
+    (policy,) = re.findall(r"```python\n(from dataclasses.*?)```", POLICIES, flags=re.DOTALL)
     exec(policy, names)
-    cls = names["TwiceTheLast"]
+    cls = names["MultipleOfTheLast"]
     weight = torch.nn.Parameter(torch.zeros(1))
     clipper = autoclip.Clipper([weight], cls(warmup_steps=1))  # type: ignore[operator]
     clipped = []

@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection
-from autoclip.lab.values import Section, in_range
+from autoclip.lab.values import Section
 from autoclip.policies import DEFAULT_KIND
-from autoclip.policies.parameters import Number
+from autoclip.policies.parameters import Number, OptionalWindow
 
 
 class ClipConfig(Section):
@@ -32,7 +32,7 @@ class ClipConfig(Section):
         default=None, description="What happens to a norm above the threshold. null: the policy's own."
     )
     relearn_after: Annotated[
-        int | Literal["auto"] | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None, "auto")))
+        int | Literal["auto"] | None, Number(1, inf, high_open=True, integer=True, also=(None, "auto"))
     ] = Field(
         default="auto",
         description="After this many clipped steps in a row, the policy starts again from their norms. auto: 20 if "
@@ -41,9 +41,7 @@ class ClipConfig(Section):
     on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
         default="skip", description="A step with a non-finite norm has no effect, acts as in torch, or is an error."
     )
-    max_nonfinite_in_a_row: Annotated[
-        int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))
-    ] = Field(
+    max_nonfinite_in_a_row: OptionalWindow = Field(
         default=None,
         description="This many non-finite norms in a row end training: your own loop with an error, an experiment as "
         "diverged. null: never, but 50 in an experiment.",

@@ -15,13 +15,13 @@ from autoclip.lab.clip_config import ClipConfig
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
 from autoclip.lab.policy_section import CUSTOM, POLICY_SECTIONS, PolicySection, custom_policy, policy_parameters
 from autoclip.lab.sweep_section import SweepConfig
-from autoclip.lab.values import TARGET, Items, Section, Seeds, in_range, matching, suggestion
+from autoclip.lab.values import TARGET, Items, Section, Seeds, matching, suggestion
 from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, key_name, read_document, shortened, shown
 from autoclip.policies import POLICIES, Policy
 from autoclip.policies.parameters import Number
 
-Count = Annotated[int, in_range(Number(1, inf, high_open=True, integer=True))]
-CountOrNever = Annotated[int | None, in_range(Number(1, inf, high_open=True, integer=True, also=(None,)))]
+Count = Annotated[int, Number(1, inf, high_open=True, integer=True)]
+CountOrNever = Annotated[int | None, Number(1, inf, high_open=True, integer=True, also=(None,))]
 Name = matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", "a plain file name of letters, digits and . _ -")
 Device = matching(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
 
@@ -237,6 +237,8 @@ def _fault(document: Document, model: type[Section], error: dict[str, Any]) -> F
             message = "must be given, got nothing"
         case "value_error":
             message = str(error["ctx"]["error"])
+        case "assertion_error":
+            message = f"{error['ctx']['error']}, got {got}"
         case "literal_error":
             message = f"must be {error['ctx']['expected']}, got {got}"
         case "bool_type":
@@ -345,7 +347,7 @@ class ExperimentConfig(Section):
     evaluate_every: CountOrNever = Field(default=None, description="Steps between evaluations; null: only at the end.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
     device: Annotated[str, Device] = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if present.")
-    threads: Annotated[int, in_range(Number(1, 1024, integer=True))] = Field(
+    threads: Annotated[int, Number(1, 1024, integer=True)] = Field(
         default=1, description="Threads of torch on the CPU; with 1, results are repeatable."
     )
     log: LogConfig = Field(default_factory=LogConfig, description="Logging of steps and layers.")

@@ -1,31 +1,28 @@
 """The `optimizer` section of the YAML: torch's optimizers by `kind`, with torch's defaults."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from autoclip.lab.values import Section, by_kind, like
+from autoclip.lab.values import Section, by_kind
 from autoclip.policies.parameters import Decay, Floor, Positive
-
-AtLeast0 = Annotated[float, like(Floor)]
-Below1 = Annotated[float, like(Decay)]
 
 
 class OptimizerConfig(Section):
     """The settings of every optimizer."""
 
     kind: str
-    lr: Annotated[float, like(Positive)] = Field(description="Learning rate.")
+    lr: Positive = Field(description="Learning rate.")
 
 
 class SgdConfig(OptimizerConfig):
     """`torch.optim.SGD`."""
 
     kind: Literal["sgd"]
-    momentum: AtLeast0 = Field(default=0.0, description="Weight of the past steps.")
-    dampening: AtLeast0 = Field(default=0.0, description="Share of the gradient that is kept out of the momentum.")
+    momentum: Floor = Field(default=0.0, description="Weight of the past steps.")
+    dampening: Floor = Field(default=0.0, description="Share of the gradient that is kept out of the momentum.")
     nesterov: StrictBool = Field(default=False, description="Nesterov's momentum.")
-    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -39,38 +36,38 @@ class AdamConfig(OptimizerConfig):
     """`torch.optim.Adam`."""
 
     kind: Literal["adam"]
-    betas: tuple[Below1, Below1] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
-    eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
-    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
+    eps: Floor = Field(default=1e-8, description="Added to the denominator.")
+    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
 
 
 class AdamWConfig(OptimizerConfig):
     """`torch.optim.AdamW`."""
 
     kind: Literal["adamw"]
-    betas: tuple[Below1, Below1] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
-    eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
-    weight_decay: AtLeast0 = Field(default=0.01, description="Weight decay, decoupled from the gradient.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
+    eps: Floor = Field(default=1e-8, description="Added to the denominator.")
+    weight_decay: Floor = Field(default=0.01, description="Weight decay, decoupled from the gradient.")
 
 
 class AdagradConfig(OptimizerConfig):
     """`torch.optim.Adagrad`."""
 
     kind: Literal["adagrad"]
-    lr_decay: AtLeast0 = Field(default=0.0, description="Decay of the learning rate per step.")
-    eps: AtLeast0 = Field(default=1e-10, description="Added to the denominator.")
-    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    lr_decay: Floor = Field(default=0.0, description="Decay of the learning rate per step.")
+    eps: Floor = Field(default=1e-10, description="Added to the denominator.")
+    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
 
 
 class RmspropConfig(OptimizerConfig):
     """`torch.optim.RMSprop`."""
 
     kind: Literal["rmsprop"]
-    alpha: Below1 = Field(default=0.99, description="Decay of the average of squares.")
-    eps: AtLeast0 = Field(default=1e-8, description="Added to the denominator.")
-    momentum: AtLeast0 = Field(default=0.0, description="Weight of the past steps.")
+    alpha: Decay = Field(default=0.99, description="Decay of the average of squares.")
+    eps: Floor = Field(default=1e-8, description="Added to the denominator.")
+    momentum: Floor = Field(default=0.0, description="Weight of the past steps.")
     centered: StrictBool = Field(default=False, description="Divide by the standard deviation instead.")
-    weight_decay: AtLeast0 = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
 
 
 OPTIMIZER_SECTIONS: dict[str, type[Section]] = {

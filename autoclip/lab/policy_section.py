@@ -1,24 +1,25 @@
-"""The `policy` section of the YAML, generated from the constructors of the policies: there is no second list."""
+"""The `policy` section of the YAML, made from the fields of the policies."""
 
 import inspect
+from dataclasses import MISSING
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from autoclip.errors import UsageError
 from autoclip.lab.loading import construct, load_object
-from autoclip.lab.values import TARGET, Checked, Section, argument_descriptions, by_kind, in_range, matching, number_of
+from autoclip.lab.values import TARGET, Section, argument_descriptions, by_kind, matching
 from autoclip.lab.yaml_source import shown
 from autoclip.policies import POLICIES, Policy
-from autoclip.policies.parameters import check, constructor_parameters
+from autoclip.policies.parameters import settings_of
 
 CUSTOM = "module:Class"
 
 
 def policy_parameters(section: "PolicySection") -> dict[str, Any]:
-    """Constructor arguments that a policy section holds."""
+    """Settings that a policy section holds."""
     return section.model_dump(exclude={"kind"})
 
 
@@ -39,32 +40,17 @@ def custom_policy(section: "PolicySection") -> Policy:
     return policy
 
 
-def _parameter(cls: type[Policy], name: str, annotation: Any) -> Checked:
-    """The check that the constructor makes of one argument."""
-    number = number_of(annotation)
-    if number:
-        return in_range(number)
-
-    def as_constructor(value: Any) -> Any:
-        try:
-            return check(cls, name, value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(str(error).removeprefix(f"{name} ")) from None
-
-    return Checked(as_constructor, TypeAdapter(annotation).json_schema())
-
-
 def _section(kind: str, cls: type[Policy]) -> "type[PolicySection]":
     """Model of the section of one policy."""
     descriptions = argument_descriptions(cls)
     fields: dict[str, Any] = {"kind": (Literal[kind], Field(description="Which policy sets the threshold."))}
-    for name, (annotation, default) in constructor_parameters(cls).items():
+    for name, setting in settings_of(cls).items():
         field = Field(
-            default=... if default is inspect.Parameter.empty else default,
+            default=... if setting.default is MISSING else setting.default,
             description=descriptions.get(name),
-            json_schema_extra={"default": "inf"} if default == inf else None,  # JSON has no infinity
+            json_schema_extra={"default": "inf"} if setting.default == inf else None,  # JSON has no infinity
         )
-        fields[name] = (Annotated[Any, _parameter(cls, name, annotation)], field)
+        fields[name] = (setting.annotation, field)
     return create_model(
         f"{cls.__name__}Section",
         __base__=_KnownPolicySection,
@@ -80,6 +66,8 @@ class PolicySection(Section):
 
 
 class _KnownPolicySection(PolicySection):
+    model_config = ConfigDict(strict=True)
+
     @model_validator(mode="after")
     def _construct(self) -> Self:
         try:
@@ -90,7 +78,7 @@ class _KnownPolicySection(PolicySection):
 
 
 class CustomPolicySection(PolicySection):
-    """Your own policy, `module:Class`, with the arguments of its constructor; imported when a run starts."""
+    """Your own policy, `module:Class`, with its settings; imported when a run starts."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,19 +1,17 @@
 """The `sweep` section of the YAML: the candidates that `autoclip sweep` compares."""
 
-from math import inf
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
 from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.policy_section import AnyPolicySection
-from autoclip.lab.values import Items, Section, Seeds, WholeNumber, in_range, like, matching, one_of
+from autoclip.lab.values import Items, Section, Seeds, WholeNumber, matching, one_of
 from autoclip.policies import POLICIES
-from autoclip.policies.parameters import Number, Percentile, Positive, constructor_parameters
+from autoclip.policies.parameters import Floor, Percentile, Positive, settings_of
 
-PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in constructor_parameters(cls)]
+PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in settings_of(cls)]
 
-Above0 = Annotated[float, like(Positive)]
 Command = Annotated[
     tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
 ]
@@ -24,10 +22,10 @@ class SweepConfig(Section):
     """Candidates that `autoclip sweep` compares; nothing else reads this section."""
 
     none: StrictBool = Field(default=True, description="Include no clipping as a candidate.")
-    thresholds: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
+    thresholds: Annotated[tuple[Positive, ...], Items(distinct=True)] = Field(
         default=(1.0, 5.0, 10.0), description="Fixed thresholds as candidates."
     )
-    percentiles: Annotated[tuple[Annotated[float, like(Percentile)], ...], Items(distinct=True)] = Field(
+    percentiles: Annotated[tuple[Percentile, ...], Items(distinct=True)] = Field(
         default=(10, 25, 50, 75, 90, 95), description="Percentiles as candidates, each with every policy in kinds."
     )
     kinds: Annotated[tuple[Annotated[str, one_of(PERCENTILE_KINDS)], ...], Items(distinct=True)] = Field(
@@ -35,13 +33,13 @@ class SweepConfig(Section):
     )
     policies: tuple[AnyPolicySection, ...] = Field(default=(), description="Further policies as candidates.")
     seeds: Seeds = Field(default=(0, 1, 2), description="Seeds of every candidate.")
-    lr_multipliers: Annotated[tuple[Above0, ...], Items(distinct=True)] = Field(
+    lr_multipliers: Annotated[tuple[Positive, ...], Items(distinct=True)] = Field(
         default=(1, 3, 10), description="Factors on the learning rate, to measure instability."
     )
     prefer: Literal["speed", "balanced", "stability"] = Field(
         default="balanced", description="Which candidate to recommend: the fastest, the balanced or the steadiest."
     )
-    margin: Annotated[float, in_range(Number(0, inf, high_open=True))] = Field(
+    margin: Floor = Field(
         default=0.0,
         description="A candidate is fast enough if its mean training loss exceeds the fastest's by at most this much.",
     )

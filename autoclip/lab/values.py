@@ -1,10 +1,10 @@
-"""What the value of a configuration key may be: one definition for the check, its message and the JSON schema."""
+"""Allowed values of configuration keys: one definition for the check, its message and the JSON schema."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import inf, isfinite
+from math import inf
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
@@ -15,45 +15,6 @@ from autoclip.policies.parameters import Number
 
 TARGET = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 """`module:Class`, the module with dots where it lies in a package."""
-
-
-def number_of(annotation: Any) -> Number | None:
-    """Interval that an annotation carries, None where it carries none."""
-    return next((item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, Number)), None)
-
-
-def in_range(number: Number) -> "Checked":
-    """Numbers of an interval, with the messages of the policies; the word `inf` counts where the interval holds it."""
-
-    def check(value: Any) -> Any:
-        try:
-            return number.check("", inf if value == "inf" and number.contains(inf) else value)
-        except TypeError:
-            raise ValueError(f"must be {number}, got {shown(value)}") from None
-        except ValueError as error:
-            raise ValueError(str(error).strip()) from None
-
-    return Checked(check, number_schema(number))
-
-
-def like(annotation: Any) -> "Checked":
-    """Numbers that a policy's annotation allows, for instance `Percentile`."""
-    number = number_of(annotation)
-    assert number is not None
-    return in_range(number)
-
-
-def number_schema(number: Number) -> dict[str, Any]:
-    """JSON schema of an interval."""
-    schema: dict[str, Any] = {"type": "integer" if number.integer else "number"}
-    if isfinite(number.low):
-        schema["exclusiveMinimum" if number.low_open else "minimum"] = number.low
-    if isfinite(number.high):
-        schema["exclusiveMaximum" if number.high_open else "maximum"] = number.high
-    if number.is_percentile:
-        schema["not"] = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    others = [*number.also, *(["inf"] if number.contains(inf) else [])]
-    return {"anyOf": [schema, *({"const": other} for other in others)]} if others else schema
 
 
 def matching(pattern: str, expected: str) -> "Checked":
@@ -129,7 +90,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Items:
-    """In an annotation of a list: how many items it must hold, and whether they must differ; valid items come first.
+    """In an annotation of a list: least number of items, and `distinct` where they must differ; valid items come first.
 
     Items that must differ are hashable.
     """
@@ -164,5 +125,5 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-WholeNumber = Annotated[int, in_range(Number(0, inf, high_open=True, integer=True))]
+WholeNumber = Annotated[int, Number(0, inf, high_open=True, integer=True)]
 Seeds = Annotated[tuple[WholeNumber, ...], Items(least=1, distinct=True)]

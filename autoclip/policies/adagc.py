@@ -1,13 +1,14 @@
 """AdaGC: a threshold for each tensor, from its own past norms."""
 
+from dataclasses import dataclass, field
 from math import inf
 from sys import float_info
-from typing import Unpack
 
-from autoclip.policies.parameters import Bounds, Decay, Positive, Steps
+from autoclip.policies.parameters import Decay, Positive
 from autoclip.policies.policy import Policy
 
 
+@dataclass
 class AdaGC(Policy):
     """Threshold = relative * an average of the clipped norms, for each parameter's gradient by itself.
 
@@ -23,7 +24,6 @@ class AdaGC(Policy):
             norm instead.
         decay: in [0, 1), weight of the past.
         warmup_steps: number of norms to collect first.
-        **bounds: see `Policy`.
 
     Reference: Wang et al., "AdaGC: Improving Training Stability for Large Language Model Pretraining", 2025, arXiv
     2502.11034.
@@ -37,23 +37,15 @@ class AdaGC(Policy):
 
     scope = "parameter"
 
-    def __init__(
-        self,
-        relative: Positive = 1.05,
-        absolute: Positive = 1.0,
-        decay: Decay = 0.98,
-        *,
-        warmup_steps: Steps = 100,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.relative = self._checked("relative", relative)
-        self.absolute = self._checked("absolute", absolute)
-        self.decay = self._checked("decay", decay)
-        self.gamma = 0.0
+    relative: Positive = 1.05
+    absolute: Positive = 1.0
+    decay: Decay = 0.98
+    gamma: float = field(default=0.0, init=False)
 
-    def _warmup_total(self) -> float | None:
-        return self.absolute if self.warmup_threshold == "auto" else None
+    @property
+    def warmup_total(self) -> float | None:
+        """`absolute`, within the bounds of the threshold, unless a `warmup_threshold` is given."""
+        return self._bounded(self.absolute) if self.warmup_threshold == "auto" else None
 
     def _start(self, warmup_norms: list[float]) -> None:
         self.gamma = min(*warmup_norms, inf if self.warmup_total is None else self.warmup_total)

@@ -1,12 +1,13 @@
 """AutoClip: a percentile of the history of norms."""
 
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
-from autoclip.policies.parameters import Bounds, OptionalWindow, Percentile, Steps
+from autoclip.policies.parameters import OptionalWindow, Percentile, Steps
 from autoclip.policies.policy import Policy
 from autoclip.statistics import SlidingQuantile
 
 
+@dataclass
 class AutoClip(Policy):
     """Threshold = percentile of all norms so far, as published: the current norm counts.
 
@@ -15,10 +16,9 @@ class AutoClip(Policy):
 
     Args:
         percentile: in [0, 100]; the paper uses 10. 0 is the running minimum; 100 never clips if inclusive.
-        inclusive: whether the current norm counts towards its own threshold.
+        inclusive: true if the current norm counts towards its own threshold.
         history: >= 1, number of latest norms kept. None keeps all, as published, at a cost that grows with the run.
         warmup_steps: 0 by default, as published.
-        **bounds: see `Policy`.
 
     Reference: Seetharaman, Wichern, Pardo, Le Roux, "AutoClip: Adaptive Gradient Clipping for Source Separation
     Networks", 2020, arXiv 2007.14469.
@@ -33,19 +33,14 @@ class AutoClip(Policy):
     1.3
     """
 
-    def __init__(
-        self,
-        percentile: Percentile = 10,
-        inclusive: bool = True,
-        history: OptionalWindow = 10_000,
-        *,
-        warmup_steps: Steps = 0,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.percentile = self._checked("percentile", percentile)
-        self.inclusive = self._checked("inclusive", inclusive)
-        self.history = self._checked("history", history)
+    percentile: Percentile = 10
+    inclusive: bool = True
+    history: OptionalWindow = 10_000
+    _: KW_ONLY
+    warmup_steps: Steps = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.norms = SlidingQuantile(self.history)
 
     def _start(self, warmup_norms: list[float]) -> None:

@@ -1,15 +1,17 @@
 """A multiple of the median or mean of the recent norms."""
 
+from dataclasses import dataclass
 from math import ulp
-from typing import Literal, Unpack
+from typing import Literal
 
-from autoclip.policies.parameters import Bounds, Positive, Steps, Window
+from autoclip.policies.parameters import Positive, Window
 from autoclip.policies.policy import Policy
 from autoclip.statistics import SlidingMean, SlidingQuantile
 
 Center = Literal["median", "mean"]
 
 
+@dataclass
 class CenterMultiple(Policy):
     """Threshold = multiple * median (or mean) of the last `window` norms.
 
@@ -20,7 +22,6 @@ class CenterMultiple(Policy):
         multiple: > 0.
         window: >= 1, number of norms.
         warmup_steps: number of norms to collect first.
-        **bounds: see `Policy`.
 
     >>> policy = CenterMultiple(multiple=2, warmup_steps=3)
     >>> for norm in (1.0, 2.0, 9.0):
@@ -29,20 +30,13 @@ class CenterMultiple(Policy):
     4.0
     """
 
-    def __init__(
-        self,
-        center: Center = "median",
-        multiple: Positive = 2.0,
-        window: Window = 100,
-        *,
-        warmup_steps: Steps = 100,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.center = self._checked("center", center)
-        self.multiple = self._checked("multiple", multiple)
-        self.window = self._checked("window", window)
-        self.norms = SlidingQuantile(self.window) if center == "median" else SlidingMean(self.window)
+    center: Center = "median"
+    multiple: Positive = 2.0
+    window: Window = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.norms = SlidingQuantile(self.window) if self.center == "median" else SlidingMean(self.window)
 
     def _start(self, warmup_norms: list[float]) -> None:
         self.norms.extend(warmup_norms)

@@ -1,14 +1,15 @@
 """A percentile of the warm-up's norms, frozen when the warm-up ends."""
 
+from dataclasses import dataclass, field
 from math import ulp
 from sys import float_info
-from typing import Unpack
 
-from autoclip.policies.parameters import Bounds, Percentile, Positive, Steps
+from autoclip.policies.parameters import Percentile, Positive
 from autoclip.policies.policy import Policy
 from autoclip.statistics import percentile_of
 
 
+@dataclass
 class FixedPercentile(Policy):
     """Threshold = scale * percentile of the norms of the warm-up; constant from then on.
 
@@ -19,21 +20,11 @@ class FixedPercentile(Policy):
         percentile: in [0, 100], per cent of the warm-up's norms at or below the threshold (for scale 1).
         scale: > 0, factor on the percentile.
         warmup_steps: number of norms to collect; 0 collects one.
-        **bounds: see `Policy`.
     """
 
-    def __init__(
-        self,
-        percentile: Percentile = 50,
-        scale: Positive = 1.0,
-        *,
-        warmup_steps: Steps = 100,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.percentile = self._checked("percentile", percentile)
-        self.scale = self._checked("scale", scale)
-        self.frozen = 0.0
+    percentile: Percentile = 50
+    scale: Positive = 1.0
+    frozen: float = field(default=0.0, init=False)
 
     def _start(self, warmup_norms: list[float]) -> None:
         frozen = self.scale * percentile_of(sorted(warmup_norms), self.percentile)

@@ -1,13 +1,14 @@
 """A running quantile that loosens while the loss falls and tightens while it rises."""
 
+from dataclasses import KW_ONLY, dataclass
 from math import exp
-from typing import Unpack
 
-from autoclip.policies.parameters import AtLeastOne, Bounds, Decay, Floor, Percentile, Rate, Share, Steps
+from autoclip.policies.parameters import AtLeastOne, Decay, Floor, Percentile, Rate, Share, Steps
 from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
 from autoclip.statistics import GeometricQuantile, LossTrend, percentile_of
 
 
+@dataclass
 class LossAwareQuantile(Policy):
     """A low running percentile that a falling loss lifts and a rising one cuts, with a slow start and no warm-up.
 
@@ -45,7 +46,6 @@ class LossAwareQuantile(Policy):
         floor: in (0, 1], least threshold, as a share of the tracker without lifts and cuts.
         without_loss: in [0, 100], the percentile in steps without a loss.
         warmup_steps: 0 by default. Otherwise the tracker starts at the percentile of the warm-up's norms.
-        **bounds: see `Policy`.
 
     Reference: our own, see `experiments/studies/thresholds`; the tracker is that of Andrew et al., 2019, arXiv
     1905.03871.
@@ -53,33 +53,21 @@ class LossAwareQuantile(Policy):
 
     reads_loss = True
 
-    def __init__(
-        self,
-        percentile: Percentile = 10,
-        rate: Rate = 0.2,
-        cut: Share = 0.8,
-        fast: Decay = 0.8,
-        slow: Decay = 0.97,
-        start: Share = 0.3,
-        floor: Share = 0.1,
-        lift: AtLeastOne = 1.1,
-        margin: Floor = 0.5,
-        without_loss: Percentile = 25,
-        *,
-        warmup_steps: Steps = 0,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.percentile = self._checked("percentile", percentile)
-        self.rate = self._checked("rate", rate)
-        self.cut = self._checked("cut", cut)
-        self.fast = self._checked("fast", fast)
-        self.slow = self._checked("slow", slow)
-        self.start = self._checked("start", start)
-        self.floor = self._checked("floor", floor)
-        self.lift = self._checked("lift", lift)
-        self.margin = self._checked("margin", margin)
-        self.without_loss = self._checked("without_loss", without_loss)
+    percentile: Percentile = 10
+    rate: Rate = 0.2
+    cut: Share = 0.8
+    fast: Decay = 0.8
+    slow: Decay = 0.97
+    start: Share = 0.3
+    floor: Share = 0.1
+    lift: AtLeastOne = 1.1
+    margin: Floor = 0.5
+    without_loss: Percentile = 25
+    _: KW_ONLY
+    warmup_steps: Steps = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.quantile = GeometricQuantile(self.percentile, self.rate)
         self.steady = GeometricQuantile(self.percentile, self.rate)
         self.losses = LossTrend(self.fast, self.slow)
@@ -88,7 +76,7 @@ class LossAwareQuantile(Policy):
 
     def _start(self, warmup_norms: list[float]) -> None:
         norm = percentile_of(sorted(warmup_norms), self.percentile)
-        self.steady.start(self._contained(norm))
+        self.steady.start(self._capped(norm))
         self.quantile.start(self.steady.get() if self.warmup_steps else self.start * norm)
         self.first_norms = [] if self.warmup_steps else [norm]
         self.inclusive = False
@@ -119,17 +107,13 @@ class LossAwareQuantile(Policy):
 
     def _look_at_the_first(self, norms: list[float]) -> None:
         """Start again if the first norm turns out to be far below those after it."""
-        self.first_norms = norms
-        if len(norms) < FIRST_NORMS:
-            return
-        self.first_norms = []
-        usual = usual_norm(norms)
-        if usual is not None:
+        self.first_norms = norms if len(norms) < FIRST_NORMS else []
+        if len(norms) == FIRST_NORMS and (usual := usual_norm(norms)) is not None:
             self.steady.start(usual)
             self.quantile.start(self.start * usual)
 
     def _factor(self, above: bool) -> float:
-        """Factor that the loss puts on the threshold; `above`: whether the step was clipped."""
+        """Factor that the loss puts on the threshold; `above`: the step was clipped."""
         if self.losses.rises(self.margin):
             return float(self.cut)
         return float(self.lift) if above and self.losses.falls(self.margin) else 1.0

@@ -1,17 +1,19 @@
-"""The arguments of policies: their ranges as annotations, read by the constructors and by the YAML schema."""
+"""The settings of policies: their ranges as annotations, the same for Python, the YAML and its JSON schema."""
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cache
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
 class Number:
-    """An interval of allowed numbers, and further allowed values."""
+    """An interval of allowed numbers, and further allowed values.
+
+    In the annotation of a pydantic field it checks the value and gives the JSON schema.
+    """
 
     low: float
     high: float
@@ -27,7 +29,7 @@ class Number:
         return f"{'a whole number' if self.integer else 'a number'} in {interval}{others}"
 
     def contains(self, number: float) -> bool:
-        """Whether the interval holds the number; NaN is in no interval."""
+        """Say if the interval holds the number; NaN is in no interval."""
         above = number > self.low or (number == self.low and not self.low_open)
         below = number < self.high or (number == self.high and not self.high_open)
         return above and below
@@ -53,6 +55,28 @@ class Number:
             raise ValueError(f"{name} must be {self}, got {value!r}")
         return number
 
+    def _check_yaml(self, value: Any) -> Any:
+        try:
+            return self.check("", inf if value == "inf" and self.contains(inf) else value)
+        except TypeError:
+            raise AssertionError(f"must be {self}") from None  # the configuration adds what it got, in YAML's words
+        except ValueError as error:
+            raise ValueError(str(error).strip()) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "function-plain", "function": {"type": "no-info", "function": self._check_yaml}}
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        numbers: dict[str, Any] = {"type": "integer" if self.integer else "number"}
+        if isfinite(self.low):
+            numbers["exclusiveMinimum" if self.low_open else "minimum"] = self.low
+        if isfinite(self.high):
+            numbers["exclusiveMaximum" if self.high_open else "maximum"] = self.high
+        if self.is_percentile:
+            numbers["not"] = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
+        others = [*self.also, *(["inf"] if self.contains(inf) else [])]
+        return {"anyOf": [numbers, *({"const": other} for other in others)]} if others else numbers
+
 
 Percentile = Annotated[float, Number(0, 100, is_percentile=True)]
 Rate = Annotated[float, Number(0, 10, low_open=True)]
@@ -68,71 +92,49 @@ Decay = Annotated[float, Number(0, 1, high_open=True)]
 Share = Annotated[float, Number(0, 1, low_open=True)]
 
 
-class Bounds(TypedDict, total=False):
-    """The keyword arguments of every policy, besides `warmup_steps`."""
+class Setting(NamedTuple):
+    """A field of a policy that the constructor takes."""
 
-    warmup_threshold: float | Literal["auto"]
-    min_threshold: float
-    max_threshold: float
-
-
-@cache
-def constructor_parameters(cls: type) -> Mapping[str, tuple[Any, Any]]:
-    """Name -> (annotation, default) of all constructor arguments; `**` arguments are those of the parent class.
-
-    The default is `inspect.Parameter.empty` where there is none.
-    """
-    found: dict[str, tuple[Any, Any]] = {}
-    for base in cls.__mro__[:-1]:
-        constructor = vars(base).get("__init__")
-        if constructor is None:
-            continue
-        hints = get_type_hints(constructor, include_extras=True)
-        arguments = list(inspect.signature(constructor).parameters.values())[1:]
-        for argument in arguments:
-            if argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
-                found.setdefault(argument.name, (hints.get(argument.name, Any), argument.default))
-        if not any(argument.kind == argument.VAR_KEYWORD for argument in arguments):
-            break
-    return found
+    attribute: str  # that holds it
+    annotation: Any
+    default: Any  # dataclasses.MISSING: it must be given
 
 
 @cache
-def declared_parameters(cls: type) -> Mapping[str, tuple[Any, Any]]:
-    """Like `constructor_parameters`, with those that only a parent's constructor takes."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for base in reversed(cls.__mro__):
-        found |= constructor_parameters(base)
+def settings_of(cls: Any) -> Mapping[str, Setting]:
+    """Settings of a policy by name, in the order of its constructor: its own first, then the keyword-only ones."""
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in sorted(cls.__dataclass_fields__.values(), key=lambda field: field.kw_only is True):
+        hint = hints[field.name]
+        if isinstance(hint, InitVar):  # a method has the name
+            found[field.name] = Setting(f"{field.name}_", hint.type, field.default)
+        elif field.init and ClassVar not in (hint, get_origin(hint)):
+            found[field.name] = Setting(field.name, hint, field.default)
     return found
 
 
-def check(cls: type, name: str, value: Any) -> Any:
-    """Check one constructor argument against its annotation and return it as a plain value.
+def check(name: str, value: Any, annotation: Any) -> Any:
+    """Return the value of a setting as a plain one, if its annotation allows it.
 
     Raises:
-        TypeError: no such argument, or of the wrong type.
-        ValueError: not an allowed value.
+        TypeError: it has the wrong type.
+        ValueError: it is not an allowed value.
     """
-    known = declared_parameters(cls)
-    if name not in known:
-        raise TypeError(f"{cls.__name__} has no parameter {name!r}; it has {', '.join(known)}")
-    annotation = known[name][0]
     for allowed in getattr(annotation, "__metadata__", ()):
         if isinstance(allowed, Number):
             return allowed.check(name, value)
-    if get_origin(annotation) is Literal and value not in get_args(annotation):
-        raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(annotation)))}, got {value!r}")
     if annotation is bool and not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, got {value!r}")
-    return value
+    return choice(name, value, annotation) if get_origin(annotation) is Literal else value
 
 
 def choice(name: str, value: Any, allowed: Any) -> Any:
-    """The value, if it is one of those of a `Literal`.
+    """Return the value, if it is one of those of a `Literal`.
 
     Raises:
         ValueError: it is not.
     """
     if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(allowed)))}, got {value!r}")
     return value

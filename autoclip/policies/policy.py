@@ -2,20 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from math import inf, isfinite, nan
 from numbers import Integral, Real
-from typing import Any, Literal, Never, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
-from autoclip.policies.parameters import (
-    Floor,
-    Percentile,
-    Steps,
-    Threshold,
-    WarmupThreshold,
-    check,
-    constructor_parameters,
-    declared_parameters,
-)
+from autoclip.policies.parameters import Floor, Percentile, Steps, Threshold, WarmupThreshold, check, settings_of
 from autoclip.statistics import GeometricQuantile, percentile_of
 
 Phase = Literal["warmup", "active"]
@@ -33,7 +25,7 @@ LARGEST_START = 10.0
 """A norm of the warm-up above this multiple of the automatic warm-up threshold has exploded: no tracker starts there.
 Percentile 99 of lognormal norms with a log-deviation of 1 lies at it."""
 FIRST_NORMS = 10
-"""Number of norms that tell whether the first one was an outlier."""
+"""Number of norms that show if the first one was an outlier."""
 
 
 def usual_norm(first_norms: Sequence[float]) -> float | None:
@@ -46,6 +38,7 @@ def usual_norm(first_norms: Sequence[float]) -> float | None:
     return usual if usual > LARGEST_START * first_norms[0] else None
 
 
+@dataclass(eq=False, repr=False)
 class Policy(ABC):
     """Sets the threshold of a step from the norms of earlier steps: `threshold()`, clip, then `observe(norm, loss)`.
 
@@ -58,10 +51,10 @@ class Policy(ABC):
     step, and lets no explosion within the warm-up through. Norms that are zero or not finite are counted and never
     learned from.
 
-    A subclass implements `_start`, `_threshold` and `_observe`. It stores each constructor argument under its own name
-    (with a trailing underscore where a method has that name). Every other attribute is its state: a plain value
-    (number, string, list, dict, None), or an object with `state_dict` and `load_state_dict`. Make objects and dicts in
-    the constructor, before any norm.
+    A subclass implements `_start`, `_threshold` and `_observe`. With settings of its own it is a `@dataclass`, and they
+    are its fields, annotated with what they may be (see `autoclip.policies.parameters`). Every other attribute is its
+    state: a plain value (number, string, list, dict, None), or an object with `state_dict` and `load_state_dict`. Make
+    objects and dicts in `__post_init__`, after `super().__post_init__()`.
 
     Args:
         warmup_steps: >= 0, number of norms to collect first. A policy needs one norm to start from: with 0, the first
@@ -71,29 +64,48 @@ class Policy(ABC):
         max_threshold: > 0, the largest; inf sets no bound.
     """
 
-    inclusive: bool = False
-    reads_loss: bool = False
-    needs_norms: bool = True  # False: active from the first step when warmup_steps is 0
-    response: Response = "scale"
-    scope: Scope = "global"
+    inclusive = False  # no field here: a setting of some policies, state of others
+    reads_loss: ClassVar[bool] = False
+    needs_norms: ClassVar[bool] = True  # False: active from the first step when warmup_steps is 0
+    response: ClassVar[Response] = "scale"
+    scope: ClassVar[Scope] = "global"
 
-    def __init__(
-        self,
-        *,
-        warmup_steps: Steps = 100,
-        warmup_threshold: WarmupThreshold = "auto",
-        min_threshold: Floor = 0.0,
-        max_threshold: Threshold = inf,
-        **unknown: Never,
-    ) -> None:
-        for name in unknown:
-            self._checked(name, None)  # raises, with the names that there are
-        self.warmup_steps: int = self._checked("warmup_steps", warmup_steps)
-        self.warmup_threshold: float | Literal["auto"] = self._checked("warmup_threshold", warmup_threshold)
-        self.min_threshold: float = self._checked("min_threshold", min_threshold)
-        self.max_threshold: float = self._checked("max_threshold", max_threshold)
+    _: KW_ONLY
+    warmup_steps: Steps = 100
+    warmup_threshold: WarmupThreshold = "auto"
+    min_threshold: Floor = 0.0
+    max_threshold: Threshold = inf
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} has an __init__, but the settings of a policy are fields: write @dataclass above the "
+                f"class, `factor: float = 2.0` in it, and make in __post_init__ what depends on settings"
+            )
+        for name in ("__repr__", "__eq__", "__hash__"):  # which @dataclass leaves alone only in the class itself
+            setattr(cls, name, getattr(cls, name))
+
+    def __post_init__(self) -> None:
+        """Check the settings. A subclass calls it first, then makes its own state.
+
+        Raises:
+            TypeError: a setting has the wrong type.
+            ValueError: a setting has a value that is not allowed.
+        """
+        for name, setting in settings_of(type(self)).items():
+            if callable(getattr(Policy, setting.attribute, None)):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} would hide a method of Policy: choose another name for it"
+                )
+            value = check(name, getattr(self, setting.attribute), setting.annotation)
+            setattr(self, setting.attribute, value)
         if self.min_threshold > self.max_threshold:
-            raise ValueError(f"min_threshold must be at most max_threshold, got {min_threshold!r} > {max_threshold!r}")
+            got = f"{self.min_threshold!r} > {self.max_threshold!r}"
+            raise ValueError(f"min_threshold must be at most max_threshold, got {got}")
+        for field in fields(self):
+            if not field.init and field.default is not MISSING:  # a state, which dataclasses leave in the class
+                setattr(self, field.name, field.default)
         self.learned_norms = 0
         self.nonfinite_norms = 0
         self.zero_norms = 0
@@ -165,21 +177,18 @@ class Policy(ABC):
         fresh = self.clone()
         fresh.warmup_tracker.start(percentile_of(sorted(norms), 50))
         fresh._restart(list(norms))
-        for name in ("learned_norms", "nonfinite_norms", "zero_norms"):
-            setattr(fresh, name, getattr(self, name))
-        fresh.learned_norms = max(fresh.learned_norms, fresh._warmup_length)
-        vars(self).clear()
-        vars(self).update(vars(fresh))
+        fresh.learned_norms = max(self.learned_norms, self._warmup_length)
+        fresh.nonfinite_norms, fresh.zero_norms = self.nonfinite_norms, self.zero_norms
+        self.__dict__ = vars(fresh)
 
     @property
     def warmup_total(self) -> float | None:
         """Bound on the norm of all groups together in the warm-up; None: each group has its own."""
-        total = self._warmup_total()
-        return None if total is None else self._bounded(total)
+        return None
 
     @property
     def starves_after(self) -> int | None:
-        """Steps clipped in a row that tell of a new level of the norms: ten windows. None: that is meant."""
+        """Number of clipped steps in a row that show a new level of the norms: ten windows. None: it is to clip all."""
         if getattr(self, "percentile", None) == 0:
             return None
         return WINDOWS_TO_STARVE * self.remembered_norms
@@ -192,7 +201,7 @@ class Policy(ABC):
 
     @property
     def phase(self) -> Phase:
-        """Whether the threshold read now is that of the warm-up or the policy's own."""
+        """Name of the threshold that is read now: that of the "warmup", or once "active" the policy's own."""
         return "active" if self.learned_norms >= (self.warmup_steps or self.needs_norms) else "warmup"
 
     @abstractmethod
@@ -211,10 +220,6 @@ class Policy(ABC):
         """Start again from recent norms in the middle of training; as after the warm-up, unless overridden."""
         self._start(norms)
 
-    def _warmup_total(self) -> float | None:
-        """`warmup_total` without `min_threshold` and `max_threshold`."""
-        return None
-
     def _reciprocal(self, norm: float) -> float:
         """Norm that the response "reciprocal" leaves of a norm above the threshold, once active."""
         threshold = self.threshold()
@@ -225,15 +230,10 @@ class Policy(ABC):
 
     @final
     def parameters(self) -> dict[str, Any]:
-        """Constructor arguments by name: `type(policy)(**policy.parameters())` is the policy with nothing learned."""
-        names = constructor_parameters(type(self))
-        unkept = [name for name in ("warmup_steps", *names) if self._attribute(name) not in vars(self)]
-        if unkept:
-            raise TypeError(
-                f"{type(self).__name__} must call super().__init__() and keep its constructor's arguments under their "
-                f"own names, or it can be neither copied nor resumed; missing: {', '.join(dict.fromkeys(unkept))}"
-            )
-        return {name: vars(self)[self._attribute(name)] for name in names}
+        """Settings by name: `type(policy)(**policy.parameters())` is the policy with nothing learned."""
+        if "warmup_tracker" not in vars(self):
+            raise TypeError(f"{type(self).__name__}.__post_init__ must call super().__post_init__() first")
+        return {name: getattr(self, setting.attribute) for name, setting in settings_of(type(self)).items()}
 
     @final
     def clone(self) -> Self:
@@ -242,12 +242,12 @@ class Policy(ABC):
 
     @final
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned and the policy's name, as plain JSON-able values. Parameters are not part of it."""
-        state: dict[str, Any] = {"policy": type(self).__name__}
-        for name in self._state_names():
-            value = getattr(self, name)
-            state[name] = value.state_dict() if hasattr(value, "state_dict") else _plain(name, value)
-        return state
+        """Everything learned and the policy's name, as plain JSON-able values. Settings are not part of it."""
+        state = {
+            name: value.state_dict() if hasattr(value, "state_dict") else _plain(name, value)
+            for name, value in self._learned().items()
+        }
+        return {"policy": type(self).__name__, **state}
 
     @final
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -260,56 +260,47 @@ class Policy(ABC):
         if state.get("policy") != name:
             raise ValueError(f"the state of a {state.get('policy')} cannot be loaded into a {name}")
         loaded = self.clone()
-        missing = [attribute for attribute in loaded._state_names() if attribute not in state]
+        learned = loaded._learned()
+        missing = [attribute for attribute in learned if attribute not in state]
         if missing:
             raise ValueError(f"the state does not fit {name}: it has no {', '.join(missing)}")
         for attribute, value in state.items():
             if attribute == "policy":
                 continue
-            if hasattr(getattr(loaded, attribute, None), "load_state_dict"):
-                try:
-                    getattr(loaded, attribute).load_state_dict(value)
-                except (KeyError, TypeError, AttributeError, ValueError) as error:
-                    raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r}") from error
-            elif attribute in loaded._state_names():
-                if not _alike(getattr(loaded, attribute), value):
-                    raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r:.100}")
-                setattr(loaded, attribute, _plain(attribute, value))
-            elif loaded._may_appear_later(attribute, value):
-                setattr(loaded, attribute, _plain(attribute, value))
-            else:
-                raise ValueError(
-                    f"the state does not fit {name}: it holds {attribute}, which its constructor does not make"
-                )
-        vars(self).clear()
-        vars(self).update(vars(loaded))
+            if attribute not in learned and (hasattr(loaded, attribute) or isinstance(value, dict)):
+                raise ValueError(f"the state does not fit {name}: it holds {attribute}, which a new {name} does not")
+            fresh: Any = learned.get(attribute)
+            try:
+                if hasattr(fresh, "load_state_dict"):
+                    fresh.load_state_dict(value)
+                else:
+                    setattr(loaded, attribute, _alike(fresh, _plain(attribute, value)))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r:.100}") from error
+        self.__dict__ = vars(loaded)
 
     def __repr__(self) -> str:
-        """What constructs it anew: the arguments that are not at their defaults, and the percentile of a clip rate."""
-        declared = constructor_parameters(type(self))
+        """The call that makes it: the settings that are not at their defaults, and the percentile of a clip rate."""
+        declared = settings_of(type(self))
         shown = [
-            f"{name}={_as_written(value, declared[name][0])}"
+            f"{name}={_as_written(value, declared[name].annotation)}"
             for name, value in self.parameters().items()
-            if value != declared[name][1] or (name == "percentile" and not self.reads_loss)
+            if value != declared[name].default or (name == "percentile" and not self.reads_loss)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @final
-    def _contained(self, start: float) -> float:
-        """Limit where a tracker starts, so that an explosion in the warm-up does not set the threshold after it."""
+    def _capped(self, start: float) -> float:
+        """Limit the value that a tracker starts at, so that an explosion in the warm-up does not set it."""
         if self.warmup_threshold != "auto":
             return start
         return min(start, LARGEST_START * self.warmup_tracker.get())
 
     @final
-    def _without_explosions(self, warmup_norms: list[float]) -> list[float]:
-        """The norms of the warm-up; those that exploded count as the largest of the others."""
-        largest = max(norm for norm in warmup_norms if self._contained(norm) == norm)
+    def _winsorized(self, warmup_norms: list[float]) -> list[float]:
+        """Replace norms of the warm-up that exploded by the largest of the others."""
+        largest = max(norm for norm in warmup_norms if self._capped(norm) == norm)
         return [min(norm, largest) for norm in warmup_norms]
-
-    @final
-    def _checked(self, name: str, value: Any) -> Any:
-        return check(type(self), name, value)
 
     def _bounded(self, threshold: float) -> float:
         return min(max(threshold, self.min_threshold), self.max_threshold)
@@ -323,32 +314,28 @@ class Policy(ABC):
             return float(self.warmup_threshold)
         return self.warmup_tracker.get() if self.warmup_norms else inf
 
-    def _attribute(self, parameter: str) -> str:
-        return parameter if parameter in vars(self) else f"{parameter}_"
-
-    def _may_appear_later(self, attribute: str, value: Any) -> bool:
-        """Whether `_start` or `_observe` may make this attribute: it hides nothing of ours, and needs no object."""
-        return not (hasattr(self, attribute) or attribute in declared_parameters(type(self)) or isinstance(value, dict))
-
-    def _state_names(self) -> list[str]:
-        parameters = {self._attribute(name) for name in declared_parameters(type(self))}
-        return [name for name in vars(self) if name not in parameters]
+    def _learned(self) -> dict[str, Any]:
+        """All attributes that are not settings."""
+        attributes = {setting.attribute for setting in settings_of(type(self)).values()}
+        return {name: value for name, value in vars(self).items() if name not in attributes}
 
 
 def _as_written(value: Any, annotation: Any) -> str:
-    """A constructor argument in Python: a percentile as people write it, an infinity that can be pasted."""
+    """A setting in Python: a whole percentile without a point, and an infinity that can be pasted."""
     if value == inf:
         return "float('inf')"
     whole = annotation == Percentile and float(value).is_integer()
     return repr(int(value) if whole else value)
 
 
-def _alike(fresh: Any, value: Any) -> bool:
-    """Whether a loaded value may replace the one that a policy starts with; None may be, or become, anything."""
-    if fresh is None or value is None:
-        return True
-    kinds = (bool, Real, str, list | tuple, dict)
-    return next((isinstance(value, kind) for kind in kinds if isinstance(fresh, kind)), True)
+def _alike(fresh: Any, value: Any) -> Any:
+    """Return a loaded value if its type is that of the value at the start; None may be, or become, anything."""
+    for kind in (bool, Real, str, list | tuple, dict):
+        if isinstance(fresh, kind):
+            if value is None or isinstance(value, kind):
+                break
+            raise TypeError
+    return value
 
 
 def _plain(name: str, value: Any) -> Any:

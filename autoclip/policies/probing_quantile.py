@@ -1,9 +1,9 @@
 """A running percentile that opens while training goes well, and steps back when the loss rises."""
 
+from dataclasses import KW_ONLY, dataclass
 from math import nextafter
-from typing import Unpack
 
-from autoclip.policies.parameters import Bounds, Floor, Percentile, Positive, Share, Steps, Window
+from autoclip.policies.parameters import Floor, Percentile, Positive, Share, Steps, Window
 from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
 from autoclip.statistics import LossTrend, SlidingQuantile
 
@@ -12,6 +12,7 @@ LIMIT = 2.5
 LEAST = nextafter(0.0, 1.0)
 
 
+@dataclass
 class ProbingQuantile(Policy):
     """A percentile of recent norms that opens from low to high while all goes well, and steps back when the loss rises.
 
@@ -53,48 +54,31 @@ class ProbingQuantile(Policy):
         pause: >= 0, least number of steps between two step backs.
         patience: >= 0, number of step backs in vain before the loss is ignored; 0 never listens to the loss.
         warmup_steps: 0 by default. Otherwise the threshold starts at percentile `lowest` of the warm-up's norms.
-        **bounds: see `Policy`.
 
     Reference: our own, see `experiments/studies/default` and `experiments/studies/ablation`.
     """
 
     reads_loss = True
 
-    def __init__(
-        self,
-        percentile: Percentile = 90,
-        lowest: Percentile = 10,
-        window: Window = 100,
-        start: Share = 0.3,
-        growth: Positive = 0.03,
-        margin: Floor = 0.5,
-        setback: Floor = 0.1,
-        cut: Share = 0.8,
-        floor: Share = 0.1,
-        step_back: Floor = 40,
-        pace: Floor = 0.5,
-        memory: Share = 0.7,
-        pause: Steps = 10,
-        patience: Steps = 5,
-        *,
-        warmup_steps: Steps = 0,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.percentile = self._checked("percentile", percentile)
-        self.lowest = self._checked("lowest", lowest)
-        self.window = self._checked("window", window)
-        self.start = self._checked("start", start)
-        self.growth = self._checked("growth", growth)
-        self.margin = self._checked("margin", margin)
-        self.setback = self._checked("setback", setback)
-        self.cut = self._checked("cut", cut)
-        self.floor = self._checked("floor", floor)
-        self.step_back = self._checked("step_back", step_back)
-        self.pace = self._checked("pace", pace)
-        self.memory = self._checked("memory", memory)
-        self.pause = self._checked("pause", pause)
-        self.patience = self._checked("patience", patience)
+    percentile: Percentile = 90
+    lowest: Percentile = 10
+    window: Window = 100
+    start: Share = 0.3
+    growth: Positive = 0.03
+    margin: Floor = 0.5
+    setback: Floor = 0.1
+    cut: Share = 0.8
+    floor: Share = 0.1
+    step_back: Floor = 40
+    pace: Floor = 0.5
+    memory: Share = 0.7
+    pause: Steps = 10
+    patience: Steps = 5
+    _: KW_ONLY
+    warmup_steps: Steps = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lowest > self.percentile:
             raise ValueError(f"lowest must be at most percentile, got {self.lowest:g} > {self.percentile:g}")
         self.norms = SlidingQuantile(self.window)
@@ -108,7 +92,7 @@ class ProbingQuantile(Policy):
         self.inclusive = self.warmup_steps == 0  # until the first norm is known
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.norms.extend(self._without_explosions(warmup_norms))
+        self.norms.extend(self._winsorized(warmup_norms))
         self.current = self.norms.get(self.q)
         self.inclusive = False
         if self.warmup_steps == 0:

@@ -1,12 +1,13 @@
 """A percentile that follows the norms."""
 
-from typing import Unpack
+from dataclasses import dataclass
 
-from autoclip.policies.parameters import Bounds, OptionalWindow, Percentile, Rate, Steps
+from autoclip.policies.parameters import OptionalWindow, Percentile, Rate
 from autoclip.policies.policy import Policy
 from autoclip.statistics import GeometricQuantile, SlidingQuantile, percentile_of
 
 
+@dataclass
 class RunningQuantile(Policy):
     """Threshold = running percentile of the norms of earlier steps.
 
@@ -21,7 +22,6 @@ class RunningQuantile(Policy):
         window: >= 1, a number of norms; None for the tracker.
         warmup_steps: number of norms to collect first. The tracker starts at their percentile, or at ten times the
             automatic warm-up threshold if they exploded.
-        **bounds: see `Policy`.
 
     Reference: the tracker is that of Andrew et al., 2019, arXiv 1905.03871; the window with past norms only is PyPI's
     autoclip 0.2.1 (`QuantileClip`).
@@ -36,24 +36,18 @@ class RunningQuantile(Policy):
     2.8
     """
 
-    def __init__(
-        self,
-        percentile: Percentile = 50,
-        rate: Rate = 0.1,
-        window: OptionalWindow = None,
-        *,
-        warmup_steps: Steps = 100,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.percentile = self._checked("percentile", percentile)
-        self.rate = self._checked("rate", rate)
-        self.window = self._checked("window", window)
-        self.quantile = GeometricQuantile(percentile, rate) if window is None else SlidingQuantile(window)
+    percentile: Percentile = 50
+    rate: Rate = 0.1
+    window: OptionalWindow = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tracker = GeometricQuantile(self.percentile, self.rate)
+        self.quantile = tracker if self.window is None else SlidingQuantile(self.window)
 
     def _start(self, warmup_norms: list[float]) -> None:
         if isinstance(self.quantile, GeometricQuantile):
-            self.quantile.start(self._contained(percentile_of(sorted(warmup_norms), self.percentile)))
+            self.quantile.start(self._capped(percentile_of(sorted(warmup_norms), self.percentile)))
         else:
             self.quantile.extend(warmup_norms)
 

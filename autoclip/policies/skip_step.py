@@ -1,12 +1,13 @@
 """SkipStep: a step whose norm stands out is skipped."""
 
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
-from autoclip.policies.parameters import Bounds, Floor, Positive, Steps, Window
+from autoclip.policies.parameters import Floor, Positive, Steps, Window
 from autoclip.policies.policy import Policy
 from autoclip.statistics import SlidingMean
 
 
+@dataclass
 class SkipStep(Policy):
     """Threshold = mean + sigmas * std of the last `window` norms; a step above it is skipped.
 
@@ -20,7 +21,6 @@ class SkipStep(Policy):
         warmup_steps: number of norms to collect first; the published code has half the window less one. With
             `warmup_threshold="auto"`, norms above ten times its last threshold have exploded and count as the largest
             of the others; inf is the published warm-up.
-        **bounds: see `Policy`.
 
     Reference: the skip-step optimizer of OLMo-core (`optim/skip_step_optimizer.py`).
 
@@ -33,23 +33,18 @@ class SkipStep(Policy):
 
     response = "skip"
 
-    def __init__(
-        self,
-        sigmas: Positive = 6.0,
-        window: Window = 128,
-        least_spread: Floor = 0.01,
-        *,
-        warmup_steps: Steps = 64,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.sigmas = self._checked("sigmas", sigmas)
-        self.window = self._checked("window", window)
-        self.least_spread = self._checked("least_spread", least_spread)
+    sigmas: Positive = 6.0
+    window: Window = 128
+    least_spread: Floor = 0.01
+    _: KW_ONLY
+    warmup_steps: Steps = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.norms = SlidingMean(self.window)
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.norms.extend(self._without_explosions(warmup_norms))
+        self.norms.extend(self._winsorized(warmup_norms))
 
     def _threshold(self) -> float:
         mean = self.norms.get()

@@ -1,14 +1,16 @@
 """ZClip: spikes are found by their z-score."""
 
-from typing import Literal, Unpack
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
-from autoclip.policies.parameters import Bounds, Decay, Floor, Positive, Steps
+from autoclip.policies.parameters import Decay, Floor, Positive, Steps
 from autoclip.policies.policy import Policy
 from autoclip.statistics import DecayedMoments, mean_and_variance
 
 Form = Literal["reciprocal", "mean", "max"]
 
 
+@dataclass
 class ZClip(Policy):
     """Clips norms whose z-score is above `z_threshold`: the further out, the stronger.
 
@@ -31,8 +33,8 @@ class ZClip(Policy):
         least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0, which takes any
             rise after constant norms for a spike.
         warmup_steps: number of norms to collect first.
-        **bounds: see `Policy`. The published default of `max_threshold` is 1.0, which hides the rule wherever norms
-            exceed 1.
+        max_threshold: > 0; inf sets no bound. The published default is 1.0, which hides the rule wherever norms exceed
+            1.
 
     Reference: Kumar, Owen, Chowdhury, Güra, "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", 2025, arXiv
     2504.02507.
@@ -46,27 +48,20 @@ class ZClip(Policy):
 
     response = "reciprocal"
 
-    def __init__(
-        self,
-        z_threshold: Positive = 2.5,
-        decay: Decay = 0.97,
-        form: Form = "reciprocal",
-        epsilon: Floor = 1e-6,
-        least_spread: Floor = 0.01,
-        *,
-        warmup_steps: Steps = 25,
-        **bounds: Unpack[Bounds],
-    ) -> None:
-        super().__init__(warmup_steps=warmup_steps, **bounds)
-        self.z_threshold = self._checked("z_threshold", z_threshold)
-        self.decay = self._checked("decay", decay)
-        self.form = self._checked("form", form)
-        self.epsilon = self._checked("epsilon", epsilon)
-        self.least_spread = self._checked("least_spread", least_spread)
+    z_threshold: Positive = 2.5
+    decay: Decay = 0.97
+    form: Form = "reciprocal"
+    epsilon: Floor = 1e-6
+    least_spread: Floor = 0.01
+    _: KW_ONLY
+    warmup_steps: Steps = 25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.moments = DecayedMoments(self.decay)
 
     def _start(self, warmup_norms: list[float]) -> None:
-        self.moments.start(*mean_and_variance(self._without_explosions(warmup_norms)))
+        self.moments.start(*mean_and_variance(self._winsorized(warmup_norms)))
 
     def _threshold(self) -> float:
         epsilon = 0.0 if self.form == "max" else self.epsilon

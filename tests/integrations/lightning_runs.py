@@ -1,5 +1,7 @@
 """Small trainings that the tests of the Lightning callback share."""
 
+from dataclasses import KW_ONLY, dataclass
+
 import lightning as L
 import torch
 import torch.nn.functional as F
@@ -74,11 +76,15 @@ class Adversaries(L.LightningModule):
         return adam, torch.optim.SGD(self.nets[1].named_parameters(), lr=1e-4)
 
 
+@dataclass
 class LossOf(autoclip.RunningQuantile):
-    """Keeps the losses that it is told."""
+    """Keeps the losses that reach it."""
 
-    def __init__(self, *, warmup_steps=5):
-        super().__init__(warmup_steps=warmup_steps)
+    _: KW_ONLY
+    warmup_steps: int = 5
+
+    def __post_init__(self):
+        super().__post_init__()
         self.told = []
 
     def _observe_loss(self, loss):

@@ -1,6 +1,7 @@
 """A training loop with types: it runs, and `mypy --strict` and pyright find nothing to complain of."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -8,17 +9,21 @@ import torch
 from torch import Tensor, nn
 
 import autoclip
+from autoclip.policies.parameters import Positive
 from autoclip.sinks import JSONLSink
 
 
-class TwiceTheLast(autoclip.Policy):
-    """Twice the norm before."""
+@dataclass
+class MultipleOfTheLast(autoclip.Policy):
+    """A multiple of the norm before."""
+
+    factor: Positive = 2.0
 
     def _start(self, warmup_norms: list[float]) -> None:
         self.latest = warmup_norms[-1]
 
     def _threshold(self) -> float:
-        return 2 * self.latest
+        return self.factor * self.latest
 
     def _observe(self, norm: float, loss: float | None) -> None:
         self.latest = norm
@@ -78,12 +83,13 @@ def main(folder: Path) -> None:
     resumed.load_state_dict(state)
 
     assert_type(attached(), autoclip.Clipper)
-    train(TwiceTheLast(warmup_steps=1), folder / "own")
+    train(MultipleOfTheLast(3.0, warmup_steps=1), folder / "own")
 
     (trace,) = autoclip.traces.read_traces([folder / "metrics.jsonl"])
     assert_type(trace, autoclip.traces.NormTrace)
     result = autoclip.replay(trace.norms, autoclip.Fixed(1.0), losses=trace.losses)
     assert_type(result.clip_rate, float)
+    assert_type(autoclip.Fixed(1.0).threshold(), float)
 
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
