@@ -198,3 +198,11 @@ def test_the_tracker_of_rate_a_fifth_clips_what_the_percentile_promised_through_
     message = f"{worst}: realised differs from nominal by {deviations[worst]:.3f} percentage points"
     assert not any(map(isnan, deviations.values()))
     assert deviations[worst] <= 1.0, message
+
+
+@every_kind
+def test_a_policy_is_itself_and_no_other(kind):
+    policy = build(kind)
+    assert len({policy, policy, policy.clone()}) == 2
+    assert policy == policy  # noqa: PLR0124 - by identity, as clippers keep them in dicts
+    assert policy != policy.clone()

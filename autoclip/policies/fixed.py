@@ -7,7 +7,7 @@ from autoclip.policies.parameters import Steps, Threshold
 from autoclip.policies.policy import Policy
 
 
-@dataclass
+@dataclass(eq=False)
 class _Constant:
     threshold: InitVar[Threshold]  # in a base behind `Policy`, whose method of this name stays in sight
 

@@ -115,7 +115,8 @@ class Policy(ABC):
     @final
     def threshold(self) -> float:
         """Largest norm left unclipped now: a float > 0; inf: nothing is clipped."""
-        returned = self._threshold() if self.phase == "active" else self._warmup_bound()
+        is_active = self.learned_norms >= (self.warmup_steps or self.needs_norms)  # `phase` would be one more call
+        returned = self._threshold() if is_active else self._warmup_bound()
         try:
             value = float(returned)
         except (TypeError, ValueError):
