@@ -104,6 +104,13 @@ class AutoClipCallback(Callback):
             return
         self._detach()
         self._optimizers, self._clippers, self._pending, self._bounded = [], [], {}, set()
+        searching = {type(one).__name__ for one in trainer.callbacks} & {"BatchSizeFinder", "LearningRateFinder"}
+        if searching:
+            self._warn_once(
+                "search",
+                f"{' and '.join(sorted(searching))} makes its trial steps without other callbacks, so that they are "
+                f"not clipped: what it finds holds for a training without clipping",
+            )
         if trainer.gradient_clip_val and not _is(trainer.strategy, "DeepSpeedStrategy"):
             raise ValueError(
                 f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) would clip beside AutoClipCallback, which "

@@ -1,7 +1,7 @@
 """Hugging Face transformers: the Trainer clips as usual, at the threshold of a policy."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial, wraps
@@ -16,6 +16,7 @@ from autoclip.clipper import Clipper
 from autoclip.clipper.attach import innermost
 from autoclip.clipper.clip_function import ClipFn
 from autoclip.clipper.options import ClipperOptions
+from autoclip.gradients import clip_grad_norm_
 from autoclip.integrations.missing import missing
 from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
 from autoclip.warn_once import WarnOnce
@@ -257,11 +258,15 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         """In place of what the trainer calls for gradients on several device meshes."""
         if max_norm == inf:
             return original(model, max_norm)
-        return self._step(accelerator, model.parameters(), lambda max_norm: original(model, max_norm))
+        return self._step(accelerator, list(model.parameters()), lambda max_norm: original(model, max_norm))
 
-    def _step(self, accelerator: Any, parameters: Iterable[Tensor], clip_fn: ClipFn) -> Tensor:
-        """Clip by the trainer's function, or by the clipper if only that can do it."""
+    def _step(self, accelerator: Any, parameters: list[Tensor], clip_fn: ClipFn) -> Tensor:
+        """Clip by the trainer's function, or by the clipper if only that can do it; returns the norm before."""
         assert self.clipper is not None
+        if self.clipper.mode != "norm":  # what those measure is no norm
+            norm = clip_grad_norm_(parameters, inf)
+            self.clipper.step(loss=self._step_loss())
+            return norm
         # Torch measures gradients of half precision in half precision: three digits of the norm are right.
         rounded = any(one.grad is not None and one.grad.dtype in HALF for one in parameters)
         by_clipper = not _has_one_norm(self.clipper) or (rounded and _has_whole_gradients(accelerator))

@@ -384,3 +384,29 @@ def test_under_deepspeed_the_callback_says_once_that_it_does_nothing():
     assert sum("DeepSpeed" in str(one.message) for one in warned) == 1
     assert callback.clippers == []
     assert 1e-3 < max(module.left) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["lr_find", "scale_batch_size"])
+def test_a_search_that_runs_without_callbacks_is_told_of(tmp_path, name):
+    from lightning.pytorch.tuner import Tuner
+
+    class WithBatchSize(Regression):
+        batch_size, lr = 4, 0.1
+
+        def train_dataloader(self):
+            return data()
+
+    callback = AutoClipCallback(autoclip.Fixed(1.0))
+    trainer = L.Trainer(
+        max_steps=STEPS,
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    options = {"num_training": 4} if name == "lr_find" else {"max_trials": 1, "steps_per_trial": 1, "init_val": 2}
+    with pytest.warns(UserWarning, match="makes its trial steps without other callbacks"):
+        getattr(Tuner(trainer), name)(WithBatchSize(), **options)

@@ -720,3 +720,16 @@ def train_as_one_of_two_ranks(rank, ranks):
 
 if __name__ == "__main__":
     worker.run(train_as_one_of_two_ranks)
+
+
+def test_in_mode_agc_the_logged_norm_is_a_norm(tmp_path):
+    records = Records()
+    callback = AutoClipCallback(autoclip.Fixed(0.01), mode="agc", sinks=[records])
+    trainer = trainer_of(tmp_path, [callback], logging_steps=1)
+    with norms_in_optimizer() as clipped:
+        trainer.train()
+    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert len(logged) == len(records.all) == len(clipped)
+    # What agc observes are ratios to the weights; the trainer logs the norm before clipping, which clipping shrinks.
+    assert all(after < before for after, before in zip(clipped, logged, strict=True))
+    assert all(abs(before - record.total_norm) > 1e-3 for before, record in zip(logged, records.all, strict=True))
