@@ -95,13 +95,20 @@ class Checks:
         """The same checks, for a copy of the clipper."""
         return Checks(self._mode, self._order, self._warn_once)
 
-    def before(self, gradients: list[Tensor], norm: float) -> None:
-        """Warn if somebody else has clipped these gradients: another clipper, or a function that limits elements.
+    def before(self, gradients: list[Tensor], norm: float, by_hand: Iterable[Tensor] = ()) -> None:
+        """Warn if somebody else has clipped these gradients, or will make them again.
 
         Args:
             gradients: before clipping.
             norm: of all of them.
+            by_hand: the parameters, if the clipper is called by hand.
         """
+        if any(getattr(one, "grad_sample", None) is not None for one in by_hand):
+            self._warn_once(
+                "samples",
+                "the parameters have a grad_sample: opacus computes the gradients again in its optimizer's step, so "
+                "that step() has no effect: use autoclip.attach(optimizer), which clips after that",
+            )
         self._look_for_limited_elements(gradients, norm)
         for gradient in gradients:
             storage, now = _memory(gradient)
@@ -113,15 +120,6 @@ class Checks:
                     "not those of training: keep one of them (detach() removes an attached one)",
                 )
                 return
-
-    def look_for_samples(self, parameters: Iterable[Tensor]) -> None:
-        """Warn if an optimizer will compute the gradients again from those of each sample."""
-        if any(getattr(one, "grad_sample", None) is not None for one in parameters):
-            self._warn_once(
-                "samples",
-                "the parameters have a grad_sample: opacus computes the gradients again in its optimizer's step, so "
-                "that step() has no effect: use autoclip.attach(optimizer), which clips after that",
-            )
 
     def _look_for_limited_elements(self, gradients: list[Tensor], norm: float) -> None:
         """Warn if several elements share the largest size, and it is the same in all of the first steps."""
@@ -139,24 +137,23 @@ class Checks:
                 f"{largest:.4g}: does something limit elements before, such as clip_grad_value_()? Remove it",
             )
 
-    def after(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], threshold: float) -> None:
+    def after(self, left: Mapping[str, float], parameters: Mapping[str, Tensor], threshold: float) -> None:
         """Count a step, and expect that the optimizer finds the gradients as they are now.
 
         Args:
-            gradients: by name, those whose state matters; none: nothing is to be compared.
+            left: norm of each gradient after clipping, by name; none: nothing is to be compared.
             parameters: by name.
-            threshold: bound on the norm of all of them.
+            threshold: bound on the norm of all gradients.
         """
         self._count()
         self._left.clear()
         _WAITING[:] = [one for one in _WAITING if one() not in (None, self)]
-        if not gradients:
-            return
-        norms = measure_all(gradients, parameters, self._mode, self._order, None)
-        if isfinite(norms.value) and norms.value > 0:
+        if all(map(isfinite, left.values())) and any(left.values()):
             self._calls += 1
             self._threshold = threshold
-            for (name, gradient), norm in zip(gradients.items(), norms.each.tolist(), strict=True):
+            for name, norm in left.items():
+                gradient = parameters[name].grad
+                assert gradient is not None
                 self._left[name] = (parameters[name], norm, _reference(gradient))
             _WAITING.append(weakref.ref(self))
 

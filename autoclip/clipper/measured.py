@@ -174,6 +174,17 @@ def coefficient_of(decisions: Collection[Decision], total: float, mode: str, ord
     return min(combined([one.rounded_norm(mode) for one in decisions], order) / total, 1.0)
 
 
+def norms_left(measured: Measured, decisions: Mapping[str, Decision], mode: str) -> dict[str, float]:
+    """Norm of each gradient after clipping, by parameter name, reckoned from the norms before."""
+    names, before = list(measured.gradients), measured.all.each.tolist()  # host read
+    left = {}
+    for one, own in zip(decisions.values(), measured.members.values(), strict=True):
+        for place in own:
+            share = one.rounded_norm(mode) / one.norm if one.norm > 0 else 1.0
+            left[names[place]] = before[place] * share if mode == "norm" else min(before[place], one.rounded_norm(mode))
+    return left
+
+
 def allowed_norm(decisions: Collection[Decision], order: float) -> float:
     """Bound that the thresholds of all groups set on the norm of all gradients together; inf: none.
 

@@ -12,7 +12,15 @@ from autoclip.clipper.clip_function import ClipFn, clip_with
 from autoclip.clipper.deferred import Deferred
 from autoclip.clipper.groups import Groups
 from autoclip.clipper.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
-from autoclip.clipper.measured import Measured, allowed_norm, coefficient_of, measure_all, name_nonfinite, shrink_
+from autoclip.clipper.measured import (
+    Measured,
+    allowed_norm,
+    coefficient_of,
+    measure_all,
+    name_nonfinite,
+    norms_left,
+    shrink_,
+)
 from autoclip.controller import Decision
 from autoclip.gradients import Norms, gradients_of
 from autoclip.history import History
@@ -95,15 +103,7 @@ class Step:
         was_to_defer: bool,
         may_defer: bool,
     ) -> Tensor:
-        """A step whose norm the host waits for.
-
-        Args:
-            gradients: by parameter name.
-            loss_scale: that they still carry; None: they carry none.
-            pending: the loss.
-            was_to_defer: the step was to go without a wait.
-            may_defer: later ones may go without a wait.
-        """
+        """A step whose norm the host waits for; `was_to_defer`: it was to go without; `may_defer`: later ones may."""
         tensors = list(gradients.values())
         norms = measure_all(gradients, self.groups.parameters, self.mode, self.norm_type, loss_scale)
         if self._mark is not None and self._mark.fits(tensors, norms.value):
@@ -117,14 +117,13 @@ class Step:
         if not isfinite(norms.value):
             if loss_scale is not None:
                 return norms.total
-            by_hand = self._checks.is_open and self.deferred.found_inf is None
-            cure = "; with a GradScaler call scaler.unscale_(optimizer) before step()" if by_hand else ""
+            is_new = self._checks.is_open and self.deferred.found_inf is None
+            cure = "; with a GradScaler call scaler.unscale_(optimizer) before step()" if is_new else ""
             self.history.meet_nonfinite(name_nonfinite(gradients, norms.each), self.on_nonfinite, cure)
         is_checked = self._checks.is_open
-        if is_checked and self.deferred.found_inf is None:
-            self._checks.look_for_samples(self.groups.parameters.values())
+        by_hand = loss_scale is None and self.deferred.found_inf is None
         if is_checked:
-            self._checks.before(tensors, norms.value)
+            self._checks.before(tensors, norms.value, self.groups.parameters.values() if by_hand else ())
         loss = pending.read()
         if may_defer:
             self.deferred.prepare(self.groups, gradients)
@@ -135,8 +134,9 @@ class Step:
         skipped = bool(tensors) and not left
         threshold = self._record(decisions, norms.value, coefficient, skipped, loss)
         if is_checked:
-            by_hand = loss_scale is None and self.deferred.found_inf is None and len(left) == len(tensors)
-            self._checks.after(gradients if by_hand else {}, self.groups.parameters, threshold)
+            is_whole = by_hand and len(left) == len(tensors)
+            expected = norms_left(measured, decisions, self.mode) if is_whole else {}
+            self._checks.after(expected, self.groups.parameters, threshold)
         return norms.total
 
     def _shrink(self, measured: Measured, decisions: Mapping[str, Decision]) -> tuple[float, list[Tensor]]:

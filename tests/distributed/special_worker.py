@@ -39,8 +39,21 @@ def work(rank, ranks):
         "overflow": {name: overflow(make()) for name, make in sharded.items()},
         "float64": {"fsdp2": overflow(few_rows(torch.float64))},
         "one row": {str(order): overflow(few_rows(torch.float32), order) for order in (1.0, 2.0, 3.0, inf)},
+        "converted": {name: convert(make()) for name, make in sharded.items()},
         "agc": {name: overflow(make(), mode="agc", value=1e30) for name, make in sharded.items()},
     }
+
+
+def convert(layout):
+    """Clip, and convert the model to another dtype and back, with its gradients; the number of clipped steps."""
+    clipper = autoclip.Clipper(layout.source, Fixed(1e-3))
+    for step in range(5):
+        backward(layout, step)
+        clipper.step()
+        for dtype in (torch.float64, torch.bfloat16, torch.float32):
+            layout.model.to(dtype)
+        layout.model.zero_grad()
+    return clipper.state_dict()["clipped_steps"]
 
 
 def few_rows(dtype):

@@ -51,6 +51,11 @@ def test_steps_that_do_not_wait_are_those_that_do_on_every_rank(told, ranks, lay
     assert any(record["clipped"] for record in late[1][3:])
 
 
+@pytest.mark.parametrize(("ranks", "layout"), SHARDED)
+def test_a_sharded_model_can_be_converted_after_a_clipped_step(told, ranks, layout):
+    assert same_on_all(told, ranks, "converted", layout) == 5
+
+
 COLLECTIVES = {
     "ddp": 0,
     "ddp, loss": 1,
