@@ -16,13 +16,13 @@ from autoclip.warn_once import WarnOnce
 COUNTS = ("steps", "skipped_steps", "active_steps", "clipped_steps", "nonfinite_in_a_row")
 """Whole numbers that a state of a clipper holds; `clipped_steps` of the active ones only."""
 STATE = (*COUNTS, "coefficient_sum")
-"""What a state of a clipper holds beside its groups; the coefficients are summed over the active steps."""
+"""Names in a clipper's state beside its groups; the coefficients are summed over the active steps."""
 RECENT_STEPS = 2000
 """Number of steps whose records are kept for `Clipper.plot`, in 600 kB."""
 TOLD_AGAIN = (10, 100, 1000)
 """The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 BY_CLIPPER = "clipper.report_loss(loss) before optimizer.step(), or {} where it is called by hand"
-"""How a clipper is given the loss."""
+"""Words for how to give a clipper the loss."""
 TOLD_OF_NO_LOSS = 100
 """Steps after which the user is warned that none had a loss, if the policy reads it."""
 
@@ -140,8 +140,8 @@ class History:
                 where = "" if group == ALL else f" in {group}"
                 self.warn_once(
                     "relearned",
-                    f"{decision.relearned} steps in a row were clipped{where} by step {self.steps}: the policy begins "
-                    f"anew from their norms",
+                    f"{decision.relearned} steps in a row were clipped{where} by step {self.steps}: the policy starts "
+                    f"again from their norms",
                 )
         finite = isfinite(norm)
         self._recent.append((self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss))
@@ -252,7 +252,7 @@ _OWNERS: WeakKeyDictionary[Policy, "weakref.ref[Recorded]"] = WeakKeyDictionary(
 
 
 class Recorded(ABC):
-    """What a clipper and a tuner tell of their steps."""
+    """The properties of clippers and tuners that show their steps."""
 
     _history: History
 

@@ -1,4 +1,4 @@
-"""What one step did, as plain values."""
+"""The record of one step, as plain values."""
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
@@ -87,7 +87,7 @@ class Sink(AbstractContextManager["Sink"]):
 
 
 def is_active(phase: str, norm: float | None) -> bool:
-    """Whether a step counts in a clip rate: after the warm-up, with a norm that is finite and above zero."""
+    """Return True if a step counts in a clip rate: after the warm-up, with a norm that is finite and above zero."""
     return phase == "active" and norm is not None and 0 < norm < inf
 
 

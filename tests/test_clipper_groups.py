@@ -120,7 +120,7 @@ def test_a_run_resumed_through_json_equals_the_uninterrupted_run(scope, response
     whole, parts = Records(), Records()
     uninterrupted, first, resumed = start(whole), start(parts), start(parts)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*begins anew")
+        warnings.filterwarnings("ignore", message=".*starts again")
         train(*uninterrupted, range(30))
         train(*first, range(13))
         resumed[0].load_state_dict(first[0].state_dict())

@@ -156,14 +156,14 @@ def test_a_new_level_of_norms_does_not_stall_training_and_is_told_once(kind, sco
     assert shifted[0]
     assert sum(shifted) <= limit + max(6, quiet)
     assert sum(record.clipped for record in sink[100:]) <= limit + max(6, quiet)
-    relearned = [str(one.message) for one in caught if "begins anew" in str(one.message)]
+    relearned = [str(one.message) for one in caught if "starts again" in str(one.message)]
     if kind == "skip step":  # its window takes in what it skips, and so it resumes by itself
         assert len(relearned) <= 1
     else:
         where = "" if scope == "global" else " in 0"
         assert len(relearned) == len(caught) == 1
         assert relearned[0].startswith(f"{limit} steps in a row were clipped{where} by step ")
-        assert relearned[0].endswith("the policy begins anew from their norms (said once)")
+        assert relearned[0].endswith("the policy starts again from their norms (said once)")
         assert caught[0].filename.endswith("small_network.py")  # where step() was called
 
 
@@ -171,7 +171,7 @@ def test_a_starving_step_in_the_published_window_is_resumed_by_the_guard():
     weight, sink = one_weight(), Records()
     clipper = Clipper([weight], SkipStep(sigmas=0.5, window=1000, warmup_steps=64), sinks=[sink])
     steps(clipper, weight, norm_streams(64)["lognormal"])
-    with pytest.warns(UserWarning, match="20 steps in a row were clipped by step 83: the policy begins anew"):
+    with pytest.warns(UserWarning, match="20 steps in a row were clipped by step 83: the policy starts again"):
         left = steps(clipper, weight, [100.0] * 20)
     assert left == [None] * 20
     assert steps(clipper, weight, [100.0]) == [100.0]
@@ -196,7 +196,7 @@ def test_a_run_resumed_amid_a_streak_begins_anew_at_the_same_step(stop):
     whole, parts = Records(), Records()
     (weight, uninterrupted), (first_weight, first), (second_weight, second) = start(whole), start(parts), start(parts)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*begins anew")
+        warnings.filterwarnings("ignore", message=".*starts again")
         steps(uninterrupted, weight, norms)
         steps(first, first_weight, norms[:stop])
         second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))

@@ -118,7 +118,7 @@ def carried(state):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_laws_hold_and_a_resumed_run_equals_the_uninterrupted_one(kind, scope, response, mode):
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(begins anew|non-finite)")
+        warnings.filterwarnings("ignore", message=".*(starts again|non-finite)")
         run = Run(kind, scope, response, mode)
         run.to(STOP)
         checkpoint = carried([part.state_dict() for part in (run.net, run.optimizer, run.clipper)])

@@ -263,7 +263,7 @@ class Loop:
         for weight, value in zip(self.weights, gradients, strict=True):
             weight.grad = torch.tensor([value])
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(begins anew|non-finite)")
+            warnings.filterwarnings("ignore", message=".*(starts again|non-finite)")
             self.clipper.step()
         return [None if weight.grad is None else weight.grad.item() for weight in self.weights]
 

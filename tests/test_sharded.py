@@ -12,7 +12,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from autoclip import Clipper, Fixed
 from autoclip.gradients import gradients_of, measure
-from autoclip.gradients.sharded import is_distributed, local_part, summed, whole_norms
+from autoclip.gradients.sharded import is_distributed, reduce_norms, reduce_partial, to_local
 
 WEIGHTS = torch.arange(1.0, 13.0).view(3, 4)
 PLACEMENTS = [Shard(0), Shard(1), Replicate()]
@@ -44,9 +44,9 @@ def test_plain_tensors_pass_through_without_torch_distributed():
     norms = torch.arange(5.0)
     for gradient in gradients:
         assert not is_distributed(gradient)
-        assert local_part(gradient) is gradient
-        assert summed(gradient) is gradient
-    assert whole_norms(gradients, norms, 2.0) is norms
+        assert to_local(gradient) is gradient
+        assert reduce_partial(gradient) is gradient
+    assert reduce_norms(gradients, norms, 2.0) is norms
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -54,7 +54,7 @@ def test_the_local_part_is_the_memory_of_the_rank(mesh, placement):
     gradient = distributed(WEIGHTS, mesh, placement)
     assert is_distributed(gradient)
     assert is_distributed(nn.Parameter(gradient))
-    part = local_part(gradient)
+    part = to_local(gradient)
     assert type(part) is torch.Tensor
     part.mul_(2)
     assert torch.equal(gradient.full_tensor(), 2 * WEIGHTS)
@@ -62,9 +62,9 @@ def test_the_local_part_is_the_memory_of_the_rank(mesh, placement):
 
 def test_partial_gradients_are_summed_before_anything_is_measured(mesh):
     gradient = distributed(WEIGHTS, mesh, Partial())
-    assert summed(gradient).placements == (Replicate(),)
+    assert reduce_partial(gradient).placements == (Replicate(),)
     whole = distributed(WEIGHTS, mesh, Shard(0))
-    assert summed(whole) is whole
+    assert reduce_partial(whole) is whole
     parameter = nn.Parameter(distributed(WEIGHTS, mesh, Replicate()))
     parameter.grad = gradient
     assert gradients_of({"weight": parameter})["weight"] is parameter.grad
@@ -73,7 +73,7 @@ def test_partial_gradients_are_summed_before_anything_is_measured(mesh):
 
 
 def test_pending_sums_keep_what_else_is_sharded(square_mesh):
-    assert summed(distributed(WEIGHTS, square_mesh, Partial(), Shard(1))).placements == (Replicate(), Shard(1))
+    assert reduce_partial(distributed(WEIGHTS, square_mesh, Partial(), Shard(1))).placements == (Replicate(), Shard(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -82,7 +82,7 @@ def test_norms_survive_the_way_over_the_ranks(mesh, order, dtype):
     largest = torch.finfo(dtype).max
     norms = torch.tensor([0.0, 1.0, 1e-30, 0.3, largest / 100, inf], dtype=dtype)
     gradients = [distributed(WEIGHTS.to(dtype), mesh, Shard(0)) for _ in norms]
-    whole = whole_norms(gradients, norms, order)
+    whole = reduce_norms(gradients, norms, order)
     assert whole.dtype is dtype
     torch.testing.assert_close(whole, norms, rtol=1e-6, atol=0)
 
@@ -90,13 +90,13 @@ def test_norms_survive_the_way_over_the_ranks(mesh, order, dtype):
 @pytest.mark.parametrize("order", [2.0, inf])
 def test_what_is_not_finite_stays_so(mesh, order):
     gradients = [distributed(WEIGHTS, mesh, Shard(0)), distributed(WEIGHTS, mesh, Replicate())]
-    whole = whole_norms(gradients, torch.tensor([torch.nan, 1.0]), order)
+    whole = reduce_norms(gradients, torch.tensor([torch.nan, 1.0]), order)
     assert whole.isfinite().tolist() == [False, True]
 
 
 def collectives(gradients):
     with CommDebugMode() as made:
-        whole_norms(gradients, torch.ones(len(gradients)), 2.0)
+        reduce_norms(gradients, torch.ones(len(gradients)), 2.0)
     return made.get_total_counts()
 
 

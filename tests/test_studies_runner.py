@@ -219,7 +219,7 @@ def test_a_killed_worker_costs_its_own_run_only(jobs: list[Job], tmp_path: Path)
     said: list[str] = []
     run_jobs(jobs, table, workers=1, say=said.append, train=partial(killed_once, tmp_path / "killed"))
     assert (tmp_path / "killed").exists()
-    assert "a worker was killed; its runs begin anew" in said
+    assert "a worker was killed; its runs start again" in said
     assert len(lines_of(table.path)) == len(jobs)
     assert len(table.rows()) == len(jobs)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autoclip.errors import UsageError
 from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
-from autoclip.traces.scalars import ScalarLog, Series, number, whole_number
+from autoclip.traces.scalars import ScalarLog, Series, number, to_scalar
 
 
 def purged(writes):
@@ -224,14 +224,14 @@ def test_numbers(value, expected):
 @pytest.mark.parametrize("value", [None, True, "", "one", "1_000", [1.0], {}, b"1"])
 def test_no_numbers(value):
     assert number(value) is None
-    assert whole_number(value) is None
+    assert to_scalar(value) is None
 
 
 @pytest.mark.parametrize(("value", "expected"), [(7, 7), ("7", 7), ("7.0", 7), (7.0, 7), ("1e3", 1000), (2**53, 2**53)])
 def test_whole_numbers(value, expected):
-    assert whole_number(value) == expected
+    assert to_scalar(value) == expected
 
 
 @pytest.mark.parametrize("value", [7.5, "7.5", math.nan, math.inf, "nan", 2**60, "1e300", -(10**400)])
 def test_no_whole_numbers(value):
-    assert whole_number(value) is None
+    assert to_scalar(value) is None

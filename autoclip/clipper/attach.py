@@ -119,7 +119,7 @@ def innermost(optimizer: Any) -> Optimizer:
 
 
 def _inner(found: Any) -> Any:
-    """The optimizer that a wrapper steps; what was given, if it is none.
+    """The optimizer that a wrapper steps; the object itself, if it is no wrapper.
 
     An optimizer counts as a wrapper if it holds one of the same parameters, or if nobody calls its own hooks.
     """
@@ -213,7 +213,7 @@ class _ClipBeforeStep:
         self._evaluations = 0
 
         def closure_and_clip() -> Any:
-            # An optimizer calls its closure with gradients enabled; clipping is none of the graph's business.
+            # An optimizer calls its closure with gradients enabled; clipping does not belong in the graph.
             returned = closure()
             with torch.no_grad():
                 self._evaluations = (self._evaluations or 0) + 1
@@ -295,7 +295,7 @@ class _ClipBeforeStep:
             self._undo = Undo(optimizer, removed, whole=len(removed) == len(had))
 
     def _makes_state(self, optimizer: Optimizer) -> bool:
-        """Whether this is a step of zero gradients at a rate of zero, by an optimizer without state.
+        """Return True if this is a step of zero gradients at a rate of zero, by an optimizer without state.
 
         `torch.distributed.checkpoint` makes an optimizer's state by such a step. The norm is that of the whole
         gradients, so that all ranks agree. With a `clip_fn`, only that function knows how they are sharded: there is no
@@ -307,12 +307,12 @@ class _ClipBeforeStep:
 
 
 def _is_zero(rate: Any) -> bool:
-    """Whether a learning rate is zero. One on a device is not read: the zero that torch sets is on the host."""
+    """Return True if a learning rate is zero. One on a device is not read: the zero that torch sets is on the host."""
     return rate.device.type == "cpu" and not rate.any() if isinstance(rate, Tensor) else bool(rate == 0)
 
 
 def _is_nested(optimizer: Optimizer) -> bool:
-    """Whether a step of the same optimizer called this one, as when a subclass calls `super().step()`.
+    """Return True if a step of the same optimizer called this one, as when a subclass calls `super().step()`.
 
     torch calls the hooks in both. It wraps the `step` of every class in one function, whose frames tell by the wrapped
     `func` how many classes are at it. Unlike a count kept by hooks, this holds after a step that raised.

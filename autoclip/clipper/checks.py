@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from autoclip.clipper.measured import measure_all
 from autoclip.clipper.uncompiled import uncompiled
 from autoclip.gradients import Norms
-from autoclip.gradients.sharded import local_part
+from autoclip.gradients.sharded import to_local
 from autoclip.warn_once import WarnOnce
 
 CHECKED_STEPS = 3
@@ -123,7 +123,7 @@ class Checks:
 
     def _look_for_limited_elements(self, gradients: list[Tensor], norm: float) -> None:
         """Warn if several elements share the largest size, and it is the same in all of the first steps."""
-        parts = [local_part(one) for one in gradients]
+        parts = [to_local(one) for one in gradients]
         parts = [one.abs() for one in parts if one.layout is torch.strided and one.numel()]
         if not parts or not isfinite(norm):
             return
@@ -178,7 +178,7 @@ class Checks:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the step of an optimizer is expected."""
+        """True if the step of an optimizer is expected."""
         return bool(self._left)
 
     def compare(self, optimizer: Optimizer) -> None:
@@ -284,7 +284,7 @@ def _compare_waiting(optimizer: Optimizer, *, is_over: bool = False) -> None:
 
 def _memory(gradient: Tensor) -> tuple[Any, int]:
     """Memory of a gradient, or of what this rank holds of it, and a number that grows when somebody writes to it."""
-    part = gradient if type(gradient) is Tensor else local_part(gradient)
+    part = gradient if type(gradient) is Tensor else to_local(gradient)
     return (part._values() if part.is_sparse else part).untyped_storage(), part._version
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from autoclip.clipper.groups import Groups
 from autoclip.controller import Decision
 from autoclip.gradients import clip_coefficient, gradients_of, scale_
-from autoclip.gradients.sharded import whole_number
+from autoclip.gradients.sharded import to_scalar
 from autoclip.policies.policy import ALL
 
 ClipFn = Callable[[float], Any]
@@ -70,7 +70,7 @@ def clip_with(
 
 def _norm(returned: Any) -> Tensor:
     if isinstance(returned, Tensor) and returned.numel() == 1:
-        return whole_number(returned)
+        return to_scalar(returned)
     if isinstance(returned, int | float) and not isinstance(returned, bool):
         return torch.tensor(float(returned), dtype=torch.float64, device="cpu")
     raise TypeError(

@@ -232,7 +232,7 @@ class Clipper(Recorded):
 
     @property
     def has_reported_loss(self) -> bool:
-        """Whether `report_loss` was called since the last step."""
+        """True if `report_loss` was called since the last step."""
         return self._step.losses.count > 0
 
     @torch.no_grad()
@@ -266,7 +266,7 @@ class Clipper(Recorded):
 
     @property
     def is_settled(self) -> bool:
-        """Whether every step was learned from and recorded, so that reading the clipper does not wait."""
+        """True if every step was learned from and recorded, so that reading the clipper does not wait."""
         return self._step.deferred.pending is None
 
     @property

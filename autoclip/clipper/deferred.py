@@ -108,7 +108,7 @@ def rounded_down(number: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStep:
-    """What the device did in a step; a CUDA graph does it again with each replay, in the same memory.
+    """The device's part of a step; a CUDA graph does it again with each replay, in the same memory.
 
     Attributes:
         names: of the parameters that have a gradient.

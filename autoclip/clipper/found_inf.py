@@ -20,19 +20,19 @@ class FoundInf:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the optimizer honours `found_inf`."""
+        """True if the optimizer honours `found_inf`."""
         fused = all(group.get("fused") for group in self._optimizer.param_groups)
         return fused and getattr(self._optimizer, "_step_supports_amp_scaling", False)
 
     @property
     def can_skip(self) -> bool:
-        """Whether the next step can be left out on the device, without a trace."""
+        """True if the next step can be left out on the device, without a trace."""
         # The momentum of torch's fused SGD stays uninitialised memory where its very first step is left out.
         return self.is_fused and (not isinstance(self._optimizer, SGD) or self._has_momentum())
 
     @property
     def overflow(self) -> Tensor | None:
-        """What a scaler found, one element; not 0: the scaler leaves the step out."""
+        """The mark that a scaler has set, one element; not 0: the scaler leaves the step out."""
         found: Tensor | None = getattr(self._optimizer, "found_inf", None)
         return None if found is self._ours else found
 

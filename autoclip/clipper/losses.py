@@ -8,7 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from autoclip.gradients.host import PinnedCopy, on_device
-from autoclip.gradients.sharded import whole_number
+from autoclip.gradients.sharded import to_scalar
 
 ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 """Ranks that train together."""
@@ -127,4 +127,4 @@ def checked_loss(loss: float | Tensor) -> float | Tensor:
             raise TypeError(f"loss must be a number or a tensor of one, got {loss!r:.100}") from None
     if loss.numel() != 1:
         raise ValueError(f"loss must be one number, such as the mean over the batch, got shape {tuple(loss.shape)}")
-    return whole_number(loss)
+    return to_scalar(loss)

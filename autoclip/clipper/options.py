@@ -1,4 +1,4 @@
-"""What may be chosen of a clipper, beside its parameters and its policy: types for those who hand it on."""
+"""Types of the choices that a clipper offers, for code that passes them on."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict

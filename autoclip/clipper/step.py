@@ -33,7 +33,7 @@ FOREIGN = 0.01
 
 
 class Step:
-    """What a clipper does in each step, and what it remembers for the next.
+    """One step after another: measures, decides, clips, learns, and remembers what the next step needs.
 
     Args:
         groups: the parameters, and a policy for each group.

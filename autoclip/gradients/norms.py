@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from autoclip.gradients.sharded import local_part, whole_norms
+from autoclip.gradients.sharded import reduce_norms, to_local
 
 # Where the p-th power of a float32 norm is below this, powers of its elements may have been lost to underflow: those
 # of 1e8 elements together would matter.
@@ -65,7 +65,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
 
     Args:
         gradients: by parameter name: dense, sparse or complex, of any floating dtype. On several devices the norms meet
-            on the first's. A DTensor has the norm of the whole tensor, on every rank (see `whole_norms`).
+            on the first's. A DTensor has the norm of the whole tensor, on every rank (see `reduce_norms`).
         norm_type: p > 0, or inf for the largest absolute value.
 
     Raises:
@@ -81,7 +81,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     value = float(total)  # host read
     if not least_fast_norm(norm_type) < value < inf:
         exact_parts = [_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
-        exact = whole_norms(list(gradients.values()), _of_torch(_stack(exact_parts)), norm_type)
+        exact = reduce_norms(list(gradients.values()), _of_torch(_stack(exact_parts)), norm_type)
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
         if exact_value != 0:
@@ -100,12 +100,12 @@ def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tenso
     Also whether the gradients were found to be dense, of torch's own tensors and on one device.
     """
     plain = {*map(type, gradients.values())} == {Tensor}
-    parts = list(gradients.values()) if plain else [local_part(gradient) for gradient in gradients.values()]
+    parts = list(gradients.values()) if plain else [to_local(gradient) for gradient in gradients.values()]
     norms = _norms_at_once(parts, norm_type)
     alike = plain and norms is not None
     if norms is None:
         norms = _stack([_norm_of(name, gradient, norm_type) for name, gradient in gradients.items()])
-    return norms if plain else whole_norms(list(gradients.values()), _of_torch(norms), norm_type), alike
+    return norms if plain else reduce_norms(list(gradients.values()), _of_torch(norms), norm_type), alike
 
 
 def _norms_at_once(gradients: list[Tensor], norm_type: float) -> Tensor | None:
@@ -168,7 +168,7 @@ def _exact_norm(values: Tensor, norm_type: float) -> Tensor:
 
 
 def _values(name: str, gradient: Tensor) -> Tensor:
-    gradient = local_part(gradient)
+    gradient = to_local(gradient)
     dtype = gradient.dtype
     if gradient.is_meta:
         raise without_numbers({name: gradient})

@@ -12,11 +12,11 @@ from autoclip.gradients.host import on_device
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether this is a DTensor, of which every rank of a device mesh holds a part."""
+    """Return True if this is a DTensor, of which every rank of a device mesh holds a part."""
     return type(tensor) is not Tensor and hasattr(tensor, "device_mesh") and hasattr(tensor, "to_local")
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor, in the same memory; a plain tensor itself."""
     if not is_distributed(tensor):
         return tensor
@@ -25,7 +25,7 @@ def local_part(tensor: Tensor) -> Tensor:
         return part
 
 
-def summed(gradient: Tensor) -> Tensor:
+def reduce_partial(gradient: Tensor) -> Tensor:
     """The gradient with its pending sums over ranks carried out: before that, partial DTensors have no norm."""
     if not is_distributed(gradient):
         return gradient
@@ -39,7 +39,7 @@ def summed(gradient: Tensor) -> Tensor:
     return result
 
 
-def whole_number(tensor: Tensor) -> Tensor:
+def to_scalar(tensor: Tensor) -> Tensor:
     """A tensor of one element as a plain one, 0-d, without a graph; a DTensor gives that of all ranks together."""
     value: Any = tensor.detach().reshape(())
     number: Tensor = value.full_tensor() if is_distributed(value) else value
@@ -57,7 +57,7 @@ def sharded_over(tensor: Any) -> list[tuple[Any, int]]:
     ]
 
 
-def whole_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) -> Tensor:
+def reduce_norms(gradients: Sequence[Tensor], norms: Tensor, norm_type: float) -> Tensor:
     """Norm of each whole gradient from the norms of this rank's parts: |g| = (sum over the parts of |part|^p)^(1/p).
 
     One collective for each group of ranks over which any gradient is sharded, whatever their number: one for FSDP2, and

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autoclip.gradients.sharded import local_part
+from autoclip.gradients.sharded import to_local
 
 SMALLEST_FACTOR = 1e-30
 """A smaller factor is applied in two halves: in float32 it could be subnormal, and inexact, or zero."""
@@ -148,11 +148,11 @@ def _multiply_together_(gradients: Sequence[Tensor], factors: Tensor | list[Tens
 def _parts(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     """What this rank holds of each."""
     plain = {*map(type, gradients)} == {Tensor}
-    return gradients if plain else [local_part(gradient) for gradient in gradients]
+    return gradients if plain else [to_local(gradient) for gradient in gradients]
 
 
 def _are_uniform(gradients: Sequence[Tensor], like: Tensor) -> bool:
-    """Whether all are dense and on the device of another tensor, as torch's multi-tensor functions want them."""
+    """Return True if all are dense and on the device of another tensor, as torch's multi-tensor functions want them."""
     devices, layouts = {*map(Tensor.get_device, gradients)}, {gradient.layout for gradient in gradients}
     return devices == {like.get_device()} and layouts == {torch.strided}
 
@@ -165,7 +165,7 @@ def own_memory_(gradients: Sequence[Tensor]) -> None:
 
 
 def repeats_elements(tensor: Tensor) -> bool:
-    """Whether elements of a dense tensor may lie in the same memory."""
+    """Return True if elements of a dense tensor may lie in the same memory."""
     if torch._debug_has_internal_overlap(tensor) == 0:  # quick, but does not know slices
         return False
     reach = 0  # of the dimensions with shorter steps

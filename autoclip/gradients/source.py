@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoclip.gradients.sharded import is_distributed, summed
+from autoclip.gradients.sharded import is_distributed, reduce_partial
 
 Source = (
     nn.Module
@@ -88,7 +88,7 @@ def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if are_apart(gradients.values()):
         return gradients
     for name, gradient in gradients.items():
-        if type(gradient) is not Tensor and (whole := summed(gradient)) is not gradient:
+        if type(gradient) is not Tensor and (whole := reduce_partial(gradient)) is not gradient:
             parameters[name].grad = gradients[name] = whole
     places = [_memory(gradient) for gradient in gradients.values()]
     if len(set(places)) == len(places) and NO_MEMORY not in places:
@@ -103,7 +103,7 @@ def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def are_apart(gradients: Collection[Tensor]) -> bool:
-    """Whether all are dense tensors of torch itself, each in memory of its own, as nearly always."""
+    """Return True if all are dense tensors of torch itself, each in memory of its own, as nearly always."""
     if {*map(type, gradients)} != {Tensor}:
         return False
     try:

@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from autoclip.gradients.norms import Norms, without_numbers
-from autoclip.gradients.sharded import local_part, sharded_over, whole_norms
+from autoclip.gradients.sharded import reduce_norms, sharded_over, to_local
 from autoclip.gradients.shrink import own_memory_
 from autoclip.gradients.source import Source, gradients_of, named_parameters
 
@@ -113,7 +113,7 @@ def limit_units_(
         wide: the squares of the gradients overflow float32.
     """
     all_norms, all_limits = _unit_norms(gradients, wide), _unit_norms(weights, wide)
-    parts = [local_part(gradient) for gradient in gradients]
+    parts = [to_local(gradient) for gradient in gradients]
     own_memory_(parts)
     for part, norms, weight_norms in zip(parts, all_norms, all_limits, strict=True):
         limits = factor * weight_norms.clamp(min=eps)
@@ -125,7 +125,7 @@ def _largest_ratios(gradients: Sequence[Tensor], weights: Sequence[Tensor], eps:
         (norms / weight_norms.clamp(min=eps)).amax() if norms.numel() else norms.new_zeros(())
         for norms, weight_norms in zip(_unit_norms(gradients, wide), _unit_norms(weights, wide), strict=True)
     ]
-    return whole_norms(gradients, torch.stack([ratio.to(ratios[0].device) for ratio in ratios]), inf)
+    return reduce_norms(gradients, torch.stack([ratio.to(ratios[0].device) for ratio in ratios]), inf)
 
 
 def _unit_norms(tensors: Sequence[Tensor], wide: bool) -> list[Tensor]:
@@ -133,7 +133,7 @@ def _unit_norms(tensors: Sequence[Tensor], wide: bool) -> list[Tensor]:
 
     Of DTensors those units are at hand of which this rank holds a part; each tensor's norms are of whole units.
     """
-    norms = [_local_unit_norms(local_part(tensor), wide) for tensor in tensors]
+    norms = [_local_unit_norms(to_local(tensor), wide) for tensor in tensors]
     split: dict[str, tuple[Any, list[int]]] = {}
     for position, tensor in enumerate(tensors):
         for group, dimension in sharded_over(tensor):

@@ -60,14 +60,17 @@ class LossTrend:
         ]
 
     def rises(self, margin: float, share: float = 0.0) -> bool:
-        """Whether fast - slow > max(margin * sd, share * (highest - lowest slow)); False before the first loss."""
+        """Return True if fast - slow > max(margin * sd, share * (highest - lowest slow)).
+
+        False before the first loss.
+        """
         if not self._averages:
             return False
         fast, slow, deviation, _, highest, lowest = self._averages
         return fast - slow > margin * deviation and fast - slow > share * (highest - lowest)
 
     def falls(self, margin: float) -> bool:
-        """Whether slow - fast > margin * sd / sqrt(w); False before the second loss."""
+        """Return True if slow - fast > margin * sd / sqrt(w); False before the second loss."""
         if not self._averages:
             return False
         fast, slow, deviation, weight, _, _ = self._averages

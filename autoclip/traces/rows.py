@@ -7,7 +7,7 @@ from typing import Any
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection, is_epoch, listed, may_be_step, step_column
 from autoclip.traces.notes import counted
-from autoclip.traces.scalars import ScalarLog, number, whole_number
+from autoclip.traces.scalars import ScalarLog, number, to_scalar
 
 DEEPEST = 8
 """Levels of nested objects that are read."""
@@ -90,12 +90,12 @@ class RowLog:
                 found = value if type(value) is float else self._number(name, value)
                 if found is not None:
                     values[name] = found
-        epoch = whole_number(row.get(self._epoch)) if self._epoch is not None else None
+        epoch = to_scalar(row.get(self._epoch)) if self._epoch is not None else None
         steps: dict[str | None, int | None] = {None: self._rows}  # by axis
         for name, found in values.items():
             axis = axes[name] if name in axes else self._axis(name, row)
             if axis is not None and axis not in steps:
-                steps[axis] = whole_number(row.get(axis))
+                steps[axis] = to_scalar(row.get(axis))
             step = steps[axis]
             if step is None:
                 self._without_step += 1

@@ -288,7 +288,7 @@ def number(value: Any) -> float | None:
         return -inf if isinstance(value, int) and value < 0 else inf
 
 
-def whole_number(value: Any) -> int | None:
+def to_scalar(value: Any) -> int | None:
     """The value as a step, also from a text such as "10.0" or "10/438"; None if it is not a step."""
     if type(value) is int and -MAX_STEP <= value <= MAX_STEP:
         return value

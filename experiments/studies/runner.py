@@ -44,7 +44,7 @@ def run_jobs(
 ) -> None:
     """Train what is not in the table yet, in the order of the jobs, and append each row as its run ends.
 
-    Workers that are killed are replaced, and their runs begin anew.
+    Workers that are killed are replaced, and their runs start again.
 
     Args:
         jobs: the plan.
@@ -63,7 +63,7 @@ def run_jobs(
             _drain(jobs, table, workers, pool, progress, train)
             return
         except BrokenProcessPool:
-            say("a worker was killed; its runs begin anew")
+            say("a worker was killed; its runs start again")
         finally:
             _stop(pool)
     raise RunError(f"the workers were killed {MOST_BROKEN} times; is there enough memory?")

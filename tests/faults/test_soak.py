@@ -42,7 +42,7 @@ def leaves(state: object) -> int:
 
 
 def stream(steps: int) -> Iterator[float]:
-    """Norms: noise that drifts, spikes, and a level that jumps twenty times, so that the policy begins anew."""
+    """Norms: noise that drifts, spikes, and a level that jumps twenty times, so that the policy starts again."""
     random = np.random.default_rng(0)
     for begin in range(0, steps, 1000):
         level = 10.0 ** ((begin * 20 // steps) % 3) * (1 + begin / steps)
