@@ -102,8 +102,8 @@ class Tuner(OneThreshold):
         sinks: `autoclip.sinks.Sink` objects, which get the record of every step.
         max_nonfinite_in_a_row: this many steps in a row without a finite norm raise a RuntimeError; None: no number
             does. A warning tells of 10, 100 and 1000 in a row.
-        relearn_after: after this many steps clipped in a row the policy starts again from their norms; "auto": ten windows
-            of the policy; None: never.
+        relearn_after: after this many steps clipped in a row the policy starts again from their norms; "auto": ten
+            windows of the policy; None: never.
 
     Raises:
         TypeError: `policy` is no policy, or `sinks` holds something that is no sink.

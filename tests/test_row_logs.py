@@ -58,6 +58,15 @@ class TestJSONLines:
         assert len(trace) == 4
         assert trace.notes == ("the last line is torn and left out",)
 
+    def test_a_damaged_line_takes_no_whole_one_with_it(self, tmp_path):
+        rows = lines({"step": step, "grad_norm": 1.0} for step in range(30)).splitlines(keepends=True)
+        rows[10] = '{"step": {"of": 10}\n'
+        rows[20] = rows[20].strip() + "," + rows[20]
+        rows[25] = rows[25].replace("\n", "\r\n")
+        (trace,) = read_traces(write(tmp_path / "log.jsonl", "".join(rows)))
+        assert trace.steps.tolist() == [step for step in range(30) if step not in (10, 20)]
+        assert trace.notes == ("2 lines left out: no JSON object (the first is line 11)",)
+
     def test_other_lines_are_told(self, tmp_path):
         text = "started\n" + lines([{"step": 1, "gnorm": "1.5"}, [1], {"step": 2, "gnorm": None}, {"gnorm": 3}])
         text += lines([{"step": 4, "gnorm": "high"}, {"step": 2.5, "gnorm": 1}]) + "\n{oops}\n"

@@ -4,6 +4,7 @@ import gzip
 import os
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from functools import lru_cache
 from io import BufferedIOBase, BufferedReader, BytesIO, FileIO, RawIOBase
@@ -120,10 +121,8 @@ def measured(path: Path) -> tuple[BufferedIOBase, int]:
     return BytesIO(found), len(found)
 
 
-def lines(path: Path) -> Iterator[tuple[str, bool]]:
-    """Read the lines one by one, each with its line end, and True if it has one.
-
-    Bytes that are not UTF-8 become U+FFFD, and a byte-order mark is dropped.
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Read the lines one by one, each with its line end; a byte-order mark is dropped.
 
     Raises:
         OSError: the file cannot be read (or another of the `READ_ERRORS`).
@@ -134,5 +133,15 @@ def lines(path: Path) -> Iterator[tuple[str, bool]]:
         while line := file.readline(LONGEST + 1):
             if len(line) > LONGEST:
                 raise UsageError(f"{path} is not a text file: it has a line of more than {LONGEST >> 20} MiB")
-            yield line.decode("utf-8-sig" if start else "utf-8", errors="replace"), line.endswith(b"\n")
+            yield line.removeprefix(BOM_UTF8) if start else line
             start = False
+
+
+def lines(path: Path) -> Iterator[tuple[str, bool]]:
+    """Read the lines as texts, each with its line end, and True if it has one; bytes that are not UTF-8 are U+FFFD.
+
+    Raises:
+        OSError, UsageError: as of `raw_lines`.
+    """
+    for line in raw_lines(path):
+        yield line.decode(errors="replace"), line.endswith(b"\n")
