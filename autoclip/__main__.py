@@ -16,6 +16,9 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it was ignored from outside
         signal.signal(signal.SIGINT, _leave)
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the first to register is the last to run
+    for name in ("stdout", "stderr"):  # None if the shell has closed them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the process ends
     from autoclip.cli import main as command_line
 
     command_line()

@@ -80,3 +80,14 @@ def test_ctrl_c_in_a_terminal_while_the_workers_imports_are_made(tmp_path: Path)
     printed, errors = process.communicate(timeout=60)
     assert (process.returncode, printed) == (130, "")
     assert "Traceback" not in errors
+
+
+def test_a_closed_output_is_no_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "autoclip"]
+    subprocess.run([*command, "init"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    line = f"{' '.join(command)} run experiment.yaml steps=3 evaluate_every=null >&-"
+    done = subprocess.run(
+        ["/bin/bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
