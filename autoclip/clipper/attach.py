@@ -39,6 +39,10 @@ def attach(
     The loss is what you give to `clipper.report_loss(loss)`, else what the closure returns. Without one the default
     goes by the norms alone, cannot react to a rising loss, and says so once, after 100 steps.
 
+    A skipped step changes nothing, under optimizers too that take a missing gradient for zeros (Muon): outside torch
+    the parameters and their state are copied before such a step, and put back after it. A wrapper may still move them,
+    and a warning says so.
+
     `LBFGS` gets a warning: it builds on the differences of gradients, which clipping falsifies.
 
     A step of zero gradients at a learning rate of zero does not count: `torch.distributed.checkpoint` makes an
@@ -46,7 +50,7 @@ def attach(
     not hold the clipper's: save `clipper.state_dict()` beside it.
 
     Args:
-        optimizer: of torch, or a wrapper around one (accelerate, Fabric, Lightning).
+        optimizer: of torch, or a wrapper that steps one (accelerate, Fabric, Lightning, opacus, Lookahead, SAM).
         policy: sets the threshold; None is `ProbingQuantile()`.
         clip_fn: somebody else's clip function, as in `Clipper.step`.
         options: as in `Clipper`. Parameters have the optimizer's names, if it was given `named_parameters()`.
@@ -55,7 +59,7 @@ def attach(
         The clipper; its `detach()` takes it off again.
 
     Raises:
-        TypeError: there is no optimizer of torch in what was given, or it is a scheduler.
+        TypeError: what was given holds no optimizer of torch, or one whose hooks nobody calls; or it is a scheduler.
         ValueError: the optimizer has a clipper already, or its engine clips by itself; or `clip_fn` with a mode other
             than "norm" or a scope other than "global".
 
