@@ -87,7 +87,7 @@ class Controller:
     def __init__(self, policy: Policy, response: Response, relearn_after: RelearnAfter = "auto") -> None:
         self.policy: Final = policy
         self.response: Final = response
-        self.limit: Final = self._limit(relearn_after)
+        self.relearn_after: Final = self._steps(relearn_after)
         self.active_steps = 0
         self.clipped_steps = 0
         self._streak = 0
@@ -180,7 +180,7 @@ class Controller:
         self.active_steps += 1
         self.clipped_steps += decision.clipped
         # Clipping at the user's own bound says nothing about the policy.
-        if self.limit is None or decision.threshold >= self.policy.max_threshold:
+        if self.relearn_after is None or decision.threshold >= self.policy.max_threshold:
             return
         if not decision.clipped:
             self._streak = 0
@@ -189,12 +189,12 @@ class Controller:
             return
         self._streak += 1
         self._recent.append(decision.norm)
-        if self._streak >= self.limit:
+        if self._streak >= self.relearn_after:
             decision.relearned, self._streak = self._streak, 0
             self.policy.relearn(list(self._recent))
             self._recent.clear()
 
-    def _limit(self, relearn_after: RelearnAfter) -> int | None:
+    def _steps(self, relearn_after: RelearnAfter) -> int | None:
         if relearn_after is None:
             return None
         if relearn_after != "auto":

@@ -20,7 +20,7 @@ class ClipRecord:
         step: 0 for the first.
         phase: "warmup" or "active": which of the two set the threshold.
         total_norm: norm before clipping (mode "value": the largest absolute element; mode "agc": the largest ratio).
-        threshold: > 0; inf: no clipping.
+        threshold: > 0; inf: no clipping. With several groups, the bound that theirs set on the total norm.
         coefficient: norm after clipping over norm before, in [0, 1]: 1 left the gradients untouched, 0 skipped the
             step. With one group it is the factor on them; with several, both norms are those of all gradients together.
             The modes "value" and "agc" do not measure the norm after: there it is that of the largest element or ratio.

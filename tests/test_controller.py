@@ -25,7 +25,7 @@ def decide(controller, norms, loss=None):
 
 
 def through_json(controller):
-    resumed = Controller(controller.policy.clone(), controller.response, controller.limit)
+    resumed = Controller(controller.policy.clone(), controller.response, controller.relearn_after)
     resumed.load_state_dict(json.loads(json.dumps(controller.state_dict(), allow_nan=False)))
     return resumed
 
@@ -109,9 +109,9 @@ def test_norms_that_are_zero_or_not_finite_are_neither_clipped_nor_counted_and_e
     ids=str,
 )
 def test_a_new_level_shows_after_20_skipped_steps_or_ten_windows_clipped(policy, response, limit):
-    assert Controller(policy, response).limit == limit
-    assert Controller(policy, response, None).limit is None
-    assert Controller(policy, response, 3).limit == 3
+    assert Controller(policy, response).relearn_after == limit
+    assert Controller(policy, response, None).relearn_after is None
+    assert Controller(policy, response, 3).relearn_after == 3
 
 
 @pytest.mark.parametrize("response", ["skip", "scale", "reciprocal"])

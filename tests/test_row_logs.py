@@ -10,7 +10,7 @@ import torch
 
 import autoclip
 from autoclip.errors import UsageError
-from autoclip.traces import read_traces
+from autoclip.traces import jsonl, read_traces
 from autoclip.traces.text import LONGEST
 
 
@@ -57,6 +57,36 @@ class TestJSONLines:
         (trace,) = read_traces(write(tmp_path / "log.jsonl", text[:-10]))
         assert len(trace) == 4
         assert trace.notes == ("the last line is torn and left out",)
+
+    @pytest.mark.parametrize(
+        "strange",
+        [
+            {},
+            {"step": "700"},
+            {"step": 700.0},
+            {"step": None},
+            {"step": 2**60},
+            {"grad_norm": 3},
+            {"grad_norm": "2.5"},
+            {"grad_norm": None},
+            {"extra": {"loss": 2.0}},
+            {"epoch": 1},
+            {"loss": True},
+        ],
+        ids=str,
+    )
+    def test_many_rows_are_read_as_one_by_one(self, tmp_path, strange, monkeypatch):
+        rows = [{"step": step, "loss": 1.0 / (1 + step), "grad_norm": 1.0 + step % 7} for step in range(1200)]
+        rows[700] |= strange
+        path = write(tmp_path / "log.jsonl", lines(rows))
+        quick = read_traces(path)
+        monkeypatch.setattr(jsonl, "_objects", lambda block: None)
+        slow = read_traces(path)
+        for one, other in zip(quick, slow, strict=True):
+            assert (one.notes, one.source, one.has_steps) == (other.notes, other.source, other.has_steps)
+            np.testing.assert_array_equal(one.steps, other.steps)
+            np.testing.assert_array_equal(one.norms, other.norms)
+            np.testing.assert_array_equal(one.losses, other.losses)
 
     def test_a_damaged_line_takes_no_whole_one_with_it(self, tmp_path):
         rows = lines({"step": step, "grad_norm": 1.0} for step in range(30)).splitlines(keepends=True)

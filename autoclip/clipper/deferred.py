@@ -236,7 +236,7 @@ class Deferred:
             raise ValueError(f"host_wait=False: {obstacle}")
         self.found_inf: FoundInf | None = None
         self.pending: DeferredStep | None = None
-        self.first = CHECKED_STEPS
+        self.to_wait = CHECKED_STEPS  # steps that wait first
         self.wait = True if obstacle is not None else wait
         self._skips = skips
         self._thresholds: Thresholds | None = None
@@ -257,7 +257,7 @@ class Deferred:
         is_next = self.wait is False or (self.wait == "auto" and _parameter(groups).is_cuda)
         if is_next:
             self.check()
-            is_next = self.first == 0 and (not self._skips or self._can_skip())
+            is_next = self.to_wait == 0 and (not self._skips or self._can_skip())
         if captured and not is_next:
             raise self.not_capturable()
         return is_next
@@ -293,7 +293,7 @@ class Deferred:
 
     def prepare(self, groups: Groups, gradients: Mapping[str, Tensor]) -> None:
         """After a step that waited, make on the device what the next may need but must not make during a capture."""
-        self.first = max(self.first - 1, 0)
+        self.to_wait = max(self.to_wait - 1, 0)
         if self.wait is not True and gradients:
             self._on_device(groups.members(list(gradients)), next(iter(gradients.values())))
 

@@ -75,7 +75,10 @@ class Groups:
                 self._read(self._module)
 
     def members(self, names: list[str]) -> dict[str, list[int]]:
-        """Group's name -> positions of its parameters among the names; only groups that have any."""
+        """Group's name -> positions of its parameters among the names; only groups that have any.
+
+        The same object as before, as long as the names are the same: deferred steps keep what they made for it.
+        """
         if names != self._named:
             self._named, self._members = names, dict[str, list[int]]()
             for position, name in enumerate(names):

@@ -79,10 +79,10 @@ class Step:
         if not is_deferred and found_inf is not None and found_inf.has_overflow():
             self.losses.forget()
             return torch.tensor(inf)
-        own = self.losses.mean() if loss is None and self.losses.count else loss
+        given = self.losses.mean() if loss is None and self.losses.count else loss
         # With or without a loss, a process group of the user's own is checked for this rank.
-        nothing = own is None and (self.ranks is None or self.ranks == "world")
-        pending = NO_LOSS if nothing else StepLoss(own, self.ranks, parameter)
+        nothing = given is None and (self.ranks is None or self.ranks == "world")
+        pending = NO_LOSS if nothing else StepLoss(given, self.ranks, parameter)
         if self.losses.count:
             self.losses.forget()
         if clip_fn is not None:
@@ -92,9 +92,9 @@ class Step:
             total = self._defer(gradients, loss_scale, pending, captured=captured)
             if total is not None:
                 return total
-        return self._wait(gradients, loss_scale, pending, was_to_defer=is_deferred, may_defer=may_defer)
+        return self._measure_and_clip(gradients, loss_scale, pending, was_to_defer=is_deferred, may_defer=may_defer)
 
-    def _wait(
+    def _measure_and_clip(
         self,
         gradients: Mapping[str, Tensor],
         loss_scale: float | Tensor | None,

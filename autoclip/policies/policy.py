@@ -64,7 +64,9 @@ class Policy(ABC):
         max_threshold: > 0, the largest; inf sets no bound.
     """
 
-    inclusive = False  # no field here: a setting of some policies, state of others
+    inclusive = (
+        False  # no field here, because some policies have a setting of this name, others change it as they learn
+    )
     reads_loss: ClassVar[bool] = False
     needs_norms: ClassVar[bool] = True  # False: active from the first step when warmup_steps is 0
     response: ClassVar[Response] = "scale"
@@ -189,7 +191,9 @@ class Policy(ABC):
 
     @property
     def starves_after(self) -> int | None:
-        """Number of clipped steps in a row that show a new level of the norms: ten windows. None: it is to clip all."""
+        """Number of clipped steps in a row that show a new level of the norms: ten windows. None: no number
+        does, because the policy is meant to clip all of them.
+        """
         if getattr(self, "percentile", None) == 0:
             return None
         return WINDOWS_TO_STARVE * self.remembered_norms

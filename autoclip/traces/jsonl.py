@@ -77,8 +77,7 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
     while block := list(islice(raw, BLOCK)):
         found = _objects(block)
         if found is not None:
-            for one in found:
-                rows.add(flattened(one))
+            rows.add_all(found)
             number, objects = number + len(block), objects + len(block)
             continue
         for line in block:

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import inf, nan
@@ -165,6 +165,13 @@ class ScalarLog:
         series.values.append(value)
         if epoch is not None:
             series.epochs.append(epoch)
+
+    def extend(self, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Take values of one column, as by `add` one by one."""
+        self.add(name, steps[0], values[0])
+        if (series := self._series.get(name)) is not None:
+            series.steps.extend(steps[1:])
+            series.values.extend(values[1:])
 
     @property
     def count(self) -> int:
