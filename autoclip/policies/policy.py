@@ -191,8 +191,9 @@ class Policy(ABC):
 
     @property
     def starves_after(self) -> int | None:
-        """Number of clipped steps in a row that show a new level of the norms: ten windows. None: no number
-        does, because the policy is meant to clip all of them.
+        """Number of clipped steps in a row that show a new level of the norms: ten windows.
+
+        None: no number does, because the policy is meant to clip all of them.
         """
         if getattr(self, "percentile", None) == 0:
             return None
