@@ -9,6 +9,7 @@ The table has six digits, so that it holds on other machines. Hashes are compare
 import csv
 import hashlib
 import sys
+import warnings
 from collections.abc import Iterator
 from itertools import product
 from math import inf, nan
@@ -124,6 +125,7 @@ def bits(*case: str) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the awkward gradients
     if "--bits" in sys.argv:
         for one in cases():
             print(*one, bits(*one))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import autoclip
 from autoclip import (
     AdaGC,
     AutoClip,
@@ -319,3 +320,7 @@ def test_a_clipper_goes_through_json_at_any_moment(name, scope, data, gradients)
     ends = [first.step(values) for values in gradients[stop:]], [second.step(values) for values in gradients[stop:]]
     assert repr(ends[0]) == repr(ends[1])
     assert second.clipper.state_dict() == first.clipper.state_dict()
+
+
+def test_every_policy_is_under_these_laws():
+    assert POLICIES.keys() >= autoclip.POLICIES.keys()

@@ -103,3 +103,12 @@ def test_long_logs_keep_their_spikes_and_small_pictures(tmp_path: Path):
     norms[31_234] = 1e4
     _, pictures = trace_page([suggest(trace(steps=np.arange(50_000), norms=norms))], "t")
     assert max(len(one.png) for one in pictures) < 120_000
+
+
+def test_a_long_log_has_the_same_page(monkeypatch):
+    found = [suggest(trace()), suggest(trace(source="other"))]
+    text, pictures = trace_page(found, "t")
+    monkeypatch.setattr("autoclip.report.trace_page.LONG", 100)
+    other_text, other_pictures = trace_page(found, "t")
+    assert other_text == text
+    assert [one.name for one in other_pictures] == [one.name for one in pictures]

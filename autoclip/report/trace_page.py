@@ -1,8 +1,11 @@
 """The page of existing logs: the norms, and what the suggested policy would have done to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import yaml
@@ -17,8 +20,11 @@ from autoclip.report.series import LOGGED, logged_series
 from autoclip.report.trace_text import LIMITS, answer_of, heading_of, size_of, spikes_of
 from autoclip.traces import NormTrace
 from autoclip.tuning.log_findings import broken_from, times_text
-from autoclip.tuning.replay import replay
+from autoclip.tuning.replay import Replay, replay
 from autoclip.tuning.suggest import Suggestion
+
+LONG = 200_000
+"""Norms of a log whose replay takes longer than a process takes to start."""
 
 
 def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[str] = ()) -> tuple[str, list[Picture]]:
@@ -31,8 +37,14 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
     """
     blocks = [readings(Reading("note", reason) for reason in refused)] if refused else []
     pictures: list[Picture] = []
-    for number, one in enumerate(suggestions, 1):
-        own = _pictures(one)
+    pool = (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        if any(len(one.trace) >= LONG for one in suggestions)
+        else None
+    )
+    with pool or nullcontext():
+        drawn = [_pictures(one, later) for one, later in [(one, _replay(one, pool)) for one in suggestions]]
+    for number, (one, own) in enumerate(zip(suggestions, drawn, strict=True), 1):
         if len(suggestions) > 1:
             own = [replace(picture, name=f"{picture.name}_{number}") for picture in own]
             blocks.append(heading(one.trace.source))
@@ -56,10 +68,22 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
     return page(title, f"Gradient norms of {lead}", blocks), pictures
 
 
-def _pictures(suggestion: Suggestion) -> list[Picture]:
+def _replay(suggestion: Suggestion, pool: ProcessPoolExecutor | None) -> Callable[[], Replay]:
+    """The log under the suggested policy; a long one in a process of its own, while the other pictures are drawn."""
+    trace, section = suggestion.trace, suggestion.policy
+    policy = POLICIES[section["kind"]](**{name: value for name, value in section.items() if name != "kind"})
+    if pool is None:
+        return partial(replay, trace.norms, policy, losses=trace.losses)
+    return pool.submit(replay, trace.norms, policy, losses=trace.losses).result
+
+
+def _pictures(suggestion: Suggestion, later: Callable[[], Replay]) -> list[Picture]:
     trace = suggestion.trace
     logged = logged_series(trace)
-    suggested = _replayed(trace, suggestion.policy)
+    intervals = {name: (one.value, one.low, one.high) for name, one in suggestion.percentiles.items()}
+    histogram = plots.histogram_picture([logged], LOGGED, intervals=intervals)
+    loss = plots.loss_picture([logged])
+    suggested = _replayed(trace, later())
     found = [
         plots.norms_picture(
             suggested,
@@ -72,24 +96,21 @@ def _pictures(suggestion: Suggestion) -> list[Picture]:
     if np.isfinite(logged.thresholds).any():
         title = "Norms and the threshold in the log"
         found.append(plots.norms_picture(logged, "norms_logged", LOGGED, title=title, has_rate=False))
-    intervals = {name: (one.value, one.low, one.high) for name, one in suggestion.percentiles.items()}
     percentile = suggestion.policy.get("percentile")
     found += [
-        plots.histogram_picture([logged], LOGGED, intervals=intervals),
+        histogram,
         plots.clip_rate_picture(
             [replace(suggested, label=str(suggestion.policy["kind"])), *_fixed(logged, list(suggestion.fixed))],
             None if percentile is None else 1 - percentile / 100,
             caption="The suggested policy adapts; a fixed threshold clips more or less as the norms drift.",
         ),
-        plots.loss_picture([logged]),
+        loss,
     ]
     return [picture for picture in found if picture]
 
 
-def _replayed(trace: NormTrace, section: Mapping[str, Any]) -> Series:
+def _replayed(trace: NormTrace, result: Replay) -> Series:
     """The trace under a policy."""
-    parameters = {name: value for name, value in section.items() if name != "kind"}
-    result = replay(trace.norms, POLICIES[section["kind"]](**parameters), losses=trace.losses)
     warmup = np.zeros(len(trace), dtype=np.bool_)
     warmup[: int(result.active.argmax()) if result.active.any() else len(trace)] = True
     finite = np.isfinite(trace.norms)
