@@ -43,7 +43,9 @@ def checked_sinks(sinks: Iterable[Sink]) -> tuple[Sink, ...]:
     """
     found = tuple(sinks) if isinstance(sinks, Iterable) else (None,)
     if not all(isinstance(one, Sink) for one in found):
-        raise TypeError(f"sinks must be a list of autoclip.sinks.Sink objects, got {sinks!r:.200}")
+        raise TypeError(
+            f"sinks must be a list of autoclip.sinks.Sink objects (derive your own from it), got {sinks!r:.200}"
+        )
     return found
 
 

@@ -313,6 +313,7 @@ def test_the_second_of_two_optimizers_is_looked_at_too():
 
 def loop(count, between=lambda net: None, *, clip_at=lambda step: True, order="before", set_to_none=True, **options):
     """Train by hand; returns the clipper."""
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     clipper = Clipper(net, Fixed(0.1), **options)
@@ -336,8 +337,9 @@ def test_a_loop_that_is_right_is_told_nothing(set_to_none):
 
 
 def test_a_step_for_every_micro_batch_is_told():
-    with pytest.warns(UserWarning, match=r"step\(\) was called 3 times before this optimizer.step\(\)"):
+    with pytest.warns(UserWarning, match=r"step\(\) was called 3 times before this optimizer.step\(\)") as told:
         loop(12, clip_at=lambda step: step % 4 == 3)
+    assert len(told) == 1  # that the gradients have grown since is the same mistake
 
 
 def test_a_step_after_the_optimizers_is_told():
@@ -367,6 +369,7 @@ def test_a_clip_of_somebody_elses_is_told(clip):
 
 
 def test_a_clip_beside_an_attached_clipper_is_told():
+    torch.manual_seed(0)
     net = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     attach(optimizer, Fixed(10.0))

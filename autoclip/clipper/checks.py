@@ -189,9 +189,7 @@ class Checks:
             if parameter.grad is not None and memory.cdata == _memory(parameter.grad)[0]._cdata:
                 found[name], parameters[name] = parameter.grad, parameter
                 left.append(norm)
-        if expected:
-            self._look_at_the_order(found=bool(found))
-        if found:
+        if expected and self._is_in_order(found=bool(found)):
             now = measure_all(found, parameters, self._mode, self._order, None)
             self._compare(now, left, getattr(optimizer, "grad_scale", None))
 
@@ -203,9 +201,10 @@ class Checks:
             del self._left[name]
         return expected
 
-    def _look_at_the_order(self, *, found: bool) -> None:
-        """Warn if step() is called too often, or at the wrong place, for this step of the optimizer."""
-        if self._calls > 1:
+    def _is_in_order(self, *, found: bool) -> bool:
+        """Return True if the gradients can be compared; warn if step() is called too often, or at the wrong place."""
+        is_single = self._calls <= 1
+        if not is_single:
             self._warn_once(
                 "too often",
                 f"step() was called {self._calls} times before this optimizer.step(), and each call counts as a step: "
@@ -218,6 +217,7 @@ class Checks:
                 "optimizer.step() has other gradients than those that were clipped: call step() after backward() and "
                 "before optimizer.step()",
             )
+        return found and is_single
 
     def _compare(self, now: Norms, left: list[float], scale: Tensor | None) -> None:
         # One gradient tells the factor as well as all: the largest is the most exact.
