@@ -196,9 +196,10 @@ class Checks:
     def forget(self, optimizer: Optimizer) -> dict[str, tuple[Tensor, float, StorageWeakRef]]:
         """Expect nothing more of this optimizer's gradients; returns what was expected."""
         used = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        expected = {name: one for name, one in self._left.items() if id(one[0]) in used}
+        # A copy first: the optimizers of other threads look here too, and take nothing.
+        expected = {name: one for name, one in tuple(self._left.items()) if id(one[0]) in used}
         for name in expected:
-            del self._left[name]
+            self._left.pop(name, None)
         return expected
 
     def _is_in_order(self, *, found: bool) -> bool:
