@@ -421,3 +421,16 @@ def test_skipping_scaled_gradients_is_refused_as_a_scaler_could_not_go_on():
     with pytest.raises(ValueError, match=r"call scaler.unscale_\(optimizer\) before step\(\)"):
         Clipper([weight], Fixed(1.0), response="skip").step(loss_scale=2.0)
     assert weight.grad.item() == 5.0
+
+
+def test_clippers_over_parts_of_one_buffer_do_not_meet():
+    weights, buffer = [nn.Parameter(torch.zeros(2)) for _ in range(2)], torch.zeros(4)
+    clippers = [Clipper([weight], Fixed(1.0)) for weight in weights]
+    for step in range(CHECKED_STEPS):
+        buffer.copy_(torch.tensor([3.0, 4.0, 5.0, 12.0]) + step)
+        for place, weight in enumerate(weights):
+            weight.grad = buffer[2 * place : 2 * place + 2]
+        for clipper in clippers:
+            clipper.step()
+    assert [clipper.clip_rate for clipper in clippers] == [1.0, 1.0]
+    assert not Mark([weights[0].grad], buffer.sum(), None).is_on(weights[1].grad)

@@ -35,19 +35,19 @@ class Mark:
         is_removal: the step was skipped.
     """
 
-    __slots__ = ("_memory", "_version", "is_removal", "norm", "total")
+    __slots__ = ("_memory", "_place", "is_removal", "norm", "total")
 
     def __init__(self, gradients: list[Tensor], total: Tensor, norm: float | None, is_removal: bool = False) -> None:
         self.total, self.norm, self.is_removal = total, norm, is_removal
         self._memory: StorageWeakRef | None = None
         if gradients:
-            storage, self._version = _memory(gradients[0])
+            storage, *self._place = _memory(gradients[0])
             self._memory = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
     def is_on(self, gradient: Tensor) -> bool:
         """Return True if this is the first of the gradients, and nobody wrote to it since."""
-        storage, version = _memory(gradient)
-        return self._memory is not None and self._memory.cdata == storage._cdata and self._version == version
+        storage, *place = _memory(gradient)
+        return self._memory is not None and self._memory.cdata == storage._cdata and self._place == place
 
     def fits(self, gradients: list[Tensor], norm: float, tolerance: float = 1e-6) -> bool:
         """Return True if these are the gradients as they were left.
@@ -111,8 +111,8 @@ class Checks:
             )
         self._look_for_limited_elements(gradients, norm)
         for gradient in gradients:
-            storage, now = _memory(gradient)
-            _, version, owner = _CLIPPED.get(storage._cdata, (None, 0, self._own))
+            storage, offset, now = _memory(gradient)
+            _, version, owner = _CLIPPED.get((storage._cdata, offset), (None, 0, self._own))
             if owner is not self._own and version == now:
                 self._warn_once(
                     "contested",
@@ -124,7 +124,7 @@ class Checks:
     def _look_for_limited_elements(self, gradients: list[Tensor], norm: float) -> None:
         """Warn if several elements share the largest size, and it is the same in all of the first steps."""
         parts = [to_local(one) for one in gradients]
-        parts = [one.abs() for one in parts if one.layout is torch.strided and one.numel()]
+        parts = [one.abs() for one in parts if type(one) is Tensor and one.layout is torch.strided and one.numel()]
         if not parts or not isfinite(norm):
             return
         largest = max(float(one.max()) for one in parts)
@@ -163,8 +163,8 @@ class Checks:
             if memory.expired():  # type: ignore[no-untyped-call]
                 _CLIPPED.pop(address, None)
         for gradient in gradients:
-            memory = _reference(gradient)
-            _CLIPPED[memory.cdata] = (memory, _memory(gradient)[1], self._own)
+            memory, (_, offset, version) = _reference(gradient), _memory(gradient)
+            _CLIPPED[memory.cdata, offset] = (memory, version, self._own)
 
     def after_clip_fn(self, limit: float, norm: Callable[[], float]) -> None:
         """Warn if somebody else's function was to leave a norm, but the gradients at hand have a larger one."""
@@ -245,8 +245,8 @@ class Checks:
         self.is_open = self._steps < CHECKED_STEPS
 
 
-_CLIPPED: dict[int, tuple[StorageWeakRef, int, object]] = {}
-"""Address of a gradient's memory -> that memory, its version when it was clipped, and who clipped it."""
+_CLIPPED: dict[tuple[int, int], tuple[StorageWeakRef, int, object]] = {}
+"""Memory of a gradient, offset in it -> that memory, its version when it was clipped, and who clipped it."""
 
 _WAITING: list["weakref.ref[Checks]"] = []
 """Checks that wait for an optimizer's step; neither they nor their clippers are kept alive."""
@@ -283,10 +283,11 @@ def _compare_waiting(optimizer: Optimizer, *, is_over: bool = False) -> None:
     _WAITING[:] = [one for one in _WAITING if (checks := one()) is not None and checks.is_waiting]
 
 
-def _memory(gradient: Tensor) -> tuple[Any, int]:
-    """Memory of a gradient, or of what this rank holds of it, and a number that grows when somebody writes to it."""
+def _memory(gradient: Tensor) -> tuple[Any, Any, int]:
+    """Memory of what this rank holds of a gradient, its offset there, and a number that grows with each writing."""
     part = gradient if type(gradient) is Tensor else to_local(gradient)
-    return (part._values() if part.is_sparse else part).untyped_storage(), part._version
+    values = part._values() if part.is_sparse else part
+    return values.untyped_storage(), values.storage_offset(), part._version
 
 
 def _reference(gradient: Tensor) -> StorageWeakRef:
