@@ -153,7 +153,8 @@ def _package(optimizer: Any) -> str:
 
 def _calls_hooks(found: Any) -> bool:
     """Return True if torch has prepared `step` of this optimizer to call hooks."""
-    return getattr(type(found).step, "hooked", False) and hasattr(found, "_optimizer_step_pre_hooks")
+    step = getattr(type(found), "step", None)
+    return getattr(step, "hooked", False) and hasattr(found, "_optimizer_step_pre_hooks")
 
 
 def _identities(optimizer: Any) -> set[int]:
