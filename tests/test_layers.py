@@ -128,6 +128,33 @@ def test_statistics_and_policies_know_neither_torch_nor_numpy(path):
     assert "tests" not in roots
 
 
+OF_OTHERS = {"_optimizers", "_replace", "_values"}  # of accelerate, of named tuples, of sparse tensors
+
+
+@cache
+def private_names(path):
+    """Private functions, methods and attributes of `self` that a file makes."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")} - OF_OTHERS
+
+
+@every_file
+def test_no_file_reaches_into_the_private_names_of_another(path):
+    others = set().union(*(private_names(other) for other in FILES)) - private_names(path)
+    reached = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+    assert not reached & others
+
+
 @every_file
 def test_no_file_is_longer_than_a_reader_likes(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LARGEST_FILE
