@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoclip.gradients.sharded import to_local
+
 SKIP_MISSING = {"apex", "bitsandbytes", "dadaptation", "lion_pytorch", "prodigyopt", "torch", "torchao"}
 """Packages whose optimizers leave a parameter without a gradient alone."""
 
@@ -34,7 +36,7 @@ class Undo:
 
     def __init__(self, optimizer: Optimizer, parameters: list[Tensor], *, whole: bool) -> None:
         self._optimizer, self._whole = optimizer, whole
-        self._values = [(one, one.detach().to("cpu", copy=True)) for one in parameters]
+        self._values = [(one, to_local(one.detach()).to("cpu", copy=True)) for one in parameters]
         self._kept = {id(one) for one in parameters}
         self._state = {key: deepcopy(value) for key, value in optimizer.state.items() if self._covers(key)}
         self._groups = [
@@ -53,7 +55,7 @@ class Undo:
             del state[key]
         state.update(self._state)
         for one, value in self._values:
-            one.copy_(value)
+            to_local(one).copy_(value)
             one.grad = None
         if self._whole:
             for group, kept in zip(self._optimizer.param_groups, self._groups, strict=True):
