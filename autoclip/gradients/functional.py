@@ -49,7 +49,7 @@ def clip_grad_norm_(
         return torch.nn.utils.clip_grad_norm_(given, max_norm, order, error_if_nonfinite, foreach)
     named = named_parameters(parameters)
     if not named and isinstance(parameters, GeneratorType):
-        warnings.warn("the generator of parameters is exhausted, so that nothing is clipped: give a list", stacklevel=3)
+        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)  # torch's
     gradients = gradients_of(named)
     norms = measure(gradients, order)
     if error_if_nonfinite and not isfinite(norms.value):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from io import BytesIO
 from itertools import islice
 from math import inf, nan
 from pathlib import Path
@@ -12,13 +13,10 @@ from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
 from autoclip.traces.rows import RowLog, flattened
 from autoclip.traces.scalars import ScalarLog
-from autoclip.traces.text import lines, raw_lines
+from autoclip.traces.text import lines, raw_blocks
 
 OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
 """Keys in every line of our `metrics.jsonl`; other logs hardly ever have all of them."""
-
-BLOCK = 500
-"""Lines that are parsed together."""
 
 _DECODER = json.JSONDecoder()
 # JSON has no NaN: our own file has null for a non-finite norm, and for the threshold of a step without one.
@@ -41,12 +39,15 @@ def row_of(text: str) -> Mapping[str, Any] | None:
     return flattened(row) if isinstance(row, dict) else None
 
 
-def _objects(block: list[bytes]) -> list[dict[str, Any]] | None:
+def _objects(block: bytes) -> list[dict[str, Any]] | None:
     """The objects of lines that hold one each, parsed together, which is quicker; None if one of them does not."""
-    if not all(line.startswith(b"{") and line.rstrip().endswith(b"}") for line in block):
+    block = block.replace(b"\r\n", b"\n")
+    count = block.count(b"\n")
+    if not block.startswith(b"{") or not block.endswith(b"}\n") or block.count(b"}\n{") != count - 1:
         return None
-    found = parsed(f"[{b','.join(block).decode(errors='replace')}]")
-    return found if found is not None and len(found) == len(block) else None
+    joined = block[:-1].replace(b"\n", b",").decode(errors="replace")
+    found = parsed(f"[{joined}]")
+    return found if found is not None and len(found) == count else None
 
 
 def first_row(path: Path) -> tuple[Mapping[str, Any], bool]:
@@ -73,14 +74,13 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
     rows = RowLog(selection, str(path), _OWN_NULLS if is_own else None)
     number = objects = strange = first_strange = 0
     torn = False
-    raw = raw_lines(path)
-    while block := list(islice(raw, BLOCK)):
+    for block in raw_blocks(path):
         found = _objects(block)
         if found is not None:
             rows.add_all(found)
-            number, objects = number + len(block), objects + len(block)
+            number, objects = number + len(found), objects + len(found)
             continue
-        for line in block:
+        for line in BytesIO(block):
             number += 1
             row = row_of(line.decode(errors="replace"))
             if row is not None:
