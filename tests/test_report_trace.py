@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autoclip import replay
+from autoclip.errors import UsageError
 from autoclip.policies import POLICIES
 from autoclip.report.trace_page import trace_page
+from autoclip.report.writing import write_report
 from autoclip.traces import NormTrace
 from autoclip.tuning.suggest import suggest
 from tests.report_runs import Page
@@ -105,10 +108,24 @@ def test_long_logs_keep_their_spikes_and_small_pictures(tmp_path: Path):
     assert max(len(one.png) for one in pictures) < 120_000
 
 
-def test_a_long_log_has_the_same_page(monkeypatch):
-    found = [suggest(trace()), suggest(trace(source="other"))]
-    text, pictures = trace_page(found, "t")
-    monkeypatch.setattr("autoclip.report.trace_page.LONG", 100)
-    other_text, other_pictures = trace_page(found, "t")
-    assert other_text == text
-    assert [one.name for one in other_pictures] == [one.name for one in pictures]
+def test_large_logs_have_the_same_page(monkeypatch, tmp_path):
+    for name in ("one", "other"):
+        rows = [{"step": n, "grad_norm": norm} for n, norm in enumerate(trace().norms.tolist())]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = write_report(tmp_path)
+    text, pictures = written.page.read_text(), [path.read_bytes() for path in written.pictures]
+    monkeypatch.setattr("autoclip.report.beside.LARGE", 100)
+    written = write_report(tmp_path)
+    assert written.page.read_text() == text
+    assert [path.read_bytes() for path in written.pictures] == pictures
+
+
+def test_what_is_wrong_with_large_logs_is_told_as_of_small_ones(monkeypatch, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "grad_norm": 2.0}\n' * 9)
+    told = []
+    for large in (20_000_000, 100):
+        monkeypatch.setattr("autoclip.report.beside.LARGE", large)
+        with pytest.raises(UsageError) as refused:
+            write_report(tmp_path)
+        told.append(str(refused.value))
+    assert told[0] == told[1]

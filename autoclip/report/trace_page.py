@@ -1,11 +1,7 @@
 """The page of existing logs: the norms, and what the suggested policy would have done to them."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import yaml
@@ -14,6 +10,7 @@ from autoclip.pictures.picture import Picture
 from autoclip.pictures.series import Series
 from autoclip.policies import POLICIES
 from autoclip.report import plots
+from autoclip.report.beside import Start, soon
 from autoclip.report.how_to_use import code_of, framework_of, placing_of
 from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
 from autoclip.report.series import LOGGED, logged_series
@@ -23,27 +20,22 @@ from autoclip.tuning.log_findings import broken_from, times_text
 from autoclip.tuning.replay import Replay, replay
 from autoclip.tuning.suggest import Suggestion
 
-LONG = 200_000
-"""Norms of a log whose replay takes longer than a process takes to start."""
 
-
-def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[str] = ()) -> tuple[str, list[Picture]]:
+def trace_page(
+    suggestions: Sequence[Suggestion], title: str, refused: Sequence[str] = (), start: Start = soon
+) -> tuple[str, list[Picture]]:
     """The page of one log or several, and its pictures.
 
     Args:
         suggestions: of the logs, at least one.
         title: heading of the page.
         refused: why other logs have no suggestion.
+        start: starts the replays; the pictures that do not need them are drawn meanwhile.
     """
     blocks = [readings(Reading("note", reason) for reason in refused)] if refused else []
     pictures: list[Picture] = []
-    pool = (
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        if any(len(one.trace) >= LONG for one in suggestions)
-        else None
-    )
-    with pool or nullcontext():
-        drawn = [_pictures(one, later) for one, later in [(one, _replay(one, pool)) for one in suggestions]]
+    replays = [_replay(one, start) for one in suggestions]
+    drawn = [_pictures(one, later) for one, later in zip(suggestions, replays, strict=True)]
     for number, (one, own) in enumerate(zip(suggestions, drawn, strict=True), 1):
         if len(suggestions) > 1:
             own = [replace(picture, name=f"{picture.name}_{number}") for picture in own]
@@ -68,13 +60,11 @@ def trace_page(suggestions: Sequence[Suggestion], title: str, refused: Sequence[
     return page(title, f"Gradient norms of {lead}", blocks), pictures
 
 
-def _replay(suggestion: Suggestion, pool: ProcessPoolExecutor | None) -> Callable[[], Replay]:
-    """The log under the suggested policy; a long one in a process of its own, while the other pictures are drawn."""
+def _replay(suggestion: Suggestion, start: Start) -> Callable[[], Replay]:
+    """The log under the suggested policy."""
     trace, section = suggestion.trace, suggestion.policy
     policy = POLICIES[section["kind"]](**{name: value for name, value in section.items() if name != "kind"})
-    if pool is None:
-        return partial(replay, trace.norms, policy, losses=trace.losses)
-    return pool.submit(replay, trace.norms, policy, losses=trace.losses).result
+    return start(replay, trace.norms, policy, losses=trace.losses)
 
 
 def _pictures(suggestion: Suggestion, later: Callable[[], Replay]) -> list[Picture]:

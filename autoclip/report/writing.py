@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from autoclip.errors import RunError, UsageError, visible
 from autoclip.lab.yaml_source import shortened
 from autoclip.pictures import need_matplotlib
+from autoclip.report.beside import beside
 from autoclip.report.configuration import read_summary
 from autoclip.run_directory import CONFIG, METRICS, write_atomically, written_aside
 
@@ -143,21 +144,24 @@ def _page(
         rates = default_verdict(runs)
         notes = [*([told_of(stepless)] if stepless else []), *([rates.text] if rates else [])]
         return "run", *run_page(runs, total, flow, stepless, rates), notes
-    from autoclip.report.trace_page import trace_page
-    from autoclip.traces import read_traces
-    from autoclip.tuning.suggest import suggest_each
-
     if (directory / CONFIG).exists():
         raise UsageError(f"{directory} holds a run without {METRICS}: it has not taken a step yet")
-    try:
-        traces = read_traces([directory], column, step_column)
-    except UsageError as error:
-        raise UsageError(f"{directory} holds nothing to report on; looked for {LOOKED_FOR}: {error}") from None
-    suggestions, without = suggest_each(traces)
-    refused = [*map(str, without)]
-    if not suggestions:
-        raise UsageError("\n".join(refused))
-    return "trace", *trace_page(suggestions, directory.resolve().name, refused), refused
+    from autoclip.traces import read_traces
+
+    with beside(sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())) as start:
+        reading = start(read_traces, [directory], column, step_column)
+        from autoclip.report.trace_page import trace_page  # takes a second, while the logs are read
+        from autoclip.tuning.suggest import suggest_each
+
+        try:
+            traces = reading()
+        except UsageError as error:
+            raise UsageError(f"{directory} holds nothing to report on; looked for {LOOKED_FOR}: {error}") from None
+        suggestions, without = suggest_each(traces)
+        refused = [*map(str, without)]
+        if not suggestions:
+            raise UsageError("\n".join(refused))
+        return "trace", *trace_page(suggestions, directory.resolve().name, refused, start), refused
 
 
 def _refuse_columns(directory: Path, what: str, column: str | None, step_column: str | None) -> None:
