@@ -121,15 +121,20 @@ def shrink_(
     Returns:
         Names of the groups whose gradients are to be removed, and the factor if there is only one.
     """
-    removed, places, limits = set(), [], []
-    made = list(decisions.items())
-    for place, (group, one) in enumerate(made):
+    removed: set[str] = set()
+    places: list[int] = []  # of the groups to be made smaller
+    shrunk, limits, further, least = [], [], [], 1.0
+    for place, (group, one) in enumerate(decisions.items()):
         limit = one.clipped_norm if one.clipped else one.limit
         if limit == 0:
             removed.add(group)
         elif limit is not None:
+            if limit != one.threshold:
+                further.append(len(places))
             places.append(place)
+            shrunk.append(one)
             limits.append(limit)
+            least = min(least, limit / one.norm)
     if not places:
         return removed, None if removed else 1.0
     gradients, names, scale = list(measured.gradients.values()), list(measured.gradients), measured.all.scale
@@ -143,20 +148,14 @@ def shrink_(
                 weights = [parameters[names[position]] for position in members[place]]
                 limit_units_(tensors, weights, limit * scale, wide=measured.norms.dtype is torch.float64)
         return removed, None
-    if len(made) == 1:
-        one = made[0][1]
-        return removed, scale_(gradients, _factor(measured.norms, one, limits[0]), alike=measured.all.alike)
-    norms = measured.norms if len(places) == len(made) else measured.norms[places]
-    shrunk = [made[place][1] for place in places]
-    factors = clip_coefficients(norms, limits)
-    # Below the threshold the factor is that of the limit itself; at it bit for bit torch's.
-    further = [place for place, one in enumerate(shrunk) if limits[place] != one.threshold]
-    if further:
+    if len(decisions) == 1:
+        return removed, scale_(gradients, _factor(measured.norms, shrunk[0], limits[0]), alike=measured.all.alike)
+    factors = clip_coefficients(measured.norms if len(places) == len(decisions) else measured.norms[places], limits)
+    if further:  # below the threshold the factor is that of the limit itself; at it bit for bit torch's
         factors[further] = factors.new_tensor([limits[place] / shrunk[place].norm for place in further])
-    if len(places) < sum([len(members[place]) for place in places]):
-        factors = factors[[place for place, at in enumerate(places) for _ in members[at]]]
-    least = min([limit / one.norm for limit, one in zip(limits, shrunk, strict=True)])
     tensors = [gradients[position] for place in places for position in members[place]]
+    if len(places) < len(tensors):
+        factors = factors[[place for place, at in enumerate(places) for _ in members[at]]]
     scale_each_(tensors, factors, least, alike=measured.all.alike)
     return removed, None
 
