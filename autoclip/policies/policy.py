@@ -64,9 +64,8 @@ class Policy(ABC):
         max_threshold: > 0, the largest; inf sets no bound.
     """
 
-    inclusive = (
-        False  # no field here, because some policies have a setting of this name, others change it as they learn
-    )
+    # No field, because some policies have a setting of this name, and others change it as they learn.
+    inclusive = False
     reads_loss: ClassVar[bool] = False
     needs_norms: ClassVar[bool] = True  # False: active from the first step when warmup_steps is 0
     response: ClassVar[Response] = "scale"
