@@ -138,6 +138,9 @@ def sweep(
     overrides: Overrides = None,
     output_dir: Annotated[OutputDir, _output_dir("Folder of the sweep; default: sweeps/<experiment's name>.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+    engine: Annotated[
+        str | None, typer.Option(help="Dask scheduler whose workers train instead, as in tcp://host:8786.")
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="Database URL; default: sweep.storage, else SQLite in the output directory.")
     ] = None,
@@ -158,10 +161,11 @@ def sweep(
         try:
             from autoclip.lab.forkserver import begin_imports
 
-            if not dry_run:
+            if not dry_run and engine is None:
                 begin_imports()
+            from autoclip.lab.engine import ProcessPool, dask_scheduler
+            from autoclip.lab.sweep_driver import run_sweep
             from autoclip.lab.sweep_plan import print_plan
-            from autoclip.lab.sweep_workers import run_sweep
         except ModuleNotFoundError as error:
             missing = f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'"
             raise UsageError(missing) from None
@@ -175,7 +179,8 @@ def sweep(
 
             return partial(report, output_format=output_format.value)
 
-        code = run_sweep(config, directory, workers=workers, storage=storage, load_report=load_report)
+        make_engine = partial(dask_scheduler, engine) if engine else partial(ProcessPool, workers)
+        code = run_sweep(config, directory, engine=make_engine, storage=storage, load_report=load_report)
         sys.stdout.flush()
         raise typer.Exit(code)
 

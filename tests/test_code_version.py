@@ -10,10 +10,11 @@ from autoclip.errors import UsageError
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import load_config
 from autoclip.lab.example import Spirals
-from autoclip.lab.experiment import Interrupt, run_experiment
+from autoclip.lab.experiment import run_experiment
 from autoclip.lab.sweep import Sweep
 from autoclip.policies import Fixed
 from autoclip.version import __version__
+from tests.sweeps import finish
 from tests.tiny_task import TinyTask
 
 
@@ -108,8 +109,7 @@ def test_a_sweep_is_not_continued_with_other_code(
 
     def swept(database: str, *changes: str) -> list[str]:
         config = load_config(Path("tiny.yaml"), [f"sweep.policies={policies}", *changes])
-        sweep = Sweep(config, out, f"sqlite:///{database}.db")
-        sweep.work(Interrupt())
+        sweep = finish(Sweep(config, out, f"sqlite:///{database}.db"))
         return [one.candidate.name for one in sweep.results()]
 
     first = swept("study")

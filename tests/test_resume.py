@@ -1,9 +1,6 @@
 """What a resumed run and a resumed sweep do with files and trials that are not as they left them."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -11,10 +8,8 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-import optuna
 import pytest
 import torch
-from optuna.trial import TrialState, create_trial
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, save_checkpoint
@@ -23,7 +18,6 @@ from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
 from autoclip.lab.train import train
 from autoclip.tuning.scoring import read_run
-from autoclip.tuning.study import BEGUN, CLAIMANT, KEY, SharedStudy, open_storage
 from tests.test_train import CONFIG
 from tests.tiny_task import TinyTask
 
@@ -232,25 +226,6 @@ def test_a_task_that_leaves_fails_its_seed_only(
     total = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["status"] for row in total["seeds"]] == ["failed", "failed"]
     assert "SystemExit" in total["seeds"][1]["error"]
-
-
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_a_trial_whose_process_ended_before_it_signed_is_freed_at_once(tmp_path: Path) -> None:
-    study = SharedStudy(open_storage(f"sqlite:///{tmp_path / 'study.db'}"), "x", ["a"], "same", lambda before: [before])
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for key, host, pid in (
-        ("dead", socket.gethostname(), ended.pid),
-        ("alive", socket.gethostname(), os.getpid()),
-        ("elsewhere", "another-host", ended.pid),
-    ):
-        claimed = {BEGUN: time.time(), CLAIMANT: {"host": host, "pid": pid}}
-        trial = create_trial(state=TrialState.RUNNING, user_attrs={KEY: key}, system_attrs=claimed)
-        study.optuna.add_trial(trial)
-    study.free_lost()
-    assert set(study.taken()) == {"alive", "elsewhere"}
-    assert set(study.trials([TrialState.FAIL])) == {"dead"}
-    assert isinstance(study.claim("dead"), optuna.Trial)
 
 
 def test_a_run_of_a_sweep_waits_for_whoever_trains_it(config: ExperimentConfig, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.experiment import Interrupt
 from autoclip.lab.sweep import REFERENCE, Sweep
+from autoclip.lab.sweep_job import train
 from autoclip.policies import Policy
 from autoclip.report.sweep_text import report
 from autoclip.tuning.outcome import Result
+from autoclip.tuning.study import KeyedStudy
+from tests.sweeps import finish
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
@@ -56,9 +58,7 @@ def trials(out: Path, name: str = "tiny") -> list[FrozenTrial]:
 def swept(config: ExperimentConfig, out: Path) -> Sweep:
     """A sweep in this process, without workers."""
     out.mkdir(exist_ok=True)
-    sweep = Sweep(config, out, f"sqlite:///{out / 'study.db'}")
-    sweep.work(Interrupt())
-    return sweep
+    return finish(Sweep(config, out, f"sqlite:///{out / 'study.db'}"))
 
 
 def test_where_every_candidate_fails_nothing_is_recommended(
@@ -143,7 +143,7 @@ def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(
         with pytest.raises(RunError, match="ZeroDivisionError"):
             swept(configure(), out)
     sweep = swept(configure(), out)
-    assert {trial.state for trial in trials(out, "tiny: runs")} == {TrialState.COMPLETE, TrialState.FAIL}
+    assert {trial.state for trial in trials(out, "tiny: runs")} == {TrialState.COMPLETE}
     assert [one.candidate.name for one in sweep.results()] == ["fixed 0.1", "fixed 1", "none"]
 
 
@@ -177,7 +177,6 @@ def test_a_race_recommends_what_the_full_grid_does_with_at_most_half_of_the_step
 def test_a_race_continues_where_it_was_left(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
     config = configure(*WIDE, "sweep.race=true")
     whole = swept(config, tmp_path / "whole")
-    interrupt = Interrupt()
     out = tmp_path / "parts"
     out.mkdir()
     ended = 0
@@ -185,9 +184,10 @@ def test_a_race_continues_where_it_was_left(configure: Callable[..., ExperimentC
         part = Sweep(config, out, f"sqlite:///{out / 'study.db'}")
         if part.is_done():
             break
-        scores = part.scores()
-        ended += part._train_next(part.plan(scores), scores, interrupt)
-        part.settle(part.plan(part.scores()), part.scores())
+        job = part.next_job(())
+        assert job is not None
+        part.finish(job, train(job))
+        ended += 1
     assert ended == len(trials(whole.output_dir, "tiny: runs"))
     assert [(one.candidate.name, one.scores) for one in untimed(part)] == [
         (one.candidate.name, one.scores) for one in untimed(whole)
@@ -236,36 +236,33 @@ def test_a_lost_refinement_goes_on_with_the_value_that_was_proposed(
 ) -> None:
     changes = ("sweep.percentiles=[50]", "sweep.kinds=[running_quantile]", "sweep.seeds=[0]", "sweep.refine_trials=1")
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Sweep, "_complete", killed_after(4, killed))
+        patched.setattr(KeyedStudy, "tell", killed)
         with pytest.raises(KeyboardInterrupt):
             swept(configure(*changes), tmp_path / "out")
     lost = trials(tmp_path / "out")[4]
     assert lost.state == TrialState.RUNNING
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/*/metrics.jsonl")}
-    monkeypatch.setattr("autoclip.tuning.study._is_alive", lambda pid: False)
-    sweep = Sweep(configure(*changes), tmp_path / "out", f"sqlite:///{tmp_path / 'out' / 'study.db'}")
-    sweep.free_lost()
-    sweep.work(Interrupt())
-    again = trials(tmp_path / "out")[5]
+    swept(configure(*changes), tmp_path / "out")
+    again = trials(tmp_path / "out")[4]
+    assert len(trials(tmp_path / "out")) == 5
     assert (again.state, again.params) == (TrialState.COMPLETE, lost.params)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "its finished runs were read, not repeated"
     assert len(list((tmp_path / "out").glob("runs/*/*/*/metrics.jsonl"))) == len(before)
 
 
-def killed_after(times: int, then: Callable[..., None]) -> Callable[..., None]:
-    """The sweep's own way to complete a trial, so many times; then the other."""
-    complete = Sweep._complete
-    left = [times]
-
-    def completes(*arguments: Any) -> None:
-        left[0] -= 1
-        (complete if left[0] >= 0 else then)(*arguments)
-
-    return completes
+def test_a_candidate_whose_runs_are_finished_is_completed_by_the_next_command(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Sweep, "settle", lambda self: None)
+        assert not swept(configure(), tmp_path / "out").is_done()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/*/metrics.jsonl")}
+    assert swept(configure(), tmp_path / "out").is_done()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_without_thresholds_and_percentiles_there_is_nothing_to_refine(

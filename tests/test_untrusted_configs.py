@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.lab.config import ConfigError, load_config
+from autoclip.lab.engine import ProcessPool
 from autoclip.lab.experiment import make_task
 from autoclip.lab.loading import load_object
-from autoclip.lab.sweep_workers import _configured_database, run_sweep
+from autoclip.lab.sweep_driver import _configured_database, run_sweep
 from tests.test_train import CONFIG
 
 CANARY = "import pathlib\npathlib.Path({path!r}).touch()\n"
@@ -230,7 +231,7 @@ def test_a_configured_database_lies_in_the_output_directory(
     config = load_config(path, [f"sweep={{storage: '{url}'}}"])
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError, match=rf"sweep\.storage: .*{told}.* --storage"):
-        run_sweep(config, out, workers=1, storage=None, load_report=lambda: lambda _: 0)
+        run_sweep(config, out, engine=lambda: ProcessPool(1), storage=None, load_report=lambda: lambda _: 0)
     assert sorted(tmp_path.rglob("*")) == before
     for inside in (
         f"sqlite:///{out}/x.db",

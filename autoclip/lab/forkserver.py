@@ -4,14 +4,14 @@ import multiprocessing
 import signal
 from multiprocessing.context import BaseContext
 
-# The others are what torch imports when the first optimizer is made, and Optuna when a database is opened: two seconds.
-PRELOADED = ["autoclip.lab.sweep_workers", "torch._dynamo", "alembic.command"]
+# The latter is what torch imports when the first optimizer is made: a second.
+PRELOADED = ["autoclip.lab.sweep_job", "torch._dynamo"]
 
 
 def begin_imports() -> None:
-    """Start the process that workers are forked from; it imports torch and Optuna while this one does the same.
+    """Start the process that workers are forked from; it imports torch while this one does the same.
 
-    It only imports: each worker makes its own threads, CUDA context and database connection after the fork.
+    It only imports: each worker makes its own threads and CUDA context after the fork.
     """
     if worker_context().get_start_method() == "forkserver":
         from multiprocessing.forkserver import ensure_running, set_forkserver_preload

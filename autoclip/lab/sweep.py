@@ -1,37 +1,33 @@
-"""A sweep: the same experiment under every candidate, shared by any number of processes.
+"""A sweep: the same experiment under every candidate.
 
 There are two Optuna studies in one database. "<name>: runs" has a trial for every candidate and seed, and holds the
 scores. "<name>" has one trial for every candidate, with its two objectives, completed as soon as its runs are finished
 and the reference loss V* is known.
 """
 
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from autoclip.errors import UsageError
-from autoclip.lab.candidate_config import candidate_config, candidates_of, percentile_parameters
+from autoclip.lab.candidate_config import candidates_of, percentile_parameters
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
-from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.loading import load_object
-from autoclip.lab.script import run_script
+from autoclip.lab.sweep_job import Job
 from autoclip.lab.sweep_section import SweepConfig
-from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
 from autoclip.tuning import outcome
 from autoclip.tuning.candidates import Candidate, fixed, refined
 from autoclip.tuning.racing import Plan, Run, full_grid, most_runs, race
-from autoclip.tuning.scoring import Score, base_scores, read_run, reference_loss, score, score_from
-from autoclip.tuning.study import SharedStudy, open_storage
+from autoclip.tuning.scoring import Score, base_scores, reference_loss, score_from
+from autoclip.tuning.study import KeyedStudy, open_storage
 
 FIXED_GRID = (1.0, 5.0, 10.0)
 """If the sweep names no thresholds, these give the reference."""
@@ -40,7 +36,6 @@ REFERENCE = "reference"
 POLICY = "policy"
 SCORES = "scores"
 CODE = "code"
-POLL_SECONDS = 0.5
 MOST_NAMED = 100
 """With at most this many candidates, a trial has its candidate as a parameter too, not only as an attribute."""
 REFINED_PERCENTILES = (1.0, 99.9)
@@ -49,7 +44,7 @@ REFINED_THRESHOLDS = 10.0
 
 
 class Sweep:
-    """A sweep as every one of its processes sees it.
+    """The candidates of a sweep, what of them is trained, and what is to be trained next.
 
     Args:
         config: the experiment, with its sweep section.
@@ -68,7 +63,6 @@ class Sweep:
         self.references = {one.name: one for one in references_of(config.sweep)}
         self.space = _refinement_space(config.sweep)
         database = open_storage(storage)
-        self.url, self._database = storage, database
 
         def changes(before: str) -> list[str]:
             try:
@@ -80,31 +74,50 @@ class Sweep:
                 ) from None
             return differences(_comparable(begun), _comparable(config))
 
-        def study(name: str, metric_names: Sequence[str]) -> SharedStudy:
-            return SharedStudy(database, name, metric_names, to_yaml(config), changes)
+        def study(name: str, metric_names: Sequence[str]) -> KeyedStudy:
+            return KeyedStudy(database, name, metric_names, to_yaml(config), changes)
 
         self.runs = study(f"{config.name}: runs", [AULC])
         self.trials = study(config.name, [AULC, S])
         code = self._code()
         refuse_other_code(self.trials.frozen(CODE, code), code, output_dir)
-        self._task: Task | None = None
+        self._yaml = to_yaml(config)
+        self._asked: dict[str, optuna.Trial] = {}  # the refinements that are under way
         self._reference: float | None = None
         self._known: dict[str, tuple[Run, list[Score]]] = {}
 
-    def work(self, interrupt: Interrupt) -> None:
-        """Train free runs until none is left; while other processes hold the last runs, wait for them."""
-        while not interrupt.asked:
-            scores = self.scores()
-            plan = self.plan(scores)
-            if self._train_next(plan, scores, interrupt):
-                continue
-            self.settle(plan, scores)
-            if self._refine_next(interrupt):
-                continue
-            if self.is_done():
-                return
-            time.sleep(POLL_SECONDS)
-            self.free_lost()
+    def next_job(self, under_way: Collection[str]) -> Job | None:
+        """The next job, without the keys that are under way; None: nothing can be trained before one of them ends."""
+        scores = self.scores()
+        for name, seed in self.plan(scores).runs:
+            key = f"{name}, seed {seed}"
+            if (name, seed) not in scores and key not in under_way:
+                return self._job(key, self.candidates.get(name) or self.references[name], [seed])
+        if not self.candidates.keys() <= self.trials.done().keys():
+            return None
+        done = self.trials.done()
+        for number in range(1, self.settings.refine_trials + 1):
+            key = f"refinement {number}"
+            if key not in done and key not in under_way:
+                return self._refinement(number, key)
+        return None
+
+    def finish(self, job: Job, scores: Sequence[Score]) -> None:
+        """Keep the scores of a job, and complete the trials that they decide."""
+        attributes: dict[str, Any] = {SCORES: [asdict(one) for one in scores]}
+        if job.key in self._asked:
+            result = outcome.Result(job.candidate, tuple(scores), self.trials.optuna.user_attrs[REFERENCE])
+            self.trials.tell(
+                self._asked.pop(job.key),
+                [result.convergence, result.instability],
+                user_attrs={**_user_attrs(result), **attributes},
+                constraints={"diverged": float(result.failures)},
+            )
+            return
+        (seed,) = job.seeds
+        attributes |= {"candidate": job.candidate.name, "seed": seed}
+        self.runs.add(job.key, [base_scores(scores)[0].aulc], user_attrs=attributes)
+        self.settle()
 
     def scores(self) -> dict[Run, list[Score]]:
         """Scores of all finished runs."""
@@ -141,37 +154,34 @@ class Sweep:
         loss = reference_loss([one for of_seed in of_name for one in of_seed or ()] for of_name in runs.values())
         return self.trials.frozen(REFERENCE, loss)
 
-    def settle(self, plan: Plan, scores: Mapping[Run, Sequence[Score]]) -> None:
+    def settle(self) -> None:
         """Complete the trials of the candidates with all runs finished."""
-        reference = self.reference(scores)
+        scores = self.scores()
+        plan, reference = self.plan(scores), self.reference(scores)
         if reference is None:
             return
-        taken = self.trials.taken()
+        done = self.trials.done()
         runs_of: dict[str, list[Run]] = {}
         for run in plan.runs:
             runs_of.setdefault(run[0], []).append(run)
         for name, candidate in self.candidates.items():
             runs = runs_of.get(name, [])
-            if name in taken or name in plan.undecided or any(run not in scores for run in runs):
+            if name in done or name in plan.undecided or any(run not in scores for run in runs):
                 continue
             result = outcome.Result(candidate, tuple(one for run in runs for one in scores[run]), reference)
             params, distributions = self._grid_params(candidate)
-            trial = self.trials.claim(name, params=params, distributions=distributions, user_attrs=_user_attrs(result))
-            if trial is not None:
-                self._complete(trial, result, {})
+            self.trials.add(
+                name,
+                [result.convergence, result.instability],
+                params=params,
+                distributions=distributions,
+                user_attrs=_user_attrs(result),
+                constraints={"diverged": float(result.failures)},
+            )
 
     def is_done(self) -> bool:
         """Return True if every candidate and every refinement has its complete trial."""
         return len(self.trials.done()) >= len(self.candidates) + self.settings.refine_trials
-
-    def free_lost(self) -> None:
-        """Free the runs that ended processes held."""
-        self.runs.free_lost()
-        self.trials.free_lost()
-
-    def reconnect(self) -> None:
-        """Open new connections: after an outage, the old ones may lead to another database."""
-        self._database.engine.dispose()
 
     def results(self) -> list[outcome.Result]:
         """Figures of all finished candidates: the grid in the order of the configuration, then the refined ones."""
@@ -199,10 +209,6 @@ class Sweep:
         runs = len(self.candidates) * len(settings.seeds) * len(settings.lr_multipliers)
         return spent / (runs * self.config.steps)
 
-    def directory(self, candidate: Candidate, multiplier: float, seed: int) -> Path:
-        """Directory of a run."""
-        return self.output_dir / candidate.run_directory(multiplier, seed)
-
     def _code(self) -> dict[str, str]:
         """Versions, and files of the user's policies and task; the files of a training script are unknown."""
         kinds = {str(one.policy["kind"]) for one in self.candidates.values()}
@@ -211,86 +217,21 @@ class Sweep:
             targets.append(trained_task(self.config).target)
         return code_version(*(load_object(target, Path.cwd()) for target in targets))
 
-    def _train_next(self, plan: Plan, scores: Mapping[Run, Sequence[Score]], interrupt: Interrupt) -> bool:
-        """Train the first free run; return True if there was one."""
-        taken = self.runs.taken()
-        for name, seed in plan.runs:
-            key = f"{name}, seed {seed}"
-            if key in taken:
-                continue
-            trial = self.runs.claim(key, user_attrs={"candidate": name, "seed": seed})
-            if trial is not None:
-                with self.runs.held(trial):
-                    candidate = self.candidates.get(name) or self.references[name]
-                    found = self._train(candidate, seed, interrupt)
-                    attributes = {SCORES: [asdict(one) for one in found]}
-                    self.runs.finish(trial, [base_scores(found)[0].aulc], user_attrs=attributes)
-                everything = {**scores, (name, seed): found}
-                if all(run in everything for run in plan.runs if run[0] == name):
-                    self.settle(self.plan(everything), everything)
-                return True
-        return False
+    def _job(self, key: str, candidate: Candidate, seeds: Sequence[int]) -> Job:
+        return Job(key, candidate, tuple(seeds), self._yaml, self.output_dir.absolute())
 
-    def _train(self, candidate: Candidate, seed: int, interrupt: Interrupt) -> list[Score]:
-        """Train a candidate with one seed at every learning rate, or read the runs that are already there."""
-        command = self.settings.command
-        if self._task is None and not command:
-            self._task = make_task(self.config)
-        scores = []
-        for multiplier in self.settings.lr_multipliers:
-            directory = self.directory(candidate, multiplier, seed)
-            config = candidate_config(self.config, self.settings, candidate, multiplier)
-            if command:
-                run_script(config, command, seed=seed, multiplier=multiplier, directory=directory, interrupt=interrupt)
-            elif self._task:
-                run_quietly(config, self._task, seed, directory, interrupt)
-            if interrupt.asked:
-                sys.exit(130)  # the trial stays as it is; without its process it will be freed
-            scores.append(score(read_run(directory), multiplier, seed))
-        base = base_scores(scores)
-        return [one if one in base else replace(one, lows=()) for one in scores]
-
-    def _refine_next(self, interrupt: Interrupt) -> bool:
-        """Once the grid is complete, train the next value of the sampler; return True if there was one."""
-        if not self.settings.refine_trials or not self.candidates.keys() <= self.trials.done().keys():
-            return False
-        taken = self.trials.taken()
-        lost = self.trials.trials([TrialState.FAIL])
-        for number in range(1, self.settings.refine_trials + 1):
-            key = f"refinement {number}"
-            if key in taken:
-                continue
-            # The value of a lost worker is not proposed again: its runs go on.
-            before = lost.get(key)
-            again = (before.params, before.distributions) if before else ({}, {})
-            trial = self.trials.claim(key, params=again[0], distributions=again[1])
-            if trial is not None:
-                with self.trials.held(trial):
-                    self._refine(number, trial, interrupt)
-                return True
-        return False
-
-    def _refine(self, number: int, trial: optuna.Trial, interrupt: Interrupt) -> None:
+    def _refinement(self, number: int, key: str) -> Job:
+        """Ask the sampler for the next value; one that was asked for before its process ended goes on."""
         forms = list(self.space)
-        self.trials.optuna.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
+        trial = self.trials.ask(key, optuna.samplers.TPESampler(seed=number, constant_liar=True))
         form = trial.suggest_categorical("form", forms)
         name, distribution = self.space[form]
         value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
         parameters = {} if form == "fixed" else percentile_parameters(self.config, self.settings)
-        candidate = refined(number, form, value, **parameters)
+        self._asked[key] = trial
         # As many seeds as the best of the grid had: after a race, more would be an advantage.
         seeds = self.settings.seeds[: max(one.seeds for one in self.results())]
-        scores = [one for seed in seeds for one in self._train(candidate, seed, interrupt)]
-        result = outcome.Result(candidate, tuple(scores), self.trials.optuna.user_attrs[REFERENCE])
-        self._complete(trial, result, {**_user_attrs(result), SCORES: [asdict(one) for one in scores]})
-
-    def _complete(self, trial: optuna.Trial, result: outcome.Result, user_attrs: Mapping[str, Any]) -> None:
-        self.trials.finish(
-            trial,
-            [result.convergence, result.instability],
-            user_attrs=user_attrs,
-            constraints={"diverged": float(result.failures)},
-        )
+        return self._job(key, refined(number, form, value, **parameters), seeds)
 
     def _grid_params(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """A grid candidate's parameters in the study: its name, and its values in the space of the refinement."""

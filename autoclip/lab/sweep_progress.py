@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Self
 
-from optuna.trial import TrialState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from autoclip.lab.sweep import Sweep
@@ -17,8 +16,7 @@ from autoclip.tuning.scoring import Score
 
 LEAST_LEFT = 0.1
 """A job that is overdue is assumed to need this share of its expected time in addition."""
-LEAST_BUSY = 0.5
-"""Workers are assumed to train for at least this share of their time, however slow the first start was."""
+UPDATE_SECONDS = 1.0
 
 
 class SweepProgress:
@@ -28,11 +26,13 @@ class SweepProgress:
 
     Args:
         sweep: the sweep to show.
-        workers: processes on this machine.
+        workers: number of jobs that are trained at once.
+        began: key of each job under way -> `time.monotonic()` of its start; the driver keeps it up to date.
     """
 
-    def __init__(self, sweep: Sweep, workers: int) -> None:
-        self._sweep, self._workers = sweep, workers
+    def __init__(self, sweep: Sweep, workers: int, began: Mapping[str, float]) -> None:
+        self._sweep, self._workers, self._began = sweep, workers, began
+        self._updated = 0.0
         self._console = console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -45,7 +45,6 @@ class SweepProgress:
             disable=not sys.stderr.isatty(),
         )
         self._shown = set(sweep.trials.done())
-        self._began = time.time()
         self._bar = self._progress.add_task(sweep.config.name[:24], total=None, left="")
         self.update()
 
@@ -57,8 +56,11 @@ class SweepProgress:
         self._progress.update(self._bar, left="")
         self._progress.stop()
 
-    def update(self) -> None:
-        """Show what has finished since the last call."""
+    def update(self, *, changed: bool = True) -> None:
+        """Show what has finished since the last call; once a second the time left, even if nothing has changed."""
+        if not changed and time.monotonic() - self._updated < UPDATE_SECONDS:
+            return
+        self._updated = time.monotonic()
         sweep, rates = self._sweep, len(self._sweep.settings.lr_multipliers)
         done, scores = sweep.trials.done(), sweep.scores()
         seeds = len(sweep.settings.seeds)
@@ -80,21 +82,16 @@ class SweepProgress:
                 )
 
     def _left(self, scores: Mapping[Run, Sequence[Score]], missing: int) -> str:
-        now = time.time()
-        ended = self._sweep.runs.done().values()
-        under_way = self._sweep.runs.trials([TrialState.RUNNING]).values()
-        ages = [now - one.datetime_start.timestamp() for one in under_way if one.datetime_start]
-        workers = max(self._workers, len(ages))
-        spent = sum(one.duration.total_seconds() for one in ended if one.duration)
-        steps = sum(one.steps for of_run in scores.values() for one in of_run)
+        ended = [one for of_run in scores.values() for one in of_run]
+        steps = sum(one.steps for one in ended)
         if not steps:
             return ""
+        now = time.monotonic()
+        ages = [now - began for began in self._began.values()]
         # Runs that diverged were short: the missing ones count as whole.
         planned = self._sweep.config.steps * len(self._sweep.settings.lr_multipliers)
-        begun = [one for one in ended if one.datetime_start and one.datetime_start.timestamp() > self._began]
-        busy = sum(ages) + sum(one.duration.total_seconds() for one in begun if one.duration)
-        share = max(busy / (workers * (now - self._began)), LEAST_BUSY)
-        seconds = seconds_left(spent / steps * planned, ages, missing, workers) / min(share, 1.0)
+        each = sum(one.seconds for one in ended) / steps * planned
+        seconds = seconds_left(each, ages, missing, max(self._workers, len(ages)))
         return f"about {timedelta(seconds=round(seconds))} left"
 
 

@@ -42,16 +42,16 @@ def build(directory: Path, candidates: int, unfinished: int) -> Path:
     names = list(sweep.candidates)[: candidates - unfinished]
     scores = {(name, seed): made_up_score(place, seed) for place, name in enumerate(names) for seed in (0, 1, 2)}
 
-    run = sweep.runs.claim(f"{names[0]}, seed 0", user_attrs={"candidate": names[0], "seed": 0})
-    assert run is not None
-    sweep.runs.finish(run, [0.5], user_attrs={SCORES: [asdict(scores[names[0], 0])]})
     sweep.trials.frozen(REFERENCE, 0.2)
-    first = {(names[0], seed): [scores[names[0], seed]] for seed in (0, 1, 2)}
-    sweep.settle(sweep.plan(first), first)
+    for seed in (0, 1, 2):
+        own = {"candidate": names[0], "seed": seed, SCORES: [asdict(scores[names[0], seed])]}
+        sweep.runs.add(f"{names[0]}, seed {seed}", [0.5], user_attrs=own)
+    run = sweep.runs.done()[f"{names[0]}, seed 0"]
+    sweep.settle()
     (settled,) = sweep.trials.done().values()
 
     with closing(sqlite3.connect(database)) as connection, connection:
-        others = [key for key in scores if key != (names[0], 0)]
+        others = [(name, seed) for name, seed in scores if name != names[0]]
         _copy(
             connection,
             run._trial_id,

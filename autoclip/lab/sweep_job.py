@@ -1,0 +1,116 @@
+"""One job of a sweep: a candidate with some seeds, trained in a worker wherever it is, which returns the scores."""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import parent_process
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from threading import Lock, Thread
+
+from autoclip.lab.candidate_config import candidate_config
+from autoclip.lab.config import ExperimentConfig, checked
+from autoclip.lab.experiment import Interrupt, make_task, run_quietly
+from autoclip.lab.script import run_script
+from autoclip.lab.task import Task
+from autoclip.lab.yaml_source import read_text
+from autoclip.tuning.candidates import Candidate
+from autoclip.tuning.scoring import Score, base_scores, read_run, score
+
+_INTERRUPT = Interrupt()
+"""Of this worker."""
+_BUSY = Lock()
+"""Held while this worker trains."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate to be trained with some seeds, each at every learning rate.
+
+    Attributes:
+        key: of its trial in the study.
+        candidate: the policy.
+        seeds: at least one.
+        config: the experiment with its sweep section, as YAML.
+        output_dir: of the sweep; the runs are below it.
+    """
+
+    key: str
+    candidate: Candidate
+    seeds: Sequence[int]
+    config: str
+    output_dir: Path
+
+
+class InterruptedRun(Exception):  # noqa: N818 - nothing went wrong
+    """The run has stopped after a step, with a checkpoint."""
+
+
+def train(job: Job) -> list[Score]:
+    """Train a candidate, or read the runs that are already there.
+
+    Raises:
+        InterruptedRun: this worker was asked to stop.
+        UsageError: a directory holds another run, or the task cannot be made.
+        RunError: the task raised, or the disk refused.
+    """
+    with _BUSY:
+        return [one for seed in job.seeds for one in _train_seed(job, seed)]
+
+
+def run_directory(output_dir: Path, candidate: Candidate, multiplier: float, seed: int) -> Path:
+    """Directory of a run."""
+    return output_dir / candidate.run_directory(multiplier, seed)
+
+
+def begin_worker(stop: Event) -> None:
+    """In a process of the pool: leave Ctrl-C to the driver, and end the run when it asks for it, or is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    driver = parent_process()
+    assert driver is not None
+
+    def end_with_driver() -> None:
+        driver.join()
+        _INTERRUPT.asked = True
+        with _BUSY:
+            os._exit(1)
+
+    def end_when_asked() -> None:
+        stop.wait()
+        _INTERRUPT.asked = True
+
+    for target in (end_with_driver, end_when_asked):
+        Thread(target=target, daemon=True).start()
+
+
+def _train_seed(job: Job, seed: int) -> list[Score]:
+    config = _config_of(job.config)
+    settings = config.sweep
+    assert settings is not None
+    scores = []
+    for multiplier in settings.lr_multipliers:
+        directory = run_directory(job.output_dir, job.candidate, multiplier, seed)
+        own = candidate_config(config, settings, job.candidate, multiplier)
+        if settings.command:
+            run_script(
+                own, settings.command, seed=seed, multiplier=multiplier, directory=directory, interrupt=_INTERRUPT
+            )
+        else:
+            run_quietly(own, _task_of(job.config), seed, directory, _INTERRUPT)
+        if _INTERRUPT.asked:
+            raise InterruptedRun
+        scores.append(score(read_run(directory), multiplier, seed))
+    base = base_scores(scores)
+    return [one if one in base else replace(one, lows=()) for one in scores]
+
+
+@lru_cache(1)
+def _config_of(text: str) -> ExperimentConfig:
+    return checked(read_text(text, "the sweep's configuration"), ExperimentConfig)
+
+
+@lru_cache(1)
+def _task_of(text: str) -> Task:
+    return make_task(_config_of(text))

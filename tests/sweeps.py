@@ -1,0 +1,13 @@
+"""Sweeps in this process."""
+
+from autoclip.lab import sweep_job
+from autoclip.lab.sweep import Sweep
+
+
+def finish(sweep: Sweep) -> Sweep:
+    """Train one job after the other until nothing is left."""
+    sweep_job._task_of.cache_clear()  # of another test, whose task may have changed since
+    sweep.settle()
+    while (job := sweep.next_job(())) is not None:
+        sweep.finish(job, sweep_job.train(job))
+    return sweep
