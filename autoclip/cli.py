@@ -138,9 +138,7 @@ def sweep(
     overrides: Overrides = None,
     output_dir: Annotated[OutputDir, _output_dir("Folder of the sweep; default: sweeps/<experiment's name>.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
-    engine: Annotated[
-        str | None, typer.Option(help="Dask scheduler whose workers train instead, as in tcp://host:8786.")
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Dask scheduler that trains instead: tcp://HOST:8786.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="Database URL; default: sweep.storage, else SQLite in the output directory.")
     ] = None,
@@ -167,8 +165,7 @@ def sweep(
             from autoclip.lab.sweep_driver import run_sweep
             from autoclip.lab.sweep_plan import print_plan
         except ModuleNotFoundError as error:
-            missing = f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'"
-            raise UsageError(missing) from None
+            raise UsageError(f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'") from None
         if dry_run:
             print_plan(config, workers=workers, output_format=output_format.value)
             return

@@ -1,4 +1,5 @@
-from datetime import datetime, timedelta
+import time
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 from typing import Any
@@ -30,16 +31,10 @@ def test_the_time_left_is_that_of_workers_that_take_up_one_job_after_the_other(
 
 
 class Trials:
-    """A study with trials of given states."""
-
-    def __init__(self, done: dict[str, Any], running: dict[str, Any] | None = None) -> None:
-        self._done, self._running = done, running or {}
+    """A study without a finished candidate."""
 
     def done(self) -> dict[str, Any]:
-        return self._done
-
-    def trials(self, _states: object) -> dict[str, Any]:
-        return self._running
+        return {}
 
 
 def shown(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -49,7 +44,7 @@ def shown(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> str:
         sweep_progress, "console", lambda **_: Console(file=text, width=80, force_terminal=True, color_system=None)
     )
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    progress = SweepProgress(sweep, workers=2)
+    progress = SweepProgress(sweep, workers=2, began=sweep.began)
     with progress:
         progress.update()
         progress._progress.refresh()
@@ -58,18 +53,14 @@ def shown(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def sweep_with(done: int, running: int, most: int, *, steps: int = 100, undecided: bool = False) -> Any:
     """A sweep of runs of 100 steps each, of which the three of a pair took a minute."""
-    now = datetime.now()
-    earlier = now - timedelta(hours=1)
-    ended = {f"{n}": SimpleNamespace(duration=timedelta(seconds=60), datetime_start=earlier) for n in range(done)}
-    under_way = {f"r{n}": SimpleNamespace(datetime_start=now - timedelta(seconds=30)) for n in range(running)}
     plan = SimpleNamespace(runs=range(most - 2), undecided={"a"} if undecided else set())
     return SimpleNamespace(
         config=SimpleNamespace(name="tiny", steps=100),
         settings=SimpleNamespace(lr_multipliers=(1, 3, 10), seeds=(0, 1), refine_trials=1),
         candidates={"a": 1},
-        trials=Trials({}),
-        runs=Trials(ended, under_way),
-        scores=lambda: {("a", n): [score_with(steps=steps)] * 3 for n in range(done)},
+        trials=Trials(),
+        began={f"r{n}": time.monotonic() - 30 for n in range(running)},
+        scores=lambda: {("a", n): [replace(score_with(steps=steps), seconds=20.0)] * 3 for n in range(done)},
         plan=lambda _: plan,
         most_runs=lambda: most,
     )

@@ -62,6 +62,7 @@ class Sweep:
         self.candidates = {candidate.name: candidate for candidate in candidates_of(config, config.sweep)}
         self.references = {one.name: one for one in references_of(config.sweep)}
         self.space = _refinement_space(config.sweep)
+        self.url = storage
         database = open_storage(storage)
 
         def changes(before: str) -> list[str]:
@@ -108,15 +109,17 @@ class Sweep:
         if job.key in self._asked:
             result = outcome.Result(job.candidate, tuple(scores), self.trials.optuna.user_attrs[REFERENCE])
             self.trials.tell(
-                self._asked.pop(job.key),
+                self._asked[job.key],
                 [result.convergence, result.instability],
                 user_attrs={**_user_attrs(result), **attributes},
                 constraints={"diverged": float(result.failures)},
             )
+            del self._asked[job.key]
             return
         (seed,) = job.seeds
         attributes |= {"candidate": job.candidate.name, "seed": seed}
-        self.runs.add(job.key, [base_scores(scores)[0].aulc], user_attrs=attributes)
+        if job.key not in self.runs.done():  # an outage may have come between this and the next line
+            self.runs.add(job.key, [base_scores(scores)[0].aulc], user_attrs=attributes)
         self.settle()
 
     def scores(self) -> dict[Run, list[Score]]:

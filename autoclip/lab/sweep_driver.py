@@ -23,12 +23,14 @@ from autoclip.lab.sweep_progress import SweepProgress
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
 from autoclip.tuning.scoring import Score
-from autoclip.tuning.study import is_plain_path, sqlite_file, without_password
+from autoclip.tuning.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
 
 POLL_SECONDS = 0.02
 MOST_LOST = 20
 """A sweep ends after its workers were lost this often: something kills them."""
-DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
+PATIENCE_SECONDS = 60.0
+"""A sweep waits this long for its database."""
+DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError, GoneError)
 
 
 def run_sweep(
@@ -100,23 +102,20 @@ def _drive(sweep: Sweep, engine: Callable[[], Engine], interrupt: Interrupt, loa
     sweep.settle()  # what an earlier command did not come to
     if sweep.is_done():
         return
-    lost = 0
     running: dict[str, tuple[Job, Future[list[Score]]]] = {}
     began: dict[str, float] = {}
+    trained: list[tuple[Job, list[Score]]] = []
+    away_since: float | None = None
+    lost = 0
     with closing(engine()) as workers, SweepProgress(sweep, workers.at_once, began) as progress:
         while not interrupt.asked:
-            while len(running) < workers.at_once and (job := sweep.next_job(running.keys())):
-                running[job.key], began[job.key] = (job, workers.submit(job)), time.monotonic()
-            if not running:
-                return
-            load_report()  # takes a second, for which the workers need not wait
             ended = [key for key, (_, future) in running.items() if future.done()]
             is_broken = False
             for key in ended:
                 job, future = running.pop(key)
                 del began[key]
                 try:
-                    sweep.finish(job, future.result())
+                    trained.append((job, future.result()))
                 except BrokenExecutor:
                     is_broken = True
             if is_broken:
@@ -126,9 +125,41 @@ def _drive(sweep: Sweep, engine: Callable[[], Engine], interrupt: Interrupt, loa
                 running.clear()  # of all of them: what they have trained stays, and is continued
                 began.clear()
                 workers.renew()
-            progress.update(changed=bool(ended))
+            try:
+                look_for(sweep.url)
+                while trained:
+                    sweep.finish(*trained[0])
+                    trained.pop(0)
+                if ended or not running:  # else nothing new can be trained
+                    while len(running) < workers.at_once and (new := sweep.next_job(running.keys())):
+                        running[new.key], began[new.key] = (new, workers.submit(new)), time.monotonic()
+                progress.update(changed=bool(ended))
+                away_since = None
+            except DATABASE_ERRORS as error:
+                away_since = _waited(sweep.url, error, away_since)
+                continue
+            if not running:
+                return
+            load_report()  # takes a second, for which the workers need not wait
             if not ended:
                 time.sleep(POLL_SECONDS)
+
+
+def _waited(url: str, error: Exception, since: float | None) -> float:
+    """Wait a moment for a database that is locked, moved, or whose server starts again; when that began.
+
+    Raises:
+        RunError: it has been away for a minute.
+    """
+    shown, reason = without_password(url), str(error).splitlines()[0]
+    if since is None:
+        since = time.monotonic()
+        waits = f"waiting up to {PATIENCE_SECONDS:.0f} s for it"
+        print(f"the storage {shown} does not answer ({reason}): {waits}", file=sys.stderr)  # noqa: T201
+    if time.monotonic() - since > PATIENCE_SECONDS:
+        raise RunError(f"the storage {shown} was lost: {reason}; the same command continues once it is back")
+    time.sleep(0.5)
+    return since
 
 
 def _configured_database(url: str | None, output_dir: Path) -> str | None:

@@ -76,6 +76,17 @@ def _parsed(url: str) -> URL | None:
         return None
 
 
+class GoneError(Exception):
+    """The file of a SQLite database is not where it was."""
+
+
+def look_for(url: str) -> None:
+    """Raise a GoneError if the file of a SQLite database is missing or empty: opening it would make an empty one."""
+    path = sqlite_file(url)
+    if path is not None and not (path.is_file() and path.stat().st_size):
+        raise GoneError(f"{path} is gone")
+
+
 class KeyedStudy:
     """A study in which each key has one trial.
 

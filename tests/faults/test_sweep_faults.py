@@ -248,17 +248,22 @@ def test_two_sweeps_at_once_in_one_directory(
     begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
 ) -> None:
     out = tmp_path / "out"
-    both = [begin(config, out) for _ in range(2)]
-    for command in both:
-        code, printed, errors = command.ended()
-        assert code == 0, errors
-        assert len(json.loads(printed)["candidates"]) == 4
+    first = begin(config, out)
+    until(lambda: metrics(out), first)
+    code, _, errors = begin(config, out).ended()
+    assert (code, errors) == (
+        2,
+        f"another command sweeps in {out}: wait for it, or choose another --output-dir\n",
+    )
+    code, printed, errors = first.ended()
+    assert code == 0, errors
+    assert len(json.loads(printed)["candidates"]) == 4
     other = begin(config, out, "optimizer.lr=0.25")
     code, _, errors = other.ended()
     assert code == 2
     assert "optimizer.lr: 0.5 -> 0.25" in errors
     wrong = lost(out, quiet)
-    outcomes.add("two sweeps at once in one directory", "they share the runs", lost=wrong)
+    outcomes.add("two sweeps at once in one directory", "the second is refused", lost=wrong)
     outcomes.add("another sweep in the same directory", "one error")
     assert wrong == 0
 
