@@ -1,10 +1,10 @@
 """Hugging Face transformers: the Trainer clips as usual, at the threshold of a policy."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial, wraps
+from functools import partial
 from math import inf, isfinite, nan
 from types import FrameType
 from typing import Any, Unpack
@@ -18,6 +18,7 @@ from autoclip.clipper.clip_function import ClipFn
 from autoclip.clipper.options import ClipperOptions
 from autoclip.gradients import clip_grad_norm_
 from autoclip.integrations.missing import missing
+from autoclip.integrations.replaced import Around, Replaced
 from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
 from autoclip.warn_once import WarnOnce
 
@@ -28,10 +29,6 @@ except ModuleNotFoundError as error:
     raise missing("transformers", error) from error
 
 HALF = (torch.float16, torch.bfloat16)
-
-Around = Callable[..., Any]
-"""around(original, *args, **kwargs), called in place of `original(*args, **kwargs)`."""
-
 
 def _trainer_of(callback: TrainerCallback) -> Any:
     """The trainer that is calling the callback.
@@ -161,7 +158,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         self._policy = checked_policy(policy)
         self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
-        self._replaced: list[_Replaced] = []
+        self._replaced: list[Replaced] = []
         self._warn_once = WarnOnce()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
@@ -303,46 +300,9 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         return original(logs, *args, **kwargs)
 
     def _replace(self, trainer: Any, owner: Any, name: str, around: Around) -> None:
-        self._replaced.append(_Replaced(owner, name, around, lambda: _has(trainer, self)))
+        self._replaced.append(Replaced(owner, name, around, lambda: _has(trainer, self)))
 
     def _release(self) -> None:
         for one in self._replaced:
             one.restore()
         self._replaced = []
-
-
-class _Replaced:
-    """Wraps a method of one object, until `restore()`.
-
-    Args:
-        owner: the object.
-        name: of the method.
-        around: the wrapper.
-        is_wanted: called at each call, as nobody reports the end of a training that raised.
-    """
-
-    def __init__(self, owner: Any, name: str, around: Around, is_wanted: Callable[[], bool]) -> None:
-        self.owner = owner
-        self.name = name
-        self.before = vars(owner).get(name)
-        self.active = True
-        original = getattr(owner, name)
-
-        @wraps(original)
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            if self.active and is_wanted():
-                return around(original, *args, **kwargs)
-            return original(*args, **kwargs)
-
-        self.replacement = replacement
-        setattr(owner, name, replacement)
-
-    def restore(self) -> None:
-        """Put back the original; if the wrapper itself was wrapped, only switch it off."""
-        self.active = False
-        if vars(self.owner).get(self.name) is not self.replacement:
-            return
-        if self.before is None:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.before)
