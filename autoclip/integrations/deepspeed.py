@@ -50,7 +50,8 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
     The training loop stays as it is. Before each step the policy's threshold takes the place of `gradient_clipping` in
     the engine's configuration, whatever number that is, 0 too. After it the policy gets the norm before clipping, and
     the loss whose gradient the step took: what `engine.backward(loss)` was given, the mean over the micro-batches and
-    the ranks. (A loss of which you call `backward()` yourself is not seen.) It works under ZeRO 0 to 3.
+    the ranks. (A loss of which you call `backward()` yourself is not seen.) It works under ZeRO 0 to 3, in fp32 and
+    bf16, and in fp16 from ZeRO 1 on.
 
     What was learned is part of the checkpoints that `engine.save_checkpoint` writes: it is `client_state["autoclip"]`.
     `engine.load_checkpoint` continues it, unless it is to load the weights alone.
@@ -71,8 +72,8 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
 
     Raises:
         TypeError: it is no DeepSpeed engine, or `policy` no policy.
-        ValueError: the engine trains nothing, has a tuner already, runs a pipeline, computes no norm, or has a
-            `gradient_clipping` that is no number; or it cannot do what the policy or an option asks for.
+        ValueError: the engine trains nothing, has a tuner already, runs a pipeline, computes no norm, uses fp16 without
+            ZeRO, or has a `gradient_clipping` that is no number; or it cannot do what the policy or an option asks for.
     """
     _check_engine(engine)
     for name, value in options.items():
@@ -84,9 +85,9 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
     policy = checked_policy(policy)
     if policy.response != "scale" and options.get("response") is None:
         raise ValueError(
-            f"{type(policy).__name__} has the response {policy.response!r}, but DeepSpeed can only scale gradients to a "
-            f"threshold that is known before the step: add response='scale', which uses the policy's threshold alone, "
-            f"or take a policy such as RunningQuantile(percentile=90)"
+            f"{type(policy).__name__} has the response {policy.response!r}, but DeepSpeed can only scale gradients down "
+            f"to a threshold: take a policy such as RunningQuantile(percentile=90), or add response='scale', which uses "
+            f"this policy's threshold alone"
         )
     kept: dict[str, Any] = {name: value for name, value in options.items() if name not in _FIXED}
     return EngineTuner(engine, policy, **kept)
@@ -118,6 +119,11 @@ def _check_engine(engine: Any) -> None:
             "DeepSpeed computes no norm with compute_grad_norm=false: leave it out of zero_optimization in its "
             "configuration"
         )
+    if engine.fp16_enabled() and not engine.zero_optimization():
+        raise ValueError(
+            "in fp16 without ZeRO DeepSpeed divides the gradients by a loss scale that neither the loss nor the norm has: "
+            "set zero_optimization to stage 1 in its configuration, or use bf16"
+        )
     if not isinstance(engine.gradient_clipping(), int | float):
         raise ValueError(
             f"gradient_clipping is {engine.gradient_clipping()!r} in DeepSpeed's configuration, which only the "
@@ -135,17 +141,20 @@ class EngineTuner(Tuner):
         self._engine = engine
         self._ranks = process_group
         self._loss: Tensor | None = None
-        self._configured: float = getattr(engine.optimizer, "clip_grad", 0.0)
+        self._configured = engine.gradient_clipping()
         around: dict[str, Around] = {
             "backward": self._backward,
             "step": self._step,
             "save_checkpoint": self._save_checkpoint,
             "load_checkpoint": self._load_checkpoint,
         }
-        # Under ZeRO 0 in fp32 the engine has a plain optimizer, clips by this method, and throws the norm away.
+        # Under ZeRO 0 in fp32 the engine has a plain optimizer, clips by a method of its own, and throws the norm away.
+        self._is_plain = not hasattr(engine.optimizer, "clip_grad")
         self._measured: float | None = None
-        if not hasattr(engine.optimizer, "clip_grad"):
-            around |= {"gradient_clipping": lambda original: self.threshold, "clip_fp32_gradients": self._clip}
+        if self._is_plain:
+            around["gradient_clipping"] = lambda original: self.threshold
+            around["clip_fp32_gradients"] = self._clip
+            around["get_global_grad_norm"] = lambda original: self._measured
         self._replaced = [Replaced(engine, name, one) for name, one in around.items()]
         _ATTACHED.add(engine)
 
@@ -153,7 +162,7 @@ class EngineTuner(Tuner):
         """Give the engine its own `gradient_clipping` back. The sinks stay open."""
         for one in self._replaced:
             one.restore()
-        if self._replaced and hasattr(self._engine.optimizer, "clip_grad"):
+        if self._replaced and not self._is_plain:
             self._engine.optimizer.clip_grad = self._configured
         self._replaced = []
         _ATTACHED.discard(self._engine)
@@ -169,8 +178,8 @@ class EngineTuner(Tuner):
     def _step(self, original: Around, *args: Any, **kwargs: Any) -> Any:
         """In place of `engine.step`, which steps at the end of an accumulation only."""
         engine = self._engine
-        before, self._measured = engine.global_steps, None
-        if hasattr(engine.optimizer, "clip_grad"):
+        before = engine.global_steps
+        if not self._is_plain:
             engine.optimizer.clip_grad = self.threshold
         returned = original(*args, **kwargs)
         if engine.global_steps != before:
@@ -181,36 +190,29 @@ class EngineTuner(Tuner):
         """Observe the step that the engine has taken, or left out."""
         engine = self._engine
         loss, self._loss = self._loss, None
-        norm = self._norm()
-        applied = engine.was_step_applied() and not self._removed(norm)
-        scaled = engine.fp16_enabled() or getattr(engine, "torch_autocast_z0_gradscaler", None) is not None
-        if scaled and not (isfinite(norm) and applied):
+        found = engine.get_global_grad_norm()
+        norm = nan if found is None or found < 0 else float(found)
+        if not isfinite(norm) and self._has_loss_scale():
             return
-        mean = StepLoss(loss, self._ranks, torch.empty(0, device=engine.device)).read()
+        applied = engine.was_step_applied() and not self._removes(norm)
         if not isfinite(norm):
             self._history.meet_nonfinite("some gradient", "propagate" if applied else "skip")
+        mean = StepLoss(loss, self._ranks, torch.empty(0, device=engine.device)).read()
         self.observe(norm, mean, skipped=not applied)
 
-    def _norm(self) -> float:
-        """Norm of the step's gradients before clipping; what DeepSpeed has for one that is not finite is NaN here."""
-        engine = self._engine
-        found = engine.get_global_grad_norm() if self._measured is None else self._measured
-        norm = nan if found is None or found < 0 else float(found)
-        # This optimizer, of fp16 under ZeRO 0, reports the norm with the factor of the loss scale.
-        if type(engine.optimizer).__name__ == "FP16_UnfusedOptimizer":
-            norm /= engine.optimizer.loss_scale
-        return norm
+    def _has_loss_scale(self) -> bool:
+        return self._engine.fp16_enabled() or getattr(self._engine, "torch_autocast_z0_gradscaler", None) is not None
 
     def _clip(self, original: Around) -> None:
         """In place of `engine.clip_fp32_gradients`, with the function that it calls."""
         engine = self._engine
         self._measured = float(clip_grad_norm_(engine.module.parameters(), self.threshold, mpu=engine.mpu))
-        if self._removed(self._measured):
+        if self._removes(self._measured):
             engine.zero_grad()
 
-    def _removed(self, norm: float) -> bool:
-        """Return True if the gradients of this step are removed, so that the plain optimizer changes nothing."""
-        return self._measured is not None and not isfinite(norm) and skips_missing(self._engine.optimizer)
+    def _removes(self, norm: float) -> bool:
+        """Return True if these gradients are removed, upon which the plain optimizer changes nothing."""
+        return self._is_plain and not isfinite(norm) and skips_missing(self._engine.optimizer)
 
     def _save_checkpoint(self, original: Around, *args: Any, **kwargs: Any) -> Any:
         """In place of `engine.save_checkpoint`."""

@@ -18,9 +18,7 @@ class Replaced:
         is_wanted: called at each call, where nobody reports the end of a training that raised.
     """
 
-    def __init__(
-        self, owner: Any, name: str, around: Around, is_wanted: Callable[[], bool] = lambda: True
-    ) -> None:
+    def __init__(self, owner: Any, name: str, around: Around, is_wanted: Callable[[], bool] = lambda: True) -> None:
         self.owner = owner
         self.name = name
         self.before = vars(owner).get(name)
