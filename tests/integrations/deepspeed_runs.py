@@ -1,8 +1,6 @@
 """Trainings under DeepSpeed, of which each of some processes tells in plain numbers what its steps were."""
 
 import os
-import shutil
-import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -54,18 +52,21 @@ def adam(net):
     return torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0)
 
 
-def policy():
-    return autoclip.LossAwareQuantile(warmup_steps=5)
+def policy(accumulate=1):
+    """The first reads the loss."""
+    if accumulate == 1:
+        return autoclip.LossAwareQuantile(warmup_steps=5)
+    return autoclip.RunningQuantile(percentile=50, warmup_steps=5)
 
 
 def told(records):
     return [asdict(record) for record in records]
 
 
-def plain():
+def plain(rule):
     """What a loop without DeepSpeed does, on whole batches."""
     net = network()
-    optimizer, clipper = adam(net), autoclip.Clipper(net, policy(), process_group=None)
+    optimizer, clipper = adam(net), autoclip.Clipper(net, rule, process_group=None)
     records = []
     for step in range(STEPS):
         x, y = batch(step)
@@ -114,7 +115,7 @@ def equal_to_plain(stage, accumulate, directory, **config):
     """A training, and the same interrupted in the middle: continued by an engine that loads a checkpoint."""
     engine = engine_of(stage, accumulate, **config)
     records = Records()
-    tuner = attach(engine, policy(), sinks=[records])
+    tuner = attach(engine, policy(accumulate), sinks=[records])
     kept = []
     for step, _ in enumerate(train(engine, range(STEPS), accumulate), 1):
         kept.append(tuner.last)
@@ -123,7 +124,7 @@ def equal_to_plain(stage, accumulate, directory, **config):
     clip_rate, end = tuner.clip_rate, weights(engine)
     tuner.detach()
     resumed_engine = engine_of(stage, accumulate, **config)
-    resumed = attach(resumed_engine, policy())
+    resumed = attach(resumed_engine, policy(accumulate))
     client = resumed_engine.load_checkpoint(str(directory))[1]
     resumed_records = [resumed.last for _ in train(resumed_engine, range(HALF, STEPS), accumulate)]
     return {
@@ -205,7 +206,7 @@ def refused():
 
 def engines(directory):
     """Everything that needs engines alone."""
-    found = {"plain": plain()}
+    found = {"plain": plain(policy()), "plain, accumulated": plain(policy(2))}
     for stage in range(4):
         found[f"ZeRO {stage}"] = equal_to_plain(stage, 1, directory / f"{stage}-1", gradient_clipping=0.7)
         found[f"ZeRO {stage}, accumulated"] = equal_to_plain(stage, 2, directory / f"{stage}-2")
@@ -222,8 +223,14 @@ def engines(directory):
 
 
 def work(rank, ranks):
+    from tests.integrations import deepspeed_trainers as trainers  # which imports DeepSpeed its own way
+
     directory = worker.arguments().output
-    return engines(directory)
+    return {
+        "engines": engines(directory / "engines"),
+        "transformers": trainers.all_of_transformers(directory / "transformers"),
+        "lightning": trainers.all_of_lightning(directory / "lightning", ranks),
+    }
 
 
 if __name__ == "__main__":

@@ -375,17 +375,6 @@ def test_what_is_wrong_with_the_options_shows_at_once():
         fit(Adversaries(), AutoClipCallback(sinks=[Records()]))
 
 
-def test_under_deepspeed_the_callback_says_once_that_it_does_nothing():
-    # Deepspeed needs a GPU: a strategy by its name stands in for it, as the callback goes by that.
-    strategy = type("DeepSpeedStrategy", (SingleDeviceStrategy,), {})
-    module, callback = Regression(), AutoClipCallback(autoclip.Fixed(1e-6))
-    with pytest.warns(UserWarning, match=r"neither clips nor measures here; set Trainer\(gradient_clip_val") as warned:
-        fit(module, callback, strategy=strategy(), gradient_clip_val=1.0, max_epochs=2)
-    assert sum("DeepSpeed" in str(one.message) for one in warned) == 1
-    assert callback.clippers == []
-    assert 1e-3 < max(module.left) <= 1 + 1e-6
-
-
 @pytest.mark.parametrize("name", ["lr_find", "scale_batch_size"])
 def test_a_search_that_runs_without_callbacks_is_told_of(tmp_path, name):
     from lightning.pytorch.tuner import Tuner
