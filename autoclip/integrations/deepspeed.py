@@ -85,9 +85,9 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
     policy = checked_policy(policy)
     if policy.response != "scale" and options.get("response") is None:
         raise ValueError(
-            f"{type(policy).__name__} has the response {policy.response!r}, but DeepSpeed can only scale gradients down "
-            f"to a threshold: take a policy such as RunningQuantile(percentile=90), or add response='scale', which uses "
-            f"this policy's threshold alone"
+            f"{type(policy).__name__} has the response {policy.response!r}, but DeepSpeed can only scale gradients to "
+            f"a threshold: take a policy such as RunningQuantile(percentile=90), or add response='scale', which uses the "
+            f"threshold of this one alone"
         )
     kept: dict[str, Any] = {name: value for name, value in options.items() if name not in _FIXED}
     return EngineTuner(engine, policy, **kept)
@@ -121,8 +121,8 @@ def _check_engine(engine: Any) -> None:
         )
     if engine.fp16_enabled() and not engine.zero_optimization():
         raise ValueError(
-            "in fp16 without ZeRO DeepSpeed divides the gradients by a loss scale that neither the loss nor the norm has: "
-            "set zero_optimization to stage 1 in its configuration, or use bf16"
+            "in fp16 without ZeRO DeepSpeed divides the gradients by a loss scale that the loss does not have: set "
+            "zero_optimization to stage 1 in its configuration, or use bf16"
         )
     if not isinstance(engine.gradient_clipping(), int | float):
         raise ValueError(

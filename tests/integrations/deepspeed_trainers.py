@@ -4,8 +4,10 @@ from dataclasses import asdict
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch.utils.data import DataLoader, TensorDataset
 
 import autoclip
 from autoclip.integrations.lightning import AutoClipCallback
@@ -76,6 +78,12 @@ class Logged(L.Callback):
         self.all.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
+def batches_of(rank, ranks):
+    """Every so manieth batch, in order: Lightning's own sampler shuffles, in another way after a restart."""
+    tensors = data().dataset.tensors
+    return DataLoader(TensorDataset(*(one[rank::ranks] for one in tensors)), batch_size=None)
+
+
 def lightning(ranks, stage=None, epochs=2, resume=None, save=None, **options):
     records, logged = Records(), Logged()
     callback = AutoClipCallback(policy(), sinks=[records])
@@ -88,13 +96,14 @@ def lightning(ranks, stage=None, epochs=2, resume=None, save=None, **options):
         strategy=strategy,
         accelerator="cpu",
         devices=ranks,
+        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(Plain(), data(), ckpt_path=resume)
+    trainer.fit(Plain(), batches_of(dist.get_rank(), ranks), ckpt_path=resume)
     attached = type(callback.clipper).__name__
     if save is not None:
         trainer.save_checkpoint(save)

@@ -11,7 +11,6 @@ import autoclip
 L = pytest.importorskip("lightning")
 
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402 - not without lightning
-from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 
 from autoclip.integrations.lightning import AutoClipCallback  # noqa: E402
 from tests.integrations.lightning_runs import (  # noqa: E402
