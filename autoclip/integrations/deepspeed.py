@@ -86,8 +86,8 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
     if policy.response != "scale" and options.get("response") is None:
         raise ValueError(
             f"{type(policy).__name__} has the response {policy.response!r}, but DeepSpeed can only scale gradients to "
-            f"a threshold: take a policy such as RunningQuantile(percentile=90), or add response='scale', which uses the "
-            f"threshold of this one alone"
+            f"a threshold: take a policy such as RunningQuantile(percentile=90), or add response='scale', which uses "
+            f"the threshold of this one alone"
         )
     kept: dict[str, Any] = {name: value for name, value in options.items() if name not in _FIXED}
     return EngineTuner(engine, policy, **kept)
