@@ -61,7 +61,7 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
     `check_grad_overflow` off), it is recorded as it was, and a warning says so.
 
     Args:
-        engine: what `deepspeed.initialize` returned; under accelerate `accelerator.deepspeed_engine_wrapped.engine`.
+        engine: what `deepspeed.initialize` returned; under accelerate the model that `accelerator.prepare` returned.
         policy: sets the threshold; None is `ProbingQuantile()`.
         options: as in `Clipper`. The engine scales all gradients at once by their 2-norm: `scope`, `mode`, `norm_type`,
             `response`, `groups` and `on_nonfinite` can only be what they are without being given ("scale" for a policy
@@ -98,7 +98,7 @@ def _check_engine(engine: Any) -> None:
     if not isinstance(engine, DeepSpeedEngine):
         raise TypeError(
             f"attach() needs the engine that deepspeed.initialize() returned, got a {type(engine).__name__}; under "
-            f"accelerate that is accelerator.deepspeed_engine_wrapped.engine"
+            f"accelerate that is the model that accelerator.prepare() returned"
         )
     optimizer = engine.optimizer
     if not (hasattr(optimizer, "clip_grad") or isinstance(optimizer, Optimizer)):

@@ -215,6 +215,9 @@ def engines(directory):
         if stage:
             fp16 = {"enabled": True, "initial_scale_power": 18}
             found[f"ZeRO {stage}, fp16"] = with_a_broken_batch(stage, fp16=fp16)
+    offload = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    options = {"zero_optimization": offload, "zero_force_ds_cpu_optimizer": False}
+    found["offload"] = equal_to_plain(2, 1, directory / "offload", **options)
     wide = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     found["ZeRO 1, bf16, fp32 gradients"] = with_a_broken_batch(1, **wide)
     found["ZeRO 2, bf16, taken"] = with_a_broken_batch(2, bf16={"enabled": True, "check_grad_overflow": False})
@@ -228,6 +231,7 @@ def work(rank, ranks):
     directory = worker.arguments().output
     return {
         "engines": engines(directory / "engines"),
+        "accelerate": trainers.all_of_accelerate(directory / "accelerate"),
         "transformers": trainers.all_of_transformers(directory / "transformers"),
         "lightning": trainers.all_of_lightning(directory / "lightning", ranks),
     }

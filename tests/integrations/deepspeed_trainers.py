@@ -5,12 +5,16 @@ from dataclasses import asdict
 import lightning as L
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.state import AcceleratorState
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import autoclip
+from autoclip.integrations.deepspeed import attach
 from autoclip.integrations.lightning import AutoClipCallback
+from tests.integrations import deepspeed_runs as runs
 from tests.integrations.lightning_runs import Records, Regression, data
 from tests.integrations.test_transformers import autoclipped, losses_logged
 
@@ -19,6 +23,38 @@ CONFIG = {"zero_allow_untested_optimizer": True}
 
 def policy():
     return autoclip.LossAwareQuantile(warmup_steps=3)
+
+
+def accelerate(directory, steps, *, resumed=False):
+    """Training with two micro-batches a step; the state is saved in the middle, or loaded at the beginning."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    config = {**CONFIG, "gradient_clipping": "auto", "zero_optimization": {"stage": 2}}
+    config |= {"train_micro_batch_size_per_gpu": runs.ROWS // ranks // 2, "gradient_accumulation_steps": 2}
+    accelerator = Accelerator(gradient_accumulation_steps=2, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+    net = runs.network()
+    model, optimizer = accelerator.prepare(net, runs.adam(net))
+    tuner, records = attach(model, runs.policy(2)), []
+    if resumed:
+        accelerator.load_state(str(directory))
+    for step in steps:
+        x, y = (one[rank::ranks] for one in runs.batch(step))
+        for part in range(2):
+            with accelerator.accumulate(model):
+                accelerator.backward(mse_loss(model(x[part::2]), y[part::2]))
+                optimizer.step()
+                optimizer.zero_grad()
+        records.append(asdict(tuner.last))
+        if step + 1 == runs.HALF and not resumed:
+            accelerator.save_state(str(directory))
+    return records
+
+
+def all_of_accelerate(directory):
+    return {
+        "records": accelerate(directory, range(runs.STEPS)),
+        "resumed": accelerate(directory, range(runs.HALF, runs.STEPS), resumed=True),
+    }
 
 
 def transformers(directory, stage=None, **changes):

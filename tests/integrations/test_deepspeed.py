@@ -50,6 +50,18 @@ def test_thresholds_and_weights_are_those_of_a_plain_loop(ranks, stage, accumula
         assert_close(found["weights"], plain["weights"])
 
 
+def test_with_the_optimizer_offloaded_too(ranks):
+    for rank in ranks:
+        found, plain = (rank["engines"][name] for name in ("offload", "plain"))
+        assert_steps_of(found["records"] + found["resumed records"], plain["records"] + plain["records"][15:])
+
+
+def test_under_accelerate_steps_and_saved_states_are_those_of_a_plain_loop(ranks):
+    for rank in ranks:
+        found, plain = rank["accelerate"], rank["engines"]["plain, accumulated"]["records"]
+        assert_steps_of(found["records"] + found["resumed"], plain + plain[15:])
+
+
 @pytest.mark.parametrize("accumulated", ["", ", accumulated"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_that_loads_a_checkpoint_is_the_uninterrupted_one(ranks, stage, accumulated):
