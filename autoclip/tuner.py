@@ -89,6 +89,8 @@ class Tuner(OneThreshold):
             engine.step()
             tuner.observe(engine.get_global_grad_norm(), loss)     # after it: the norm before clipping
 
+    (For DeepSpeed, whose engine this is, `autoclip.integrations.deepspeed.attach(engine)` does all that.)
+
     Call `observe` once for each optimizer step, so not for each micro-batch. Where several processes train together,
     each needs the same norm and the same loss, or their thresholds differ: average the loss over the ranks first.
 
