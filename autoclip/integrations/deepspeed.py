@@ -72,8 +72,9 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
 
     Raises:
         TypeError: it is no DeepSpeed engine, or `policy` no policy.
-        ValueError: the engine trains nothing, has a tuner already, runs a pipeline, computes no norm, uses fp16 without
-            ZeRO, or has a `gradient_clipping` that is no number; or it cannot do what the policy or an option asks for.
+        ValueError: the engine trains nothing, has a tuner already, runs a pipeline, computes no norm or not the right
+            one (fp16 without ZeRO, `torch_autocast` in float16 with it), or has a `gradient_clipping` that is no
+            number; or it cannot do what the policy or an option asks for.
     """
     _check_engine(engine)
     for name, value in options.items():
@@ -123,6 +124,11 @@ def _check_engine(engine: Any) -> None:
         raise ValueError(
             "in fp16 without ZeRO DeepSpeed divides the gradients by a loss scale that the loss does not have: set "
             "zero_optimization to stage 1 in its configuration, or use bf16"
+        )
+    if getattr(optimizer, "torch_autocast_gradscaler", None) is not None:
+        raise ValueError(
+            "with torch_autocast in float16 under ZeRO DeepSpeed measures the norm with the factor of its GradScaler: "
+            "use bfloat16 there, or the section fp16 of its configuration in its place"
         )
     if not isinstance(engine.gradient_clipping(), int | float):
         raise ValueError(

@@ -168,6 +168,14 @@ def with_a_broken_batch(stage, **config):
     }
 
 
+def message_of(given, rule, **options):
+    try:
+        attach(given, rule, **options)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return "nothing"
+
+
 def refused():
     """What `attach` says to what it cannot do."""
     engine = engine_of(1)
@@ -189,13 +197,7 @@ def refused():
         "norm_type": (engine, None, {"norm_type": 1.0}),
         "policy": (engine, 1.0, {}),
     }
-    said = {}
-    for name, (given, rule, options) in tries.items():
-        try:
-            attach(given, rule, **options)
-            said[name] = "nothing"
-        except (TypeError, ValueError) as error:
-            said[name] = str(error)
+    said = {name: message_of(given, rule, **options) for name, (given, rule, options) in tries.items()}
     try:
         autoclip.attach(engine.optimizer)
     except ValueError as error:
@@ -225,6 +227,13 @@ def engines(directory):
     return found
 
 
+def autocasts():
+    """Last, because later engines of this process inherit the autocast."""
+    casts = {dtype: {"torch_autocast": {"enabled": True, "dtype": dtype}} for dtype in ("bfloat16", "float16")}
+    found = {dtype: with_a_broken_batch(0, **config) for dtype, config in casts.items()}
+    return {**found, "refused": message_of(engine_of(2, **casts["float16"]), None)}
+
+
 def work(rank, ranks):
     from tests.integrations import deepspeed_trainers as trainers  # which imports DeepSpeed its own way
 
@@ -234,6 +243,7 @@ def work(rank, ranks):
         "accelerate": trainers.all_of_accelerate(directory / "accelerate"),
         "transformers": trainers.all_of_transformers(directory / "transformers"),
         "lightning": trainers.all_of_lightning(directory / "lightning", ranks),
+        "autocast": autocasts(),
     }
 
 

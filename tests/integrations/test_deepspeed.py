@@ -109,6 +109,19 @@ def test_in_bf16_thresholds_are_those_of_fp32_to_its_precision(ranks, stage):
         assert sum(record["clipped"] for record in found["records"]) >= 3
 
 
+def test_under_autocast_norms_are_those_of_fp32_and_an_overflow_is_no_step(ranks):
+    for rank in ranks:
+        expected = thresholds(rank["engines"]["ZeRO 0, fp32, broken"]["records"])
+        wide, narrow = (rank["autocast"][name] for name in ("bfloat16", "float16"))
+        assert thresholds(wide["records"]) == pytest.approx(expected, rel=0.05)
+        # Without a step for the first scale, which overflows, and for the broken batch.
+        assert narrow["unchanged"]
+        assert all(one["finite"] for one in narrow["records"] if one is not None)
+        assert narrow["records"][-1]["step"] < 11
+        assert max(one["total_norm"] for one in narrow["records"] if one is not None) < 1000
+        assert "with torch_autocast in float16 under ZeRO DeepSpeed measures the norm" in rank["autocast"]["refused"]
+
+
 def test_a_broken_step_that_deepspeed_takes_is_not_called_skipped(ranks):
     for rank in ranks:
         found = rank["engines"]["ZeRO 2, bf16, taken"]
