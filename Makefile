@@ -67,15 +67,16 @@ test-nightly: setup
 test-distributed: setup
 	$(BIN)/python -m pytest tests/distributed
 
-# The real trainers and TensorFlow (3 GB), in an environment of their own.
+# The real trainers, DeepSpeed and TensorFlow (3 GB), in an environment of their own.
 test-integrations: .integrations/ready docs
 	$(INTEGRATIONS)/python -m pytest tests/integrations
 
 .integrations/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .integrations
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-		--editable '.[experiments,plot,lightning,transformers,tensorboard,wandb]' pytest hypothesis $(INTEGRATIONS_PACKAGES)
+	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
+		--editable '.[experiments,plot,lightning,transformers,deepspeed,tensorboard,wandb]' pytest hypothesis \
+		$(INTEGRATIONS_PACKAGES)
 	touch $@
 
 # Compares with the packages that the rules come from, in an environment of their own.

@@ -22,11 +22,26 @@ OPTIONAL = {
     "lightning": "lightning",
     "transformers": "transformers",
     "accelerate": "transformers",
+    "deepspeed": "deepspeed",
     "tensorflow": "tensorflow",
     "keras": "tensorflow",
     "scikit-learn": "experiments",
 }
 """Distribution -> the extra that installs it."""
+WAYS_IN = {
+    "lightning": "autoclip.integrations.lightning.AutoClipCallback()",
+    "transformers": "autoclip.integrations.transformers.AutoClipCallback()",
+    "trl": "autoclip.integrations.transformers.AutoClipCallback()",
+    "accelerate": "autoclip.attach(optimizer)",
+    "deepspeed": "autoclip.integrations.deepspeed.attach(engine)",
+    "keras": "autoclip.integrations.tensorflow.GradientClipper()",
+    "megatron-core": "autoclip.Tuner()",
+    "torchtitan": "autoclip.Tuner()",
+    "verl": "autoclip.Tuner()",
+    "nanotron": "autoclip.Tuner()",
+    "ai2-olmo-core": "autoclip.Tuner()",
+}
+"""Distribution of something that trains -> how its steps get a threshold."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ def examine() -> list[Row]:
         *same_version(installed_version(DISTRIBUTION), __version__),
         *torch_rows(),
         *optional_packages(),
+        *ways_in(),
     ]
 
 
@@ -118,3 +134,10 @@ def optional_packages() -> Iterable[Row]:
     for distribution, extra in OPTIONAL.items():
         missing = f"not installed (extra: {extra})"
         yield Row(distribution, installed_version(distribution) or missing)
+
+
+def ways_in() -> Iterable[Row]:
+    """How the engines that are installed get their thresholds."""
+    for distribution, way in WAYS_IN.items():
+        if installed_version(distribution) is not None:
+            yield Row(f"way into {distribution}", way)

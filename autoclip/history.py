@@ -276,6 +276,11 @@ class Recorded(ABC):
         """Record what was not recorded yet."""
 
     @property
+    def is_settled(self) -> bool:
+        """True if every step was learned from and recorded, so that reading it does not wait."""
+        return True
+
+    @property
     def last(self) -> ClipRecord | None:
         """Record of the latest step; None before the first.
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from math import isfinite, nan
-from typing import Any, SupportsFloat, final
+from typing import Any, ClassVar, SupportsFloat
 
 from autoclip.controller import Controller, RelearnAfter
 from autoclip.history import STATE, History, Recorded
@@ -78,7 +78,6 @@ class OneThreshold(Recorded):
     def __repr__(self) -> str: ...
 
 
-@final
 class Tuner(OneThreshold):
     """Sets the threshold of somebody else's clipping, from the norms that this measured.
 
@@ -89,6 +88,8 @@ class Tuner(OneThreshold):
             engine.backward(loss)
             engine.step()
             tuner.observe(engine.get_global_grad_norm(), loss)     # after it: the norm before clipping
+
+    (For DeepSpeed, whose engine this is, `autoclip.integrations.deepspeed.attach(engine)` does all that.)
 
     Call `observe` once for each optimizer step, so not for each micro-batch. Where several processes train together,
     each needs the same norm and the same loss, or their thresholds differ: average the loss over the ranks first.
@@ -115,6 +116,9 @@ class Tuner(OneThreshold):
     ([1.0, 0.5, 0.25], 2.0)
     """
 
+    give_loss: ClassVar[str] = "tuner.observe(norm, loss)"
+    """Words for how to give it the loss."""
+
     def __init__(
         self,
         policy: Policy | None = None,
@@ -123,16 +127,19 @@ class Tuner(OneThreshold):
         max_nonfinite_in_a_row: int | None = None,
         relearn_after: RelearnAfter = "auto",
     ) -> None:
-        super().__init__(policy, "scale", sinks, max_nonfinite_in_a_row, relearn_after, "tuner.observe(norm, loss)")
+        super().__init__(policy, "scale", sinks, max_nonfinite_in_a_row, relearn_after, self.give_loss)
         self._history.watch(self)
 
-    def observe(self, norm: SupportsFloat | None, loss: SupportsFloat | None = None) -> ClipRecord:
+    def observe(
+        self, norm: SupportsFloat | None, loss: SupportsFloat | None = None, *, skipped: bool = False
+    ) -> ClipRecord:
         """Learn from one optimizer step.
 
         Args:
             norm: of all gradients before clipping, without the factor of a loss scale. None: the engine measured none,
                 which counts as NaN and is warned of.
             loss: of the step, for policies that look at it.
+            skipped: the engine has left out this step, which so had no effect.
 
         Returns:
             What the step was: `clipped` and `coefficient` say what clipping at the threshold does to this norm; NaN for
@@ -152,14 +159,15 @@ class Tuner(OneThreshold):
         given = None if loss is None else float(loss)
         decision = self._controller.decide(value, given, ahead=True)
         shrunk = decision.clipped_norm / value if decision.clipped else 1.0
+        coefficient = 0.0 if skipped else shrunk if isfinite(value) else nan
         self._history.add(
             {ALL: decision},
             decision.phase,
             value,
             decision.threshold,
-            shrunk if isfinite(value) else nan,
+            coefficient,
             decision.clipped,
-            skipped=False,
+            skipped=skipped,
             loss=given,
         )
         assert self.last is not None

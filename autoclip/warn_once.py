@@ -4,7 +4,16 @@ import sys
 import warnings
 from types import FrameType
 
-INSIDE = {"autoclip", "torch", "keras", "tensorflow", "lightning", "pytorch_lightning", "transformers", "accelerate"}
+INSIDE = {
+    "autoclip",
+    "torch",
+    "keras",
+    "tensorflow",
+    "lightning",
+    "pytorch_lightning",
+    "transformers",
+    "accelerate",
+} | {"deepspeed"}
 """Packages whose lines the user did not write."""
 
 

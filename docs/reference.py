@@ -25,11 +25,12 @@ PYTHON = {
     " UseOrder by_verdict layer_of",
     "Lightning": "autoclip.integrations.lightning AutoClipCallback",
     "Transformers": "autoclip.integrations.transformers AutoClipCallback",
+    "DeepSpeed": "autoclip.integrations.deepspeed attach EngineTuner",
     "TensorFlow and Keras": "autoclip.integrations.tensorflow GradientClipper",
 }
 """Heading -> module and the names in it."""
-INHERITING = {"Tuner", "GradientClipper"}
-"""Half of what they have is in a base class that is not shown."""
+INHERITING = {"Tuner", "EngineTuner", "GradientClipper"}
+"""Half of what they have is in a base class."""
 NOT_SHOWN = {"POLICIES", "__version__", "flow", "sinks", "traces"}
 LISTED = {name for text in PYTHON.values() for name in text.split()[1:]} | NOT_SHOWN
 PYTHON["More"] = " ".join(["autoclip", *(name for name in autoclip.__all__ if name not in LISTED)])

@@ -1,7 +1,7 @@
-"""DeepSpeed clips at the thresholds of a `Tuner`, as a plain torch loop does at those of a `Clipper`.
+"""DeepSpeed with a tuner attached clips as a plain torch loop does with a `Clipper`.
 
     DS_BUILD_OPS=0 pip install deepspeed
-    python -m experiments.deepspeed_tuner [--stage 1] [--steps 40]
+    python -m experiments.deepspeed_tuner [--stage 0] [--steps 40]
 
 One process on the CPU. The first start compiles an operator of DeepSpeed, which takes a minute and needs a compiler.
 """
@@ -59,6 +59,8 @@ def train_deepspeed(steps: int, stage: int) -> list[autoclip.ClipRecord]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT", "29611")}
     import deepspeed  # reads the environment
 
+    from autoclip.integrations.deepspeed import attach
+
     deepspeed.init_distributed(dist_backend="gloo")
     net = network()
     engine, *_ = deepspeed.initialize(
@@ -66,26 +68,25 @@ def train_deepspeed(steps: int, stage: int) -> list[autoclip.ClipRecord]:
         model_parameters=net.parameters(),
         config={
             "train_micro_batch_size_per_gpu": 32,
-            "gradient_clipping": 1.0,  # any number above 0 turns clipping on
             "optimizer": {"type": "AdamW", "params": {"lr": LR, "weight_decay": 0.0, "torch_adam": True}},
             "zero_optimization": {"stage": stage},
         },
     )
-    tuner, records = autoclip.Tuner(policy()), []
+    tuner, records = attach(engine, policy()), list[autoclip.ClipRecord]()
     for step in range(steps):
         x, y = batch(step)
-        engine.optimizer.clip_grad = tuner.threshold
         loss = mse_loss(engine(x), y)
         engine.backward(loss)
         engine.step()
-        records.append(tuner.observe(engine.get_global_grad_norm(), loss.item()))
+        assert tuner.last is not None
+        records.append(tuner.last)
     return records
 
 
 def main() -> None:
     """Print how far the two are apart."""
     parser = argparse.ArgumentParser(prog="python -m experiments.deepspeed_tuner", description=__doc__)
-    parser.add_argument("--stage", type=int, choices=[1, 2, 3], default=1, help="of ZeRO (1)")
+    parser.add_argument("--stage", type=int, choices=[0, 1, 2, 3], default=0, help="of ZeRO (1)")
     parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,6 +19,7 @@ from autoclip.doctor import (
     optional_packages,
     same_version,
     torch_rows,
+    ways_in,
 )
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -109,6 +110,16 @@ def test_an_optional_package_is_shown_with_its_version_or_with_what_installs_it(
     assert rows["wandb"].value == "not installed (extra: wandb)"
     assert all(row.ok for row in rows.values())
     assert installed_version("wandb") is None
+
+
+def test_the_engines_that_are_found_are_named_with_the_way_in(tmp_path, monkeypatch):
+    distribution(tmp_path, "deepspeed", "0.19.8")
+    distribution(tmp_path, "verl", "0.8.0")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert [(row.name, row.value, row.ok) for row in ways_in()] == [
+        ("way into deepspeed", "autoclip.integrations.deepspeed.attach(engine)", True),
+        ("way into verl", "autoclip.Tuner()", True),
+    ]
 
 
 def test_a_broken_torch_is_a_fault(monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 # None in sys.modules is a module that cannot be imported, installed or not.
 IMPORT = """
 import sys
-sys.modules.update(dict.fromkeys(["lightning", "pytorch_lightning", "transformers", "tensorflow", "keras"]))
+names = ["lightning", "pytorch_lightning", "transformers", "tensorflow", "keras", "deepspeed"]
+sys.modules.update(dict.fromkeys(names))
 try:
     import autoclip.integrations.{integration}
 except ModuleNotFoundError as error:
@@ -17,7 +18,7 @@ except ModuleNotFoundError as error:
 """
 
 
-@pytest.mark.parametrize("integration", ["lightning", "transformers", "tensorflow"])
+@pytest.mark.parametrize("integration", ["lightning", "transformers", "tensorflow", "deepspeed"])
 def test_an_integration_without_its_framework_names_the_extra(integration):
     code = IMPORT.format(integration=integration)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -134,6 +134,15 @@ def test_norms_that_are_no_numbers_are_counted_and_not_learned_from():
     assert tuner.observe(1.0).step == 6
 
 
+def test_a_step_that_the_engine_left_out_is_recorded_as_skipped():
+    tuner = Tuner(Fixed(1.0))
+    tuner.observe(2.0)
+    left_out = tuner.observe(inf, skipped=True)
+    assert (left_out.skipped, left_out.finite, left_out.clipped, left_out.coefficient) == (True, False, False, 0.0)
+    assert (tuner.skipped_steps, tuner.clip_rate) == (1, 1.0)
+    assert tuner.is_settled
+
+
 def test_many_in_a_row_end_the_training_where_that_is_wanted():
     tuner = Tuner(Fixed(1.0), max_nonfinite_in_a_row=3)
     tuner.observe(nan)

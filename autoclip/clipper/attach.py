@@ -102,8 +102,8 @@ def innermost(optimizer: Any) -> Optimizer:
         seen.append(found)
         if type(found).__module__.partition(".")[0] == "deepspeed":
             raise ValueError(
-                "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: set "
-                "gradient_clipping in its configuration; autoclip can only watch the norm that the engine reports"
+                "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: attach to its engine, "
+                "by autoclip.integrations.deepspeed.attach(engine)"
             )
         if isinstance(found, LRScheduler):
             raise TypeError(

@@ -75,5 +75,5 @@ def _norm(returned: Any) -> Tensor:
         return torch.tensor(float(returned), dtype=torch.float64, device="cpu")
     raise TypeError(
         f"clip_fn(max_norm) must return the total norm before clipping, got {returned!r}; where the engine clips by "
-        f"itself (DeepSpeed), give the engine the threshold, and watch the norm that it reports under NoClip()"
+        f"itself, give it the threshold of an autoclip.Tuner() (DeepSpeed: autoclip.integrations.deepspeed.attach)"
     )

@@ -3,7 +3,7 @@
 from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from autoclip.integrations.missing import missing
 from autoclip.policies import Policy
 from autoclip.records import ClipRecord
 from autoclip.warn_once import WarnOnce
+
+if TYPE_CHECKING:
+    from autoclip.integrations.deepspeed import EngineTuner
 
 # The older package is a copy of the newer one, and calls a callback of either by the names of its methods.
 _OLDER = find_spec("pytorch_lightning") and not find_spec("lightning")
@@ -49,8 +52,8 @@ class AutoClipCallback(Callback):
     them.
 
     Strategies: one device, DDP and `ModelParallelStrategy` (FSDP2, tensor parallelism) need nothing else. Under
-    `FSDPStrategy` the root module clips, which works for one optimizer. DeepSpeed clips by itself: the callback warns
-    and does nothing.
+    `FSDPStrategy` the root module clips, which works for one optimizer. Under `DeepSpeedStrategy` its engine clips, at
+    the policy's threshold (see `autoclip.integrations.deepspeed.attach`): the clipper is an `EngineTuner`.
 
     Args:
         policy: sets the threshold; each optimizer gets a clone. None is `ProbingQuantile()`.
@@ -70,7 +73,7 @@ class AutoClipCallback(Callback):
         checked = {name: option for name, option in self._options.items() if name != "groups"}
         self.policy = Clipper(torch.optim.SGD([torch.zeros(1)]), policy, **checked).policy
         self._optimizers: list[Any] = []
-        self._clippers: list[Clipper] = []
+        self._clippers: list[Clipper | EngineTuner] = []
         self._handles: list[Any] = []
         self._has_stepped = False
         self._pending: dict[str, Any] = {}
@@ -79,7 +82,7 @@ class AutoClipCallback(Callback):
         self._warn_once = WarnOnce()
 
     @property
-    def clipper(self) -> Clipper:
+    def clipper(self) -> "Clipper | EngineTuner":
         """The clipper of the one optimizer, from the first training step on; after training that of the last `fit`.
 
         Raises:
@@ -89,12 +92,12 @@ class AutoClipCallback(Callback):
             raise RuntimeError(
                 f"there are {len(self._clippers)} clippers, one for each optimizer: use `clippers`"
                 if self._clippers
-                else "there is no clipper before training has started (and none at all under DeepSpeed)"
+                else "there is no clipper before training has started"
             )
         return self._clippers[0]
 
     @property
-    def clippers(self) -> list[Clipper]:
+    def clippers(self) -> "list[Clipper | EngineTuner]":
         """One for each of `trainer.optimizers`, in their order; empty before training starts."""
         return list(self._clippers)
 
@@ -151,7 +154,8 @@ class AutoClipCallback(Callback):
         if self._has_stepped:
             self._forget_losses()
         for clipper in self._clippers:
-            clipper.report_loss(value)
+            if isinstance(clipper, Clipper):
+                clipper.report_loss(value)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Let the next loss belong to a new step, even if this one turns out to have overflowed."""
@@ -207,13 +211,9 @@ class AutoClipCallback(Callback):
     def _attach(self, trainer: Any) -> None:
         self._optimizers, self._clippers, self._logged = _trained(trainer), [], {}
         if _is(trainer.strategy, "DeepSpeedStrategy"):
-            if trainer.is_global_zero:
-                self._warn_once(
-                    "deepspeed",
-                    "DeepSpeed clips by itself, and its optimizers hold parts of the gradients only: AutoClipCallback "
-                    "neither clips nor measures here; set Trainer(gradient_clip_val=...), which Lightning hands to "
-                    "DeepSpeed as gradient_clipping",
-                )
+            from autoclip.integrations import deepspeed
+
+            self._clippers = [deepspeed.attach(trainer.strategy.deepspeed_engine, self.policy.clone(), **self._options)]
             return
         options = dict(self._options)
         if options["sinks"] and len(self._optimizers) > 1:
@@ -240,7 +240,8 @@ class AutoClipCallback(Callback):
     def _forget_losses(self) -> None:
         self._has_stepped = False
         for clipper in self._clippers:
-            clipper.forget_losses()
+            if isinstance(clipper, Clipper):
+                clipper.forget_losses()
 
     # This must not recompile a compiled step.
     @uncompiled

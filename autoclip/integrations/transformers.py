@@ -1,13 +1,13 @@
 """Hugging Face transformers: the Trainer clips as usual, at the threshold of a policy."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial, wraps
-from math import inf, isfinite, nan
+from functools import partial
+from math import inf, isfinite
 from types import FrameType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from autoclip.clipper.clip_function import ClipFn
 from autoclip.clipper.options import ClipperOptions
 from autoclip.gradients import clip_grad_norm_
 from autoclip.integrations.missing import missing
-from autoclip.policies import POLICIES, NoClip, Policy, checked_policy
+from autoclip.integrations.replaced import Around, Replaced
+from autoclip.policies import POLICIES, Policy, checked_policy
 from autoclip.warn_once import WarnOnce
 
 try:
@@ -27,10 +28,10 @@ try:
 except ModuleNotFoundError as error:
     raise missing("transformers", error) from error
 
-HALF = (torch.float16, torch.bfloat16)
+if TYPE_CHECKING:
+    from autoclip.integrations.deepspeed import EngineTuner
 
-Around = Callable[..., Any]
-"""around(original, *args, **kwargs), called in place of `original(*args, **kwargs)`."""
+HALF = (torch.float16, torch.bfloat16)
 
 
 def _trainer_of(callback: TrainerCallback) -> Any:
@@ -138,11 +139,11 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     finite is left out. What was learned is part of the trainer's checkpoints; `train(resume_from_checkpoint=...)`
     continues it, and a training that does not resume starts from nothing.
 
-    Under DeepSpeed the engine clips by itself: the callback records the norm that it reports, and clips nothing.
+    Under DeepSpeed the engine clips, at the policy's threshold (see `autoclip.integrations.deepspeed.attach`).
 
     Attributes:
         clipper: of the current training, else of the latest; None before the first, and if `max_grad_norm` has turned
-            clipping off.
+            clipping off. Under DeepSpeed an `EngineTuner`.
         learned: what the next training starts from, if the callback was made from a checkpoint.
 
     Args:
@@ -156,12 +157,12 @@ class AutoClipCallback(TrainerCallback, ExportableState):
     def __init__(self, policy: Policy | Mapping[str, Any] | None = None, **options: Unpack[ClipperOptions]) -> None:
         if isinstance(policy, Mapping):
             policy = _policy_from(policy)
-        self.clipper: Clipper | None = None
+        self.clipper: Clipper | EngineTuner | None = None
         self.learned: dict[str, Any] | None = None
         self._policy = checked_policy(policy)
         self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
-        self._replaced: list[_Replaced] = []
+        self._replaced: list[Replaced] = []
         self._warn_once = WarnOnce()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
@@ -182,9 +183,11 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         accelerator = trainer.accelerator
         self.clipper = self._new_clipper(accelerator, model, state)
         self._continue(state)
+        self._replace(trainer, trainer, "log", self._log)
+        if not isinstance(self.clipper, Clipper):  # DeepSpeed's engine asks it
+            return
         self._replace(trainer, accelerator, "clip_grad_norm_", partial(self._clip_grad_norm, accelerator))
         self._replace(trainer, accelerator, "backward", partial(self._backward, accelerator))
-        self._replace(trainer, trainer, "log", self._log)
         if hasattr(trainer, "_mixed_mesh_grad_norm"):
             mixed = partial(self._mixed_mesh_grad_norm, accelerator)
             self._replace(trainer, trainer, "_mixed_mesh_grad_norm", mixed)
@@ -198,16 +201,12 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         learned = None if self.clipper is None else self.clipper.state_dict()
         return {"args": _described(self._policy, self._options), "attributes": {"learned": learned}}
 
-    def _new_clipper(self, accelerator: Any, model: Any, state: Any) -> Clipper:
+    def _new_clipper(self, accelerator: Any, model: Any, state: Any) -> "Clipper | EngineTuner":
         options = self._options if state.is_world_process_zero else {**self._options, "sinks": ()}
         if accelerator.distributed_type == "DEEPSPEED":
-            self._warn_once(
-                "deepspeed",
-                "DeepSpeed clips by itself, at gradient_clipping of its configuration: AutoClipCallback clips nothing "
-                "and only records the norm that the engine reports",
-            )
-            kept = {name: options[name] for name in ("sinks", "max_nonfinite_in_a_row") if name in options}
-            return Clipper(model, NoClip(), on_nonfinite="propagate", **kept)
+            from autoclip.integrations import deepspeed
+
+            return deepspeed.attach(accelerator.deepspeed_engine_wrapped.engine, deepcopy(self._policy), **options)
         clipper = Clipper(model, deepcopy(self._policy), **options)
         if not (_has_one_norm(clipper) or _has_whole_gradients(accelerator)):
             raise ValueError(
@@ -239,14 +238,8 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         """In place of `accelerator.clip_grad_norm_`, which the trainer calls once per optimizer step."""
         if max_norm == inf:  # the trainer only measures
             return original(parameters, max_norm, norm_type)
-        assert self.clipper is not None
+        assert isinstance(self.clipper, Clipper)
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        if accelerator.distributed_type == "DEEPSPEED":
-            norm, loss = original(parameters, max_norm, norm_type), self._step_loss()
-            if norm is not None:
-                finite = norm if norm >= 0 else nan  # the engine reports -1 for an overflow
-                self.clipper.step(clip_fn=lambda max_norm: finite, loss=loss)
-            return norm
         with _unscaled(accelerator) as overflowed:
             if overflowed:
                 self._loss = None
@@ -262,7 +255,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
 
     def _step(self, accelerator: Any, parameters: list[Tensor], clip_fn: ClipFn) -> Tensor:
         """Clip by the trainer's function, or by the clipper if only that can do it; returns the norm before."""
-        assert self.clipper is not None
+        assert isinstance(self.clipper, Clipper)
         if self.clipper.mode != "norm":  # what those measure is no norm
             norm = clip_grad_norm_(parameters, inf)
             self.clipper.step(loss=self._step_loss())
@@ -303,46 +296,11 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         return original(logs, *args, **kwargs)
 
     def _replace(self, trainer: Any, owner: Any, name: str, around: Around) -> None:
-        self._replaced.append(_Replaced(owner, name, around, lambda: _has(trainer, self)))
+        self._replaced.append(Replaced(owner, name, around, lambda: _has(trainer, self)))
 
     def _release(self) -> None:
         for one in self._replaced:
             one.restore()
         self._replaced = []
-
-
-class _Replaced:
-    """Wraps a method of one object, until `restore()`.
-
-    Args:
-        owner: the object.
-        name: of the method.
-        around: the wrapper.
-        is_wanted: called at each call, as nobody reports the end of a training that raised.
-    """
-
-    def __init__(self, owner: Any, name: str, around: Around, is_wanted: Callable[[], bool]) -> None:
-        self.owner = owner
-        self.name = name
-        self.before = vars(owner).get(name)
-        self.active = True
-        original = getattr(owner, name)
-
-        @wraps(original)
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            if self.active and is_wanted():
-                return around(original, *args, **kwargs)
-            return original(*args, **kwargs)
-
-        self.replacement = replacement
-        setattr(owner, name, replacement)
-
-    def restore(self) -> None:
-        """Put back the original; if the wrapper itself was wrapped, only switch it off."""
-        self.active = False
-        if vars(self.owner).get(self.name) is not self.replacement:
-            return
-        if self.before is None:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.before)
+        if not isinstance(self.clipper, Clipper | None):
+            self.clipper.detach()

@@ -11,7 +11,6 @@ import autoclip
 L = pytest.importorskip("lightning")
 
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402 - not without lightning
-from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 
 from autoclip.integrations.lightning import AutoClipCallback  # noqa: E402
 from tests.integrations.lightning_runs import (  # noqa: E402
@@ -373,17 +372,6 @@ def test_what_is_wrong_with_the_options_shows_at_once():
         _ = AutoClipCallback().clipper
     with pytest.raises(ValueError, match="sinks are for one optimizer; the records of these 2"):
         fit(Adversaries(), AutoClipCallback(sinks=[Records()]))
-
-
-def test_under_deepspeed_the_callback_says_once_that_it_does_nothing():
-    # Deepspeed needs a GPU: a strategy by its name stands in for it, as the callback goes by that.
-    strategy = type("DeepSpeedStrategy", (SingleDeviceStrategy,), {})
-    module, callback = Regression(), AutoClipCallback(autoclip.Fixed(1e-6))
-    with pytest.warns(UserWarning, match=r"neither clips nor measures here; set Trainer\(gradient_clip_val") as warned:
-        fit(module, callback, strategy=strategy(), gradient_clip_val=1.0, max_epochs=2)
-    assert sum("DeepSpeed" in str(one.message) for one in warned) == 1
-    assert callback.clippers == []
-    assert 1e-3 < max(module.left) <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("name", ["lr_find", "scale_batch_size"])

@@ -102,12 +102,12 @@ def trainer_of(directory, callbacks=(), model=None, kind=transformers.Trainer, *
     return trainer
 
 
-def autoclipped(directory, policy=None, **changes):
-    """A trained trainer, its callback, and the records of its steps."""
+def autoclipped(directory, policy=None, resumed=None, **changes):
+    """A trained trainer, its callback, and the records of its steps; `resumed`: the checkpoint that it starts from."""
     records = Records()
     callback = AutoClipCallback(policy or autoclip.RunningQuantile(percentile=25, warmup_steps=3), sinks=[records])
     trainer = trainer_of(directory, [callback], **changes)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resumed)
     return trainer, callback, records.all
 
 
@@ -650,49 +650,6 @@ def test_gradients_on_several_meshes_are_clipped_by_the_trainers_function_for_th
         assert record.total_norm == pytest.approx(own.total_norm, rel=1e-4)
         assert norm_left <= record.threshold * (1 + 1e-6)
     assert "_mixed_mesh_grad_norm" not in vars(trainer)
-
-
-class Engine:
-    """Does what that of DeepSpeed does: clips by itself in `backward`, and reports the norm, -1 for an overflow."""
-
-    def __init__(self, parameters):
-        self.parameters = list(parameters)
-        self.norm = None
-
-    def backward(self, loss, sync_gradients, scale_wrt_gas):
-        loss.backward()
-        if sync_gradients:
-            self.norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, 0.5))
-            if not math.isfinite(self.norm):
-                self.norm = -1.0
-                for parameter in self.parameters:
-                    parameter.grad = None
-
-    def get_global_grad_norm(self):
-        return self.norm
-
-
-@pytest.mark.usefixtures("fresh_accelerator_state")
-def test_under_deepspeed_norms_are_only_recorded(tmp_path):
-    class Starting(transformers.TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            trainer.accelerator.state.distributed_type = "DEEPSPEED"
-            trainer.accelerator.deepspeed_engine_wrapped = Engine(model.parameters())
-
-    records = Records()
-    callback = AutoClipCallback(autoclip.Fixed(0.1), sinks=[records])
-    changes = {"gradient_accumulation_steps": 2, "max_steps": 6}
-    trainer = trainer_of(tmp_path, [Starting(), callback], kind=OneLossIsNaN, **changes)
-    said = r"DeepSpeed clips by itself|non-finite gradient norm at step 0"
-    with pytest.warns(UserWarning, match=said) as warned, norms_in_optimizer() as left:
-        trainer.train()
-    assert len(warned) == 2
-    assert [record.finite for record in records.all] == [False] + [True] * 5
-    assert not any(record.clipped or record.skipped for record in records.all)
-    assert all(record.threshold == math.inf for record in records.all)
-    assert left == pytest.approx([0.0] + [0.5] * 5, rel=1e-5)
-    logged = [entry["grad_norm"] for entry in losses_logged(trainer)]
-    assert logged == [-1.0] + [record.total_norm for record in records.all[1:]]
 
 
 def test_ranks_agree_on_thresholds_and_one_of_them_tells_the_sinks(tmp_path):
