@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 INTEGRATIONS := .integrations/bin
-INTEGRATIONS_PACKAGES := tensorflow-cpu playwright pytorch_optimizer schedulefree opacus
+INTEGRATIONS_PACKAGES := tensorflow-cpu playwright pytorch_optimizer schedulefree opacus trl peft datasets
 
 PACKAGE := .package/bin
 PACKAGE_TOOLS := build twine mypy pyright[nodejs] pytest
