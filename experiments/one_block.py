@@ -63,7 +63,7 @@ def muon(model: nn.Module) -> list[torch.optim.Optimizer]:
     matrices = [one for one in model.parameters() if one.ndim == 2]
     rest = [one for one in model.parameters() if one.ndim != 2]
     return [
-        torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=1e-3),
     ]
 
