@@ -5,7 +5,11 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 INTEGRATIONS := .integrations/bin
-INTEGRATIONS_PACKAGES := tensorflow-cpu playwright pytorch_optimizer schedulefree opacus
+INTEGRATIONS_PACKAGES := tensorflow-cpu playwright pytorch_optimizer schedulefree opacus trl peft datasets
+# Engines that the recipes of docs/engines.md are checked against; and what the parts that run on a CPU import.
+ENGINES := torchtitan==0.3.0 torchtune==0.6.1 mosaicml==0.32.1 ai2-olmo-core==3.0.0 verl==0.9.1 nanotron==0.4 \
+	megatron-core==0.16.1 megatron-bridge==0.3.1 llamafactory==0.9.5 \
+	torchdata==0.11.0 omegaconf==2.4.0 spmd_types==0.2.3 tyro==1.0.13 typeguard==4.6.1 docstring-parser==0.15
 
 PACKAGE := .package/bin
 PACKAGE_TOOLS := build twine mypy pyright[nodejs] pytest
@@ -77,6 +81,8 @@ test-integrations: .integrations/ready docs
 	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
 		--editable '.[experiments,plot,lightning,transformers,deepspeed,tensorboard,wandb]' pytest hypothesis \
 		$(INTEGRATIONS_PACKAGES)
+	rm -rf .integrations/engines
+	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-deps --target .integrations/engines $(ENGINES)
 	touch $@
 
 # Compares with the packages that the rules come from, in an environment of their own.
