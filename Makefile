@@ -48,7 +48,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Sweeps of several workers, which are killed and continued, and PostgreSQL.
+# Sweeps of several workers, which are killed and continued.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
@@ -79,7 +79,7 @@ test-integrations: .integrations/ready docs
 	$(PYTHON) -m venv .integrations
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
 	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-		--editable '.[experiments,plot,lightning,transformers,deepspeed,tensorboard,wandb]' pytest hypothesis \
+		--editable '.[experiments,plot,lightning,transformers,deepspeed,dask,tensorboard,wandb]' pytest hypothesis \
 		$(INTEGRATIONS_PACKAGES)
 	rm -rf .integrations/engines
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-deps --target .integrations/engines $(ENGINES)
