@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
@@ -21,9 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from typer.testing import CliRunner
 
 from autoclip.cli import app
-from autoclip.errors import UsageError
+from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import load_config
-from autoclip.lab.engine import ProcessPool
+from autoclip.lab.engine import GivenExecutor, ProcessPool
 from autoclip.lab.sweep_driver import run_sweep
 from tests.forked import forked_workers
 
@@ -482,6 +483,35 @@ def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
         run_sweep(config, tmp_path / "out", engine=lambda: ProcessPool(1), storage=None, load_report=lambda: len)
     assert not (tmp_path / "out").exists()
+
+
+class Broken(Executor):
+    """An executor whose workers are gone."""
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(ConnectionError("nobody there"))
+        return future
+
+
+def test_any_executor_trains(config_file: Path, tmp_path: Path, quiet: Swept) -> None:
+    config = load_config(config_file)
+    with ThreadPoolExecutor(2) as executor:
+        engine = GivenExecutor(executor, at_once=2)
+        assert run_sweep(config, tmp_path / "out", engine=lambda: engine, storage=None, load_report=reported) == 0
+    assert {name: trial.values for name, trial in complete(tmp_path / "out").items()} == {
+        name: trial.values for name, trial in complete(quiet.out).items()
+    }
+
+
+def test_an_executor_that_cannot_reach_its_workers_is_one_error(config_file: Path, tmp_path: Path) -> None:
+    engine = GivenExecutor(Broken(), at_once=1)
+    with pytest.raises(RunError, match=r"seed 0 failed on its worker: ConnectionError: nobody there"):
+        run_sweep(load_config(config_file), tmp_path, engine=lambda: engine, storage=None, load_report=reported)
+
+
+def reported() -> Callable[[Any], int]:
+    return lambda sweep: 0 if sweep.is_done() else 1
 
 
 def test_the_database_is_whole_after_everything(disturbed: Swept) -> None:

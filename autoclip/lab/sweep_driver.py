@@ -118,6 +118,10 @@ def _drive(sweep: Sweep, engine: Callable[[], Engine], interrupt: Interrupt, loa
                     trained.append((job, future.result()))
                 except BrokenExecutor:
                     is_broken = True
+                except (UsageError, RunError):
+                    raise
+                except Exception as error:  # of an executor that has lost the worker, or cannot reach it
+                    raise RunError(f"{key} failed on its worker: {type(error).__name__}: {error}") from error
             if is_broken:
                 lost += 1
                 if lost > MOST_LOST:
