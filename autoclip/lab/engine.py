@@ -1,16 +1,34 @@
-"""Where the jobs of a sweep run: processes on this machine, a Dask scheduler, or any executor."""
+"""Where jobs run: processes on this machine, a Dask scheduler, or any executor; and the loop that keeps them busy."""
 
+import time
 from abc import ABC, abstractmethod
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.forkserver import worker_context
-from autoclip.lab.sweep_job import Job, begin_worker, train
-from autoclip.tuning.scoring import Score
+from autoclip.lab.sweep_job import begin_worker
+
+POLL_SECONDS = 0.02
+MOST_LOST = 20
+"""The loop ends after the workers were lost this often: something kills them."""
+
+
+class Keyed(Protocol):
+    """A job."""
+
+    @property
+    def key(self) -> Any:
+        """What tells it apart from all others."""
+
+
+AnyJob = TypeVar("AnyJob", bound=Keyed)
+Result = TypeVar("Result")
 
 
 class Engine(ABC):
-    """Takes jobs and trains them.
+    """Takes jobs and runs them.
 
     Attributes:
         at_once: number of jobs that are worth submitting at the same time.
@@ -19,8 +37,8 @@ class Engine(ABC):
     at_once: int
 
     @abstractmethod
-    def submit(self, job: Job) -> "Future[list[Score]]":
-        """Train a job on a free worker."""
+    def submit(self, function: Callable[[AnyJob], Result], job: AnyJob) -> "Future[Result]":
+        """Call a function of a module with a job on a free worker."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -29,6 +47,57 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Ask the workers to stop, and wait until they have."""
+
+
+def results(
+    engine: Engine,
+    function: Callable[[AnyJob], Result],
+    next_job: Callable[[Collection[Any]], AnyJob | None],
+    tell: Callable[[str], object] = lambda _: None,
+) -> Iterator[tuple[AnyJob, Result] | None]:
+    """Run jobs until there are no more, and yield each with its result as it ends; None where none has.
+
+    Args:
+        engine: runs them.
+        function: of a module, takes a job.
+        next_job: gets the keys under way, and returns a job with another key, or None: nothing new now. It is asked
+            again after each job that has ended. A job whose worker was lost has to be returned again.
+        tell: told of lost workers.
+
+    Raises:
+        RunError: workers were lost again and again, or an executor failed. What the function raises is raised.
+    """
+    running: dict[Any, tuple[AnyJob, Future[Result]]] = {}
+    lost, is_news = 0, True
+    while True:
+        while is_news and len(running) < engine.at_once and (new := next_job(running.keys())) is not None:
+            running[new.key] = new, engine.submit(function, new)
+        if not running:
+            return
+        ended = [job for job, future in running.values() if future.done()]
+        is_news, is_broken = bool(ended), False
+        for job in ended:
+            _, future = running.pop(job.key)
+            try:
+                result = future.result()
+            except BrokenExecutor:
+                is_broken = True
+                continue
+            except (UsageError, RunError):
+                raise
+            except Exception as error:  # of an executor that has lost the worker, or cannot reach it
+                raise RunError(f"{job.key} failed on its worker: {type(error).__name__}: {error}") from error
+            yield job, result
+        if is_broken:
+            lost += 1
+            if lost > MOST_LOST:
+                raise RunError(f"workers were killed {lost} times; is there enough memory?")
+            tell("a worker was killed; its runs start again")
+            running.clear()  # of all of them: what they have trained stays, and is continued
+            engine.renew()
+        if not ended:
+            yield None
+            time.sleep(POLL_SECONDS)
 
 
 class ProcessPool(Engine):
@@ -49,9 +118,9 @@ class ProcessPool(Engine):
             self.at_once, mp_context=self._context, initializer=begin_worker, initargs=(self._stop,)
         )
 
-    def submit(self, job: Job) -> "Future[list[Score]]":
-        """Train a job in a free process."""
-        return self._pool.submit(train, job)
+    def submit(self, function: Callable[[AnyJob], Result], job: AnyJob) -> "Future[Result]":
+        """Call the function in a free process."""
+        return self._pool.submit(function, job)
 
     def renew(self) -> None:
         """Begin again with new processes; the pool has ended those that were left."""
@@ -76,9 +145,9 @@ class GivenExecutor(Engine):
         self.at_once = at_once
         self._executor = executor
 
-    def submit(self, job: Job) -> "Future[list[Score]]":
+    def submit(self, function: Callable[[AnyJob], Result], job: AnyJob) -> "Future[Result]":
         """Hand a job over."""
-        return self._executor.submit(train, job)
+        return self._executor.submit(function, job)
 
     def renew(self) -> None:
         """Raise a RunError: it cannot be replaced from here."""

@@ -3,10 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,20 +14,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.config import ExperimentConfig, to_yaml
-from autoclip.lab.engine import Engine
+from autoclip.lab.engine import Engine, results
 from autoclip.lab.experiment import Interrupt, make_task
 from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_for_sweep
 from autoclip.lab.sweep import Sweep
-from autoclip.lab.sweep_job import Job
+from autoclip.lab.sweep_job import Job, train
 from autoclip.lab.sweep_progress import SweepProgress
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
-from autoclip.tuning.scoring import Score
 from autoclip.tuning.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
 
-POLL_SECONDS = 0.02
-MOST_LOST = 20
-"""A sweep ends after its workers were lost this often: something kills them."""
+P = ParamSpec("P")
+R = TypeVar("R")
 PATIENCE_SECONDS = 60.0
 """A sweep waits this long for its database."""
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError, GoneError)
@@ -98,72 +96,55 @@ def run_sweep(
 
 
 def _drive(sweep: Sweep, engine: Callable[[], Engine], interrupt: Interrupt, load_report: Callable[[], object]) -> None:
-    """Submit jobs and keep their scores until nothing is left, or the interrupt."""
+    """Train what is left of a sweep and keep the scores, until the interrupt."""
     sweep.settle()  # what an earlier command did not come to
     if sweep.is_done():
         return
-    running: dict[str, tuple[Job, Future[list[Score]]]] = {}
     began: dict[str, float] = {}
-    trained: list[tuple[Job, list[Score]]] = []
-    away_since: float | None = None
-    lost = 0
+
+    def next_job(under_way: Collection[str]) -> Job | None:
+        job = None if interrupt.asked else _answer(sweep.url, interrupt, sweep.next_job, under_way)
+        if job is not None:
+            began[job.key] = time.monotonic()
+        return job
+
     with closing(engine()) as workers, SweepProgress(sweep, workers.at_once, began) as progress:
-        while not interrupt.asked:
-            ended = [key for key, (_, future) in running.items() if future.done()]
-            is_broken = False
-            for key in ended:
-                job, future = running.pop(key)
-                del began[key]
-                try:
-                    trained.append((job, future.result()))
-                except BrokenExecutor:
-                    is_broken = True
-                except (UsageError, RunError):
-                    raise
-                except Exception as error:  # of an executor that has lost the worker, or cannot reach it
-                    raise RunError(f"{key} failed on its worker: {type(error).__name__}: {error}") from error
-            if is_broken:
-                lost += 1
-                if lost > MOST_LOST:
-                    raise RunError(f"workers were killed {lost} times; is there enough memory?")
-                running.clear()  # of all of them: what they have trained stays, and is continued
-                began.clear()
-                workers.renew()
-            try:
-                look_for(sweep.url)
-                while trained:
-                    sweep.finish(*trained[0])
-                    trained.pop(0)
-                if ended or not running:  # else nothing new can be trained
-                    while len(running) < workers.at_once and (new := sweep.next_job(running.keys())):
-                        running[new.key], began[new.key] = (new, workers.submit(new)), time.monotonic()
-                progress.update(changed=bool(ended))
-                away_since = None
-            except DATABASE_ERRORS as error:
-                away_since = _waited(sweep.url, error, away_since)
-                continue
-            if not running:
+        for ended in results(workers, train, next_job):
+            if interrupt.asked:
                 return
+            if ended is not None:
+                del began[ended[0].key]
+                _answer(sweep.url, interrupt, sweep.finish, *ended)
+            _answer(sweep.url, interrupt, progress.update, ended is not None)
             load_report()  # takes a second, for which the workers need not wait
-            if not ended:
-                time.sleep(POLL_SECONDS)
 
 
-def _waited(url: str, error: Exception, since: float | None) -> float:
-    """Wait a moment for a database that is locked, moved, or whose server starts again; when that began.
+def _answer(url: str, interrupt: Interrupt, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> R | None:
+    """Call a function that needs the database. One that is locked, moved, or whose server starts again is waited for.
+
+    Returns:
+        What the function returns; None after an interrupt.
 
     Raises:
-        RunError: it has been away for a minute.
+        RunError: the database has been away for a minute.
     """
-    shown, reason = without_password(url), str(error).splitlines()[0]
-    if since is None:
-        since = time.monotonic()
-        waits = f"waiting up to {PATIENCE_SECONDS:.0f} s for it"
-        print(f"the storage {shown} does not answer ({reason}): {waits}", file=sys.stderr)  # noqa: T201
-    if time.monotonic() - since > PATIENCE_SECONDS:
-        raise RunError(f"the storage {shown} was lost: {reason}; the same command continues once it is back")
-    time.sleep(0.5)
-    return since
+    since: float | None = None
+    while True:
+        try:
+            look_for(url)
+            return function(*args, **named)
+        except DATABASE_ERRORS as error:
+            shown, reason = without_password(url), str(error).splitlines()[0]
+            if since is None:
+                since = time.monotonic()
+                waits = f"waiting up to {PATIENCE_SECONDS:.0f} s for it"
+                print(f"the storage {shown} does not answer ({reason}): {waits}", file=sys.stderr)  # noqa: T201
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                lost = f"the storage {shown} was lost: {reason}"
+                raise RunError(f"{lost}; the same command continues once it is back") from None
+        if interrupt.asked:
+            return None
+        time.sleep(0.5)
 
 
 def _configured_database(url: str | None, output_dir: Path) -> str | None:

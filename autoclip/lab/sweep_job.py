@@ -19,7 +19,7 @@ from autoclip.lab.yaml_source import read_text
 from autoclip.tuning.candidates import Candidate
 from autoclip.tuning.scoring import Score, base_scores, read_run, score
 
-_INTERRUPT = Interrupt()
+INTERRUPT = Interrupt()
 """Of this worker."""
 _BUSY = Lock()
 """Held while this worker trains."""
@@ -73,13 +73,13 @@ def begin_worker(stop: Event) -> None:
 
     def end_with_driver() -> None:
         driver.join()
-        _INTERRUPT.asked = True
+        INTERRUPT.asked = True
         with _BUSY:
             os._exit(1)
 
     def end_when_asked() -> None:
         stop.wait()
-        _INTERRUPT.asked = True
+        INTERRUPT.asked = True
 
     for target in (end_with_driver, end_when_asked):
         Thread(target=target, daemon=True).start()
@@ -95,11 +95,11 @@ def _train_seed(job: Job, seed: int) -> list[Score]:
         own = candidate_config(config, settings, job.candidate, multiplier)
         if settings.command:
             run_script(
-                own, settings.command, seed=seed, multiplier=multiplier, directory=directory, interrupt=_INTERRUPT
+                own, settings.command, seed=seed, multiplier=multiplier, directory=directory, interrupt=INTERRUPT
             )
         else:
-            run_quietly(own, _task_of(job.config), seed, directory, _INTERRUPT)
-        if _INTERRUPT.asked:
+            run_quietly(own, _task_of(job.config), seed, directory, INTERRUPT)
+        if INTERRUPT.asked:
             raise InterruptedRun
         scores.append(score(read_run(directory), multiplier, seed))
     base = base_scores(scores)

@@ -56,7 +56,7 @@ class SweepProgress:
         self._progress.update(self._bar, left="")
         self._progress.stop()
 
-    def update(self, *, changed: bool = True) -> None:
+    def update(self, changed: bool = True) -> None:
         """Show what has finished since the last call; once a second the time left, even if nothing has changed."""
         if not changed and time.monotonic() - self._updated < UPDATE_SECONDS:
             return

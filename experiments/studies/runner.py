@@ -1,27 +1,22 @@
 """Worker processes that train the runs of a study, and the one that writes their rows."""
 
 import json
-import multiprocessing
-import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from math import nan
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from statistics import fmean, median
-from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.errors import RunError
 from autoclip.lab.config import ExperimentConfig, trained_task
-from autoclip.lab.experiment import Interrupt, make_task, run_quietly
+from autoclip.lab.engine import ProcessPool, results
+from autoclip.lab.experiment import make_task, run_quietly
+from autoclip.lab.sweep_job import INTERRUPT, InterruptedRun
 from autoclip.lab.task import Task
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
 from autoclip.tuning.scoring import read_run, score
@@ -33,10 +28,6 @@ RECOVERED_STEPS = 10
 SAY_SECONDS = 30.0
 UNKNOWN_SECONDS = 10.0
 """Guess for a run of a task of which none is finished."""
-PRELOADED = ["experiments.studies.runner", "torch._dynamo"]
-"""The latter is what torch imports when the first optimizer is made."""
-MOST_BROKEN = 20
-"""So many losses of all workers end the command: something kills them."""
 
 
 def run_jobs(
@@ -57,16 +48,17 @@ def run_jobs(
         RunError: a run could not be trained, or the workers die again and again.
     """
     progress = Progress(jobs, table, workers, say)
-    for _ in range(MOST_BROKEN):
-        pool = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_end_with_parent)
-        try:
-            _drain(jobs, table, workers, pool, progress, train)
-            return
-        except BrokenProcessPool:
-            say("a worker was killed; its runs start again")
-        finally:
-            _stop(pool)
-    raise RunError(f"the workers were killed {MOST_BROKEN} times; is there enough memory?")
+
+    def next_job(under_way: Collection[tuple[str, str, str, int, str]]) -> Job | None:
+        rows = table.rows()
+        return next((job for job in jobs if job.key not in rows and job.key not in under_way), None)
+
+    with closing(ProcessPool(workers)) as pool:
+        for ended in results(pool, train, next_job, say):
+            if ended is not None:
+                table.append(ended[1])
+                progress.finished(ended[1])
+    progress.tell()
 
 
 def train_job(job: Job) -> RunRow:
@@ -83,7 +75,9 @@ def train_job(job: Job) -> RunRow:
 
 def trained(config: ExperimentConfig, seed: int, folder: Path) -> Path:
     """Train one seed into a folder; its run directory."""
-    run_quietly(config, _task_of(config), seed, folder / "run", Interrupt())
+    run_quietly(config, _task_of(config), seed, folder / "run", INTERRUPT)
+    if INTERRUPT.asked:
+        raise InterruptedRun
     return folder / "run"
 
 
@@ -179,61 +173,6 @@ def seconds_left(left: Sequence[Job], finished: Sequence[RunRow]) -> float:
     }
     otherwise = fmean(of_task.values()) if of_task else UNKNOWN_SECONDS
     return sum(of_task.get(job.task, otherwise) for job in left)
-
-
-def _drain(
-    jobs: Sequence[Job],
-    table: RunTable,
-    workers: int,
-    pool: ProcessPoolExecutor,
-    progress: Progress,
-    train: Callable[[Job], RunRow],
-) -> None:
-    running: set[Future[RunRow]] = set()
-    waiting = iter(jobs)
-    while True:
-        while len(running) < workers:
-            job = next((job for job in waiting if job.key not in table.rows()), None)
-            if job is None:
-                break
-            running.add(pool.submit(train, job))
-        if not running:
-            break
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=lambda one: one.exception() is not None):  # keep what is finished
-            row = future.result()
-            table.append(row)
-            progress.finished(row)
-    progress.tell()
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-
-
-def _context() -> BaseContext:
-    """Workers are forked from a process that has imported what they need, or spawned where there is no such thing."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def _end_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the command, and end as soon as that is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def _task_of(config: ExperimentConfig) -> Task:
