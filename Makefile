@@ -73,13 +73,13 @@ test-distributed: setup
 
 # The real trainers, DeepSpeed and TensorFlow (3 GB), in an environment of their own.
 test-integrations: .integrations/ready docs
-	$(INTEGRATIONS)/python -m pytest tests/integrations
+	$(INTEGRATIONS)/python -m pytest -n 2 --dist loadfile tests/integrations
 
 .integrations/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .integrations
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
 	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-		--editable '.[experiments,plot,lightning,transformers,deepspeed,dask,tensorboard,wandb]' pytest hypothesis \
+		--editable '.[experiments,plot,lightning,transformers,deepspeed,dask,tensorboard,wandb]' pytest pytest-xdist hypothesis \
 		$(INTEGRATIONS_PACKAGES)
 	rm -rf .integrations/engines
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-deps --target .integrations/engines $(ENGINES)
