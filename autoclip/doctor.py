@@ -16,6 +16,7 @@ DISTRIBUTION = "autoclip-tuner"
 OTHER_DISTRIBUTION = "autoclip"
 OPTIONAL = {
     "optuna": "sweep",
+    "distributed": "dask",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

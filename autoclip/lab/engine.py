@@ -169,7 +169,7 @@ def dask_scheduler(address: str) -> GivenExecutor:
     try:
         from distributed import Client
     except ModuleNotFoundError:
-        raise UsageError("--engine tcp://... needs Dask: pip install 'autoclip-tuner[dask]'") from None
+        raise UsageError("--engine tcp://... needs Dask: pip install 'autoclip-tuner[sweep,plot,dask]'") from None
     try:
         client = Client(address, timeout=10)
     except OSError as error:
