@@ -66,7 +66,7 @@ def pooled(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scheduler() -> Iterator["distributed.Client"]:
     """A client of a scheduler with two worker processes of one thread, which slow the task down."""
     os.environ["TINY_TASK_SECONDS"] = "0.003"
