@@ -121,9 +121,10 @@ def test_an_interrupt_is_continued_by_processes_of_this_machine(
     assert figures(out) == figures(pooled)
 
 
-def test_a_scheduler_that_does_not_answer_is_one_line(config: Path, tmp_path: Path) -> None:
-    process = start(config, tmp_path / "out", "--engine", "tcp://127.0.0.1:1")
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "somewhere", "http://127.0.0.1:1"])
+def test_a_scheduler_that_does_not_answer_is_one_line(config: Path, tmp_path: Path, address: str) -> None:
+    process = start(config, tmp_path / "out", "--engine", address)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     (line,) = errors.splitlines()
-    assert line.startswith("no Dask scheduler answers at tcp://127.0.0.1:1")
+    assert line.startswith(f"no Dask scheduler answers at {address}: ")
