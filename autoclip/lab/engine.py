@@ -70,12 +70,16 @@ def results(
     running: dict[Any, tuple[AnyJob, Future[Result]]] = {}
     lost, is_news = 0, True
     while True:
+        is_broken = False
         while is_news and len(running) < engine.at_once and (new := next_job(running.keys())) is not None:
-            running[new.key] = new, engine.submit(function, new)
-        if not running:
+            try:
+                running[new.key] = new, engine.submit(function, new)
+            except BrokenExecutor:
+                is_broken = True
+                break
+        if not running and not is_broken:
             return
         ended = [job for job, future in running.values() if future.done()]
-        is_news, is_broken = bool(ended), False
         for job in ended:
             _, future = running.pop(job.key)
             try:
@@ -95,7 +99,8 @@ def results(
             tell("a worker was killed; its runs start again")
             running.clear()  # of all of them: what they have trained stays, and is continued
             engine.renew()
-        if not ended:
+        is_news = bool(ended) or is_broken
+        if not is_news:
             yield None
             time.sleep(POLL_SECONDS)
 
@@ -113,9 +118,10 @@ class ProcessPool(Engine):
         self._begin()
 
     def _begin(self) -> None:
-        self._stop = self._context.Event()
+        # Closing one end asks all that have the other to stop. (An Event would wait for a worker that was killed.)
+        asked, self._ask = self._context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            self.at_once, mp_context=self._context, initializer=begin_worker, initargs=(self._stop,)
+            self.at_once, mp_context=self._context, initializer=begin_worker, initargs=(asked,)
         )
 
     def submit(self, function: Callable[[AnyJob], Result], job: AnyJob) -> "Future[Result]":
@@ -124,12 +130,12 @@ class ProcessPool(Engine):
 
     def renew(self) -> None:
         """Begin again with new processes; the pool has ended those that were left."""
-        self._pool.shutdown(cancel_futures=True)
+        self.close()
         self._begin()
 
     def close(self) -> None:
         """Let each process finish its step and save a checkpoint."""
-        self._stop.set()
+        self._ask.close()
         self._pool.shutdown(cancel_futures=True)
 
 

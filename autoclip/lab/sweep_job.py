@@ -3,12 +3,14 @@
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import parent_process
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock, Thread
+from typing import Any
 
 from autoclip.lab.candidate_config import candidate_config
 from autoclip.lab.config import ExperimentConfig, checked
@@ -65,24 +67,25 @@ def run_directory(output_dir: Path, candidate: Candidate, multiplier: float, see
     return output_dir / candidate.run_directory(multiplier, seed)
 
 
-def begin_worker(stop: Event) -> None:
-    """In a process of the pool: leave Ctrl-C to the driver, and end the run when it asks for it, or is no more."""
+def begin_worker(stop: "Connection[Any, Any]") -> None:
+    """In a process of the pool: leave Ctrl-C to the driver, and end the run when it asks for it, or is no more.
+
+    Args:
+        stop: the driver asks by closing the other end, which its death does too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     driver = parent_process()
     assert driver is not None
 
     def end_with_driver() -> None:
-        driver.join()
+        with suppress(EOFError, OSError):
+            stop.recv()
         INTERRUPT.asked = True
+        driver.join()
         with _BUSY:
             os._exit(1)
 
-    def end_when_asked() -> None:
-        stop.wait()
-        INTERRUPT.asked = True
-
-    for target in (end_with_driver, end_when_asked):
-        Thread(target=target, daemon=True).start()
+    Thread(target=end_with_driver, daemon=True).start()
 
 
 def _train_seed(job: Job, seed: int) -> list[Score]:
