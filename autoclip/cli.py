@@ -139,7 +139,7 @@ def sweep(
     output_dir: Annotated[OutputDir, _output_dir("Folder of the sweep; default: sweeps/<experiment's name>.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
     engine: Annotated[str | None, typer.Option(help="Dask scheduler that trains instead: tcp://HOST:8786.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Database URL; default: SQLite in the output directory.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Database URL, in place of that in sweep.storage.")] = None,
     prefer: Annotated[
         Literal["speed", "balanced", "stability"] | None,
         typer.Option(help="Which candidate to recommend; default: sweep.prefer."),

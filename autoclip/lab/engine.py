@@ -178,7 +178,7 @@ def dask_scheduler(address: str) -> GivenExecutor:
         raise UsageError("--engine tcp://... needs Dask: pip install 'autoclip-tuner[sweep,plot,dask]'") from None
     try:
         client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:  # the latter of an address that is none
+    except (OSError, ValueError) as error:  # ValueError: not an address
         raise UsageError(f"no Dask scheduler answers at {address}: {error}") from None
     threads = sum(client.nthreads().values())
     if not threads:

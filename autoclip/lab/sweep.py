@@ -44,7 +44,7 @@ REFINED_THRESHOLDS = 10.0
 
 
 class Sweep:
-    """The candidates of a sweep, what of them is trained, and what is to be trained next.
+    """The candidates of a sweep with the scores of their runs, and the run that comes next.
 
     Args:
         config: the experiment, with its sweep section.

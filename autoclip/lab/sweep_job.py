@@ -62,11 +62,6 @@ def train(job: Job) -> list[Score]:
         return [one for seed in job.seeds for one in _train_seed(job, seed)]
 
 
-def run_directory(output_dir: Path, candidate: Candidate, multiplier: float, seed: int) -> Path:
-    """Directory of a run."""
-    return output_dir / candidate.run_directory(multiplier, seed)
-
-
 def begin_worker(stop: "Connection[Any, Any]") -> None:
     """In a process of the pool: leave Ctrl-C to the driver, and end the run when it asks for it, or is no more.
 
@@ -94,7 +89,7 @@ def _train_seed(job: Job, seed: int) -> list[Score]:
     assert settings is not None
     scores = []
     for multiplier in settings.lr_multipliers:
-        directory = run_directory(job.output_dir, job.candidate, multiplier, seed)
+        directory = job.output_dir / job.candidate.run_directory(multiplier, seed)
         own = candidate_config(config, settings, job.candidate, multiplier)
         if settings.command:
             run_script(

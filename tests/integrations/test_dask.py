@@ -30,15 +30,25 @@ sweep:
 """
 
 
-def start(config: Path, out: Path, *options: str, seconds: float = 0.0) -> subprocess.Popen[str]:
+def start(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "autoclip", "sweep", str(config), "--output-dir", str(out), "-f", "json", *options],
         cwd=ROOT,
-        env=os.environ | {"TINY_TASK_SECONDS": str(seconds)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def begun(config: Path, out: Path, scheduler: "distributed.Client") -> subprocess.Popen[str]:
+    """A sweep by the scheduler's workers, once its third run has begun."""
+    process = start(config, out, "--engine", scheduler.scheduler.address)
+    deadline = time.monotonic() + 120
+    while len(metrics(out)) < 3:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
 
 
 def figures(out: Path) -> list[list[str]]:  # all columns but the seconds
@@ -84,12 +94,7 @@ def test_a_worker_that_is_killed_costs_nothing(
     config: Path, pooled: Path, tmp_path: Path, scheduler: "distributed.Client"
 ) -> None:
     out = tmp_path / "out"
-    process = start(config, out, "--engine", scheduler.scheduler.address)
-    deadline = time.monotonic() + 120
-    while len(metrics(out)) < 3:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    process = begun(config, out, scheduler)
     victim = next(iter(scheduler.run(os.getpid).values()))
     with suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
@@ -105,12 +110,7 @@ def test_an_interrupt_is_continued_by_processes_of_this_machine(
     config: Path, pooled: Path, tmp_path: Path, scheduler: "distributed.Client"
 ) -> None:
     out = tmp_path / "out"
-    process = start(config, out, "--engine", scheduler.scheduler.address)
-    deadline = time.monotonic() + 120
-    while len(metrics(out)) < 3:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    process = begun(config, out, scheduler)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
