@@ -10,7 +10,7 @@ from autoclip.errors import RunError, UsageError
 from autoclip.lab.forkserver import worker_context
 from autoclip.lab.sweep_job import begin_worker
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 MOST_LOST = 20
 """The loop ends after the workers were lost this often: something kills them."""
 

@@ -111,6 +111,7 @@ class KeyedStudy:
     ) -> None:
         directions = [StudyDirection.MINIMIZE] * len(metric_names)
         self.optuna = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        self._done: dict[str, FrozenTrial] | None = None
         if "configuration" not in self.optuna.user_attrs:
             self.optuna.set_metric_names(list(metric_names))
             self.optuna.set_user_attr("configuration", configuration)
@@ -123,8 +124,10 @@ class KeyedStudy:
             )
 
     def done(self) -> dict[str, FrozenTrial]:
-        """Key -> its complete trial."""
-        return self._trials(TrialState.COMPLETE)
+        """Key -> its complete trial. The database is read again only after a change, as nobody else writes it."""
+        if self._done is None:
+            self._done = self._trials(TrialState.COMPLETE)
+        return self._done
 
     def add(
         self,
@@ -146,6 +149,7 @@ class KeyedStudy:
             user_attrs: further results.
             constraints: each above 0 makes the trial infeasible.
         """
+        self._done = None
         self.optuna.add_trial(
             create_trial(
                 values=list(values),
@@ -175,6 +179,7 @@ class KeyedStudy:
         constraints: Mapping[str, float],
     ) -> None:
         """Complete a trial from `ask`; the arguments are those of `add`."""
+        self._done = None
         for name, content in user_attrs.items():
             trial.set_user_attr(name, content)
         for name, value in constraints.items():
