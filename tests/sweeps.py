@@ -1,7 +1,7 @@
 """Sweeps in this process."""
 
-from autoclip.lab import sweep_job
-from autoclip.lab.sweep import Sweep
+from autoclip.sweep import job as sweep_job
+from autoclip.sweep.sweep import Sweep
 
 
 def finish(sweep: Sweep) -> Sweep:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.errors import UsageError
-from autoclip.lab.candidate_config import candidates_of
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.tuning.candidates import Candidate, fixed, grid, of_percentile, refined, written_out
+from autoclip.sweep.candidate_config import candidates_of
+from autoclip.sweep.candidates import Candidate, fixed, grid, of_percentile, refined, written_out
 
 CONFIG = """
 name: tiny

@@ -11,8 +11,8 @@ from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import load_config
 from autoclip.lab.example import Spirals
 from autoclip.lab.experiment import run_experiment
-from autoclip.lab.sweep import Sweep
 from autoclip.policies import Fixed
+from autoclip.sweep.sweep import Sweep
 from autoclip.version import __version__
 from tests.sweeps import finish
 from tests.tiny_task import TinyTask

@@ -47,6 +47,7 @@ LAYERS = [
     "traces",
     "tuning",
     "lab",
+    "sweep",
     "report",
     "doctor",
     "cli",

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from autoclip.tuning.candidates import Candidate, fixed, grid
-from autoclip.tuning.outcome import Result, as_csv, degenerate, pareto_front
-from autoclip.tuning.pareto_plot import pareto_picture
-from autoclip.tuning.picks import pick
-from autoclip.tuning.racing import survivors
+from autoclip.sweep.candidates import Candidate, fixed, grid
+from autoclip.sweep.outcome import Result, as_csv, degenerate, pareto_front
+from autoclip.sweep.pareto_plot import pareto_picture
+from autoclip.sweep.picks import pick
+from autoclip.sweep.racing import survivors
 from tests.scores import score_with
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from autoclip.tuning.candidates import Candidate
-from autoclip.tuning.outcome import Result
-from autoclip.tuning.picks import pick
-from autoclip.tuning.racing import Plan, full_grid, most_runs, survivors, uncertainty
-from autoclip.tuning.racing import race as race_of
-from autoclip.tuning.scoring import Score
+from autoclip.sweep.candidates import Candidate
+from autoclip.sweep.outcome import Result
+from autoclip.sweep.picks import pick
+from autoclip.sweep.racing import Plan, full_grid, most_runs, survivors, uncertainty
+from autoclip.sweep.racing import race as race_of
+from autoclip.sweep.scoring import Score
 from tests.references import paired_uncertainty
 from tests.scores import score_with
 

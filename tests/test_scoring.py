@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.errors import RunError
-from autoclip.tuning.scoring import (
+from autoclip.sweep.scoring import (
     Run,
     Score,
     aulc,

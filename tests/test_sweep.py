@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.sweep import REFERENCE, Sweep
-from autoclip.lab.sweep_job import train
 from autoclip.policies import Policy
 from autoclip.report.sweep_text import report
-from autoclip.tuning.outcome import Result
-from autoclip.tuning.study import KeyedStudy
+from autoclip.sweep.job import train
+from autoclip.sweep.outcome import Result
+from autoclip.sweep.study import KeyedStudy
+from autoclip.sweep.sweep import REFERENCE, Sweep
 from tests.sweeps import finish
 
 pytestmark = [

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.lab.config import ConfigError, load_config
-from autoclip.lab.engine import ProcessPool
 from autoclip.lab.experiment import make_task
 from autoclip.lab.loading import load_object
-from autoclip.lab.sweep_driver import _configured_database, run_sweep
+from autoclip.sweep.driver import _configured_database, run_sweep
+from autoclip.sweep.engine import ProcessPool
 from tests.test_train import CONFIG
 
 CANARY = "import pathlib\npathlib.Path({path!r}).touch()\n"

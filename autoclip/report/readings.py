@@ -11,9 +11,9 @@ from autoclip.pictures.series import FEWEST_STEPS, Series
 from autoclip.report.page import Level, Reading
 from autoclip.report.series import pooled_norms
 from autoclip.run_directory import METRICS
+from autoclip.sweep.scoring import learned_nothing
 from autoclip.tuning.log_findings import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift, times_text
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
-from autoclip.tuning.scoring import learned_nothing
 
 PROMISE_KEPT = 0.1
 """A clip rate this close to the promised one is fine: short runs do not come closer."""

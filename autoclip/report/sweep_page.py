@@ -22,10 +22,10 @@ from autoclip.report.sweep_findings import (
 )
 from autoclip.report.sweep_findings import readings as findings
 from autoclip.report.sweep_plots import losses_picture, rates_picture
+from autoclip.sweep.outcome import Result
+from autoclip.sweep.pareto_plot import pareto_picture
+from autoclip.sweep.picks import Picks
 from autoclip.terminal import laid_out
-from autoclip.tuning.outcome import Result
-from autoclip.tuning.pareto_plot import pareto_picture
-from autoclip.tuning.picks import Picks
 
 CODE_WIDTH = 76
 """Most characters in a line of code, so that it fits most screens."""

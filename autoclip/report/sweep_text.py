@@ -8,15 +8,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
-from autoclip.lab.sweep import REFERENCE, Sweep
 from autoclip.lab.yaml_source import dump
 from autoclip.records import finite_or_none
 from autoclip.report import sweep_findings as findings
 from autoclip.run_directory import write_atomically, written_aside
+from autoclip.sweep import outcome
+from autoclip.sweep.pareto_plot import pareto_picture
+from autoclip.sweep.picks import Picks, pick
+from autoclip.sweep.sweep import REFERENCE, Sweep
 from autoclip.terminal import aligned, console, print_code
-from autoclip.tuning import outcome
-from autoclip.tuning.pareto_plot import pareto_picture
-from autoclip.tuning.picks import Picks, pick
 
 LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")
 """Columns that a table drops, in this order, if the terminal is too narrow."""

@@ -1,1 +1,1 @@
-"""Choosing a setting: how a run is scored, and the sweep over candidates."""
+"""Said of norms that exist already: replay of a policy, a suggestion for a log."""

@@ -15,9 +15,9 @@ from pydantic import model_validator
 from autoclip.lab.config import Count, build_policy
 from autoclip.policies import Policy
 from autoclip.run_directory import METRICS
+from autoclip.sweep.scoring import read_run
 from autoclip.traces import read_traces
 from autoclip.tuning.replay import spikes
-from autoclip.tuning.scoring import read_run
 from experiments.studies.command import short_main
 from experiments.studies.documents import read_csv, write_csv, write_section, written
 from experiments.studies.drift.replays import replayed

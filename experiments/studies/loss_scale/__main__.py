@@ -19,9 +19,9 @@ from pydantic import Field
 from autoclip.lab.config import build_policy, trained_task
 from autoclip.pictures.picture import COLOURS
 from autoclip.run_directory import METRICS
+from autoclip.sweep.scoring import Run, read_run
 from autoclip.traces import read_traces
 from autoclip.tuning.replay import replay
-from autoclip.tuning.scoring import Run, read_run
 from experiments.studies.command import short_main
 from experiments.studies.documents import markdown_table, write_section
 from experiments.studies.kept import fill

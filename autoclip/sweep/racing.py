@@ -15,10 +15,10 @@ from math import inf, sqrt
 import numpy as np
 from scipy import stats
 
-from autoclip.tuning.candidates import Candidate
-from autoclip.tuning.outcome import CONFIDENCE, Result
-from autoclip.tuning.picks import by_distance, eligible, pick
-from autoclip.tuning.scoring import Score
+from autoclip.sweep.candidates import Candidate
+from autoclip.sweep.outcome import CONFIDENCE, Result
+from autoclip.sweep.picks import by_distance, eligible, pick
+from autoclip.sweep.scoring import Score
 
 BUDGET = 0.5
 """Share of the full grid's runs that a race may spend."""

@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from autoclip.errors import UsageError
-from autoclip.lab.candidate_config import candidate_config, candidates_of
 from autoclip.lab.config import ExperimentConfig
 from autoclip.lab.experiment import make_task
-from autoclip.lab.sweep import references_of
 from autoclip.lab.train import Training
+from autoclip.sweep.candidate_config import candidate_config, candidates_of
+from autoclip.sweep.racing import most_runs
+from autoclip.sweep.sweep import references_of
 from autoclip.terminal import aligned, console
-from autoclip.tuning.racing import most_runs
 
 LEAST_STEPS, MOST_STEPS, TIMED_SECONDS = 3, 50, 2.0
 """Least and largest number of steps that are timed, and the seconds after which no further step is."""

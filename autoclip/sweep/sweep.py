@@ -15,19 +15,19 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial
 
 from autoclip.errors import UsageError
-from autoclip.lab.candidate_config import candidates_of, percentile_parameters
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.loading import load_object
-from autoclip.lab.sweep_job import Job
 from autoclip.lab.sweep_section import SweepConfig
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
-from autoclip.tuning import outcome
-from autoclip.tuning.candidates import Candidate, fixed, refined
-from autoclip.tuning.racing import Plan, Run, full_grid, most_runs, race
-from autoclip.tuning.scoring import Score, base_scores, reference_loss, score_from
-from autoclip.tuning.study import KeyedStudy, open_storage
+from autoclip.sweep import outcome
+from autoclip.sweep.candidate_config import candidates_of, percentile_parameters
+from autoclip.sweep.candidates import Candidate, fixed, refined
+from autoclip.sweep.job import Job
+from autoclip.sweep.racing import Plan, Run, full_grid, most_runs, race
+from autoclip.sweep.scoring import Score, base_scores, reference_loss, score_from
+from autoclip.sweep.study import KeyedStudy, open_storage
 
 FIXED_GRID = (1.0, 5.0, 10.0)
 """If the sweep names no thresholds, these give the reference."""

@@ -14,15 +14,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.config import ExperimentConfig, to_yaml
-from autoclip.lab.engine import Engine, results
 from autoclip.lab.experiment import Interrupt, make_task
 from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_for_sweep
-from autoclip.lab.sweep import Sweep
-from autoclip.lab.sweep_job import Job, train
-from autoclip.lab.sweep_progress import SweepProgress
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
-from autoclip.tuning.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
+from autoclip.sweep.engine import Engine, results
+from autoclip.sweep.job import Job, train
+from autoclip.sweep.progress import SweepProgress
+from autoclip.sweep.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
+from autoclip.sweep.sweep import Sweep
 
 P = ParamSpec("P")
 R = TypeVar("R")

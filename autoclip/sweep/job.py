@@ -12,14 +12,14 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from autoclip.lab.candidate_config import candidate_config
 from autoclip.lab.config import ExperimentConfig, checked
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
-from autoclip.lab.script import run_script
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
-from autoclip.tuning.candidates import Candidate
-from autoclip.tuning.scoring import Score, base_scores, read_run, score
+from autoclip.sweep.candidate_config import candidate_config
+from autoclip.sweep.candidates import Candidate
+from autoclip.sweep.scoring import Score, base_scores, read_run, score
+from autoclip.sweep.script import run_script
 
 INTERRUPT = Interrupt()
 """Of this worker."""

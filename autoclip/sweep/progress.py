@@ -9,10 +9,10 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autoclip.lab.sweep import Sweep
+from autoclip.sweep.racing import Run
+from autoclip.sweep.scoring import Score
+from autoclip.sweep.sweep import Sweep
 from autoclip.terminal import console
-from autoclip.tuning.racing import Run
-from autoclip.tuning.scoring import Score
 
 LEAST_LEFT = 0.1
 """A job that is overdue is assumed to need this share of its expected time in addition."""

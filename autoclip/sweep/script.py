@@ -21,7 +21,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from autoclip.errors import RunError, UsageError
-from autoclip.lab import guard
 from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.clip_section import ClipFile, read_clip_file
 from autoclip.lab.command import filled_in
@@ -29,6 +28,7 @@ from autoclip.lab.config import ExperimentConfig, differences, to_yaml
 from autoclip.lab.yaml_source import shortened
 from autoclip.records import finite_or_none
 from autoclip.run_directory import METRICS, SUMMARY, read_json, write_atomically, write_json
+from autoclip.sweep import guard
 
 if TYPE_CHECKING:
     from autoclip.lab.experiment import Interrupt

@@ -1,0 +1,1 @@
+"""Sweeps: candidates, runs on any engine, scores and the choice among them."""
