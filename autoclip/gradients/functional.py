@@ -32,7 +32,8 @@ def clip_grad_norm_(
         parameters: as torch, or a module, (name, parameter) pairs, parameter groups, or an optimizer.
         max_norm: >= 0; inf never clips.
         norm_type: p, or inf. Orders of 0 and below are no norms; they are torch's.
-        error_if_nonfinite: raise instead of passing NaN or Inf on to the gradients.
+        error_if_nonfinite: raise instead of passing NaN or Inf on to the gradients; and, as torch, where only the
+            powers of finite gradients overflow.
         foreach: accepted for torch's signature.
 
     Returns:
@@ -51,11 +52,12 @@ def clip_grad_norm_(
     if not named and isinstance(parameters, GeneratorType):
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)  # torch's
     gradients = gradients_of(named)
-    norms = measure(gradients, order)
+    norms = measure(gradients, order, look_twice=not error_if_nonfinite)
     if error_if_nonfinite and not isfinite(norms.value):
+        dtype = str(norms.total.dtype).removeprefix("torch.")
         raise RuntimeError(
-            f"The total norm of order {order} for gradients from `parameters` is non-finite, so it cannot be "
-            f"clipped. To pass the non-finite gradients on, set `error_if_nonfinite=False`"
+            f"The total norm of order {order} for gradients from `parameters` is non-finite in {dtype}, so it cannot "
+            f"be clipped. To clip what is finite and pass the rest on, set `error_if_nonfinite=False`"
         )
     # "not <=" lets NaN through to the gradients, as torch does.
     if limit != inf and not norms.value <= limit:

@@ -56,7 +56,7 @@ def checked_norm_type(norm_type: Any) -> float:
     return order
 
 
-def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
+def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0, *, look_twice: bool = True) -> Norms:
     """Norm of each gradient and of all together, p-th root of the sum of |g|^p.
 
     One pass in float32 (float64 for float64 gradients). If its result is non-finite, zero or very small (below 1e-15
@@ -67,6 +67,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
         gradients: by parameter name: dense, sparse or complex, of any floating dtype. On several devices the norms meet
             on the first's. A DTensor has the norm of the whole tensor, on every rank (see `reduce_norms`).
         norm_type: p > 0, or inf for the largest absolute value.
+        look_twice: make the second pass where it is needed.
 
     Raises:
         TypeError: a gradient of an integer dtype or of eight bits, of a layout other than dense and sparse COO, on the
@@ -79,7 +80,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0) -> Norms:
     if total.is_meta:
         raise without_numbers(gradients)
     value = float(total)  # host read
-    if not least_fast_norm(norm_type) < value < inf:
+    if look_twice and not least_fast_norm(norm_type) < value < inf:
         exact_parts = [_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
         exact = reduce_norms(list(gradients.values()), _of_torch(_stack(exact_parts)), norm_type)
         exact_total = _exact_norm(exact, norm_type)
