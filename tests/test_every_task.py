@@ -102,8 +102,13 @@ def test_clipped_sgd_lowers_the_validation_loss(name):
 
 def test_bfloat16_autocast_gives_nearly_the_same_loss(task):
     model, batch = task.model(0), first_batches(task, 0, 1)[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = task.loss(model, batch)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = task.loss(model, batch)
+    except RuntimeError as error:
+        if "primitive descriptor" not in str(error):
+            raise
+        pytest.skip("torch has no bfloat16 of this layer for this CPU")
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(task.loss(model, batch).item(), rel=0.05)
 
