@@ -283,6 +283,17 @@ def zclip(
     return thresholds, left, moments
 
 
+def open_sora_thresholds(norms: Sequence[float], mean: float, variance: float, decay: float = 0.99) -> list[float]:
+    """Open-Sora Plan 1.5: mean + 3 std; a norm above it is not learned."""
+    thresholds = []
+    for norm in norms:
+        thresholds.append(mean + 3.0 * variance**0.5)
+        if norm <= thresholds[-1]:
+            mean = decay * mean + (1 - decay) * norm
+            variance = decay * variance + (1 - decay) * (mean - norm) ** 2
+    return thresholds
+
+
 def skip_step_thresholds(
     norms: Sequence[float], sigmas: float = 6, window: int = 128, known_before: int = 64
 ) -> list[float]:

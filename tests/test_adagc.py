@@ -90,6 +90,15 @@ def test_the_average_rises_by_a_thousandth_a_step_at_most():
     assert thresholds[-1] == pytest.approx(0.525 * 1.001**999, rel=1e-9)
 
 
+def test_firas_bound_on_growth():
+    norms = norm_streams(300, seed=5)["spikes"]
+    left = [norms[0]]
+    for norm in norms[1:]:
+        left.append(min(norm, 1.01 * left[-1]))
+    policy = AdaGC(relative=1.01, decay=0, warmup_steps=1, warmup_threshold=inf)
+    assert follow(policy, norms)[1:] == pytest.approx([1.01 * norm for norm in left[:-1]], rel=1e-12)
+
+
 @pytest.mark.parametrize("level", [1e-3, 50.0])
 def test_a_new_level_is_learned_whatever_the_bound_of_the_warmup_was(level):
     policy = AdaGC(warmup_steps=2)

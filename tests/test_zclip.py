@@ -6,7 +6,7 @@ import pytest
 from autoclip.controller import Controller
 from autoclip.policies import ZClip
 from autoclip.policies.zclip import Form
-from tests.references import zclip
+from tests.references import open_sora_thresholds, zclip
 from tests.streams import follow, norm_streams
 
 STEPS = 5000
@@ -66,6 +66,15 @@ def test_thresholds_and_the_norms_left_equal_the_oracle(stream, form, z_threshol
     follow(last, norms[:-1])
     assert (last.moments.mean, last.moments.variance) == pytest.approx(moments[-1], rel=1e-9, abs=0)
     assert 10 < sum(one.clipped for one in actual) < len(actual)
+
+
+@pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
+def test_without_learning_spikes_it_is_open_soras(stream):
+    norms = norm_streams(STEPS, seed=5)[stream]
+    policy = ZClip(3, decay=0.99, form="max", learn_spikes=False, **PUBLISHED)
+    expected = open_sora_thresholds(norms[25:], float(np.mean(norms[:25])), float(np.var(norms[:25])))
+    assert follow(policy, norms)[25:] == pytest.approx(expected, rel=1e-9, abs=0)
+    assert sum(np.array(norms[25:]) > expected) > 10
 
 
 @pytest.mark.parametrize("form", FORMS)

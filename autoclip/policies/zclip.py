@@ -30,6 +30,7 @@ class ZClip(Policy):
         form: what a spike becomes, in the response "reciprocal" and in the moments; the published code calls "max"
             percentile.
         epsilon: >= 0, in the units of the norms; 0 makes the rule scale-free.
+        learn_spikes: false leaves the moments alone at a spike, as Open-Sora Plan 1.5 does.
         least_spread: >= 0; std counts as at least this share of the mean. The published rule has 0, which takes any
             rise after constant norms for a spike.
         warmup_steps: number of norms to collect first.
@@ -53,6 +54,7 @@ class ZClip(Policy):
     form: Form = "reciprocal"
     epsilon: Floor = 1e-6
     least_spread: Floor = 0.01
+    learn_spikes: bool = True
     _: KW_ONLY
     warmup_steps: Steps = 25
 
@@ -68,7 +70,8 @@ class ZClip(Policy):
         return float(self.moments.mean + self.z_threshold * (self._std() + epsilon))
 
     def _observe(self, norm: float, loss: float | None) -> None:
-        self.moments.update(self._reciprocal(norm))
+        if self.learn_spikes or norm <= self._threshold():
+            self.moments.update(self._reciprocal(norm))
 
     def _reciprocal(self, norm: float) -> float:
         if norm <= self._threshold():  # no spike: it is above `max_threshold` only
