@@ -138,3 +138,11 @@ def choice(name: str, value: Any, allowed: Any) -> Any:
     if value not in get_args(allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(allowed)))}, got {value!r}")
     return value
+
+
+def as_written(value: Any, annotation: Any) -> str:
+    """A setting in Python: a whole percentile without a point, and an infinity that can be pasted."""
+    if value == inf:
+        return "float('inf')"
+    whole = annotation == Percentile and float(value).is_integer()
+    return repr(int(value) if whole else value)

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from math import inf, isfinite, nan
-from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self, final
 
-from autoclip.policies.parameters import Floor, Percentile, Steps, Threshold, WarmupThreshold, check, settings_of
+from autoclip.policies.parameters import Floor, Steps, Threshold, WarmupThreshold, as_written, check, settings_of
+from autoclip.policies.state import fill, saved
 from autoclip.statistics import GeometricQuantile, percentile_of
 
 Phase = Literal["warmup", "active"]
@@ -248,11 +248,7 @@ class Policy(ABC):
     @final
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and the policy's name, as plain JSON-able values. Settings are not part of it."""
-        state = {
-            name: value.state_dict() if hasattr(value, "state_dict") else _plain(name, value)
-            for name, value in self._learned().items()
-        }
-        return {"policy": type(self).__name__, **state}
+        return {"policy": type(self).__name__, **saved(self)}
 
     @final
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -261,34 +257,15 @@ class Policy(ABC):
         Raises:
             ValueError: the state is of another policy, or does not fit this one. Nothing is changed.
         """
-        name = type(self).__name__
-        if state.get("policy") != name:
-            raise ValueError(f"the state of a {state.get('policy')} cannot be loaded into a {name}")
         loaded = self.clone()
-        learned = loaded._learned()
-        missing = [attribute for attribute in learned if attribute not in state]
-        if missing:
-            raise ValueError(f"the state does not fit {name}: it has no {', '.join(missing)}")
-        for attribute, value in state.items():
-            if attribute == "policy":
-                continue
-            if attribute not in learned and (hasattr(loaded, attribute) or isinstance(value, dict)):
-                raise ValueError(f"the state does not fit {name}: it holds {attribute}, which a new {name} does not")
-            fresh: Any = learned.get(attribute)
-            try:
-                if hasattr(fresh, "load_state_dict"):
-                    fresh.load_state_dict(value)
-                else:
-                    setattr(loaded, attribute, _alike(fresh, _plain(attribute, value)))
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"the state does not fit {name}: {attribute} cannot be {value!r:.100}") from error
+        fill(loaded, state)
         self.__dict__ = vars(loaded)
 
     def __repr__(self) -> str:
         """The call that makes it: the settings that are not at their defaults, and the percentile of a clip rate."""
         declared = settings_of(type(self))
         shown = [
-            f"{name}={_as_written(value, declared[name].annotation)}"
+            f"{name}={as_written(value, declared[name].annotation)}"
             for name, value in self.parameters().items()
             if value != declared[name].default or (name == "percentile" and not self.reads_loss)
         ]
@@ -318,42 +295,3 @@ class Policy(ABC):
         if self.warmup_threshold != "auto":
             return float(self.warmup_threshold)
         return self.warmup_tracker.get() if self.warmup_norms else inf
-
-    def _learned(self) -> dict[str, Any]:
-        """All attributes that are not settings."""
-        attributes = {setting.attribute for setting in settings_of(type(self)).values()}
-        return {name: value for name, value in vars(self).items() if name not in attributes}
-
-
-def _as_written(value: Any, annotation: Any) -> str:
-    """A setting in Python: a whole percentile without a point, and an infinity that can be pasted."""
-    if value == inf:
-        return "float('inf')"
-    whole = annotation == Percentile and float(value).is_integer()
-    return repr(int(value) if whole else value)
-
-
-def _alike(fresh: Any, value: Any) -> Any:
-    """Return a loaded value if its type is that of the value at the start; None may be, or become, anything."""
-    for kind in (bool, Real, str, list | tuple, dict):
-        if isinstance(fresh, kind):
-            if value is None or isinstance(value, kind):
-                break
-            raise TypeError
-    return value
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Copy a value made of JSON's types; anything else cannot be saved and is an error."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, Real):  # NumPy's numbers too, which `torch.load(weights_only=True)` refuses
-        return int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, list | tuple):
-        return [_plain(name, item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(name, item) for key, item in value.items()}
-    raise TypeError(
-        f"attribute {name!r} holds a {type(value).__name__}, which cannot be saved: use numbers, strings, lists and "
-        f"dicts, or an object with state_dict() and load_state_dict()"
-    )
