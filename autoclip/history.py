@@ -275,6 +275,15 @@ class Recorded(ABC):
     def settle(self) -> None:  # noqa: B027 - only a clipper has steps that are not recorded yet
         """Record what was not recorded yet."""
 
+    def layer_norms(self) -> dict[str, float]:
+        """Norm of each parameter's gradient in the latest step, by name; none where only the total norm is known."""
+        return {}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Name -> parameter that is clipped; none where only the total norm is known."""
+        return {}
+
     @property
     def is_settled(self) -> bool:
         """True if every step was learned from and recorded, so that reading it does not wait."""

@@ -166,3 +166,36 @@ def test_a_clipper_and_the_sink_that_watches_it_are_copied_together() -> None:
         steps(copied, dict(copied._groups.parameters), 2)
         assert copied.sinks[0].found[-1]["layer_norm/a"] == 2.0
     assert len(sink.found) == 1
+
+
+@pytest.mark.parametrize("host_wait", [True, False])
+def test_updates_are_measured_between_two_records(host_wait: bool) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+    clipper = autoclip.attach(optimizer, autoclip.Fixed(1.0), host_wait=host_wait)
+    scalars, found = Scalars(updates_every=2), []
+    scalars.watch(clipper)
+
+    class Takes(Sink):
+        def announce(self, step: int) -> None:
+            scalars.announce(step)
+
+        def log(self, record: ClipRecord) -> None:
+            found.append(scalars.take(record).get("update_norm"))
+
+    clipper.sinks = [Takes()]
+    for norm in (0.5, 5.0, 0.25, 0.5, 0.5):
+        weight.grad = torch.tensor([norm, 0.0])
+        optimizer.step()
+    clipper.settle()
+    assert [norm for norm in found if norm is not None] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("setting", ["layers_every", "updates_every"])
+def test_a_tuner_has_no_layers_and_no_updates_which_is_said_once(setting: str) -> None:
+    tuner = autoclip.Tuner(autoclip.Fixed(1.0))
+    scalars = Scalars(**{setting: 1})
+    scalars.watch(tuner)
+    with pytest.warns(UserWarning, match=f"{setting} was given, but"):
+        assert "total_norm" in scalars.take(record(0))
+    assert "total_norm" in scalars.take(record(1))

@@ -62,6 +62,22 @@ def lines(directory: Path, name: str = "metrics.jsonl") -> list[str]:
     return (directory / name).read_text().splitlines()
 
 
+def test_norms_of_updates_are_logged_where_asked_for_and_resumed(
+    configure: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    config = configure(
+        "optimizer.momentum=0", "steps=12", "log.updates_every=3", "clip.policy={kind: fixed, threshold: 0.1}"
+    )
+    run(config, tmp_path / "whole")
+    for resume in (False, True):
+        run(config, tmp_path / "parts", stop_after=12 if resume else 5, resume=resume)
+    metrics = [json.loads(line) for line in lines(tmp_path / "whole")]
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert [line["step"] for line in metrics if "update_norm" in line] == [0, 3, 6, 9]
+    expected = 0.05 * metrics[3]["coefficient"] * metrics[3]["total_norm"]
+    assert metrics[3]["update_norm"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_run_writes_one_line_a_step_in_the_format_of_the_run_directory(
     configure: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:

@@ -296,6 +296,11 @@ class Clipper(Recorded):
         self.settle()
         return self._groups.clip_rates
 
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Name -> parameter that is clipped."""
+        return self._groups.parameters
+
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient before clipping in the latest step, by parameter name.
 

@@ -308,6 +308,9 @@ class LogConfig(Section):
     """Logs during training."""
 
     layers_every: CountOrNever = Field(default=None, description="Steps between logged layer norms; null: never.")
+    updates_every: CountOrNever = Field(
+        default=None, description="Steps between logged norms of updates, parameters after minus before; null: never."
+    )
     sinks: Annotated[
         tuple[Literal["jsonl", "console", "tensorboard", "wandb"], ...],
         Items(least=1, distinct=True),

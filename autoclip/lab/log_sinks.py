@@ -35,7 +35,7 @@ def make_sinks(
         UsageError: a package is missing.
     """
     every = -(-config.steps // MOST_POINTS)
-    layers = config.log.layers_every
+    looks = {"layers_every": config.log.layers_every, "updates_every": config.log.updates_every}
     made: list[ConsoleSink | TensorBoardSink | WandbSink] = []
     try:
         for kind in config.log.sinks:
@@ -43,12 +43,12 @@ def make_sinks(
                 case "console":
                     made.append(ConsoleSink(max(config.steps // LINES, 1), say))
                 case "tensorboard":
-                    made.append(TensorBoardSink(directory / TENSORBOARD, every=every, layers_every=layers))
+                    made.append(TensorBoardSink(directory / TENSORBOARD, every=every, **looks))
                 case "wandb":
                     made.append(
                         WandbSink(
                             every=every,
-                            layers_every=layers,
+                            **looks,
                             project=config.name,
                             name=f"seed-{seed}",
                             dir=str(directory),

@@ -17,6 +17,7 @@ import torch
 from autoclip.clipper import Clipper
 from autoclip.errors import RunError, UsageError
 from autoclip.flow import UseOrder
+from autoclip.gradients.updates import UpdateNorm
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
@@ -65,6 +66,7 @@ class Step:
     record: ClipRecord
     clip_rate: float
     mean_coefficient: float
+    update_norm: float | None = None
 
     @property
     def loss(self) -> float:
@@ -101,6 +103,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches = batches_of(task, seed)
         self.tally = Tally()
+        self.update = UpdateNorm()
         self.code = code_version(type(task), type(self.clipper.policy))
         description_of(task)  # fails before anything is trained
         self._order: list[str] = []  # in which the parameters are used, known after a step
@@ -139,12 +142,14 @@ class Training:
             total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
         self.clipper.step(loss=total)
+        if (every := self.config.log.updates_every) and self.tally.steps % every == 0:
+            self.update.before(self.clipper.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         record = self.clipper.last
         assert record is not None
         self._count(total, record)
-        return Step(record, self.clipper.clip_rate, self.clipper.mean_coefficient)
+        return Step(record, self.clipper.clip_rate, self.clipper.mean_coefficient, self.update.after())
 
     def evaluate(self) -> float:
         """Validation loss of the current model."""
@@ -156,7 +161,8 @@ class Training:
 
     def metrics(self, step: Step) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
-        return step.record.as_json(self.optimizer.param_groups[0]["lr"])
+        update = {} if step.update_norm is None else {"update_norm": finite_or_none(step.update_norm)}
+        return step.record.as_json(self.optimizer.param_groups[0]["lr"]) | update
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run's future depends on, loadable with `torch.load(weights_only=True)`."""
@@ -301,11 +307,10 @@ def _until_done(
 
     def checkpoint(save: bool = True) -> None:
         tally.seconds = time.monotonic() - began
-        if not save:
-            return
-        metrics.sync()
-        layers.sync()
-        save_checkpoint(directory, training.state_dict())
+        if save:
+            metrics.sync()
+            layers.sync()
+            save_checkpoint(directory, training.state_dict())
 
     def validate() -> None:
         loss = training.evaluate()

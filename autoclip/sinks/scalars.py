@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 from autoclip.records import ClipRecord, clip_rate, is_active, mean_coefficient
 from autoclip.warn_once import WarnOnce
@@ -30,6 +30,10 @@ class Watched(Protocol):
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient in the latest step."""
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Name -> parameter."""
+
     def settle(self) -> None:
         """Record the latest step, if that was not done yet."""
 
@@ -49,6 +53,7 @@ class Scalars:
         mean_coefficient  share of the gradient's length that is left: mean coefficient of the active steps, so far
         skipped_steps     number so far;  nonfinite_steps: number of non-finite norms that this sink was told of
         layer_norm/<name> norm of that parameter's gradient before clipping, of every `layers_every`-th step
+        update_norm       norm of what the optimizer's step before this record changed (see `UpdateNorm`)
 
     The largest and smallest are left out if a window is one step. Numbers that are not finite are left out of means. A
     number without any finite value in a window is missing there, and so are rates before the first active step. Clip
@@ -58,14 +63,19 @@ class Scalars:
     Args:
         every: steps of a window.
         layers_every: steps between layer norms, which are read from the device; None: never.
+        updates_every: steps between norms of updates, each of which costs a copy of the parameters; None: never.
 
     Raises:
         ValueError: one of them is not a whole number >= 1.
     """
 
-    def __init__(self, every: int = 1, layers_every: int | None = None) -> None:
+    def __init__(self, every: int = 1, layers_every: int | None = None, updates_every: int | None = None) -> None:
         self.every = checked_every("every", every)
         self.layers_every = None if layers_every is None else checked_every("layers_every", layers_every)
+        self.updates_every = None if updates_every is None else checked_every("updates_every", updates_every)
+        self._update: Any = None  # an UpdateNorm
+        self._update_norms: list[float] = []  # measured, not taken yet
+        self._looked = -1  # step
         self._watched: Watched | None = None
         self._records: list[ClipRecord] = []
         self._recent: deque[bool] = deque(maxlen=max(self.every, RECENT))
@@ -86,7 +96,30 @@ class Scalars:
         scalars = self._flushed() if (record.step + 1) % self.every == 0 else {}
         if self.layers_every is not None and record.step % self.layers_every == 0:
             scalars |= self._layers()
+        if not self._looked - 1 <= record.step <= self._looked:  # else it was announced
+            self.announce(record.step)
+        if self._update_norms:
+            scalars["update_norm"] = self._update_norms.pop()
         return scalars
+
+    def announce(self, step: int) -> None:
+        """Look at the parameters before a step, whose record may follow later."""
+        if self.updates_every is None:
+            return
+        self._looked = step
+        parameters = {} if self._watched is None else self._watched.parameters
+        if not parameters:
+            self._tell_of_none("updates_every")
+            return
+        if self._update is None:
+            from autoclip.gradients.updates import UpdateNorm  # needs torch, a sink does not
+
+            self._update = UpdateNorm()
+        norm = self._update.after()
+        if norm is not None and isfinite(norm):
+            self._update_norms = [norm]
+        if step % self.updates_every == 0:
+            self._update.before(parameters)
 
     def rest(self) -> tuple[int, dict[str, float]]:
         """Step and numbers of the unfinished window, which this ends."""
@@ -120,13 +153,15 @@ class Scalars:
         return scalars
 
     def _layers(self) -> dict[str, float]:
-        if self._watched is None:
-            self._warn_once(
-                "unwatched", "layers_every was given, but the sink knows no clipper: call its watch(clipper)"
-            )
-            return {}
-        norms = self._watched.layer_norms()
+        norms = {} if self._watched is None else self._watched.layer_norms()
+        if not norms:
+            self._tell_of_none("layers_every")
         return {f"layer_norm/{name}": norm for name, norm in norms.items() if isfinite(norm)}
+
+    def _tell_of_none(self, setting: str) -> None:
+        self._warn_once(
+            setting, f"{setting} was given, but the sink knows no clipper of parameters: call its watch(clipper)"
+        )
 
 
 def summarised(records: Sequence[ClipRecord], *, extremes: bool) -> dict[str, float]:

@@ -21,14 +21,22 @@ class TensorBoardSink(Sink):
         log_dir: a directory, or a `SummaryWriter`.
         every: steps of a point. With more than one it is their mean, and `_max` and `_min` are curves of their own.
         layers_every: steps between `autoclip/layer_norm/<name>`, read from the clipper given to `watch`; None: never.
+        updates_every: steps between `autoclip/update_norm`, each of which costs a copy of the parameters; None: never.
 
     Raises:
         ImportError: tensorboard is missing.
-        ValueError: `every` or `layers_every` is not a whole number >= 1.
+        ValueError: `every`, `layers_every` or `updates_every` is not a whole number >= 1.
     """
 
-    def __init__(self, log_dir: str | PathLike[str] | Any, *, every: int = 1, layers_every: int | None = None) -> None:
-        self._scalars = Scalars(every, layers_every)
+    def __init__(
+        self,
+        log_dir: str | PathLike[str] | Any,
+        *,
+        every: int = 1,
+        layers_every: int | None = None,
+        updates_every: int | None = None,
+    ) -> None:
+        self._scalars = Scalars(every, layers_every, updates_every)
         given: Any = log_dir
         self._owned = not isinstance(given, _summary_writer())
         self._hides = self._owned
@@ -39,6 +47,10 @@ class TensorBoardSink(Sink):
     def watch(self, clipper: Watched) -> None:
         """Take layer norms and the overall clip rate from this clipper."""
         self._scalars.watch(clipper)
+
+    def announce(self, step: int) -> None:
+        """Look at the parameters before a step whose record follows later."""
+        self._scalars.announce(step)
 
     def log(self, record: ClipRecord) -> None:
         """Take the record of one step.

@@ -24,15 +24,24 @@ class WandbSink(Sink):
             record, else one of its own from then on, which closing finishes.
         every: steps of a point. With more than one it is their mean, and `_max` and `_min` are curves of their own.
         layers_every: steps between `autoclip/layer_norm/<name>`, read from the clipper given to `watch`; None: never.
+        updates_every: steps between `autoclip/update_norm`, each of which costs a copy of the parameters; None: never.
         init: arguments of `wandb.init` for a run of its own, such as `project`.
 
     Raises:
         ImportError: wandb is missing.
-        ValueError: `every` or `layers_every` is not a whole number >= 1.
+        ValueError: `every`, `layers_every` or `updates_every` is not a whole number >= 1.
     """
 
-    def __init__(self, run: Any = None, *, every: int = 10, layers_every: int | None = None, **init: Any) -> None:
-        self._scalars = Scalars(every, layers_every)
+    def __init__(
+        self,
+        run: Any = None,
+        *,
+        every: int = 10,
+        layers_every: int | None = None,
+        updates_every: int | None = None,
+        **init: Any,
+    ) -> None:
+        self._scalars = Scalars(every, layers_every, updates_every)
         _wandb()
         self.run = run
         self.init = init
@@ -43,6 +52,10 @@ class WandbSink(Sink):
     def watch(self, clipper: Watched) -> None:
         """Take layer norms and the overall clip rate from this clipper."""
         self._scalars.watch(clipper)
+
+    def announce(self, step: int) -> None:
+        """Look at the parameters before a step whose record follows later."""
+        self._scalars.announce(step)
 
     def log(self, record: ClipRecord) -> None:
         """Take the record of one step.
