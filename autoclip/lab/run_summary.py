@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -103,7 +103,7 @@ def table(total: dict[str, Any], output_dir: Path) -> str:
                 str(seed["seed"]),
                 seed["status"],
                 str(seed["steps"]),
-                "-" if loss is None else f"{loss:.4f}",
+                f"{loss:.4f}" if loss is not None and isfinite(loss) else "-",
                 rate_text(seed["clip_rate"]),
                 rate_text(seed.get("mean_coefficient")),
                 str(seed["skipped_steps"]),

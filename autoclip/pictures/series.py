@@ -84,11 +84,11 @@ def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:
         lines: as `ClipRecord.as_json` has them, by steps; a value that is missing or not a number is unknown.
         label: their name in legends.
     """
-    thresholds = _numbers(lines, "threshold")
+    norms, thresholds = _numbers(lines, "total_norm"), _numbers(lines, "threshold")
     return Series(
         label=label,
         steps=np.array([line["step"] for line in lines], dtype=np.int64),
-        norms=_numbers(lines, "total_norm"),
+        norms=np.where(np.isfinite(norms), norms, nan),
         thresholds=np.where(np.isnan(thresholds), inf, thresholds),
         losses=_numbers(lines, "loss"),
         coefficients=_numbers(lines, "coefficient"),

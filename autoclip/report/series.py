@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoclip.pictures.series import Floats, Series, series_of
+from autoclip.records import restored
 from autoclip.run_directory import METRICS
 from autoclip.traces import NormTrace
 from autoclip.traces.jsonl import OWN_KEYS
@@ -45,7 +46,7 @@ def read_series(path: Path, label: str) -> Series:
     lines: list[dict[str, Any]] = []
     for text in (path / METRICS if path.is_dir() else path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = json.loads(text, object_hook=restored)
             if not isinstance(line["step"], int):
                 break
         except (ValueError, KeyError, TypeError, RecursionError):
