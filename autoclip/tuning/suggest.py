@@ -122,11 +122,7 @@ class Suggestion:
         return self.effective_count < WORTH_LESS * self.count
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON; an unknown end of an interval is None."""
-
-        def interval(one: Interval) -> dict[str, float | None]:
-            return {"value": one.value, "low": one.low, "high": one.high if isfinite(one.high) else None}
-
+        """Plain values; an unknown end of an interval is inf."""
         return {
             "source": self.trace.source,
             "format": self.trace.format,
@@ -135,13 +131,13 @@ class Suggestion:
             "stride": self.trace.stride if self.trace.has_steps else None,
             "zero": self.zero,
             "nonfinite": self.nonfinite,
-            "percentiles": {f"{name:g}": interval(one) for name, one in self.percentiles.items()},
+            "percentiles": {f"{name:g}": vars(one) for name, one in self.percentiles.items()},
             "largest": self.largest,
             "largest_step": self.largest_step,
             "largest_over_median": self.largest_ratio,
-            "clipped_by_fixed": {f"{name:g}": interval(one) for name, one in self.fixed.items()},
+            "clipped_by_fixed": {f"{name:g}": vars(one) for name, one in self.fixed.items()},
             "drift": {"ratio": self.drift.ratio, "tau": self.drift.tau, "p_value": self.drift.p_value},
-            "spikes": {**interval(self.spikes), "count": int(self.tail.spikes.sum()), "tested": self.count},
+            "spikes": {**vars(self.spikes), "count": int(self.tail.spikes.sum()), "tested": self.count},
             "percentile_99_over_running_median": self.tail.ratio,
             "loss": self.loss.state,
             "notes": list(self.trace.notes),
