@@ -41,7 +41,7 @@ def trace_findings(one: Suggestion) -> list[Finding]:
         Finding("note" if broken else "good", f"{'once the cause is found' if broken else 'recommended'}: {answer}"),
         Finding("note", f"why: {one.reason}"),
         *(Finding("note", f"doubt: {doubt}") for doubt in doubts),
-        *(Finding("note", f"note: {note}") for note in one.trace.notes),
+        *(Finding("note", f"log: {note}") for note in one.trace.notes),
         Finding("note", f"log: {one.trace.source}: {_size_of(one)}", {"norms": one.count}),
         Finding("note", drifted, {"ratio": drift.ratio, "tau": drift.tau, "p_value": drift.p_value}),
         Finding("note", spiked, spikes),
