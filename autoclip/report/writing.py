@@ -25,14 +25,14 @@ LOOKED_FOR = (
 
 
 class Report(NamedTuple):
-    """A report before it is written.
+    """A report.
 
     Attributes:
         kind: of the directory: "run", "sweep" or "trace".
         text: of the page.
         pictures: of the page.
         findings: the sentences of the page.
-        notes: sentences on what was left out and on how often the default clipped; the page has them too.
+        notes: those that the command prints too, on what was left out and on how often the default clipped.
     """
 
     kind: str
@@ -43,27 +43,26 @@ class Report(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The files of a report; `kind`, `notes` and `findings` as in `Report`.
+    """The files of a report; `kind` and `notes` are those of the `Report`.
 
     Attributes:
         kind: of the directory.
         page: the HTML file.
         pictures: the files beside it.
         notes: sentences.
-        findings: sentences.
+        findings: on the page, as plain values.
     """
 
     kind: str
     page: Path
     pictures: list[Path]
     notes: list[str]
-    findings: Sequence[Finding] = ()
+    findings: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        pictures, findings = [str(path) for path in self.pictures], [one.as_json() for one in self.findings]
-        files = {"kind": self.kind, "report": str(self.page), "pictures": pictures}
-        return {**files, "notes": self.notes, "findings": findings}
+        files = {"report": str(self.page), "pictures": [*map(str, self.pictures)]}
+        return {"kind": self.kind, **files, "notes": self.notes, "findings": self.findings}
 
 
 def write_report(directory: Path, column: str | None = None, step_column: str | None = None) -> Written:
@@ -98,7 +97,8 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
             f"no report of {directory} could be made: a file in it holds values that no run writes ({reason})"
         ) from error
     files = _write(page, made.text, made.pictures)
-    return Written(made.kind, page, files, [visible(note) for note in made.notes], made.findings)
+    findings = [one.as_json() for one in made.findings]
+    return Written(made.kind, page, files, [*map(visible, made.notes)], findings)
 
 
 def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: Sequence[str] = ()) -> list[Path]:
