@@ -24,33 +24,19 @@ LOOKED_FOR = (
 )
 
 
-class Report(NamedTuple):
-    """A report.
-
-    Attributes:
-        kind: of the directory: "run", "sweep" or "trace".
-        text: of the page.
-        pictures: of the page.
-        findings: the sentences of the page.
-        notes: those that the command prints too, on what was left out and on how often the default clipped.
-    """
-
-    kind: str
-    text: str
-    pictures: Sequence["Picture"]
-    findings: Sequence[Finding]
-    notes: Sequence[str] = ()
+Report = tuple[str, str, Sequence["Picture"], Sequence[Finding], Sequence[str]]
+"""The kind of a directory, its page, the page's pictures and sentences, and those that the command prints too."""
 
 
 class Written(NamedTuple):
-    """The files of a report; `kind` and `notes` are those of the `Report`.
+    """The files of a report.
 
     Attributes:
-        kind: of the directory.
+        kind: of the directory: "run", "sweep" or "trace".
         page: the HTML file.
         pictures: the files beside it.
-        notes: sentences.
-        findings: on the page, as plain values.
+        notes: sentences on what was left out and on how often the default clipped; the page has them too.
+        findings: the sentences of the page, as plain values.
     """
 
     kind: str
@@ -86,7 +72,7 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
     page = directory / REPORT
     _refuse_to_replace(page, "move it away")
     try:
-        made = _report(directory, column, step_column)
+        kind, text, pictures, findings, notes = _report(directory, column, step_column)
     except OSError as error:
         raise RunError(f"no report of {directory} could be made: {error}") from None
     except RunError as error:  # a file there is damaged: no run has failed
@@ -96,9 +82,8 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
         raise UsageError(
             f"no report of {directory} could be made: a file in it holds values that no run writes ({reason})"
         ) from error
-    files = _write(page, made.text, made.pictures)
-    findings = [one.as_json() for one in made.findings]
-    return Written(made.kind, page, files, [*map(visible, made.notes)], findings)
+    files = _write(page, text, pictures)
+    return Written(kind, page, files, [*map(visible, notes)], [one.as_json() for one in findings])
 
 
 def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: Sequence[str] = ()) -> list[Path]:
@@ -158,7 +143,7 @@ def _of_sweep(directory: Path) -> Report:
     from autoclip.report.sweep_page import sweep_page
 
     sweep = read_sweep(directory)
-    return Report("sweep", *sweep_page(sweep), sweep_findings(sweep.results, sweep.picks))
+    return "sweep", *sweep_page(sweep), sweep_findings(sweep.results, sweep.picks), ()
 
 
 def _of_runs(directory: Path, seeds: Sequence[Path]) -> Report:
@@ -172,7 +157,7 @@ def _of_runs(directory: Path, seeds: Sequence[Path]) -> Report:
     rates = default_rates(runs)
     findings = run_findings(runs, total, stepless, rates)
     told = [*([stepless_finding(stepless)] if stepless else []), *([rates] if rates else [])]
-    return Report("run", *run_page(runs, total, findings, stepless), findings, [one.text for one in told])
+    return "run", *run_page(runs, total, findings, stepless), findings, [one.text for one in told]
 
 
 def _of_logs(directory: Path, column: str | None, step_column: str | None) -> Report:
@@ -193,8 +178,7 @@ def _of_logs(directory: Path, column: str | None, step_column: str | None) -> Re
         if not suggestions:
             raise UsageError("\n".join(refused))
         findings = [finding for one in suggestions for finding in trace_findings(one)]
-        page = trace_page(suggestions, directory.resolve().name, refused, start)
-        return Report("trace", *page, findings, refused)
+        return "trace", *trace_page(suggestions, directory.resolve().name, refused, start), findings, refused
 
 
 def _refuse_columns(directory: Path, what: str, column: str | None, step_column: str | None) -> None:
