@@ -155,6 +155,8 @@ def restored(values: dict[str, Any]) -> dict[str, Any]:
     >>> restored({"loss": None, "total_norm": None, "total_norm_is": "nan"})
     {'loss': None, 'total_norm': nan}
     """
+    if None not in values.values():
+        return values
     words = {name: values.get(f"{name}_is") for name, one in values.items() if one is None}
     numbers = {name: float(word) for name, word in words.items() if word in ("nan", "inf", "-inf")}
     if not numbers:

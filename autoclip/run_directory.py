@@ -121,7 +121,10 @@ def remove_asides(directory: Path) -> None:
 
 def json_text(values: Any, indent: int | None = None) -> str:
     """The values as JSON, see `to_json`."""
-    return json.dumps(to_json(values), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(values, indent=indent, allow_nan=False)
+    except ValueError:  # it holds NaN or an infinity
+        return json.dumps(to_json(values), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
