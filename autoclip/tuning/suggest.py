@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoclip.errors import UsageError
 from autoclip.policies import DEFAULT_KIND
-from autoclip.records import clip_rate
+from autoclip.records import clip_rate, to_json
 from autoclip.traces import NormTrace
 from autoclip.tuning.intervals import Interval, effective_count, percentile_interval, share_interval
 from autoclip.tuning.log_findings import (
@@ -122,8 +122,8 @@ class Suggestion:
         return self.effective_count < WORTH_LESS * self.count
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; an unknown end of an interval is inf."""
-        return {
+        """Plain values for JSON, see `records.to_json`; an unknown end of an interval is inf."""
+        figures = {
             "source": self.trace.source,
             "format": self.trace.format,
             "norms": self.count,
@@ -146,6 +146,7 @@ class Suggestion:
             "recommended": {"policy": dict(self.policy)},
             "reason": self.reason,
         }
+        return dict(to_json(figures))
 
 
 def suggest(trace: NormTrace) -> Suggestion:
