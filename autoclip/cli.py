@@ -1,14 +1,12 @@
 """The command line. Each command imports the slow modules that it needs."""
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -388,13 +386,6 @@ def _tell(message: str) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+    from autoclip.run_directory import json_text
 
-
-def _finite(value: Any) -> Any:
-    """Write infinities as the word `inf`, which configurations read as a number: JSON has none."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
+    typer.echo(json_text(value, indent=2))

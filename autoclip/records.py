@@ -42,25 +42,24 @@ class ClipRecord:
     loss: float | None = None
 
     def as_json(self, lr: float | None = None) -> dict[str, Any]:
-        """The line of `metrics.jsonl`, with null for what JSON cannot hold: a non-finite norm, a threshold of inf.
-
-        Here `finite` means that norm and loss are finite: a null loss with `finite` true was not given.
+        """The line of `metrics.jsonl`, see `to_json`. Here `finite` means that norm and loss are finite.
 
         Args:
             lr: learning rate of the step, if known.
         """
-        return {
+        line = {
             "step": self.step,
-            "loss": finite_or_none(self.loss),
-            "total_norm": finite_or_none(self.total_norm),
-            "threshold": finite_or_none(self.threshold),
-            "coefficient": finite_or_none(self.coefficient),
+            "loss": self.loss,
+            "total_norm": self.total_norm,
+            "threshold": self.threshold,
+            "coefficient": self.coefficient,
             "clipped": self.clipped,
             "skipped": self.skipped,
             "finite": self.finite and (self.loss is None or isfinite(self.loss)),
             "phase": self.phase,
-            "lr": finite_or_none(lr),
+            "lr": lr,
         }
+        return dict(to_json(line))
 
 
 class Sink(AbstractContextManager["Sink"]):
@@ -128,5 +127,39 @@ def threshold_text(threshold: float | None) -> str:
 
 
 def finite_or_none(number: float | None) -> float | None:
-    """The number, or None (JSON's null) for NaN and the infinities."""
+    """The number; None for NaN and the infinities."""
     return number if number is not None and isfinite(number) else None
+
+
+def to_json(value: Any) -> Any:
+    """Plain values without NaN and infinities, which JSON lacks: null instead, and `NAME_is` beside it says which.
+
+    >>> to_json({"loss": None, "total_norm": nan, "threshold": inf})
+    {'loss': None, 'total_norm': None, 'total_norm_is': 'nan', 'threshold': None, 'threshold_is': 'inf'}
+    """
+    if isinstance(value, dict):
+        plain: dict[str, Any] = {}
+        for name, one in value.items():
+            plain[name] = to_json(one)
+            if plain[name] is None and one is not None:
+                plain[f"{name}_is"] = str(float(one))
+        return plain
+    if isinstance(value, list | tuple):
+        return [to_json(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def restored(values: dict[str, Any]) -> dict[str, Any]:
+    """One object of `to_json` as it was before: the `object_hook` of whoever reads our files.
+
+    >>> restored({"loss": None, "total_norm": None, "total_norm_is": "nan"})
+    {'loss': None, 'total_norm': nan}
+    """
+    if None not in values.values():
+        return values
+    words = {name: values.get(f"{name}_is") for name, one in values.items() if one is None}
+    numbers = {name: float(word) for name, word in words.items() if word in ("nan", "inf", "-inf")}
+    if not numbers:
+        return values
+    marks = {f"{name}_is" for name in numbers}
+    return {name: numbers.get(name, one) for name, one in values.items() if name not in marks}

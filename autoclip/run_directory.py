@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from autoclip.errors import RunError
+from autoclip.records import restored, to_json
 
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
@@ -67,7 +68,7 @@ class LineLog(AbstractContextManager["LineLog"]):
 
     def append(self, values: dict[str, Any]) -> None:
         """Write one line and hand it to the operating system at once."""
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.write(json_text(values) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -118,13 +119,21 @@ def remove_asides(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def json_text(values: Any, indent: int | None = None) -> str:
+    """The values as JSON, see `to_json`."""
+    try:
+        return json.dumps(values, indent=indent, allow_nan=False)
+    except ValueError:  # it holds NaN or an infinity
+        return json.dumps(to_json(values), indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file at once; NaN and infinities raise `ValueError`, as JSON has none."""
-    write_atomically(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    """Write a JSON file at once."""
+    write_atomically(path, json_text(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None if there is no file.
+    """Read a JSON object with the numbers that JSON lacks; None if there is no file.
 
     Raises:
         RunError: the file is not a JSON object.
@@ -132,11 +141,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     if not path.is_file():
-        raise RunError(f"{path} is not a file; move it away to start over")
+        raise RunError(f"{path} is not a file: move it away")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_hook=restored)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is not valid JSON ({error}); move it away to start over") from None
+        raise RunError(f"{path} is not valid JSON ({error}): put the right one back, or move it away") from None
     if not isinstance(values, dict):
-        raise RunError(f"{path} holds no JSON object; move it away to start over")
+        raise RunError(f"{path} holds no JSON object: put the right one back, or move it away")
     return values

@@ -22,7 +22,7 @@ PYTHON = {
     "Logs of norms": "autoclip.traces read_traces NormTrace",
     "Where records go": "autoclip.sinks ConsoleSink JSONLSink TensorBoardSink WandbSink",
     "Gradient flow": "autoclip.flow FlowSink forward_order diagnose read_samples GradientFlow Layer Slope Sample"
-    " UseOrder by_verdict layer_of",
+    " UseOrder flow_findings layer_of",
     "Lightning": "autoclip.integrations.lightning AutoClipCallback",
     "Transformers": "autoclip.integrations.transformers AutoClipCallback",
     "DeepSpeed": "autoclip.integrations.deepspeed attach EngineTuner",

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from autoclip.records import to_json
 from autoclip.sweep.candidates import Candidate
 from autoclip.sweep.outcome import Result, as_csv
 from autoclip.sweep.picks import pick
@@ -34,18 +36,20 @@ def metrics_of(
         broken = step in nonfinite
         clipped = not broken and threshold is not None and norm > threshold
         lines.append(
-            {
-                "step": step,
-                "loss": None if broken else loss * (0.97**step + 0.1),
-                "total_norm": None if broken else norm,
-                "threshold": threshold,
-                "coefficient": None if broken else min(1.0, (threshold or norm) / norm),
-                "clipped": clipped,
-                "skipped": broken,
-                "finite": not broken,
-                "phase": "warmup" if step < WARMUP else "active",
-                "lr": 0.1,
-            }
+            to_json(
+                {
+                    "step": step,
+                    "loss": nan if broken else loss * (0.97**step + 0.1),
+                    "total_norm": nan if broken else norm,
+                    "threshold": inf if threshold is None else threshold,
+                    "coefficient": 0.0 if broken else min(1.0, (threshold or norm) / norm),
+                    "clipped": clipped,
+                    "skipped": broken,
+                    "finite": not broken,
+                    "phase": "warmup" if step < WARMUP else "active",
+                    "lr": 0.1,
+                }
+            )
         )
     return lines
 

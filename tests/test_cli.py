@@ -120,7 +120,7 @@ def test_validate_as_json(experiment):
     found = json.loads(result.stdout)
     assert found["valid"] is True
     assert found["config"]["steps"] == 7
-    assert found["config"]["clip"]["policy"]["max_threshold"] == "inf"
+    assert found["config"]["clip"]["policy"]["max_threshold_is"] == "inf"
     assert len(found["hash"]) == 64
 
     result = call("validate", experiment, "clip.policy.growth=0", "-f", "json")

@@ -71,9 +71,9 @@ def test_the_verdict_on_the_gradient_flow_is_printed_and_kept(
     lost = configure(*deep, "task.args.initialisation=default", "log.layers_every=2", "seeds=[0, 1]")
     run_experiment(lost, tmp_path / "lost", resume=False)
     printed = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in printed if line.startswith("gradient flow: ")]
+    (line,) = [line for line in printed if ": gradient flow " in line]
     assert line.startswith(
-        "gradient flow: vanishing in 2 of 2 seeds: from first to last of 13 layers the norm rises by "
+        "seed 0, seed 1: gradient flow vanishing: from first to last of 13 layers the norm rises by "
     )
     for seed in (0, 1):
         assert json.loads((tmp_path / "lost" / f"seed-{seed}" / "summary.json").read_text())["gradient_flow"] == (

@@ -16,8 +16,8 @@ from autoclip.flow import (
     GradientFlow,
     Sample,
     UseOrder,
-    by_verdict,
     diagnose,
+    flow_findings,
     forward_order,
     layer_of,
     read_samples,
@@ -176,16 +176,15 @@ def test_figures_run_from_the_first_layer_to_the_last_and_keep_their_sign(decade
 
 def test_runs_with_the_same_verdict_are_told_together() -> None:
     flows = {"a": diagnose(profile(0.5)), "b": diagnose(profile(5.0)), "c": diagnose(profile(1.0))}
-    healthy, vanishing = by_verdict(flows)
-    assert (healthy.labels, healthy.words, healthy.advice) == (["a", "c"], "healthy", "")
+    healthy, vanishing = flow_findings(flows)
     low, high = sorted(flows[label].slope.decades for label in "ac")  # type: ignore[union-attr]
-    assert healthy.evidence.startswith(f"from first to last of 16 layers the norm rises by {low:.1f} to {high:.1f} dec")
-    assert (vanishing.labels, vanishing.verdict) == (["b"], "vanishing")
-    assert vanishing.evidence in flows["b"].evidence
-    dead = by_verdict({str(count): diagnose(killed(profile(0.0), 0, range(count))) for count in (2, 5)})
-    assert [one.verdict for one in dead] == ["vanishing"]
-    assert dead[0].evidence.endswith("; 2 to 5 dead layers")
-    assert dead[0].advice.count("dead layers") == 1
+    told = f"a, c: gradient flow healthy: from first to last of 16 layers the norm rises by {low:.1f} to {high:.1f} dec"
+    assert (healthy.level, healthy.figures["runs"]) == ("good", ["a", "c"])
+    assert healthy.text.startswith(told)
+    assert "What helps" not in healthy.text
+    assert (vanishing.level, vanishing.figures) == ("bad", {"runs": ["b"], "verdict": "vanishing"})
+    (dead,) = flow_findings({str(count): diagnose(killed(profile(0.0), 0, range(count))) for count in (2, 5)})
+    assert "; 2 to 5 dead layers. What helps: dead layers: " in dead.text
 
 
 def killed(samples: list[Sample], since: int, layers: Sequence[int]) -> list[Sample]:

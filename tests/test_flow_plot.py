@@ -56,18 +56,6 @@ def test_runs_with_the_same_layers_are_drawn_over_their_names(tmp_path: Path, fi
     assert "depth" in figures[1].axes[0].get_xlabel()
 
 
-def test_nothing_in_the_picture_overlaps(tmp_path: Path, figures: list[Figure]) -> None:
-    plot_flow({f"run {run}": flow(run - 4.0, dead=run if run else None) for run in range(8)}, tmp_path / "flow.png")
-    figure = figures[0]
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
-    axes, legend = figure.axes[0].get_tightbbox(renderer), figure.legends[0].get_window_extent(renderer)
-    assert legend.y0 >= figure.axes[0].get_window_extent(renderer).y1
-    assert axes.x0 >= 0
-    assert axes.x1 <= figure.bbox.x1
-    assert legend.y1 <= figure.bbox.y1
-
-
 def test_runs_without_a_norm_are_refused(tmp_path: Path) -> None:
     dead = diagnose([Sample(0, {"a.weight": 0.0})])
     with pytest.raises(ValueError, match="no run has a layer"):

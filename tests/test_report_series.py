@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoclip.report.series import is_metrics, logged_series, read_series, smoothed, smoothing
+from autoclip.pictures.series import read_series
+from autoclip.report.series import is_metrics, logged_series, smoothed, smoothing
 from autoclip.traces import NormTrace
 from tests.report_runs import STEPS, WARMUP, metrics_of, write_run
 

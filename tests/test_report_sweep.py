@@ -43,7 +43,7 @@ def test_a_sweep_is_read_back_as_it_was_scored(tmp_path: Path) -> None:
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path, CANDIDATES)
-    kind, path, pictures, _ = write_report(tmp_path)
+    kind, path, pictures, *_ = write_report(tmp_path)
     assert (kind, [one.stem for one in pictures]) == ("sweep", ["pareto", "losses", "learning_rates"])
     page = loaded(path)
     assert len(page.images) == 3

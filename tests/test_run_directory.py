@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -62,10 +63,22 @@ def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
         log.append({"step": 1})
 
 
-def test_a_number_that_json_lacks_is_refused(tmp_path: Path) -> None:
-    with LineLog(tmp_path / "log.jsonl", EarlierLines()) as log, pytest.raises(ValueError, match="not JSON compliant"):
-        log.append({"step": 0, "loss": float("nan")})
-    assert (tmp_path / "log.jsonl").read_text() == ""
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"step": 0, "loss": math.inf, "lr": None},
+        {"norms": {"0.weight": -math.inf, "0.bias": 1.0}},
+        {"validation": [{"step": 1, "loss": math.inf}, {"step": 2, "loss": 0.5}]},
+        {"a": None, "a_is": "word", "b": "nan", "c_is": "nan"},
+    ],
+)
+def test_numbers_that_json_lacks_are_read_back(tmp_path: Path, values: dict[str, object]) -> None:
+    with LineLog(tmp_path / "log.jsonl", EarlierLines()) as log:
+        log.append(values)
+    write_json(tmp_path / "a.json", values)
+    for path in (tmp_path / "log.jsonl", tmp_path / "a.json"):
+        assert "Infinity" not in path.read_text()
+        assert read_json(path) == values
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_where_every_candidate_fails_nothing_is_recommended(
     assert "every candidate failed" in capsys.readouterr().out
     assert report(sweep, "json") == 1
     found = json.loads(capsys.readouterr().out)
-    assert (found["recommended"], found["reason"]) == (None, None)
+    assert (found["recommended"], found["picks"]) == (None, None)
     assert {one["instability"] for one in found["candidates"]} == {1.0}
     assert {one["failed"] for one in found["candidates"]} == {2}
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -76,7 +76,7 @@ def test_norms_over_the_whole_range_of_floats(tmp_path, last):
 def test_an_end_of_an_interval_that_is_not_known_is_said(log):
     _, text = run("suggest", log)
     (line,) = [line for line in text.splitlines() if line.split()[:1] == ["99"]]
-    assert ", unknown]" in line
+    assert line.endswith(" to unknown")
     (found,) = json.loads(run("suggest", log, "-f", "json")[1])["suggestions"]
     assert found["percentiles"]["99"]["high"] is None
 
@@ -198,7 +198,7 @@ def contradictions(trace, told):
 
     check(r"the largest norm is (\S+) times the median of all", times_text(largest / middle))
     step = trace.steps[trace.norms.tolist().index(largest)]
-    check(r"^ +largest  (\S+) at step (\d+), (\S+) times", f"{largest:.3g}", step, times_text(largest / middle))
+    check(r"^ +largest  (\S+) +at step (\d+), (\S+) times", f"{largest:.3g}", step, times_text(largest / middle))
     if not re.search(r"^ +largest  ", told, re.MULTILINE):
         wrong.append("no largest")
     ratios = plain_ratios(norms)
@@ -222,7 +222,7 @@ def contradictions(trace, told):
     wrong += [f"worth {one}" for one in worth if int(one) > 0.5 * len(norms) + 0.5]
     for threshold in (1, 5, 10):
         share = sum(norm > threshold for norm in norms) / len(norms)
-        check(rf"^ +{threshold}  (\S+)% \[", f"{100 * share:.2f}")
+        check(rf"^ +{threshold}  (\S+)%  ", f"{100 * share:.2f}")
     losses = [] if trace.losses is None else trace.losses.tolist()
     tells = len(losses) >= 20 and (min(losses) > 0 or max(losses) < 0)
     if ("report_loss" in told or "when the average loss rises" in told) and not tells:
@@ -355,8 +355,8 @@ def test_runs_that_differ_are_said_to_and_so_is_what_was_not_read(tmp_path, fact
 def test_what_the_number_would_clip_where_the_lines_go_and_what_must_go_are_said(tmp_path):
     norms_in(tmp_path / "a.csv", np.linspace(1, 3, 101))
     _, text = run("suggest", tmp_path / "a.csv")
-    assert re.search(r"^ +2\.8  9\.90% \[.*\], the number above$", text, re.MULTILINE)
-    assert ", read as a table; with 95 % confidence intervals:\n" in text
+    assert re.search(r"^ +2\.8  9\.90% +.* to .*, the number above$", text, re.MULTILINE)
+    assert ", read as a table\n" in text
     assert "in a training loop (remove your clip_grad_norm_ call):\n" in text
     assert "in YAML, for `autoclip run` or autoclip.from_config:\n" in text
     section = yaml.safe_load(text[text.index("    clip:") :])

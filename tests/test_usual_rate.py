@@ -7,7 +7,7 @@ import yaml
 from autoclip.controller import Controller
 from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
 from autoclip.policies import POLICIES, ProbingQuantile
-from autoclip.tuning.usual_rate import OPENING_STEPS, Steps, is_default, verdict
+from autoclip.tuning.usual_rate import OPENING_STEPS, Steps, is_default, rate_finding
 
 HEAD = "the default clips 10 to 40% of the steps in a healthy training; here "
 NOISE = np.random.default_rng(0).normal(0, 1, (2, 3000))
@@ -34,8 +34,8 @@ def steps(rate, count=1000, **changes) -> Steps:
 @pytest.mark.parametrize("spread", [0.1, 0.3, 1.0])
 @pytest.mark.parametrize("count", [1000, 3000])
 def test_a_tame_training_is_clipped_as_often_as_is_said(spread, count):
-    found = verdict({"seed 0": trained(lognormal(count, spread), FALLING[:count])})
-    assert found.is_usual
+    found = rate_finding({"seed 0": trained(lognormal(count, spread), FALLING[:count])})
+    assert found.level == "good"
     assert found.text.endswith("%, as it should be")
 
 
@@ -43,8 +43,8 @@ def test_a_learning_rate_that_is_too_high_is_told_by_the_loss():
     rng = np.random.default_rng(1)
     losses = [1 + (step % 120 < 20) + 0.02 * rng.normal() for step in range(1500)]  # up, and back, again and again
     run = trained(lognormal(1500), losses)
-    found = verdict({"seed 0": run})
-    assert not found.is_usual
+    found = rate_finding({"seed 0": run})
+    assert found.level == "note"
     assert found.text.startswith(f"{HEAD}{np.mean(run.clipped):.1%}: the loss rose again and again (in ")
     assert found.text.endswith(
         "% of the steps): the learning rate may be too high, or the loss a poor guide: try a lower rate, or "
@@ -55,39 +55,39 @@ def test_a_learning_rate_that_is_too_high_is_told_by_the_loss():
 def test_a_loss_that_rises_in_one_step_of_a_hundred_is_no_cause():
     losses = [3 - 1e-3 * step for step in range(1000)]
     rising = Steps([1.0] * 1000, [*losses[:980], *[9.0] * 20], [True] * 1000)
-    assert verdict({"a": rising}).text == f"{HEAD}100.0%: nothing stands out in the losses and norms"
+    assert rate_finding({"a": rising}).text == f"{HEAD}100.0%: nothing stands out in the losses and norms"
     more = rising._replace(losses=[*losses[:970], *[9.0] * 30])
-    assert "the loss rose again and again (in 2." in verdict({"a": more}).text
+    assert "the loss rose again and again (in 2." in rate_finding({"a": more}).text
 
 
 def test_growing_norms_are_told_with_their_factor():
     norms = (np.geomspace(1, 1e4, 3000) * lognormal(3000, 0.01)).tolist()
-    found = verdict({"seed 0": trained(norms, FALLING)})
-    assert not found.is_usual
+    found = rate_finding({"seed 0": trained(norms, FALLING)})
+    assert found.level == "note"
     assert found.text.endswith(
         ": the norms grow, by a factor of 1e+03 from the first quarter to the last: the threshold, a percentile of the "
         "last 100, follows them, by 3% a step at most"
     )
-    assert "nothing stands out" in verdict({"a": steps(1.0, norms=[1.0] * 500 + [2.9] * 500)}).text
-    assert "by a factor of 3 from" in verdict({"a": steps(1.0, norms=[1.0] * 500 + [3.0] * 500)}).text
-    assert "by a factor of inf from" in verdict({"a": steps(1.0, norms=[1e-300] * 500 + [1e300] * 500)}).text
+    assert "nothing stands out" in rate_finding({"a": steps(1.0, norms=[1.0] * 500 + [2.9] * 500)}).text
+    assert "by a factor of 3 from" in rate_finding({"a": steps(1.0, norms=[1.0] * 500 + [3.0] * 500)}).text
+    assert "by a factor of inf from" in rate_finding({"a": steps(1.0, norms=[1e-300] * 500 + [1e300] * 500)}).text
 
 
 def test_without_a_loss_that_is_told_first():
     run = steps(0.5, losses=[nan] * 1000, norms=[1.0] * 500 + [9.0] * 500)
-    assert verdict({"a": run}).text == (
+    assert rate_finding({"a": run}).text == (
         f"{HEAD}50.0%: no finite loss was given, and without it the policy has no brake: call clipper.report_loss(loss)"
     )
 
 
 def test_in_a_short_run_the_first_steps_weigh_most():
     short = trained(lognormal(200), [None] * 200)
-    assert verdict({"a": short}).text.endswith(
+    assert rate_finding({"a": short}).text.endswith(
         "%: it has only 200 steps after the warm-up, and the first 160 open the threshold"
     )
     assert OPENING_STEPS == 160
-    assert "it has only 299 steps" in verdict({"a": steps(0.9, 299)}).text
-    assert "it has only" not in verdict({"a": steps(0.9, 300)}).text
+    assert "it has only 299 steps" in rate_finding({"a": steps(0.9, 299)}).text
+    assert "it has only" not in rate_finding({"a": steps(0.9, 300)}).text
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_in_a_short_run_the_first_steps_weigh_most():
     ],
 )
 def test_the_bounds_belong_to_what_should_be(rate, ending):
-    found = verdict({"a": steps(rate)})
+    found = rate_finding({"a": steps(rate)})
     assert found.text == HEAD + ending
-    assert found.is_usual == (rate <= 0.4)
+    assert (found.level == "good") == (rate <= 0.4)
 
 
 def test_of_several_runs_the_one_clipped_most_is_looked_into():
@@ -113,14 +113,14 @@ def test_of_several_runs_the_one_clipped_most_is_looked_into():
         "seed 2": steps(0.5),
         "seed 3": steps(0, 0),
     }
-    assert verdict(runs).text.startswith(f"{HEAD}20.0% to 90.0%; seed 1: no finite loss was given")
-    assert verdict({"a": steps(0.2), "b": steps(0.3)}).text == f"{HEAD}20.0% to 30.0%, as it should be"
-    assert verdict({"a": steps(0.05), "b": steps(0.3)}).text == f"{HEAD}5.0% to 30.0%, which is fine too"
+    assert rate_finding(runs).text.startswith(f"{HEAD}20.0% to 90.0%; seed 1: no finite loss was given")
+    assert rate_finding({"a": steps(0.2), "b": steps(0.3)}).text == f"{HEAD}20.0% to 30.0%, as it should be"
+    assert rate_finding({"a": steps(0.05), "b": steps(0.3)}).text == f"{HEAD}5.0% to 30.0%, which is fine too"
 
 
 def test_without_an_active_step_there_is_nothing_to_say():
-    assert verdict({}) is None
-    assert verdict({"a": steps(0, 0)}) is None
+    assert rate_finding({}) is None
+    assert rate_finding({"a": steps(0, 0)}) is None
 
 
 def test_only_the_default_with_its_own_parameters_is_meant(tmp_path):

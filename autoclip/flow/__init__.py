@@ -12,7 +12,7 @@ writes them to `layers.jsonl` and prints the verdict at its end.
 from autoclip.flow.layers import Sample, layer_of, read_samples
 from autoclip.flow.order import UseOrder, forward_order
 from autoclip.flow.sink import FlowSink
-from autoclip.flow.verdict import GradientFlow, Layer, Slope, by_verdict, diagnose
+from autoclip.flow.verdict import GradientFlow, Layer, Slope, diagnose, flow_findings
 
 __all__ = [
     "FlowSink",
@@ -21,8 +21,8 @@ __all__ = [
     "Sample",
     "Slope",
     "UseOrder",
-    "by_verdict",
     "diagnose",
+    "flow_findings",
     "forward_order",
     "layer_of",
     "read_samples",

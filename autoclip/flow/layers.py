@@ -7,6 +7,7 @@ from math import hypot, isfinite, nan
 from pathlib import Path
 from typing import NamedTuple
 
+from autoclip.records import restored
 from autoclip.run_directory import LAYERS
 
 RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_(l\d+)(?:_reverse)?")
@@ -94,7 +95,7 @@ def read_samples(path: Path) -> list[Sample]:
     samples = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_hook=restored)
             samples.append(Sample(int(values["step"]), dict(values["norms"])))
         except (ValueError, KeyError, TypeError):
             break  # torn by a kill

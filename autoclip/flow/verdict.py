@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, exp, fsum, isfinite, log, log10, sqrt
 from statistics import fmean, median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from scipy.special import stdtrit
 
+from autoclip.findings import Finding, Level, span
 from autoclip.flow.layers import Sample, by_layer, in_order
 
 DECADES = 3.0
@@ -39,6 +40,8 @@ Verdict = Literal["vanishing", "healthy", "exploding", "undetermined"]
 
 WORDS: dict[Verdict, str] = {"undetermined": "too little to tell"}
 """How a verdict is shown, if not by its name."""
+
+LEVELS: dict[Verdict, Level] = {"healthy": "good", "undetermined": "note"}
 
 ADVICE: dict[Verdict, str] = {
     "vanishing": "residual connections, normalisation layers, or an initialisation that suits the activation (He for "
@@ -146,26 +149,8 @@ class GradientFlow:
         return f"{told}. What helps: {self.advice}" if self.advice else told
 
 
-class Alike(NamedTuple):
-    """What there is to say of runs with the same verdict.
-
-    Attributes:
-        labels: of the runs.
-        verdict: on all of them.
-        words: the verdict as it is shown.
-        evidence: as ranges over the runs.
-        advice: may be empty.
-    """
-
-    labels: list[str]
-    verdict: Verdict
-    words: str
-    evidence: str
-    advice: str
-
-
-def by_verdict(flows: Mapping[str, GradientFlow]) -> list[Alike]:
-    """Runs grouped by their verdict.
+def flow_findings(flows: Mapping[str, GradientFlow]) -> list[Finding]:
+    """The verdicts on runs; those with the same one share a sentence, with ranges for figures.
 
     Args:
         flows: run's label -> its verdict.
@@ -173,16 +158,15 @@ def by_verdict(flows: Mapping[str, GradientFlow]) -> list[Alike]:
     alike: dict[Verdict, dict[str, GradientFlow]] = {}
     for label, flow in flows.items():
         alike.setdefault(flow.verdict, {})[label] = flow
-    return [
-        Alike(
-            labels=list(own),
-            verdict=verdict,
-            words=WORDS.get(verdict, verdict),
-            evidence="; ".join(_grounds(list(own.values()))),
-            advice="; ".join(dict.fromkeys(flow.advice for flow in own.values() if flow.advice)),
+    found = []
+    for verdict, own in alike.items():
+        advice = "; ".join(dict.fromkeys(flow.advice for flow in own.values() if flow.advice))
+        text = (
+            f"{', '.join(own)}: gradient flow {WORDS.get(verdict, verdict)}: {'; '.join(_grounds(list(own.values())))}"
         )
-        for verdict, own in alike.items()
-    ]
+        helps = f". What helps: {advice}" if advice else ""
+        found.append(Finding(LEVELS.get(verdict, "bad"), f"{text}{helps}", {"runs": list(own), "verdict": verdict}))
+    return found
 
 
 def diagnose(samples: Iterable[Sample], order: Sequence[str] | None = None) -> GradientFlow:
@@ -310,7 +294,7 @@ def _grounds(flows: Sequence[GradientFlow]) -> list[str]:
     few = [len(flow.layers) for flow in flows if len(flow.layers) < LEAST_LAYERS]
     single = any(flow.samples < LEAST_SAMPLES for flow in flows)
     if few:
-        found.append(f"{_span(few, 'd')} layer{'' if max(few) == 1 else 's'}, {LEAST_LAYERS} are needed")
+        found.append(f"{span(few, 'd')} layer{'' if max(few) == 1 else 's'}, {LEAST_LAYERS} are needed")
     if single:
         found.append(f"one sample, {LEAST_SAMPLES} are needed")
     slopes = [flow.slope for flow in flows if flow.slope is not None]
@@ -318,21 +302,21 @@ def _grounds(flows: Sequence[GradientFlow]) -> list[str]:
         found.append("the slope is not certain" if slopes else f"fewer than {LEAST_LAYERS} layers are alive")
     if slopes:
         found.append(
-            f"from first to last of {_span([len(flow.layers) for flow in flows], 'd')} layers {_change(slopes)}"
+            f"from first to last of {span([len(flow.layers) for flow in flows], 'd')} layers {_change(slopes)}"
         )
     levels = [flow.level for flow in flows if flow.level is not None]
     if levels:
-        found.append(f"median layer {_span(levels, '.1e')}")
+        found.append(f"median layer {span(levels, '.1e')}")
     peaks = [flow.peak for flow in flows if flow.peak is not None and flow.peak > EXPLODED]
     if peaks:
-        found.append(f"largest {_span(peaks, '.1e')}")
+        found.append(f"largest {span(peaks, '.1e')}")
     dead = [flow.dead_layers for flow in flows if flow.dead_layers]
     if dead:
-        found.append(_dead(dead[0]) if len(flows) == 1 else f"{_span(list(map(len, dead)), 'd')} dead layers")
+        found.append(_dead(dead[0]) if len(flows) == 1 else f"{span(list(map(len, dead)), 'd')} dead layers")
     broken = [flow for flow in flows if flow.nonfinite_samples]
     if broken:
         counts, samples = [flow.nonfinite_samples for flow in broken], [flow.samples for flow in broken]
-        found.append(f"not finite in {_span(counts, 'd')} of {_span(samples, 'd')} samples")
+        found.append(f"not finite in {span(counts, 'd')} of {span(samples, 'd')} samples")
     return found
 
 
@@ -340,16 +324,11 @@ def _change(slopes: Sequence[Slope]) -> str:
     """By how much the norm changes from the first layer to the last, and in which direction."""
     decades = [slope.decades for slope in slopes]
     if min(decades) < 0 < max(decades):
-        return f"the norm changes by {_span(decades, '+.1f')} decades (+: it rises, -: it falls)"
-    told = f"the norm {'rises' if max(decades) > 0 else 'falls'} by {_span(list(map(abs, decades)), '.1f')} decades"
+        return f"the norm changes by {span(decades, '+.1f')} decades (+: it rises, -: it falls)"
+    told = f"the norm {'rises' if max(decades) > 0 else 'falls'} by {span(list(map(abs, decades)), '.1f')} decades"
     if len(slopes) > 1:
         return told
     return f"{told} (slope {decades[0]:+.1f}, 95 % interval {slopes[0].low:+.1f} to {slopes[0].high:+.1f})"
-
-
-def _span(values: Sequence[float], form: str) -> str:
-    """The least and the largest in a format; one where they look the same."""
-    return " to ".join(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
 
 
 def _dead(layers: Mapping[str, int]) -> str:

@@ -1,7 +1,6 @@
 """One configuration over all its seeds: `autoclip run`."""
 
 import errno
-import json
 import platform
 import signal
 import sys
@@ -28,7 +27,7 @@ from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, ta
 from autoclip.lab.task import Task, check_attributes
 from autoclip.lab.train import choose_device, summarise, train
 from autoclip.policies import Policy
-from autoclip.run_directory import CONFIG, SUMMARY, remove_asides, write_atomically, write_json
+from autoclip.run_directory import CONFIG, SUMMARY, json_text, remove_asides, write_atomically, write_json
 from autoclip.terminal import console
 from autoclip.version import __version__
 
@@ -88,7 +87,7 @@ def run_experiment(
     with interrupt.listening(), redirect_stdout(sys.stderr):
         total = run_seeds(config, output_dir, resume=resume, interrupt=interrupt)
     if output_format == "json":
-        print(json.dumps(total, indent=2))  # noqa: T201
+        print(json_text(total, indent=2))  # noqa: T201
     else:
         console().print(table(total, output_dir))
     if interrupt.asked:

@@ -1,8 +1,7 @@
 """Summaries of finished runs: `summary.json` of a seed and over the seeds, and the table of `autoclip run`."""
 
-import json
 from collections.abc import Mapping
-from math import nan
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -10,12 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from autoclip.errors import RunError
-from autoclip.flow import GradientFlow, by_verdict, diagnose, read_samples
+from autoclip.findings import Finding
+from autoclip.flow import GradientFlow, diagnose, flow_findings, read_samples
 from autoclip.lab.config import ExperimentConfig, build_policy
-from autoclip.records import is_active, rate_text, threshold_text
-from autoclip.run_directory import LAYERS, METRICS, SUMMARY, earlier_lines, read_json
+from autoclip.pictures.series import read_series
+from autoclip.records import rate_text, threshold_text
+from autoclip.run_directory import LAYERS, METRICS, SUMMARY, read_json
 from autoclip.terminal import aligned
-from autoclip.tuning.usual_rate import Steps, is_default, verdict
+from autoclip.tuning.usual_rate import is_default, rate_finding, steps_of
 
 SHOWN = (
     "seed",
@@ -32,6 +33,9 @@ SHOWN = (
     "error",
 )
 """Keys of a seed's summary that the summary over the seeds repeats."""
+
+COLUMNS = ("status", "steps", "validation loss", "clipped", "left", "skipped", "last threshold")
+"""Figures of a seed that the table shows."""
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -59,17 +63,16 @@ def gradient_flow(directory: Path) -> GradientFlow | None:
     return diagnose(samples) if any(sample.norms for sample in samples) else None
 
 
-def clip_rate_verdict(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> str | None:
-    """A sentence on the clip rates of the seeds; None: the policy is not the default, or no step was active."""
-    if not is_default(config.clip.model_dump()):
-        return None
-    runs = {
-        f"seed {seed['seed']}": _active_steps(output_dir / f"seed-{seed['seed']}" / METRICS, seed["steps"])
-        for seed in summaries
-        if seed["status"] != "failed"
-    }
-    found = verdict({label: steps for label, steps in runs.items() if steps})
-    return found and found.text
+def findings(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> list[Finding]:
+    """What the clip rates of the default policy and the layers of the seeds say."""
+    seeds = [seed["seed"] for seed in summaries if seed["status"] != "failed"]
+    runs = {f"seed {seed}": output_dir / f"seed-{seed}" for seed in seeds if (output_dir / f"seed-{seed}").is_dir()}
+    rates = None
+    if is_default(config.clip.model_dump()):
+        trained = {label: read_series(run, label) for label, run in runs.items() if (run / METRICS).is_file()}
+        rates = rate_finding({label: steps_of(series) for label, series in trained.items()})
+    flows = {label: gradient_flow(run) for label, run in runs.items()}
+    return [*([rates] if rates else []), *flow_findings({label: flow for label, flow in flows.items() if flow})]
 
 
 def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> dict[str, Any]:
@@ -86,57 +89,45 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output
         "median_validation_loss": median(losses) if losses else None,
         "median_clip_rate": median(rates) if rates else None,
         "median_mean_coefficient": median(left) if left else None,
-        "clip_rate_verdict": clip_rate_verdict(config, summaries, output_dir),
+        "findings": [one.as_json() for one in findings(config, summaries, output_dir)],
     }
 
 
-def table(total: dict[str, Any], output_dir: Path) -> str:
-    """The summary as text: a line for each seed, then the clip rate and the gradient flow."""
-    rows = [("seed", "status", "steps", "validation", "clipped", "left", "skipped", "last threshold")]
+def cells(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of a run as text, by the heading of their column; the summary may lack some of them."""
+    steps, planned = summary.get("steps"), summary.get("planned_steps")
+    known = steps is not None
+    of = f" of {planned}" if isinstance(planned, int) and planned != steps else ""
+    seconds = summary.get("seconds")
+    return {
+        "status": str(summary.get("status", "unfinished")),
+        "steps": f"{steps}{of}" if known else "-",
+        "validation loss": number_text(summary.get("validation_loss")),
+        "before training": number_text(summary.get("initial_validation_loss")),
+        "training loss": number_text(summary.get("train_loss")),
+        "clipped": rate_text(summary.get("clip_rate")),
+        "left": rate_text(summary.get("mean_coefficient")),
+        "skipped": str(summary.get("skipped_steps", "-")) if known else "-",
+        "not finite": str(summary.get("nonfinite_steps", "-")) if known else "-",
+        "last threshold": threshold_text(summary.get("threshold")) if steps else "-",
+        "gradient flow": str(summary.get("gradient_flow") or ("not logged" if known else "-")),
+        "time": f"{seconds:.1f} s" if isinstance(seconds, int | float) else "-",
+    }
+
+
+def table(total: Mapping[str, Any], output_dir: Path) -> str:
+    """The summary as text: a line for each seed, then the findings."""
+    rows: list[tuple[str, ...]] = [("seed", *COLUMNS)]
     for seed in total["seeds"]:
-        loss = seed["validation_loss"]
-        if seed["status"] == "failed":
-            rows.append((str(seed["seed"]), "failed", "-", "-", "-", "-", "-", "-"))
-            continue
-        rows.append(
-            (
-                str(seed["seed"]),
-                seed["status"],
-                str(seed["steps"]),
-                "-" if loss is None else f"{loss:.4f}",
-                rate_text(seed["clip_rate"]),
-                rate_text(seed.get("mean_coefficient")),
-                str(seed["skipped_steps"]),
-                threshold_text(seed["threshold"]),
-            )
-        )
+        told = cells({"status": "failed"} if seed["status"] == "failed" else seed)
+        rows.append((str(seed["seed"]), *(told[name] for name in COLUMNS)))
     heading = f"{total['name']}: {total['policy']}, in {output_dir}/seed-N"
-    rates = [f"clip rate: {told}"] if (told := total.get("clip_rate_verdict")) else []
-    return "\n".join([heading, *aligned(rows, "><>>>>>>"), *rates, *_flow_lines(total, output_dir)])
+    return "\n".join([heading, *aligned(rows, "><>>>>>>"), *(one["text"] for one in total.get("findings", ()))])
 
 
-def _active_steps(metrics: Path, steps: int) -> Steps | None:
-    """The active steps among the first `steps` of a run; None if somebody has changed the lines."""
-    lines: list[Mapping[str, Any]] = [json.loads(line) for line in earlier_lines(metrics, steps).lines]
-    try:
-        active = [line for line in lines if is_active(line["phase"], line["total_norm"])]
-        losses = [nan if line["loss"] is None else float(line["loss"]) for line in active]
-        return Steps([line["total_norm"] for line in active], losses, [line["clipped"] is True for line in active])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _flow_lines(total: dict[str, Any], output_dir: Path) -> list[str]:
-    """A line on the gradient flow of the seeds, and one on what helps if it vanishes or explodes."""
-    found = {f"seed-{seed['seed']}": gradient_flow(output_dir / f"seed-{seed['seed']}") for seed in total["seeds"]}
-    flows = {name: flow for name, flow in found.items() if flow}
-    alike = by_verdict(flows)
-    is_plain = len(flows) == 1 or (len(alike) == 1 and alike[0].verdict == "undetermined")
-    shares = ["" if is_plain else f" in {len(one.labels)} of {len(flows)} seeds" for one in alike]
-    told = [f"{one.words}{share}: {one.evidence}" for one, share in zip(alike, shares, strict=True)]
-    helps = [f"where it is {one.words}: {one.advice}" for one in alike if one.verdict in ("vanishing", "exploding")]
-    lines = {"gradient flow: ": told, "what helps ": helps}
-    return [head + "; ".join(parts) for head, parts in lines.items() if parts]
+def number_text(value: Any) -> str:
+    """A figure to four digits; "-" for what is no finite number."""
+    return f"{value:.4g}" if isinstance(value, int | float) and isfinite(value) else "-"
 
 
 class _Summary(BaseModel, strict=True):

@@ -117,10 +117,10 @@ class Training:
         self._order = used.names
         return step
 
-    def layer_norms(self) -> dict[str, float | None]:
-        """Norm of each parameter's gradient in the latest step, in forward order; None: not finite."""
+    def layer_norms(self) -> dict[str, float]:
+        """Norm of each parameter's gradient in the latest step, in forward order."""
         norms = self.clipper.layer_norms()
-        return {name: finite_or_none(norms[name]) for name in self._order if name in norms}
+        return {name: norms[name] for name in self._order if name in norms}
 
     def _step(self) -> Step:
         lr = trained_optimizer(self.config).lr * lr_factor_of(self.task, self.tally.steps)
@@ -202,7 +202,7 @@ class Training:
     def _count(self, loss: float, record: ClipRecord) -> None:
         tally = self.tally
         tally.steps += 1
-        tally.threshold = finite_or_none(record.threshold)
+        tally.threshold = record.threshold
         if isfinite(loss):
             tally.recent_losses = [*tally.recent_losses[1 - RECENT :], loss]
         if isfinite(loss) and record.finite:
@@ -314,11 +314,11 @@ def _until_done(
 
     def validate() -> None:
         loss = training.evaluate()
-        tally.validation.append({"step": tally.steps, "loss": finite_or_none(loss)})
+        tally.validation.append({"step": tally.steps, "loss": loss})
         tally.diverged = tally.diverged or not isfinite(loss)
 
     if tally.initial_validation_loss is None and not tally.steps:
-        tally.initial_validation_loss = finite_or_none(training.evaluate())
+        tally.initial_validation_loss = training.evaluate()
     while tally.steps < config.steps and not tally.diverged:
         step = training.step()
         metrics.append(training.metrics(step))

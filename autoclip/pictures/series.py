@@ -1,14 +1,17 @@
 """The steps of one training as arrays, for the pictures: from a run directory, a trace or a clipper."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.records import ROLLING_STEPS, clip_rate, mean_coefficient
+from autoclip.records import ROLLING_STEPS, clip_rate, mean_coefficient, restored
+from autoclip.run_directory import METRICS
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -77,6 +80,28 @@ class Series:
         return len(self.steps)
 
 
+def read_series(path: Path, label: str) -> Series:
+    """Read the metrics of a run up to the first damaged line.
+
+    Args:
+        path: a run directory, or a `metrics.jsonl` under any name.
+        label: what legends call the run.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    lines: list[dict[str, Any]] = []
+    for text in (path / METRICS if path.is_dir() else path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text, object_hook=restored)
+            if not isinstance(line["step"], int):
+                break
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break  # torn by a kill
+        lines.append(line)
+    return series_of(lines, label)
+
+
 def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:
     """The steps in lines of a `metrics.jsonl`.
 
@@ -84,11 +109,11 @@ def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:
         lines: as `ClipRecord.as_json` has them, by steps; a value that is missing or not a number is unknown.
         label: their name in legends.
     """
-    thresholds = _numbers(lines, "threshold")
+    norms, thresholds = _numbers(lines, "total_norm"), _numbers(lines, "threshold")
     return Series(
         label=label,
         steps=np.array([line["step"] for line in lines], dtype=np.int64),
-        norms=_numbers(lines, "total_norm"),
+        norms=np.where(np.isfinite(norms), norms, nan),
         thresholds=np.where(np.isnan(thresholds), inf, thresholds),
         losses=_numbers(lines, "loss"),
         coefficients=_numbers(lines, "coefficient"),

@@ -7,6 +7,7 @@ draws it from run directories with `log.layers_every` set, and prints the verdic
 
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -15,16 +16,36 @@ from matplotlib.figure import Figure
 
 from autoclip.errors import UsageError
 from autoclip.flow import GradientFlow, diagnose, read_samples
-from autoclip.pictures.picture import plain
+from autoclip.pictures.picture import Picture, colours, plain, smaller
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
 LONGEST_LAYER, LONGEST_LABEL = 40, 120
 MOST_NAMED = 40
 """With more layers than this, there is no room for their names."""
 
 
-def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
+def flow_picture(flows: Mapping[str, GradientFlow]) -> Picture | None:
+    """Norm of each layer in forward order, for a page; None if no run has a layer with a norm above zero."""
+    if not any(layer.norm for flow in flows.values() for layer in flow.layers):
+        return None
+    file = BytesIO()
+    plot_flow(flows, file)
+    return Picture(
+        name="layers",
+        title="Gradient flow through the layers",
+        caption="Mean norm of each layer's gradient on a logarithmic axis, from the first layer to the last, and the "
+        "slope in decades: above 0 if the norm rises towards the last layer. A healthy line stays within about three "
+        "decades. If it rises to the right, the gradient vanishes on its way back to the first layers; if it falls, "
+        "the gradient explodes on the way. A cross at the lower edge is a layer with a zero gradient.",
+        alt="Norm of each layer in forward order, logarithmic axis: "
+        + "; ".join(f"{label}: {flow.words}" for label, flow in flows.items())
+        + ".",
+        png=smaller(file.getvalue()),
+        wide=True,
+    )
+
+
+def plot_flow(runs: Mapping[str, GradientFlow], file: Path | BytesIO) -> None:
     """Write the picture: geometric mean of the norm over the samples, by layer, on a logarithmic axis.
 
     Runs with the same layers are drawn over their names, others over depth. A cross at the lower edge: a dead
@@ -32,7 +53,7 @@ def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
 
     Args:
         runs: label -> gradient flow; at least one.
-        path: of the PNG.
+        file: of the PNG.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -45,30 +66,19 @@ def plot_flow(runs: Mapping[str, GradientFlow], path: Path) -> None:
     axes = figure.add_subplot()
     axes.set_yscale("log")
     floor = min(layer.norm for flow in drawn.values() for layer in flow.layers if layer.norm) / 3
-    for index, (label, flow) in enumerate(drawn.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        depths = [place / max(len(flow.layers) - 1, 1) for place in range(len(flow.layers))]
-        alive = [(depth, layer.norm) for depth, layer in zip(depths, flow.layers, strict=True) if layer.norm]
-        axes.plot(
-            *zip(*alive, strict=True),
-            color=colour,
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=4,
-            linewidth=1.2,
-            label=plain(f"{label}: {_told(flow)}", LONGEST_LABEL),
-        )
-        dead = [
-            depth
-            for depth, layer in zip(depths, flow.layers, strict=True)
-            if layer.norm is None or layer.dead_since is not None
-        ]
+    for index, ((label, flow), colour) in enumerate(zip(drawn.items(), colours(len(drawn)), strict=True)):
+        placed = [(place / max(len(flow.layers) - 1, 1), layer) for place, layer in enumerate(flow.layers)]
+        alive = [(depth, layer.norm) for depth, layer in placed if layer.norm]
+        marker, told = MARKERS[index % len(MARKERS)], plain(f"{label}: {_told(flow)}", LONGEST_LABEL)
+        axes.plot(*zip(*alive, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.2, label=told)
+        dead = [depth for depth, layer in placed if layer.norm is None or layer.dead_since is not None]
         if dead:
             axes.plot(dead, [floor] * len(dead), "x", color=colour, markersize=6)
     _name_layers(axes, list(drawn.values()))
     axes.set_ylabel("gradient norm before clipping\n(L2; geometric mean over the sampled steps)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=1, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(file, format="png", dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -46,9 +46,9 @@ def plot(log: str | PathLike[str] | NormTrace, column: str | None = None, step_c
 
 def _steps(log: str | PathLike[str] | NormTrace, column: str | None, step_column: str | None) -> tuple["Series", str]:
     """The steps, and the quantity that is measured; our own runs have more data than a trace."""
-    from autoclip.report.configuration import read_configuration
+    from autoclip.pictures.series import read_series
     from autoclip.report.run_page import quantity_of
-    from autoclip.report.series import LOGGED, is_metrics, logged_series, read_series
+    from autoclip.report.series import LOGGED, is_metrics, logged_series, read_configuration
     from autoclip.run_directory import CONFIG, METRICS
 
     if not isinstance(log, NormTrace):

@@ -7,23 +7,31 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from autoclip.flow import GradientFlow, diagnose, read_samples
+import numpy as np
+
+from autoclip.findings import LEVELS, Finding, Table
+from autoclip.flow import GradientFlow, flow_findings
+from autoclip.lab.run_summary import cells, gradient_flow
 from autoclip.lab.yaml_source import shortened
 from autoclip.pictures.norms import QUANTITIES
 from autoclip.pictures.picture import Picture
-from autoclip.pictures.series import Series
-from autoclip.records import rate_text, threshold_text
+from autoclip.pictures.series import Series, read_series
 from autoclip.report import plots
-from autoclip.report.configuration import read_configuration, read_summary
-from autoclip.report.page import LEVELS, Reading, code, figures, folded, heading, page, paragraph, readings, table
-from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
-from autoclip.report.series import read_series
-from autoclip.run_directory import CONFIG, LAYERS
-from autoclip.tuning.usual_rate import Steps, Verdict, is_default, verdict
+from autoclip.report.flow_plot import flow_picture
+from autoclip.report.page import Block, render
+from autoclip.report.run_findings import norm_findings, rate_findings, status_findings
+from autoclip.report.series import read_configuration
+from autoclip.run_directory import CONFIG, SUMMARY, read_json
+from autoclip.tuning.usual_rate import is_default, rate_finding, steps_of
 
 LONGEST_SEED = 24
 PROMISING = ("running_quantile", "fixed_percentile", "autoclip")
 """Policies with a percentile that promises the clip rate."""
+EXPLAINED = (
+    "Clipped: share of the steps after the warm-up. Left: their mean coefficient, the share of the gradient's length "
+    "that remains (modes value and agc: of the largest element or ratio). Training loss: mean of the last 20 steps. "
+    "Losses are in the task's own unit."
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,20 @@ class SeedRun:
     config: Mapping[str, Any]
     flow: GradientFlow | None
 
-    @property
-    def status(self) -> str:
-        """Status in the summary; "unfinished" without a summary."""
-        return str(self.summary.get("status", "unfinished"))
+    def cells(self) -> dict[str, str]:
+        """The figures of the run as text; a run that has not ended has them too."""
+        series, losses = self.series, self.series.losses[np.isfinite(self.series.losses)]
+        measured = {
+            "steps": len(series),
+            "train_loss": float(losses[-20:].mean()) if len(losses) else None,
+            "clip_rate": series.clip_rate,
+            "mean_coefficient": series.mean_coefficient,
+            "threshold": float(series.thresholds[-1]) if len(series) else None,
+            "skipped_steps": int(series.skipped.sum()),
+            "nonfinite_steps": int(np.isnan(series.norms).sum()),
+            "gradient_flow": self.flow and self.flow.words,
+        }
+        return cells({**self.summary, **measured})
 
 
 def read_seed_run(directory: Path) -> SeedRun:
@@ -55,14 +73,14 @@ def read_seed_run(directory: Path) -> SeedRun:
 
     Raises:
         OSError: the metrics cannot be read.
-        UsageError: the summary is not a JSON object, or the configuration is not YAML.
+        RunError: the summary is not a JSON object.
+        UsageError: the configuration is not YAML.
     """
-    summary = read_summary(directory)
+    summary = read_json(directory / SUMMARY) or {}
     place = directory.resolve().name
     name = f"seed {shortened(str(summary['seed']), LONGEST_SEED)}" if "seed" in summary else _label(place)
-    samples = read_samples(directory / LAYERS) if (directory / LAYERS).is_file() else []
-    flow = diagnose(samples) if any(sample.norms for sample in samples) else None
-    return SeedRun(directory, read_series(directory, name), summary, read_configuration(directory / CONFIG), flow)
+    config = read_configuration(directory / CONFIG)
+    return SeedRun(directory, read_series(directory, name), summary, config, gradient_flow(directory))
 
 
 def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str, Any]) -> list[str]:
@@ -78,160 +96,73 @@ def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str,
     begun = sorted(
         (path.name for path in directory.glob("seed-*") if path.is_dir()), key=lambda name: (len(name), name)
     )
-    labels = [*map(_label, begun), *(f"seed {one.get('seed')}" for one in _entries(total))]
+    labels = [*map(_label, begun), *(f"seed {one.get('seed')}" for one in _objects(total.get("seeds")))]
     known = {_label(run.directory.name) for run in runs} | _failed(total).keys()
     return [shortened(label, LONGEST_SEED) for label in dict.fromkeys(labels) if label not in known]
 
 
-def default_verdict(runs: Sequence[SeedRun]) -> Verdict | None:
-    """A verdict on the clip rates; None: the policy is not the default, or no step was active."""
+def default_rates(runs: Sequence[SeedRun]) -> Finding | None:
+    """The finding on the clip rates; None: the policy is not the default, or no step was active."""
     clip = runs[0].config.get("clip")
     if not isinstance(clip, dict) or not is_default(clip):
         return None
-    return verdict({run.series.label: _active_steps(run.series) for run in runs})
+    return rate_finding({run.series.label: steps_of(run.series) for run in runs})
+
+
+def run_findings(
+    runs: Sequence[SeedRun], total: Mapping[str, Any], stepless: Sequence[str] = (), rates: Finding | None = None
+) -> list[Finding]:
+    """What there is to say of an experiment, the worst first; the arguments are those of `run_page`."""
+    series = [run.series for run in runs]
+    found = [
+        *status_findings({run.series.label: run.summary for run in runs}, _failed(total), stepless),
+        *([rates] if rates else rate_findings(series, _promised(runs[0].config.get("clip")))),
+        *norm_findings(series),
+        *flow_findings({run.series.label: run.flow for run in runs if run.flow}),
+    ]
+    return sorted(found, key=lambda one: LEVELS.index(one.level))
 
 
 def run_page(
-    runs: Sequence[SeedRun],
-    total: Mapping[str, Any],
-    flow_picture: Picture | None,
-    stepless: Sequence[str] = (),
-    rates: Verdict | None = None,
+    runs: Sequence[SeedRun], total: Mapping[str, Any], findings: Sequence[Finding], stepless: Sequence[str] = ()
 ) -> tuple[str, list[Picture]]:
     """The page of an experiment and its pictures.
 
     Args:
         runs: of its seeds, at least one.
         total: the summary over the seeds; empty for a single run directory.
-        flow_picture: norms of the layers; None: none were logged.
+        findings: on them.
         stepless: labels of the seeds that left no steps.
-        rates: verdict on the clip rates of the default; None: it is another policy.
     """
-    config = runs[0].config
+    config, summary = runs[0].config, runs[0].summary
     clip = config["clip"] if isinstance(config.get("clip"), dict) else {}
-    failed = _failed(total)
-    policy = str(total.get("policy") or runs[0].summary.get("policy") or clip.get("policy") or "policy not recorded")
-    quantity = quantity_of(clip)
-    promised = _promised(clip)
-    pictures = _pictures(runs, quantity, promised, clip)
-    if flow_picture:
-        pictures.append(flow_picture)
-    told = [
-        *status_readings({run.series.label: run.summary for run in runs}, failed, stepless),
-        *([Reading("good" if rates.is_usual else "note", rates.text)] if rates else []),
-        *([] if rates else rate_readings([run.series for run in runs], promised)),
-        *norm_readings([run.series for run in runs]),
-        *flow_readings({run.series.label: run.flow for run in runs if run.flow}),
-    ]
-    name = str(
-        total.get("name") or runs[0].summary.get("name") or config.get("name") or runs[0].directory.resolve().name
-    )
+    policy = str(total.get("policy") or summary.get("policy") or clip.get("policy") or "policy not recorded")
+    pictures = _pictures(runs, clip)
+    flow = flow_picture({run.series.label: run.flow for run in runs if run.flow})
+    pictures += [flow] if flow else []
+    names = (one.get("name") for one in (total, summary, config))
+    name = str(next(filter(None, names), runs[0].directory.resolve().name))
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else runs[0].series.label
-    blocks = [
-        heading("Outcome"),
-        _table(runs, failed, stepless),
-        heading("What the figures say"),
-        readings(sorted(told, key=lambda one: LEVELS.index(one.level))),
-        heading("Figures"),
-        figures(pictures)
-        if pictures
-        else paragraph("No step with a finite norm was recorded: there is nothing to draw."),
+    blocks: list[Block] = [
+        ("heading", "Outcome"),
+        ("table", _table(runs, _failed(total), stepless)),
+        ("heading", "What the figures say"),
+        ("findings", findings),
+        ("heading", "Figures"),
     ]
-    if not flow_picture:
-        blocks.append(paragraph("No norms of layers were logged; log.layers_every: 50 in the configuration logs them."))
+    if pictures:
+        blocks.append(("figures", pictures))
+    else:
+        blocks.append(("paragraph", "No step with a finite norm was recorded: there is nothing to draw."))
+    if not flow:
+        told = "No norms of layers were logged; log.layers_every: 50 in the configuration logs them."
+        blocks.append(("paragraph", told))
     if config:
         text = (runs[0].directory / CONFIG).read_text(encoding="utf-8", errors="replace")
-        blocks += [heading("Configuration"), folded(f"{CONFIG} of {runs[0].series.label}", text)]
-    facts = _facts(runs[0].summary)
-    if facts:
-        blocks += [heading("Made with"), code(facts)]
-    return page(name, f"Training run, {seeds}, clipped by {policy}", blocks), pictures
-
-
-def _active_steps(series: Series) -> Steps:
-    norms, losses, clipped = (array[series.active].tolist() for array in (series.norms, series.losses, series.clipped))
-    return Steps(norms, losses, clipped)
-
-
-def _pictures(runs: Sequence[SeedRun], quantity: str, promised: float | None, clip: Mapping[str, Any]) -> list[Picture]:
-    all_series = [run.series for run in runs]
-    validation = {run.series.label: _validation(run.summary) for run in runs}
-    trivial = runs[0].summary.get("trivial_loss")
-    scope = ""
-    if clip.get("scope") in ("parameter", "group"):
-        scope = (
-            f"Scope {clip['scope']}: the norm of all gradients, and the bound that the thresholds set on it together."
-        )
-    found = [
-        plots.norms_picture(
-            run.series,
-            "norms" if len(runs) == 1 else f"norms_{_file_name(run.series.label)}",
-            quantity,
-            title=f"Norm and threshold, {run.series.label}",
-            caption=scope,
-        )
-        for run in runs
-    ]
-    found += [
-        plots.loss_picture(all_series, validation, trivial if isinstance(trivial, int | float) else None),
-        plots.clip_rate_picture(all_series, promised),
-        plots.histogram_picture(all_series, quantity),
-    ]
-    return [picture for picture in found if picture]
-
-
-def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequence[str]) -> str:
-    headings = ["run", "status", "steps", "validation loss", "before training", "training loss", "clipped", "left"]
-    headings += ["skipped", "not finite", "last threshold", "gradient flow", "time"]
-    rows = []
-    for run in runs:
-        summary, series = run.summary, run.series
-        finite = series.losses[(series.losses == series.losses) & (abs(series.losses) != float("inf"))]
-        planned = summary.get("planned_steps")
-        rows.append(
-            [
-                series.label,
-                "failed" if series.label in failed else run.status,
-                f"{len(series)}" + (f" of {planned}" if isinstance(planned, int) and planned != len(series) else ""),
-                _number(summary.get("validation_loss")),
-                _number(summary.get("initial_validation_loss")),
-                _number(float(finite[-20:].mean()) if len(finite) else None),
-                rate_text(series.clip_rate),
-                rate_text(series.mean_coefficient),
-                str(int(series.skipped.sum())),
-                str(int((series.norms != series.norms).sum())),
-                threshold_text(series.thresholds[-1]) if len(series) else "-",
-                run.flow.words if run.flow else "not logged",
-                f"{summary['seconds']:.1f} s" if isinstance(summary.get("seconds"), int | float) else "-",
-            ]
-        )
-    known = {run.series.label for run in runs}
-    others = {**dict.fromkeys(failed, "failed"), **dict.fromkeys(stepless, "no steps")}
-    rows += [[name, status, *["-"] * (len(headings) - 2)] for name, status in others.items() if name not in known]
-    return table(
-        headings,
-        rows,
-        "Clipped: share of the steps after the warm-up. Left: their mean coefficient, the share of the gradient's "
-        "length that remains (modes value and agc: of the largest element or ratio). Training loss: mean of the last "
-        "20 steps. Losses are in the task's own unit.",
-    )
-
-
-def _failed(total: Mapping[str, Any]) -> dict[str, str]:
-    """Label and error of the seeds whose task raised."""
-    failed = [one for one in _entries(total) if one.get("status") == "failed"]
-    return {f"seed {one.get('seed')}": str(one.get("error")) for one in failed}
-
-
-def _entries(total: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the seeds in the summary over the seeds."""
-    seeds = total.get("seeds")
-    return [one for one in seeds if isinstance(one, dict)] if isinstance(seeds, list) else []
-
-
-def _label(directory: str) -> str:
-    """Label of the run in a directory of this name."""
-    return directory.replace("seed-", "seed ")
+        blocks += [("heading", "Configuration"), ("folded", (f"{CONFIG} of {runs[0].series.label}", text))]
+    if facts := _facts(summary):
+        blocks += [("heading", "Made with"), ("code", facts)]
+    return render(name, f"Training run, {seeds}, clipped by {policy}", blocks), pictures
 
 
 def quantity_of(clip: Mapping[str, Any]) -> str:
@@ -239,9 +170,54 @@ def quantity_of(clip: Mapping[str, Any]) -> str:
     return QUANTITIES.get(str(clip.get("mode")), QUANTITIES["norm"])
 
 
-def _promised(clip: Mapping[str, Any]) -> float | None:
-    """Clip rate that the policy's percentile promises."""
-    policy = clip.get("policy")
+def _pictures(runs: Sequence[SeedRun], clip: Mapping[str, Any]) -> list[Picture]:
+    all_series, quantity = [run.series for run in runs], quantity_of(clip)
+    validation = {run.series.label: _validation(run.summary) for run in runs}
+    trivial = runs[0].summary.get("trivial_loss")
+    scope = ""
+    if clip.get("scope") in ("parameter", "group"):
+        bound = "the norm of all gradients, and the bound that the thresholds set on it together"
+        scope = f"Scope {clip['scope']}: {bound}."
+    found = []
+    for run in all_series:
+        name = "norms" if len(runs) == 1 else f"norms_{_file_name(run.label)}"
+        title = f"Norm and threshold, {run.label}"
+        found.append(plots.norms_picture(run, name, quantity, title=title, caption=scope))
+    found += [
+        plots.loss_picture(all_series, validation, trivial if isinstance(trivial, int | float) else None),
+        plots.clip_rate_picture(all_series, _promised(clip)),
+        plots.histogram_picture(all_series, quantity),
+    ]
+    return [picture for picture in found if picture]
+
+
+def _table(runs: Sequence[SeedRun], failed: Mapping[str, str], stepless: Sequence[str]) -> Table:
+    told = {run.series.label: run.cells() for run in runs}
+    for label in failed:
+        told[label] = {**told.get(label, cells({})), "status": "failed"}
+    told |= {label: {**cells({}), "status": "no steps"} for label in stepless if label not in told}
+    return Table(("run", *cells({})), [[label, *row.values()] for label, row in told.items()], EXPLAINED)
+
+
+def _failed(total: Mapping[str, Any]) -> dict[str, str]:
+    """Label and error of the seeds whose task raised."""
+    failed = [one for one in _objects(total.get("seeds")) if one.get("status") == "failed"]
+    return {f"seed {one.get('seed')}": str(one.get("error")) for one in failed}
+
+
+def _objects(found: Any) -> list[dict[str, Any]]:
+    """The objects in what should be a list of them."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _label(directory: str) -> str:
+    """Label of the run in a directory of this name."""
+    return directory.replace("seed-", "seed ")
+
+
+def _promised(clip: Any) -> float | None:
+    """Clip rate that the percentile of a `clip` section's policy promises."""
+    policy = clip.get("policy") if isinstance(clip, dict) else None
     if not isinstance(policy, dict) or policy.get("kind") not in PROMISING or policy.get("scale", 1.0) != 1.0:
         return None
     if clip.get("scope") not in (None, "global"):
@@ -251,9 +227,7 @@ def _promised(clip: Mapping[str, Any]) -> float | None:
 
 
 def _validation(summary: Mapping[str, Any]) -> list[tuple[int, float]]:
-    found = summary.get("validation")
-    entries = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-    points = [(one.get("step"), one.get("loss")) for one in entries]
+    points = [(one.get("step"), one.get("loss")) for one in _objects(summary.get("validation"))]
     return [
         (step, float(loss))
         for step, loss in points
@@ -265,10 +239,6 @@ def _facts(summary: Mapping[str, Any]) -> str:
     names = ("device", "precision", "threads", "parameters", "task", "data_hash", "versions")
     facts = {name: summary[name] for name in names if summary.get(name) is not None}
     return "\n".join(f"{name}: {one if isinstance(one, str) else json.dumps(one)}" for name, one in facts.items())
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) and isfinite(value) else "-"
 
 
 def _file_name(label: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.pictures.series import Floats, Series, series_of
-from autoclip.run_directory import METRICS
+from autoclip.errors import UsageError
+from autoclip.lab.yaml_source import read_document
+from autoclip.pictures.series import Floats, Series
 from autoclip.traces import NormTrace
 from autoclip.traces.jsonl import OWN_KEYS
 
@@ -18,6 +19,20 @@ LOGGED = "gradient norm, as logged"
 """Label of the norms in a trace."""
 DRAWN = 1000
 """Points of a smoothed line."""
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Values of a configuration, empty if there is no file; another version or faulty values do no harm.
+
+    Raises:
+        UsageError: the file is not YAML, or holds what the reader of configurations refuses, such as aliases.
+    """
+    if not path.exists():
+        return {}
+    document = read_document(path)
+    if document.values is None:
+        raise UsageError(str(document.faults[0]))
+    return document.values
 
 
 def is_metrics(path: Path) -> bool:
@@ -30,28 +45,6 @@ def is_metrics(path: Path) -> bool:
         return not first or json.loads(first).keys() >= OWN_KEYS
     except (ValueError, AttributeError, RecursionError):
         return False
-
-
-def read_series(path: Path, label: str) -> Series:
-    """Read the metrics of a run up to the first damaged line.
-
-    Args:
-        path: a run directory, or a `metrics.jsonl` under any name.
-        label: what legends call the run.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    lines: list[dict[str, Any]] = []
-    for text in (path / METRICS if path.is_dir() else path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-            if not isinstance(line["step"], int):
-                break
-        except (ValueError, KeyError, TypeError, RecursionError):
-            break  # torn by a kill
-        lines.append(line)
-    return series_of(lines, label)
 
 
 def logged_series(trace: NormTrace) -> Series:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.pictures.series import Series
-from autoclip.report.configuration import read_configuration, read_summary
-from autoclip.report.series import read_series
-from autoclip.run_directory import CONFIG
+from autoclip.pictures.series import Series, read_series
+from autoclip.report.series import read_configuration
+from autoclip.run_directory import CONFIG, SUMMARY, read_json
 from autoclip.sweep.candidates import RUNS, Candidate
 from autoclip.sweep.outcome import Result
 from autoclip.sweep.picks import PREFERENCES, Picks, pick
@@ -105,7 +104,7 @@ def _result(directory: Path, row: Mapping[str, str]) -> Result:
     unnamed = Candidate(row["candidate"], {})
     scores, policy = [], None
     for path in sorted((directory / RUNS / unnamed.folder).glob("lr-x*/seed-*")):
-        if read_summary(path).get("status") not in ("finished", "diverged"):
+        if (read_json(path / SUMMARY) or {}).get("status") not in ("finished", "diverged"):
             continue  # begun and not needed, as in a race
         multiplier, seed = float(path.parent.name.removeprefix("lr-x")), int(path.name.removeprefix("seed-"))
         scores.append(score(read_run(path), multiplier, seed))

@@ -4,19 +4,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import yaml
 
+from autoclip.findings import Finding
 from autoclip.pictures.picture import Picture
 from autoclip.pictures.series import Series
 from autoclip.policies import POLICIES
 from autoclip.report import plots
 from autoclip.report.beside import Start, soon
-from autoclip.report.how_to_use import code_of, framework_of, placing_of
-from autoclip.report.page import Reading, code, figures, heading, page, paragraph, readings, table
+from autoclip.report.page import Block, render
 from autoclip.report.series import LOGGED, logged_series
-from autoclip.report.trace_text import LIMITS, answer_of, heading_of, size_of, spikes_of
+from autoclip.report.trace_findings import (
+    LIMITS,
+    code_of,
+    fixed_table,
+    framework_of,
+    norms_table,
+    placing_of,
+    trace_findings,
+    yaml_of,
+)
 from autoclip.traces import NormTrace
-from autoclip.tuning.log_findings import broken_from, times_text
 from autoclip.tuning.replay import Replay, replay
 from autoclip.tuning.suggest import Suggestion
 
@@ -32,32 +39,33 @@ def trace_page(
         refused: why other logs have no suggestion.
         start: starts the replays; the pictures that do not need them are drawn meanwhile.
     """
-    blocks = [readings(Reading("note", reason) for reason in refused)] if refused else []
+    blocks: list[Block] = [("findings", [Finding("note", reason) for reason in refused])] if refused else []
     pictures: list[Picture] = []
     replays = [_replay(one, start) for one in suggestions]
     drawn = [_pictures(one, later) for one, later in zip(suggestions, replays, strict=True)]
     for number, (one, own) in enumerate(zip(suggestions, drawn, strict=True), 1):
         if len(suggestions) > 1:
             own = [replace(picture, name=f"{picture.name}_{number}") for picture in own]
-            blocks.append(heading(one.trace.source))
+            blocks.append(("heading", one.trace.source))
         pictures += own
+        framework = framework_of(one.trace)
         blocks += [
-            heading("Suggestion"),
-            readings(_readings(one)),
-            paragraph("In a configuration:"),
-            code(yaml.safe_dump({"clip": {"policy": dict(one.policy)}}, sort_keys=False)),
-            paragraph(f"In Python, {placing_of(framework_of(one.trace))}:"),
-            code(code_of(one.policy, framework_of(one.trace), with_loss=one.loss.is_usable)),
-            heading("Figures"),
-            figures(own),
-            paragraph(f"The threshold is that of a replay: {LIMITS}."),
-            heading("Numbers"),
-            table(["percentile", "norm", "95 % interval"], _percentile_rows(one)),
-            paragraph("A fixed threshold would have clipped this share of the steps:"),
-            table(["threshold", "clipped", "95 % interval"], _fixed_rows(one)),
+            ("heading", "Suggestion"),
+            ("findings", trace_findings(one)),
+            ("paragraph", "In a configuration:"),
+            ("code", yaml_of(one)),
+            ("paragraph", f"In Python, {placing_of(framework)}:"),
+            ("code", code_of(one.policy, framework, with_loss=one.loss.is_usable)),
+            ("heading", "Figures"),
+            ("figures", own),
+            ("paragraph", f"The threshold is that of a replay: {LIMITS}."),
+            ("heading", "Numbers"),
+            ("table", norms_table(one)),
+            ("paragraph", "A fixed threshold would have clipped this share of the steps:"),
+            ("table", fixed_table(one)),
         ]
     lead = suggestions[0].trace.source if len(suggestions) == 1 else f"{len(suggestions)} logs"
-    return page(title, f"Gradient norms of {lead}", blocks), pictures
+    return render(title, f"Gradient norms of {lead}", blocks), pictures
 
 
 def _replay(suggestion: Suggestion, start: Start) -> Callable[[], Replay]:
@@ -125,43 +133,4 @@ def _fixed(logged: Series, thresholds: Sequence[float]) -> list[Series]:
             clipped=np.nan_to_num(logged.norms) > limit,
         )
         for limit in thresholds
-    ]
-
-
-def _readings(one: Suggestion) -> list[Reading]:
-    drift, is_broken = one.drift, broken_from(one.trace) is not None
-    warnings = [Reading("bad", one.doubts[0])] if is_broken else []  # a training that broke down needs this first
-    found = [
-        *warnings,
-        Reading("note" if is_broken else "good", f"{heading_of(one)}: {answer_of(one)}"),
-        Reading("note", one.reason),
-        Reading("note", size_of(one)),
-        Reading(
-            "note",
-            f"drift: the median of the last fifth is {drift.ratio:.3g} times that of the first (Kendall's tau "
-            f"of ten block medians {drift.tau:.2f}, p = {drift.p_value:.2g})",
-        ),
-        Reading("note", f"spikes: {spikes_of(one)}"),
-    ]
-    found += [Reading("note", doubt) for doubt in one.doubts[len(warnings) :]]
-    return found + [Reading("note", note) for note in one.trace.notes]
-
-
-def _percentile_rows(one: Suggestion) -> list[list[str]]:
-    return [
-        [f"{name:g} %", f"{value.value:.4g}", f"{value.low:.4g} to {value.highest('.4g')}"]
-        for name, value in one.percentiles.items()
-    ] + [
-        [
-            "largest",
-            f"{one.largest:.4g}",
-            f"at {one.trace.place(one.largest_step)}, {times_text(one.largest_ratio)} times the median",
-        ]
-    ]
-
-
-def _fixed_rows(one: Suggestion) -> list[list[str]]:
-    return [
-        [f"{limit:g}", f"{share.value:.2%}", f"{share.low:.2%} to {share.high:.2%}"]
-        for limit, share in one.fixed.items()
     ]

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoclip.errors import RunError, UsageError, visible
+from autoclip.findings import Finding
 from autoclip.lab.yaml_source import shortened
 from autoclip.pictures import need_matplotlib
 from autoclip.report.beside import beside
-from autoclip.report.configuration import read_summary
-from autoclip.run_directory import CONFIG, METRICS, write_atomically, written_aside
+from autoclip.run_directory import CONFIG, METRICS, SUMMARY, read_json, write_atomically, written_aside
 
 if TYPE_CHECKING:
     from autoclip.pictures.picture import Picture
@@ -24,6 +24,10 @@ LOOKED_FOR = (
 )
 
 
+Report = tuple[str, str, Sequence["Picture"], Sequence[Finding], Sequence[str]]
+"""The kind of a directory, its page, the page's pictures and sentences, and those that the command prints too."""
+
+
 class Written(NamedTuple):
     """The files of a report.
 
@@ -32,17 +36,19 @@ class Written(NamedTuple):
         page: the HTML file.
         pictures: the files beside it.
         notes: sentences on what was left out and on how often the default clipped; the page has them too.
+        findings: the sentences of the page, as plain values.
     """
 
     kind: str
     page: Path
     pictures: list[Path]
     notes: list[str]
+    findings: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        pictures = [str(path) for path in self.pictures]
-        return {"kind": self.kind, "report": str(self.page), "pictures": pictures, "notes": self.notes}
+        """Plain values."""
+        files = {"report": str(self.page), "pictures": [*map(str, self.pictures)]}
+        return {"kind": self.kind, **files, "notes": self.notes, "findings": self.findings}
 
 
 def write_report(directory: Path, column: str | None = None, step_column: str | None = None) -> Written:
@@ -66,7 +72,7 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
     page = directory / REPORT
     _refuse_to_replace(page, "move it away")
     try:
-        kind, text, pictures, notes = _page(directory, column, step_column)
+        kind, text, pictures, findings, notes = _report(directory, column, step_column)
     except OSError as error:
         raise RunError(f"no report of {directory} could be made: {error}") from None
     except RunError as error:  # a file there is damaged: no run has failed
@@ -76,19 +82,17 @@ def write_report(directory: Path, column: str | None = None, step_column: str | 
         raise UsageError(
             f"no report of {directory} could be made: a file in it holds values that no run writes ({reason})"
         ) from error
-    return Written(kind, page, _write(page, text, pictures), [visible(note) for note in notes])
+    files = _write(page, text, pictures)
+    return Written(kind, page, files, [*map(visible, notes)], [one.as_json() for one in findings])
 
 
 def write_suggestions(suggestions: Sequence["Suggestion"], page: Path, refused: Sequence[str] = ()) -> list[Path]:
-    """Write suggestions as a page, and its pictures into a folder of the same name beside it.
+    """Write suggestions as a page, and its pictures into a folder of the same name beside it; return the pictures.
 
     Args:
         suggestions: at least one.
         page: the file; only a page of ours may be there already.
         refused: why other logs have no suggestion.
-
-    Returns:
-        The pictures.
 
     Raises:
         UsageError: matplotlib is missing, the folder is missing, or the page would replace a file that is not a report.
@@ -113,17 +117,12 @@ def _need_matplotlib() -> None:
         raise UsageError(str(error)) from None
 
 
-def _page(
-    directory: Path, column: str | None, step_column: str | None
-) -> tuple[str, str, list["Picture"], Sequence[str]]:
+def _report(directory: Path, column: str | None, step_column: str | None) -> Report:
     from autoclip.report.series import is_metrics
 
     if (directory / "trials.csv").exists() or (directory / "sweep.yaml").exists():
-        from autoclip.report.sweep_data import read_sweep
-        from autoclip.report.sweep_page import sweep_page
-
         _refuse_columns(directory, "a sweep", column, step_column)
-        return "sweep", *sweep_page(read_sweep(directory)), ()
+        return _of_sweep(directory)
     seeds = sorted(
         (path.parent for path in directory.glob(f"seed-*/{METRICS}") if is_metrics(path)),
         key=lambda path: (len(path.name), path.name),
@@ -131,25 +130,42 @@ def _page(
     if is_metrics(directory / METRICS):
         seeds = [directory]
     if seeds:
-        from autoclip.report.flow_picture import flow_picture
-        from autoclip.report.readings import told_of
-        from autoclip.report.run_page import default_verdict, read_seed_run, run_page, stepless_seeds
-
         _refuse_columns(directory, "a run", column, step_column)
-        runs = [read_seed_run(path) for path in seeds]
-        several = seeds != [directory]
-        total = read_summary(directory) if several else {}
-        stepless = stepless_seeds(directory, runs, total) if several else []
-        flow = flow_picture({run.series.label: run.flow for run in runs if run.flow})
-        rates = default_verdict(runs)
-        notes = [*([told_of(stepless)] if stepless else []), *([rates.text] if rates else [])]
-        return "run", *run_page(runs, total, flow, stepless, rates), notes
+        return _of_runs(directory, seeds)
     if (directory / CONFIG).exists():
         raise UsageError(f"{directory} holds a run without {METRICS}: it has not taken a step yet")
+    return _of_logs(directory, column, step_column)
+
+
+def _of_sweep(directory: Path) -> Report:
+    from autoclip.report.sweep_data import read_sweep
+    from autoclip.report.sweep_findings import sweep_findings
+    from autoclip.report.sweep_page import sweep_page
+
+    sweep = read_sweep(directory)
+    return "sweep", *sweep_page(sweep), sweep_findings(sweep.results, sweep.picks), ()
+
+
+def _of_runs(directory: Path, seeds: Sequence[Path]) -> Report:
+    from autoclip.report.run_findings import stepless_finding
+    from autoclip.report.run_page import default_rates, read_seed_run, run_findings, run_page, stepless_seeds
+
+    runs = [read_seed_run(path) for path in seeds]
+    several = [*seeds] != [directory]
+    total = (read_json(directory / SUMMARY) or {}) if several else {}
+    stepless = stepless_seeds(directory, runs, total) if several else []
+    rates = default_rates(runs)
+    findings = run_findings(runs, total, stepless, rates)
+    told = [*([stepless_finding(stepless)] if stepless else []), *([rates] if rates else [])]
+    return "run", *run_page(runs, total, findings, stepless), findings, [one.text for one in told]
+
+
+def _of_logs(directory: Path, column: str | None, step_column: str | None) -> Report:
     from autoclip.traces import read_traces
 
     with beside(sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())) as start:
         reading = start(read_traces, [directory], column, step_column)
+        from autoclip.report.trace_findings import trace_findings
         from autoclip.report.trace_page import trace_page  # takes a second, while the logs are read
         from autoclip.tuning.suggest import suggest_each
 
@@ -161,7 +177,8 @@ def _page(
         refused = [*map(str, without)]
         if not suggestions:
             raise UsageError("\n".join(refused))
-        return "trace", *trace_page(suggestions, directory.resolve().name, refused, start), refused
+        findings = [finding for one in suggestions for finding in trace_findings(one)]
+        return "trace", *trace_page(suggestions, directory.resolve().name, refused, start), findings, refused
 
 
 def _refuse_columns(directory: Path, what: str, column: str | None, step_column: str | None) -> None:
@@ -171,7 +188,7 @@ def _refuse_columns(directory: Path, what: str, column: str | None, step_column:
 
 def _refuse_to_replace(page: Path, instead: str) -> None:
     """Raise a UsageError if the page would replace anything except a page of ours or a link."""
-    from autoclip.report.page import LONGEST_OPENING, is_page
+    from autoclip.report.page import GENERATOR, LONGEST_OPENING
 
     if page.is_symlink() or not page.exists():
         return  # the target of a link is not changed
@@ -179,7 +196,7 @@ def _refuse_to_replace(page: Path, instead: str) -> None:
         raise UsageError(f"{page} is not a file, and the page needs this name: {instead}")
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
-            ours = is_page(file.read(LONGEST_OPENING))
+            ours = GENERATOR in file.read(LONGEST_OPENING)
     except OSError as error:
         raise UsageError(f"{page} exists and cannot be read, so it is not replaced: {error.strerror}") from None
     if not ours:
@@ -194,14 +211,10 @@ def _write(page: Path, text: str, pictures: Sequence["Picture"]) -> list[Path]:
     files = [folder / f"{picture.name}.png" for picture in pictures]
     try:
         folder.mkdir(exist_ok=True)
-        for file, picture in zip(files, pictures, strict=True):
-            _write_bytes(file, picture.png)
+        for path, picture in zip(files, pictures, strict=True):
+            with written_aside(path) as file:
+                file.write(picture.png)
         write_atomically(page, text)
     except OSError as error:
         raise RunError(f"{page} and its pictures in {folder} could not be written: {error.strerror or error}") from None
     return files
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    with written_aside(path) as file:
-        file.write(data)

@@ -1,6 +1,5 @@
 """`autoclip sweep --dry-run`: the candidates, the number of runs, and about how long they take."""
 
-import json
 import time
 from datetime import timedelta
 from typing import Any, Literal
@@ -9,6 +8,7 @@ from autoclip.errors import UsageError
 from autoclip.lab.config import ExperimentConfig
 from autoclip.lab.experiment import make_task
 from autoclip.lab.train import Training
+from autoclip.run_directory import json_text
 from autoclip.sweep.candidate_config import candidate_config, candidates_of
 from autoclip.sweep.racing import most_runs
 from autoclip.sweep.sweep import references_of
@@ -51,7 +51,7 @@ def print_plan(config: ExperimentConfig, *, workers: int, output_format: Literal
             "workers": workers,
             "seconds": seconds,
         }
-        print(json.dumps(plan, indent=2))  # noqa: T201
+        print(json_text(plan, indent=2))  # noqa: T201
         return
     out = console()
     rows = [("candidate", "policy"), *((one.name, _described(one.policy)) for one in candidates)]

@@ -18,7 +18,7 @@ _SAME = re.compile("train(ing|er)?|learning|optim|metrics|stats|model|total|glob
 _BEFORE = re.compile("before|pre|preclip|unclipped|raw")
 _DIFFERENT = re.compile(
     "eval|evaluation|val|valid|validation|test|after|post|postclip|clipped|clip|clipping|max|min|std|var|ratio|limit|"
-    r"threshold|target|epoch|vs|\d+|params?|weights?|bias|layers?|blocks?|update|ema"
+    r"threshold|target|epoch|vs|is|\d+|params?|weights?|bias|layers?|blocks?|update|ema"
 )
 _OWN = re.compile(r"(.*/)?autoclip/total_norm(/\d+)?")  # a number for each of several optimizers
 _THRESHOLD = re.compile(r"(.*/)?threshold(/\d+)?")

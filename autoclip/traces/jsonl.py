@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping
 from io import BytesIO
 from itertools import islice
-from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
+from autoclip.records import restored
 from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
 from autoclip.traces.rows import RowLog, flattened
@@ -19,34 +19,33 @@ OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
 """Keys in every line of our `metrics.jsonl`; other logs hardly ever have all of them."""
 
 _DECODER = json.JSONDecoder()
-# JSON has no NaN: our own file has null for a non-finite norm, and for the threshold of a step without one.
-_OWN_NULLS = {"total_norm": nan, "threshold": inf}
+_OWN_DECODER = json.JSONDecoder(object_hook=restored)
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
     """The JSON value of a text, NaN and Infinity allowed; None if it is not JSON, or is null."""
     text = text.strip(" \t\r\n")  # JSON allows these around a value
     try:
-        value, end = _DECODER.raw_decode(text)
+        value, end = decoder.raw_decode(text)
     except (ValueError, RecursionError):
         return None
     return value if end == len(text) else None
 
 
-def row_of(text: str) -> Mapping[str, Any] | None:
+def row_of(text: str, decoder: json.JSONDecoder = _DECODER) -> Mapping[str, Any] | None:
     """The row in a line; None if the line is not an object."""
-    row = parsed(text)
+    row = parsed(text, decoder)
     return flattened(row) if isinstance(row, dict) else None
 
 
-def _objects(block: bytes) -> list[dict[str, Any]] | None:
+def _objects(block: bytes, decoder: json.JSONDecoder) -> list[dict[str, Any]] | None:
     """The objects of lines that hold one each, parsed together, which is quicker; None if one of them does not."""
     block = block.replace(b"\r\n", b"\n")
     count = block.count(b"\n")
     if not block.startswith(b"{") or not block.endswith(b"}\n") or block.count(b"}\n{") != count - 1:
         return None
     joined = block[:-1].replace(b"\n", b",").decode(errors="replace")
-    found = parsed(f"[{joined}]")
+    found = parsed(f"[{joined}]", decoder)
     return found if found is not None and len(found) == count else None
 
 
@@ -64,25 +63,26 @@ def first_row(path: Path) -> tuple[Mapping[str, Any], bool]:
 
 
 def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
-    """Read a file of JSON lines; keys of nested objects are joined by dots. In our own file a null norm is NaN.
+    """Read a file of JSON lines; keys of nested objects are joined by dots.
 
     Raises:
         OSError: the file cannot be read.
         UsageError: no line is a JSON object, or the column of the steps is missing.
     """
     is_own = first_row(path)[0].keys() >= OWN_KEYS
-    rows = RowLog(selection, str(path), _OWN_NULLS if is_own else None)
+    decoder = _OWN_DECODER if is_own else _DECODER
+    rows = RowLog(selection, str(path))
     number = objects = strange = first_strange = 0
     torn = False
     for block in raw_blocks(path):
-        found = _objects(block)
+        found = _objects(block, decoder)
         if found is not None:
             rows.add_all(found)
             number, objects = number + len(found), objects + len(found)
             continue
         for line in BytesIO(block):
             number += 1
-            row = row_of(line.decode(errors="replace"))
+            row = row_of(line.decode(errors="replace"), decoder)
             if row is not None:
                 rows.add(row)
                 objects += 1

@@ -46,13 +46,11 @@ class RowLog:
     Args:
         selection: what is wanted.
         source: the file, for messages.
-        nulls: column -> number that None stands for there; in other columns None is a blank.
     """
 
-    def __init__(self, selection: Selection, source: str, nulls: Mapping[str, float] | None = None) -> None:
+    def __init__(self, selection: Selection, source: str) -> None:
         self._log = ScalarLog(selection, source)
         self._selection = selection
-        self._nulls = nulls or {}
         self._wanted: dict[str, bool] = {}
         self._needed: dict[str, bool] = {}
         self._epoch: str | None = None
@@ -136,8 +134,6 @@ class RowLog:
         return True
 
     def _number(self, name: str, value: Any) -> float | None:
-        if value is None:
-            value = self._nulls.get(name)
         if value is None or value == "":
             return None
         found = number(value)

@@ -24,12 +24,9 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.highest('.3g')}]"
-
-    def highest(self, form: str) -> str:
-        """The upper end in a format, or a word if it is unknown."""
-        return format(self.high, form) if isfinite(self.high) else "unknown"
+    def span(self, form: str) -> str:
+        """Both ends in a format; a word for an upper end that is not known."""
+        return f"{self.low:{form}} to {format(self.high, form) if isfinite(self.high) else 'unknown'}"
 
 
 def effective_count(values: NDArray[np.float64]) -> float:

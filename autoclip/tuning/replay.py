@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from math import inf, isfinite
+from math import isfinite
 from multiprocessing import get_context
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoclip.controller import Controller, RelearnAfter
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.policy import Response
-from autoclip.records import ROLLING_STEPS, clip_rate, is_active
+from autoclip.records import ROLLING_STEPS, clip_rate, finite_or_none, is_active, to_json
 
 SPIKE_STEPS = 128
 SPIKE_SIGMAS = 6.0
@@ -84,28 +84,25 @@ class Replay:
         return float((self.left[self.active] / self.norms[self.active]).mean())
 
     def summary(self) -> dict[str, Any]:
-        """The figures as plain values; None for a value that JSON cannot hold."""
+        """The figures as plain values for JSON, see `records.to_json`; None: no step has one."""
         rolling = self.rolling_clip_rates()
         caught, total = self.caught_spikes
-        final = float(self.thresholds[-1]) if len(self.thresholds) else inf
-        figures: dict[str, Any] = {
+        figures = {
             "policy": self.policy,
             "steps": len(self.norms),
             "active_steps": int(self.active.sum()),
-            "clip_rate": self.clip_rate,
+            "clip_rate": finite_or_none(self.clip_rate),
             "rolling_clip_rate_min": float(rolling.min()) if len(rolling) else None,
             "rolling_clip_rate_max": float(rolling.max()) if len(rolling) else None,
-            "skip_rate": self.skip_rate,
-            "mean_coefficient": self.mean_coefficient,
+            "skip_rate": finite_or_none(self.skip_rate),
+            "mean_coefficient": finite_or_none(self.mean_coefficient),
             "spikes": total,
             "spikes_clipped": caught,
             "longest_streak": self.longest_streak,
             "relearned": self.relearned,
-            "final_threshold": final,
+            "final_threshold": float(self.thresholds[-1]) if len(self.thresholds) else None,
         }
-        return {
-            name: None if isinstance(value, float) and not isfinite(value) else value for name, value in figures.items()
-        }
+        return dict(to_json(figures))
 
 
 def replay(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoclip.errors import UsageError
 from autoclip.policies import DEFAULT_KIND
-from autoclip.records import clip_rate
+from autoclip.records import clip_rate, to_json
 from autoclip.traces import NormTrace
 from autoclip.tuning.intervals import Interval, effective_count, percentile_interval, share_interval
 from autoclip.tuning.log_findings import (
@@ -122,12 +122,8 @@ class Suggestion:
         return self.effective_count < WORTH_LESS * self.count
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON; an unknown end of an interval is None."""
-
-        def interval(one: Interval) -> dict[str, float | None]:
-            return {"value": one.value, "low": one.low, "high": one.high if isfinite(one.high) else None}
-
-        return {
+        """Plain values for JSON, see `records.to_json`; an unknown end of an interval is inf."""
+        figures = {
             "source": self.trace.source,
             "format": self.trace.format,
             "norms": self.count,
@@ -135,13 +131,13 @@ class Suggestion:
             "stride": self.trace.stride if self.trace.has_steps else None,
             "zero": self.zero,
             "nonfinite": self.nonfinite,
-            "percentiles": {f"{name:g}": interval(one) for name, one in self.percentiles.items()},
+            "percentiles": {f"{name:g}": vars(one) for name, one in self.percentiles.items()},
             "largest": self.largest,
             "largest_step": self.largest_step,
             "largest_over_median": self.largest_ratio,
-            "clipped_by_fixed": {f"{name:g}": interval(one) for name, one in self.fixed.items()},
+            "clipped_by_fixed": {f"{name:g}": vars(one) for name, one in self.fixed.items()},
             "drift": {"ratio": self.drift.ratio, "tau": self.drift.tau, "p_value": self.drift.p_value},
-            "spikes": {**interval(self.spikes), "count": int(self.tail.spikes.sum()), "tested": self.count},
+            "spikes": {**vars(self.spikes), "count": int(self.tail.spikes.sum()), "tested": self.count},
             "percentile_99_over_running_median": self.tail.ratio,
             "loss": self.loss.state,
             "notes": list(self.trace.notes),
@@ -150,6 +146,7 @@ class Suggestion:
             "recommended": {"policy": dict(self.policy)},
             "reason": self.reason,
         }
+        return dict(to_json(figures))
 
 
 def suggest(trace: NormTrace) -> Suggestion:

@@ -5,6 +5,8 @@ from math import isfinite
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
+from autoclip.findings import Finding
+from autoclip.pictures.series import Series
 from autoclip.policies import ProbingQuantile
 from autoclip.policies.probing_quantile import LIMIT
 from autoclip.records import rate_text
@@ -36,16 +38,9 @@ class Steps(NamedTuple):
     clipped: Sequence[bool]
 
 
-class Verdict(NamedTuple):
-    """The meaning of a clip rate.
-
-    Attributes:
-        text: a sentence.
-        is_usual: no run was clipped more often than it should be.
-    """
-
-    text: str
-    is_usual: bool
+def steps_of(series: Series) -> Steps:
+    """The active steps of a run."""
+    return Steps(*(one[series.active].tolist() for one in (series.norms, series.losses, series.clipped)))
 
 
 def is_default(clip: Mapping[str, Any]) -> bool:
@@ -58,7 +53,7 @@ def is_default(clip: Mapping[str, Any]) -> bool:
     return not changed and all(clip.get(name, known[0]) in known for name, known in usual.items())
 
 
-def verdict(runs: Mapping[str, Steps]) -> Verdict | None:
+def rate_finding(runs: Mapping[str, Steps]) -> Finding | None:
     """Judge the clip rates of the default policy; of several runs, look for the cause in the one clipped most.
 
     Args:
@@ -70,15 +65,17 @@ def verdict(runs: Mapping[str, Steps]) -> Verdict | None:
     rates = {label: fmean(run.clipped) for label, run in runs.items() if run.clipped}
     if not rates:
         return None
-    most, least = max(rates.values()), min(rates.values())
-    here = " to ".join(dict.fromkeys([rate_text(least), rate_text(most)]))
+    least, most = min(rates.values()), max(rates.values())
+    here = " to ".join(dict.fromkeys(map(rate_text, (least, most))))
     text = (
         f"the default clips {LEAST_RATE * 100:.0f} to {MOST_RATE:.0%} of the steps in a healthy training; here {here}"
     )
     if most <= MOST_RATE:
-        return Verdict(f"{text}, {'as it should be' if least >= LEAST_RATE else 'which is fine too'}", True)
+        usual = "as it should be" if least >= LEAST_RATE else "which is fine too"
+        return Finding("good", f"{text}, {usual}", {"clip_rates": rates})
     label = max(rates, key=lambda one: rates[one])
-    return Verdict(f"{text}{f'; {label}' if len(rates) > 1 else ''}: {_cause(runs[label])}", False)
+    cause = f"{f'; {label}' if len(rates) > 1 else ''}: {_cause(runs[label])}"
+    return Finding("note", f"{text}{cause}", {"clip_rates": rates})
 
 
 def _cause(run: Steps) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 import autoclip
-from autoclip.report.how_to_use import code_of, framework_of, python_of
+from autoclip.report.trace_findings import code_of, framework_of, python_of
 from autoclip.traces import NormTrace
 
 

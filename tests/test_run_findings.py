@@ -3,9 +3,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from autoclip.flow import Sample, diagnose
+from autoclip.flow import Sample, diagnose, flow_findings
 from autoclip.pictures.series import Series
-from autoclip.report.readings import flow_readings, norm_readings, rate_readings, status_readings
+from autoclip.report.run_findings import norm_findings, rate_findings, status_findings
 
 COUNT = 1000
 
@@ -51,13 +51,13 @@ def series(
     ],
 )
 def test_how_a_run_ended(summary, level, words):
-    (found,) = status_readings({"seed 0": summary}, {})
+    (found,) = status_findings({"seed 0": summary}, {})
     assert found.level == level
     assert words in found.text
 
 
 def test_a_failed_seed_is_told_once_with_its_error():
-    (found,) = status_readings({"seed 0": {}}, {"seed 0": "seed 0 stopped: RuntimeError: broke"})
+    (found,) = status_findings({"seed 0": {}}, {"seed 0": "seed 0 stopped: RuntimeError: broke"})
     assert (found.level, found.text) == ("bad", "seed 0 failed: seed 0 stopped: RuntimeError: broke")
 
 
@@ -73,49 +73,49 @@ def test_a_failed_seed_is_told_once_with_its_error():
     ],
 )
 def test_a_clip_rate_is_measured_by_what_was_promised(rate, promised, level, words):
-    (found,) = rate_readings([series(clipped=rate)], promised)
+    (found,) = rate_findings([series(clipped=rate)], promised)
     assert found.level == level
     assert words in found.text
 
 
 def test_runs_of_which_the_same_is_to_be_said_share_a_sentence():
     runs = [series("seed 0", clipped=0.5), series("seed 1", clipped=0.45), series("seed 2", clipped=0.1)]
-    same, other = rate_readings(runs, 0.5)
+    same, other = rate_findings(runs, 0.5)
     assert same.text.startswith("seed 0, seed 1: 45% to 50% of the steps")
     assert other.text.startswith("seed 2: 10% of the steps")
 
 
 def test_a_clip_rate_is_told_with_the_share_of_the_length_that_is_left():
     runs = [series("seed 0", clipped=0.5, coefficient=0.9), series("seed 1", clipped=0.5, coefficient=0.25)]
-    (found,) = rate_readings(runs, 0.5)
+    (found,) = rate_findings(runs, 0.5)
     assert "50% of the steps after the warm-up were clipped, with a mean coefficient of 25% to 90%; the" in found.text
 
 
 def test_calm_norms_and_large_steps_are_told_apart():
     generator = np.random.default_rng(0)
     norms = np.exp(generator.normal(0, 0.2, COUNT))
-    (calm,) = norm_readings([series(norms=norms)])
+    (calm,) = norm_findings([series(norms=norms)])
     assert (calm.level, calm.text[:20]) == ("good", "the norms are calm: ")
     norms[::50] *= 300
-    large, missed = norm_readings([series(norms=norms)])
+    large, missed = norm_findings([series(norms=norms)])
     assert "large norms occur" in large.text
     assert missed.level == "note"
     assert missed.text.startswith("0 of ")
-    *_, caught = norm_readings([series(norms=norms, clipped=1.0)])
+    *_, caught = norm_findings([series(norms=norms, clipped=1.0)])
     assert caught.level == "good"
 
 
 def test_drift_is_told_with_its_factor_and_direction():
     norms = np.geomspace(1, 1000, COUNT)
-    (found,) = [one for one in norm_readings([series(norms=norms)]) if "first fifth" in one.text]
+    (found,) = [one for one in norm_findings([series(norms=norms)]) if "first fifth" in one.text]
     assert "rose by a factor of 253" in found.text
-    falling = norm_readings([series("a", norms=norms[::-1]), series("b", norms=np.ones(COUNT))])
+    falling = norm_findings([series("a", norms=norms[::-1]), series("b", norms=np.ones(COUNT))])
     assert any(one.text.startswith("a: ") and "fell by" in one.text for one in falling)
 
 
 @pytest.mark.parametrize(("last", "word"), [(-300, "fell"), (300, "rose")])
 def test_drift_beyond_every_float_is_told(last, word):
-    found = norm_readings([series(norms=np.logspace(-last, last, COUNT))])
+    found = norm_findings([series(norms=np.logspace(-last, last, COUNT))])
     assert any(f"{word} by a factor of 1.0e+304" in one.text for one in found)
 
 
@@ -123,7 +123,7 @@ def test_drift_beyond_every_float_is_told(last, word):
 def test_norms_that_are_not_finite(broken, level):
     norms = np.ones(COUNT)
     norms[:broken] = np.nan
-    found = norm_readings([series(norms=norms, skipped=range(broken))])[0]
+    found = norm_findings([series(norms=norms, skipped=range(broken))])[0]
     assert found.level == level
     assert f"not finite in {broken} of 1000 steps" in found.text
     assert f"{broken} of them were skipped" in found.text
@@ -131,9 +131,9 @@ def test_norms_that_are_not_finite(broken, level):
 
 @pytest.mark.parametrize("norms", [np.empty(0), np.full(30, np.nan), np.zeros(30), np.ones(3)])
 def test_of_too_few_norms_nothing_is_said_but_that_they_are_broken(norms):
-    found = norm_readings([series(norms=norms)])
+    found = norm_findings([series(norms=norms)])
     assert all("not finite" in one.text for one in found)
-    assert not rate_readings([series(norms=norms)], 0.5)
+    assert not rate_findings([series(norms=norms)], 0.5)
 
 
 def test_the_flow_is_good_or_bad_and_seeds_with_the_same_verdict_share_a_sentence():
@@ -141,7 +141,7 @@ def test_the_flow_is_good_or_bad_and_seeds_with_the_same_verdict_share_a_sentenc
         norms = {f"l{n}.weight": 10.0 ** (decades * n / (layers - 1)) for n in range(layers)}
         return diagnose([Sample(step, norms) for step in range(5)])
 
-    healthy, exploding, unknown = flow_readings(
+    healthy, exploding, unknown = flow_findings(
         {"a": flow(0.0), "b": flow(-5.0), "c": flow(0.0), "d": flow(9.0, layers=4)}
     )
     assert (healthy.level, exploding.level, unknown.level) == ("good", "bad", "note")
