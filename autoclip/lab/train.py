@@ -161,7 +161,7 @@ class Training:
 
     def metrics(self, step: Step) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
-        update = {} if step.update_norm is None else {"update_norm": finite_or_none(step.update_norm)}
+        update = {} if step.update_norm is None else {"update_norm": step.update_norm}
         return step.record.as_json(self.optimizer.param_groups[0]["lr"]) | update
 
     def state_dict(self) -> dict[str, Any]:
