@@ -19,7 +19,7 @@ from autoclip.version import __version__
 
 if TYPE_CHECKING:
     from autoclip.lab.config import ExperimentConfig
-    from autoclip.sweep.sweep import Sweep
+    from autoclip.sweeps.sweep import Sweep
 
 EPILOG = """\
 Environment variables: AUTOCLIP_ALLOW_ANY_TARGET=1 lets a configuration name classes from anywhere on Python's path, not
@@ -155,13 +155,13 @@ def sweep(
 
         config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())], _tell)
         try:
-            from autoclip.sweep.forkserver import begin_imports
+            from autoclip.sweeps.forkserver import begin_imports
 
             if not dry_run and engine is None:
                 begin_imports()
-            from autoclip.sweep.driver import run_sweep
-            from autoclip.sweep.engine import ProcessPool, dask_scheduler
-            from autoclip.sweep.plan import print_plan
+            from autoclip.sweeps.driver import run_sweep
+            from autoclip.sweeps.engine import ProcessPool, dask_scheduler
+            from autoclip.sweeps.plan import print_plan
         except ModuleNotFoundError as error:
             raise UsageError(f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'") from None
         if dry_run:

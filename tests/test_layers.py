@@ -47,7 +47,7 @@ LAYERS = [
     "traces",
     "tuning",
     "lab",
-    "sweep",
+    "sweeps",
     "report",
     "doctor",
     "cli",

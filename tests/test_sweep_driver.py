@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from autoclip.cli import app
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import load_config
-from autoclip.sweep.driver import run_sweep
-from autoclip.sweep.engine import GivenExecutor, ProcessPool
+from autoclip.sweeps.driver import run_sweep
+from autoclip.sweeps.engine import GivenExecutor, ProcessPool
 from tests.forked import forked_workers
 
 pytestmark = [

@@ -12,10 +12,10 @@ from autoclip.pictures.series import Series
 from autoclip.report.configuration import read_configuration, read_summary
 from autoclip.report.series import read_series
 from autoclip.run_directory import CONFIG
-from autoclip.sweep.candidates import RUNS, Candidate
-from autoclip.sweep.outcome import Result
-from autoclip.sweep.picks import PREFERENCES, Picks, pick
-from autoclip.sweep.scoring import read_run, score
+from autoclip.sweeps.candidates import RUNS, Candidate
+from autoclip.sweeps.outcome import Result
+from autoclip.sweeps.picks import PREFERENCES, Picks, pick
+from autoclip.sweeps.scoring import read_run, score
 
 TRIALS = "trials.csv"
 SWEEP = "sweep.yaml"

@@ -12,10 +12,10 @@ from autoclip.lab.yaml_source import dump
 from autoclip.records import finite_or_none
 from autoclip.report import sweep_findings as findings
 from autoclip.run_directory import write_atomically, written_aside
-from autoclip.sweep import outcome
-from autoclip.sweep.pareto_plot import pareto_picture
-from autoclip.sweep.picks import Picks, pick
-from autoclip.sweep.sweep import REFERENCE, Sweep
+from autoclip.sweeps import outcome
+from autoclip.sweeps.pareto_plot import pareto_picture
+from autoclip.sweeps.picks import Picks, pick
+from autoclip.sweeps.sweep import REFERENCE, Sweep
 from autoclip.terminal import aligned, console, print_code
 
 LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from autoclip.lab.config import Count, build_policy
 from autoclip.policies import Policy
 from autoclip.run_directory import METRICS
-from autoclip.sweep.scoring import read_run
+from autoclip.sweeps.scoring import read_run
 from autoclip.traces import read_traces
 from autoclip.tuning.replay import spikes
 from experiments.studies.command import short_main

@@ -21,13 +21,13 @@ from autoclip.lab.loading import load_object
 from autoclip.lab.sweep_section import SweepConfig
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
-from autoclip.sweep import outcome
-from autoclip.sweep.candidate_config import candidates_of, percentile_parameters
-from autoclip.sweep.candidates import Candidate, fixed, refined
-from autoclip.sweep.job import Job
-from autoclip.sweep.racing import Plan, Run, full_grid, most_runs, race
-from autoclip.sweep.scoring import Score, base_scores, reference_loss, score_from
-from autoclip.sweep.study import KeyedStudy, open_storage
+from autoclip.sweeps import outcome
+from autoclip.sweeps.candidate_config import candidates_of, percentile_parameters
+from autoclip.sweeps.candidates import Candidate, fixed, refined
+from autoclip.sweeps.job import Job
+from autoclip.sweeps.racing import Plan, Run, full_grid, most_runs, race
+from autoclip.sweeps.scoring import Score, base_scores, reference_loss, score_from
+from autoclip.sweeps.study import KeyedStudy, open_storage
 
 FIXED_GRID = (1.0, 5.0, 10.0)
 """If the sweep names no thresholds, these give the reference."""

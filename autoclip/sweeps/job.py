@@ -16,10 +16,10 @@ from autoclip.lab.config import ExperimentConfig, checked
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
-from autoclip.sweep.candidate_config import candidate_config
-from autoclip.sweep.candidates import Candidate
-from autoclip.sweep.scoring import Score, base_scores, read_run, score
-from autoclip.sweep.script import run_script
+from autoclip.sweeps.candidate_config import candidate_config
+from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.scoring import Score, base_scores, read_run, score
+from autoclip.sweeps.script import run_script
 
 INTERRUPT = Interrupt()
 """Of this worker."""

@@ -7,8 +7,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from typing import Any, Protocol, TypeVar
 
 from autoclip.errors import RunError, UsageError
-from autoclip.sweep.forkserver import worker_context
-from autoclip.sweep.job import begin_worker
+from autoclip.sweeps.forkserver import worker_context
+from autoclip.sweeps.job import begin_worker
 
 POLL_SECONDS = 0.05
 MOST_LOST = 20
