@@ -18,7 +18,7 @@ from autoclip.errors import UsageError
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.loading import load_object
-from autoclip.lab.sweep_section import SweepConfig
+from autoclip.lab.sweep_section import LocalEngine, SweepConfig
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
 from autoclip.sweeps import outcome
@@ -300,7 +300,7 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
 
 
 def _comparable(config: ExperimentConfig) -> ExperimentConfig:
-    """Reset settings that do not change the trials: storage, number of refinements, preference."""
+    """Reset settings that do not change the trials: engine, storage, number of refinements, preference."""
     assert config.sweep is not None
-    same = {"storage": None, "refine_trials": 0, "prefer": "balanced", "margin": 0.0}
+    same = {"engine": LocalEngine(kind="local"), "storage": None, "refine_trials": 0, "prefer": "balanced", "margin": 0.0}
     return config.model_copy(update={"sweep": config.sweep.model_copy(update=same)})
