@@ -1,21 +1,18 @@
-"""The result of `autoclip sweep`: the table, the files, the picks and the recommendation."""
+"""The result of `autoclip sweep` on the terminal: the table, the picks and the recommendation."""
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console
 
 from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
-from autoclip.lab.yaml_source import dump
-from autoclip.records import finite_or_none
 from autoclip.report import sweep_findings as findings
-from autoclip.run_directory import write_atomically, written_aside
+from autoclip.report.sweep_result import clip_of, write_result
 from autoclip.sweeps import outcome
-from autoclip.sweeps.pareto_plot import pareto_picture
-from autoclip.sweeps.picks import Picks, pick
-from autoclip.sweeps.sweep import REFERENCE, Sweep
+from autoclip.sweeps.picks import Picks
+from autoclip.sweeps.sweep import Sweep
 from autoclip.terminal import aligned, console, print_code
 
 LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")
@@ -28,25 +25,12 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     Returns:
         The exit code: 0, or 1 if every candidate failed.
     """
-    results = sweep.results()
-    picks = pick(results, sweep.settings.prefer, sweep.settings.margin)
-    directory = sweep.output_dir
-    write_atomically(directory / TRIALS, outcome.as_csv(results))
-    with written_aside(directory / PARETO) as file:
-        file.write(pareto_picture(results, picks).png)
-    if picks:
-        write_atomically(directory / RECOMMENDED, dump(_clip(sweep, picks.recommended)))
-        for name, one in picks.named.items():
-            write_atomically(directory / PICKS[name], dump(_clip(sweep, one)))
+    result = write_result(sweep)
     if output_format == "json":
-        print(json.dumps(_as_json(sweep, results, picks), indent=2, allow_nan=False))  # noqa: T201
+        print(json.dumps(result.as_json(), indent=2, allow_nan=False))  # noqa: T201
     else:
-        _print(sweep, results, picks)
-    return 0 if picks else 1
-
-
-def _clip(sweep: Sweep, chosen: outcome.Result) -> dict[str, Any]:
-    return {"clip": sweep.config.clip.model_dump() | {"policy": dict(chosen.candidate.policy)}}
+        _print(sweep, result.candidates, result.picks)
+    return 0 if result.picks else 1
 
 
 def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> None:
@@ -97,7 +81,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
         return
     out.print(f"files in {sweep.output_dir}: {RECOMMENDED}, {', '.join(PICKS.values())}, {TRIALS}, {PARETO}, runs/")
     out.print("in a training loop:")
-    clip = _clip(sweep, picks.recommended)["clip"]
+    clip = clip_of(sweep, picks.recommended)["clip"]
     print_code(out, f"clipper = {findings.clipper_call(clip, str(sweep.output_dir / RECOMMENDED))}")
     print_code(out, "loss.backward()\nclipper.step(loss=loss)\noptimizer.step()")
 
@@ -117,29 +101,3 @@ def _print_table(out: Console, first: str, rows: Sequence[tuple[str, dict[str, s
     for name, line in zip(names[1:], lines[1:], strict=True):
         out.print(name)
         out.print(f"  {line}", no_wrap=True)
-
-
-def _as_json(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> dict[str, Any]:
-    front = set(outcome.pareto_front(results))
-    return {
-        "reference": sweep.trials.optuna.user_attrs.get(REFERENCE),
-        "share_of_steps": sweep.share_of_steps(),
-        "candidates": [
-            {
-                "candidate": one.candidate.name,
-                "policy": dict(one.candidate.policy),
-                "convergence": one.convergence,
-                "instability": one.instability,
-                "validation_loss": one.validation_loss,
-                "seeds": one.seeds,
-                "failed": one.failures,
-                "failed_at_any_rate": one.all_failures,
-                "clip_rate": finite_or_none(one.clip_rate),
-                "mean_coefficient": finite_or_none(one.mean_coefficient),
-                "pareto": one in front,
-            }
-            for one in results
-        ],
-        **findings.as_json(picks),
-        "readings": [reading.text for reading in findings.readings(results, picks)],
-    }
