@@ -470,6 +470,18 @@ def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(
+    ("engine", "package", "extra"), [("slurm", "submitit", "slurm"), ("tcp://127.0.0.1:1", "distributed", "dask")]
+)
+def test_an_engine_that_is_not_installed_is_one_line(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    done = call(str(config_file), "--output-dir", str(tmp_path), "--engine", engine)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+    assert done.output.endswith(f"pip install 'autoclip-tuner[sweep,plot,{extra}]'\n")
+
+
 def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
     path = tmp_path / "script.yaml"
     command_line = ["no-such-program", "{clip_config}", "{seed}", "{run_dir}"]

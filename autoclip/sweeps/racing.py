@@ -173,4 +173,4 @@ def _unbeaten(results: Sequence[Result]) -> list[Result]:
 
 
 def _ordered(names: Sequence[str], references: Sequence[str]) -> list[str]:
-    return [*references, *(name for name in names if name not in references)]
+    return list(dict.fromkeys([*references, *names]))
