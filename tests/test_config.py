@@ -217,7 +217,7 @@ def test_a_configuration_does_not_change(load):
             "sweep: {engine: {kind: slrm}}",
             "1:24: sweep.engine.kind: must be one of local, dask, slurm, got 'slrm' (did you mean slurm?)",
         ),
-        ("sweep: {engine: {kind: dask}}", "1:18: sweep.engine.address: must be given, got nothing"),
+        ("sweep: {engine: {kind: dask}}", "1:17: sweep.engine.address: must be given, got nothing"),
         (
             "sweep: {engine: {kind: local, workers: 0}}",
             "1:40: sweep.engine.workers: must be a whole number in [1, inf), got 0",

@@ -13,8 +13,8 @@ POLL_SECONDS = 0.2
 def claimed(directory: Path, wait: Callable[[], bool]) -> Iterator[bool]:
     """Hold a directory for the duration of the block; other processes that ask for it wait.
 
-    The claim is a `flock` on the directory itself: a lock file, as of `filelock`, would stay in thousands of run
-    directories, and be in the way of what is refused where files of others are. It ends with the process and its forked children, however they end.
+    The claim is a `flock` on the directory itself. It ends with the process and its forked children, however they end.
+    A lock file, as of `filelock`, would stay in thousands of run directories, and spoil those that should be empty.
     Windows and some network file systems have no such lock: there, nobody waits.
 
     Args:
