@@ -79,7 +79,7 @@ test-integrations: .integrations/ready docs
 	$(PYTHON) -m venv .integrations
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
 	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
-		--editable '.[experiments,sweep,plot,lightning,transformers,deepspeed,dask,tensorboard,wandb]' pytest pytest-xdist hypothesis \
+		--editable '.[experiments,sweep,plot,lightning,transformers,deepspeed,dask,slurm,tensorboard,wandb]' pytest pytest-xdist hypothesis \
 		$(INTEGRATIONS_PACKAGES)
 	rm -rf .integrations/engines
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-deps --target .integrations/engines $(ENGINES)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from autoclip.lab.clip_section import from_config
     from autoclip.records import ClipRecord
     from autoclip.report.log_plot import plot
+    from autoclip.report.sweep_result import sweep
     from autoclip.tuner import Tuner
     from autoclip.tuning.replay import replay
 
@@ -49,6 +50,7 @@ _WHEN_USED = {
     "from_config": "autoclip.lab.clip_section",
     "plot": "autoclip.report.log_plot",
     "replay": "autoclip.tuning.replay",
+    "sweep": "autoclip.report.sweep_result",
 }
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "plot",
     "replay",
     "sinks",
+    "sweep",
     "traces",
 ]
 

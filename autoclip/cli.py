@@ -17,7 +17,7 @@ from autoclip.version import __version__
 
 if TYPE_CHECKING:
     from autoclip.lab.config import ExperimentConfig
-    from autoclip.sweep.sweep import Sweep
+    from autoclip.sweeps.sweep import Sweep
 
 EPILOG = """\
 Environment variables: AUTOCLIP_ALLOW_ANY_TARGET=1 lets a configuration name classes from anywhere on Python's path, not
@@ -126,7 +126,6 @@ def run(
         from autoclip.lab.experiment import run_experiment
 
         code = run_experiment(config, directory, resume=resume, output_format=output_format.value)
-        sys.stdout.flush()  # a closed pipe shows here, not when Python exits
         raise typer.Exit(code)
 
 
@@ -135,8 +134,8 @@ def sweep(
     config_file: ConfigFile,
     overrides: Overrides = None,
     output_dir: Annotated[OutputDir, _output_dir("Folder of the sweep; default: sweeps/<experiment's name>.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
-    engine: Annotated[str | None, typer.Option(help="Dask scheduler that trains instead: tcp://HOST:8786.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes here; default: one for each GPU.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Trains instead: slurm, or Dask's tcp://HOST:8786.")] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL, in place of that in sweep.storage.")] = None,
     prefer: Annotated[
         Literal["speed", "balanced", "stability"] | None,
@@ -153,17 +152,18 @@ def sweep(
 
         config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())], _tell)
         try:
-            from autoclip.sweep.forkserver import begin_imports
+            from autoclip.sweeps.forkserver import begin_imports
 
             if not dry_run and engine is None:
                 begin_imports()
-            from autoclip.sweep.driver import run_sweep
-            from autoclip.sweep.engine import ProcessPool, dask_scheduler
-            from autoclip.sweep.plan import print_plan
+            from autoclip.sweeps.clusters import asked_for, at_once, make_engine
+            from autoclip.sweeps.driver import run_sweep
+            from autoclip.sweeps.plan import print_plan
         except ModuleNotFoundError as error:
             raise UsageError(f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'") from None
+        section = asked_for(config, engine, workers)
         if dry_run:
-            print_plan(config, workers=workers, output_format=output_format.value)
+            print_plan(config, workers=at_once(section, config), output_format=output_format.value)
             return
         directory = output_dir or Path("sweeps") / config.name
 
@@ -172,9 +172,8 @@ def sweep(
 
             return partial(report, output_format=output_format.value)
 
-        make_engine = partial(dask_scheduler, engine) if engine else partial(ProcessPool, workers)
-        code = run_sweep(config, directory, engine=make_engine, storage=storage, load_report=load_report)
-        sys.stdout.flush()
+        begin = partial(make_engine, section, config, directory)
+        code = run_sweep(config, directory, engine=begin, storage=storage, load_report=load_report)
         raise typer.Exit(code)
 
 

@@ -17,6 +17,7 @@ OTHER_DISTRIBUTION = "autoclip"
 OPTIONAL = {
     "optuna": "sweep",
     "distributed": "dask",
+    "submitit": "slurm",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -12,10 +12,10 @@ from itertools import islice, permutations
 from pathlib import Path
 
 from autoclip.report.sweep_data import read_sweep
-from autoclip.sweep.outcome import Result
-from autoclip.sweep.picks import Picks, pick
-from autoclip.sweep.racing import race
-from autoclip.sweep.scoring import Score, reference_loss
+from autoclip.sweeps.outcome import Result
+from autoclip.sweeps.picks import Picks, pick
+from autoclip.sweeps.racing import race
+from autoclip.sweeps.scoring import Score, reference_loss
 
 MOST_ORDERS = 24
 

@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 
 from autoclip.records import to_json
-from autoclip.sweep.candidates import Candidate
-from autoclip.sweep.outcome import Result, as_csv
-from autoclip.sweep.picks import pick
-from autoclip.sweep.scoring import read_run, reference_loss, score
+from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.outcome import Result, as_csv
+from autoclip.sweeps.picks import pick
+from autoclip.sweeps.scoring import read_run, reference_loss, score
 
 STEPS = 120
 WARMUP = 20

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from autoclip.sweep.scoring import Score
+from autoclip.sweeps.scoring import Score
 
 SCORE = Score(
     multiplier=1.0,

@@ -1,7 +1,7 @@
 """Sweeps in this process."""
 
-from autoclip.sweep import job as sweep_job
-from autoclip.sweep.sweep import Sweep
+from autoclip.sweeps import job as sweep_job
+from autoclip.sweeps.sweep import Sweep
 
 
 def finish(sweep: Sweep) -> Sweep:

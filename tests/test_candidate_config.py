@@ -5,7 +5,7 @@ import pytest
 
 from autoclip.errors import UsageError
 from autoclip.lab.config import ExperimentConfig, build_policy, load_config
-from autoclip.sweep.candidate_config import candidate_config, candidates_of, percentile_parameters, section_of
+from autoclip.sweeps.candidate_config import candidate_config, candidates_of, percentile_parameters, section_of
 
 CONFIG = """
 name: tiny

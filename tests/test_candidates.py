@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from autoclip.errors import UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.sweep.candidate_config import candidates_of
-from autoclip.sweep.candidates import Candidate, fixed, grid, of_percentile, refined, written_out
+from autoclip.sweeps.candidate_config import candidates_of
+from autoclip.sweeps.candidates import Candidate, fixed, grid, of_percentile, refined, written_out
 
 CONFIG = """
 name: tiny

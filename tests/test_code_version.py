@@ -12,7 +12,7 @@ from autoclip.lab.config import load_config
 from autoclip.lab.example import Spirals
 from autoclip.lab.experiment import run_experiment
 from autoclip.policies import Fixed
-from autoclip.sweep.sweep import Sweep
+from autoclip.sweeps.sweep import Sweep
 from autoclip.version import __version__
 from tests.sweeps import finish
 from tests.tiny_task import TinyTask

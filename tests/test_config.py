@@ -114,6 +114,7 @@ def test_defaults_of_the_sweep(load):
         "thresholds": (1.0, 5.0, 10.0),
         "percentiles": (10, 25, 50, 75, 90, 95),
         "kinds": ("fixed_percentile", "running_quantile"),
+        "engine": {"kind": "local", "workers": None},
         "policies": (),
         "seeds": (0, 1, 2),
         "lr_multipliers": (1, 3, 10),
@@ -212,6 +213,28 @@ def test_a_configuration_does_not_change(load):
         ),
         ("sweep: {command: python x.py}", "1:18: sweep.command: must be a list, got 'python x.py'"),
         ("sweep: {command: [python, 3]}", "1:27: sweep.command.1: must be a text, got 3"),
+        (
+            "sweep: {engine: {kind: slrm}}",
+            "1:24: sweep.engine.kind: must be one of local, dask, slurm, got 'slrm' (did you mean slurm?)",
+        ),
+        ("sweep: {engine: {kind: dask}}", "1:17: sweep.engine.address: must be given, got nothing"),
+        (
+            "sweep: {engine: {kind: local, workers: 0}}",
+            "1:40: sweep.engine.workers: must be a whole number in [1, inf), got 0",
+        ),
+        (
+            "sweep: {engine: {kind: slurm, timeout_min: 2}}",
+            "1:44: sweep.engine.timeout_min: must be a whole number in [3, inf), got 2",
+        ),
+        (
+            "sweep: {engine: {kind: slurm, partition: 'a b'}}",
+            "1:42: sweep.engine.partition: must be a partition's name, got 'a b'",
+        ),
+        (
+            "sweep: {engine: {kind: slurm, at_onec: 1}}",
+            "1:31: sweep.engine.at_onec: unknown key of kind slurm (did you mean at_once?); "
+            "known: kind, partition, timeout_min, gpus_per_node, at_once",
+        ),
         ("sweep: {storage: study.db}", "1:18: sweep.storage: must be a URL, as in sqlite:///study.db, got 'study.db'"),
         ("sweep: {thresholds: [0]}", "1:22: sweep.thresholds.0: must be a number in (0, inf), got 0"),
         (
@@ -400,6 +423,9 @@ def test_the_configurations_of_the_repository_load_and_fit_the_schema(path, tmp_
         {"clip": {"policy": {"kind": "running_quantile", "windw": 1}}},
         {"clip": {"policy": {"kind": "center_multiple", "center": "meen"}}},
         {"sweep": {"kinds": ["fixed"]}},
+        {"sweep": {"engine": {"workers": 2}}},
+        {"sweep": {"engine": {"kind": "slurm", "at_once": 0}}},
+        {"sweep": {"engine": {"kind": "slurm", "partition": "a\ntrue #"}}},
     ],
 )
 def test_the_schema_and_the_models_reject_the_same(change):

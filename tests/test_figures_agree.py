@@ -14,7 +14,7 @@ from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import run_experiment
 from autoclip.records import rate_text, threshold_text
 from autoclip.report.writing import write_report
-from autoclip.sweep.scoring import read_run, score
+from autoclip.sweeps.scoring import read_run, score
 from tests.report_runs import loaded
 from tests.test_experiment import CONFIG, ROOT
 

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from autoclip.sweep.forkserver import PRELOADED, worker_context
+from autoclip.sweeps.forkserver import PRELOADED, worker_context
 
 PROGRAM = """
 import sys
-from autoclip.sweep.forkserver import begin_imports, worker_context
+from autoclip.sweeps.forkserver import begin_imports, worker_context
 
 def loaded(queue):
     queue.put([name for name in sys.argv[1:] if name in sys.modules])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoclip.sweep import guard
+from autoclip.sweeps import guard
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
 POLITE = """

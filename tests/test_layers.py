@@ -48,7 +48,7 @@ LAYERS = [
     "traces",
     "tuning",
     "lab",
-    "sweep",
+    "sweeps",
     "report",
     "doctor",
     "cli",

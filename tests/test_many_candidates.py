@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from autoclip.sweep.candidates import Candidate, fixed, grid
-from autoclip.sweep.outcome import Result, as_csv, degenerate, pareto_front
-from autoclip.sweep.pareto_plot import pareto_picture
-from autoclip.sweep.picks import pick
-from autoclip.sweep.racing import survivors
+from autoclip.sweeps.candidates import Candidate, fixed, grid
+from autoclip.sweeps.outcome import Result, as_csv, degenerate, pareto_front
+from autoclip.sweeps.pareto_plot import pareto_picture
+from autoclip.sweeps.picks import pick
+from autoclip.sweeps.racing import survivors
 from tests.scores import score_with
 
 

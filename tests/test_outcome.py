@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip.sweep.candidates import Candidate, fixed, of_percentile
-from autoclip.sweep.outcome import Result, as_csv, degenerate, pareto_front
-from autoclip.sweep.scoring import Score
+from autoclip.sweeps.candidates import Candidate, fixed, of_percentile
+from autoclip.sweeps.outcome import Result, as_csv, degenerate, pareto_front
+from autoclip.sweeps.scoring import Score
 from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})

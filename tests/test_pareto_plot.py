@@ -6,11 +6,11 @@ from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from autoclip.sweep import pareto_plot
-from autoclip.sweep.candidates import Candidate, fixed, of_percentile
-from autoclip.sweep.outcome import Result, pareto_front
-from autoclip.sweep.pareto_plot import pareto_picture
-from autoclip.sweep.picks import pick
+from autoclip.sweeps import pareto_plot
+from autoclip.sweeps.candidates import Candidate, fixed, of_percentile
+from autoclip.sweeps.outcome import Result, pareto_front
+from autoclip.sweeps.pareto_plot import pareto_picture
+from autoclip.sweeps.picks import pick
 from tests.scores import score_with
 
 NONE = Candidate("none", {"kind": "none"})

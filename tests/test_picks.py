@@ -6,10 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from autoclip.sweep.candidates import Candidate, fixed
-from autoclip.sweep.outcome import Result, pareto_front
-from autoclip.sweep.picks import PREFERENCES, Picks, by_distance, eligible, pick
-from autoclip.sweep.scoring import Score
+from autoclip.sweeps.candidates import Candidate, fixed
+from autoclip.sweeps.outcome import Result, pareto_front
+from autoclip.sweeps.picks import PREFERENCES, Picks, by_distance, eligible, pick
+from autoclip.sweeps.scoring import Score
 from tests.references import distances_from_the_ideal
 from tests.scores import score_with
 

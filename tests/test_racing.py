@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from autoclip.sweep.candidates import Candidate
-from autoclip.sweep.outcome import Result
-from autoclip.sweep.picks import pick
-from autoclip.sweep.racing import Plan, full_grid, most_runs, survivors, uncertainty
-from autoclip.sweep.racing import race as race_of
-from autoclip.sweep.scoring import Score
+from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.outcome import Result
+from autoclip.sweeps.picks import pick
+from autoclip.sweeps.racing import Plan, full_grid, most_runs, survivors, uncertainty
+from autoclip.sweeps.racing import race as race_of
+from autoclip.sweeps.scoring import Score
 from tests.references import paired_uncertainty
 from tests.scores import score_with
 

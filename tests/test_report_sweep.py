@@ -8,7 +8,7 @@ from autoclip.errors import UsageError
 from autoclip.report.sweep_data import read_sweep
 from autoclip.report.sweep_page import compared
 from autoclip.report.writing import write_report
-from autoclip.sweep.picks import pick
+from autoclip.sweeps.picks import pick
 from tests.report_runs import loaded, write_sweep
 
 FIXED = {"kind": "fixed", "threshold": 1.0}

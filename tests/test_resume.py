@@ -17,7 +17,7 @@ from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
 from autoclip.lab.train import train
-from autoclip.sweep.scoring import read_run
+from autoclip.sweeps.scoring import read_run
 from tests.test_train import CONFIG
 from tests.tiny_task import TinyTask
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoclip.errors import RunError
-from autoclip.sweep.scoring import (
+from autoclip.sweeps.scoring import (
     Run,
     Score,
     aulc,

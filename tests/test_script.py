@@ -13,9 +13,9 @@ from autoclip.lab.clip_section import from_config
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.lab.experiment import Interrupt
 from autoclip.records import ClipRecord
-from autoclip.sweep import guard, script
-from autoclip.sweep.scoring import aulc, read_run, score
-from autoclip.sweep.script import run_script
+from autoclip.sweeps import guard, script
+from autoclip.sweeps.scoring import aulc, read_run, score
+from autoclip.sweeps.script import run_script
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -327,7 +327,7 @@ def test_a_script_does_not_outlive_a_worker_that_is_killed(tmp_path):
     worker = """
 from pathlib import Path
 from autoclip.lab.config import load_config
-from autoclip.sweep.script import run_script
+from autoclip.sweeps.script import run_script
 class Never:
     asked = False
 config = load_config(Path("mine.yaml"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autoclip.policies import Fixed, NoClip, RunningQuantile
-from autoclip.sweep.scoring import Run
+from autoclip.sweeps.scoring import Run
 from experiments.studies.command import short_main
 from experiments.studies.documents import read_csv
 from experiments.studies.drift.bad_batch import OneBadBatch

@@ -9,7 +9,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from autoclip.errors import UsageError
-from autoclip.sweep.study import KEY, GoneError, KeyedStudy, look_for, open_storage
+from autoclip.sweeps.study import KEY, GoneError, KeyedStudy, look_for, open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -12,10 +12,10 @@ from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.policies import Policy
 from autoclip.report.sweep_text import report
-from autoclip.sweep.job import train
-from autoclip.sweep.outcome import Result
-from autoclip.sweep.study import KeyedStudy
-from autoclip.sweep.sweep import REFERENCE, Sweep
+from autoclip.sweeps.job import train
+from autoclip.sweeps.outcome import Result
+from autoclip.sweeps.study import KeyedStudy
+from autoclip.sweeps.sweep import REFERENCE, Sweep
 from tests.sweeps import finish
 
 pytestmark = [

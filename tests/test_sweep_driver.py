@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -21,11 +21,13 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from typer.testing import CliRunner
 
+import autoclip
 from autoclip.cli import app
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import load_config
-from autoclip.sweep.driver import run_sweep
-from autoclip.sweep.engine import GivenExecutor, ProcessPool
+from autoclip.sweeps.clusters import asked_for, make_engine
+from autoclip.sweeps.driver import run_sweep
+from autoclip.sweeps.engine import GivenExecutor, ProcessPool, results
 from tests.forked import forked_workers
 
 pytestmark = [
@@ -468,6 +470,18 @@ def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(
+    ("engine", "package", "extra"), [("slurm", "submitit", "slurm"), ("tcp://127.0.0.1:1", "distributed", "dask")]
+)
+def test_an_engine_that_is_not_installed_is_one_line(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    done = call(str(config_file), "--output-dir", str(tmp_path), "--engine", engine)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+    assert done.output.endswith(f"pip install 'autoclip-tuner[sweep,plot,{extra}]'\n")
+
+
 def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
     path = tmp_path / "script.yaml"
     command_line = ["no-such-program", "{clip_config}", "{seed}", "{run_dir}"]
@@ -494,14 +508,35 @@ class Broken(Executor):
         return future
 
 
-def test_any_executor_trains(config_file: Path, tmp_path: Path, quiet: Swept) -> None:
-    config = load_config(config_file)
+def test_any_executor_trains_and_the_result_is_what_the_command_prints(tmp_path: Path, disturbed: Swept) -> None:
     with ThreadPoolExecutor(2) as executor:
-        engine = GivenExecutor(executor, at_once=2)
-        assert run_sweep(config, tmp_path / "out", engine=lambda: engine, storage=None, load_report=reported) == 0
-    assert {name: trial.values for name, trial in complete(tmp_path / "out").items()} == {
-        name: trial.values for name, trial in complete(quiet.out).items()
+        found = autoclip.sweep(yaml.safe_load(CONFIG), tmp_path / "out", executor=executor)
+    seconds = {"share_of_steps"}
+    assert found.keys() == json.loads(disturbed.printed).keys()
+    assert {name: value for name, value in found.items() if name not in seconds} == {
+        name: value for name, value in json.loads(disturbed.printed).items() if name not in seconds
     }
+
+
+def environment(job: "Numbered") -> str | None:
+    time.sleep(0.3)  # so that the other worker gets one too
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True)
+class Numbered:
+    key: int
+
+
+def test_each_worker_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    config = load_config(ROOT / "configs" / "sweep_corrupted_digits.yaml")
+    numbers = iter(range(4))
+    with closing(make_engine(asked_for(config, None, None), config, Path())) as pool:
+        assert pool.at_once == 2
+        jobs = results(pool, environment, lambda _: next(map(Numbered, numbers), None))
+        assert {ended[1] for ended in jobs if ended is not None} == {"5", "7"}
 
 
 def test_an_executor_that_cannot_reach_its_workers_is_one_error(config_file: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from autoclip.sweep import progress as sweep_progress
-from autoclip.sweep.progress import SweepProgress, seconds_left
+from autoclip.sweeps import progress as sweep_progress
+from autoclip.sweeps.progress import SweepProgress, seconds_left
 from tests.scores import score_with
 
 

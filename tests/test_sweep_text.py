@@ -11,8 +11,8 @@ import yaml
 from autoclip.lab.config import ExperimentConfig, load_config
 from autoclip.report.sweep_findings import PICKED
 from autoclip.report.sweep_text import report
-from autoclip.sweep.candidates import Candidate, fixed, of_percentile
-from autoclip.sweep.outcome import Result
+from autoclip.sweeps.candidates import Candidate, fixed, of_percentile
+from autoclip.sweeps.outcome import Result
 from tests.scores import score_with
 
 CONFIG = """

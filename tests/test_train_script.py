@@ -7,8 +7,8 @@ import pytest
 
 from autoclip.lab.config import load_config
 from autoclip.lab.experiment import Interrupt
-from autoclip.sweep.scoring import read_run
-from autoclip.sweep.script import run_script
+from autoclip.sweeps.scoring import read_run
+from autoclip.sweeps.script import run_script
 
 ROOT = Path(__file__).parent.parent
 

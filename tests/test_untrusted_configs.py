@@ -12,8 +12,8 @@ from autoclip.errors import UsageError
 from autoclip.lab.config import ConfigError, load_config
 from autoclip.lab.experiment import make_task
 from autoclip.lab.loading import load_object
-from autoclip.sweep.driver import _configured_database, run_sweep
-from autoclip.sweep.engine import ProcessPool
+from autoclip.sweeps.driver import _configured_database, run_sweep
+from autoclip.sweeps.engine import ProcessPool
 from tests.test_train import CONFIG
 
 CANARY = "import pathlib\npathlib.Path({path!r}).touch()\n"

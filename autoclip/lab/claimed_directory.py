@@ -14,6 +14,7 @@ def claimed(directory: Path, wait: Callable[[], bool]) -> Iterator[bool]:
     """Hold a directory for the duration of the block; other processes that ask for it wait.
 
     The claim is a `flock` on the directory itself. It ends with the process and its forked children, however they end.
+    A lock file, as of `filelock`, would stay in thousands of run directories, and spoil those that should be empty.
     Windows and some network file systems have no such lock: there, nobody waits.
 
     Args:

@@ -14,13 +14,12 @@ from autoclip.errors import UsageError
 from autoclip.lab.clip_config import ClipConfig
 from autoclip.lab.optimizer_section import OPTIMIZER_SECTIONS, AnyOptimizerConfig
 from autoclip.lab.policy_section import CUSTOM, POLICY_SECTIONS, PolicySection, custom_policy, policy_parameters
-from autoclip.lab.sweep_section import SweepConfig
-from autoclip.lab.values import TARGET, Items, Section, Seeds, matching, suggestion
+from autoclip.lab.sweep_section import ENGINE_SECTIONS, SweepConfig
+from autoclip.lab.values import TARGET, Count, Items, Section, Seeds, matching, suggestion
 from autoclip.lab.yaml_source import Document, Fault, KeyPath, Place, dump, key_name, read_document, shortened, shown
 from autoclip.policies import POLICIES, Policy
 from autoclip.policies.parameters import Number
 
-Count = Annotated[int, Number(1, inf, high_open=True, integer=True)]
 CountOrNever = Annotated[int | None, Number(1, inf, high_open=True, integer=True, also=(None,))]
 Name = matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", "a plain file name of letters, digits and . _ -")
 Device = matching(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
@@ -374,6 +373,7 @@ NESTED: dict[str, Any] = {
     "policy": POLICY_SECTIONS,
     "log": LogConfig,
     "sweep": SweepConfig,
+    "engine": ENGINE_SECTIONS,
     "policies": POLICY_SECTIONS,
 }
 """Key of a section -> its model, or the models by kind."""

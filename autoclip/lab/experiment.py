@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, Literal
 
@@ -44,14 +45,14 @@ PATIENCE_SECONDS = 10.0
 class Interrupt:
     """Remembers Ctrl-C and SIGTERM, so that a run can stop between two steps; a second Ctrl-C stops at once."""
 
-    def __init__(self, *numbers: signal.Signals) -> None:
+    def __init__(self) -> None:
         self.asked = False
-        self._numbers = numbers or (signal.SIGINT, signal.SIGTERM)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals for the duration of the block."""
-        before = {number: signal.signal(number, self._ask) for number in self._numbers}
+    def listening(self, *others: signal.Signals) -> Iterator[None]:
+        """Handle these two signals, and others, for the duration of the block; Python allows it in the main thread."""
+        numbers = (signal.SIGINT, signal.SIGTERM, *others) if current_thread() is main_thread() else ()
+        before = {number: signal.signal(number, self._ask) for number in numbers}
         try:
             yield
         finally:

@@ -1,14 +1,15 @@
 """The `sweep` section of the YAML: the candidates that `autoclip sweep` compares."""
 
-from typing import Annotated, Any, Literal, Self
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
 from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.policy_section import AnyPolicySection
-from autoclip.lab.values import Items, Section, Seeds, WholeNumber, matching, one_of
+from autoclip.lab.values import Count, Items, Section, Seeds, WholeNumber, by_kind, matching, one_of
 from autoclip.policies import POLICIES
-from autoclip.policies.parameters import Floor, Percentile, Positive, settings_of
+from autoclip.policies.parameters import Floor, Number, Percentile, Positive, settings_of
 
 PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in settings_of(cls)]
 
@@ -16,6 +17,42 @@ Command = Annotated[
     tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
 ]
 Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
+
+
+class LocalEngine(Section):
+    """Processes on this machine."""
+
+    kind: Literal["local"] = Field(description="Where the runs are trained.")
+    workers: Count | None = Field(default=None, description="Processes; null: one for each GPU, or one.")
+
+
+class DaskEngine(Section):
+    """The workers of a Dask scheduler."""
+
+    kind: Literal["dask"] = Field(description="Where the runs are trained.")
+    address: Annotated[str, Url] = Field(description="Of the scheduler, as in tcp://host:8786.")
+
+
+class SlurmEngine(Section):
+    """Jobs of Slurm; sbatch reads further settings from the environment, as SBATCH_ACCOUNT."""
+
+    kind: Literal["slurm"] = Field(description="Where the runs are trained.")
+    # The pattern also keeps everything else out of the script that submitit writes.
+    partition: Annotated[str, matching(r"[\w.-]+(,[\w.-]+)*", "a partition's name")] | None = Field(
+        default=None, description="Partition; null: the cluster's default."
+    )
+    timeout_min: Annotated[int, Number(3, inf, high_open=True, integer=True)] = Field(
+        default=60, description="Time limit of a job in minutes; a run that needs longer goes on in a further job."
+    )
+    gpus_per_node: WholeNumber = Field(default=0, description="GPUs of each job.")
+    at_once: Count = Field(default=10, description="Jobs that are in the queue or running at the same time.")
+
+
+ENGINE_SECTIONS: dict[str, type[Section]] = {"local": LocalEngine, "dask": DaskEngine, "slurm": SlurmEngine}
+if TYPE_CHECKING:
+    AnyEngine = LocalEngine | DaskEngine | SlurmEngine
+else:
+    AnyEngine = by_kind(ENGINE_SECTIONS)
 
 
 class SweepConfig(Section):
@@ -51,6 +88,9 @@ class SweepConfig(Section):
         + "; null trains the task.",
     )
     refine_trials: WholeNumber = Field(default=0, description="Further trials after the grid, with continuous values.")
+    engine: AnyEngine = Field(
+        default=LocalEngine(kind="local"), description="Where the runs are trained; changes no result."
+    )
     storage: Annotated[str, Url] | None = Field(
         default=None, description="Database of the study; null: study.db in the output directory."
     )

@@ -125,5 +125,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+Count = Annotated[int, Number(1, inf, high_open=True, integer=True)]
 WholeNumber = Annotated[int, Number(0, inf, high_open=True, integer=True)]
 Seeds = Annotated[tuple[WholeNumber, ...], Items(least=1, distinct=True)]

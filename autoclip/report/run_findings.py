@@ -10,7 +10,7 @@ from autoclip.findings import Finding, Level, span
 from autoclip.pictures.series import FEWEST_STEPS, Series
 from autoclip.report.series import pooled_norms
 from autoclip.run_directory import METRICS
-from autoclip.sweep.scoring import learned_nothing
+from autoclip.sweeps.scoring import learned_nothing
 from autoclip.tuning.log_findings import CALM_RATIO, DRIFT_RATIO, LARGEST_LOG_RATIO, log_drift, times_text
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
 

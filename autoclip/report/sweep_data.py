@@ -11,10 +11,10 @@ from autoclip.errors import UsageError
 from autoclip.pictures.series import Series, read_series
 from autoclip.report.series import read_configuration
 from autoclip.run_directory import CONFIG, SUMMARY, read_json
-from autoclip.sweep.candidates import RUNS, Candidate
-from autoclip.sweep.outcome import Result
-from autoclip.sweep.picks import PREFERENCES, Picks, pick
-from autoclip.sweep.scoring import read_run, score
+from autoclip.sweeps.candidates import RUNS, Candidate
+from autoclip.sweeps.outcome import Result
+from autoclip.sweeps.picks import PREFERENCES, Picks, pick
+from autoclip.sweeps.scoring import read_run, score
 
 TRIALS = "trials.csv"
 SWEEP = "sweep.yaml"

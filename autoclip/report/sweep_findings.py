@@ -9,8 +9,8 @@ from autoclip.findings import Finding, Table
 from autoclip.lab.clip_config import ClipConfig
 from autoclip.policies import POLICIES
 from autoclip.records import finite_or_none, rate_text
-from autoclip.sweep.outcome import Result, alike, degenerate, differ, pareto_front
-from autoclip.sweep.picks import Picks, eligible
+from autoclip.sweeps.outcome import Result, alike, degenerate, differ, pareto_front
+from autoclip.sweeps.picks import Picks, eligible
 
 FIGURES = ("training loss", "instability", "val. loss", "failed", "clipped", "left")
 """Figures of a candidate that every table shows."""

@@ -18,9 +18,9 @@ from autoclip.report.sweep_findings import (
     sweep_findings,
 )
 from autoclip.report.sweep_plots import losses_picture, rates_picture
-from autoclip.sweep.outcome import Result
-from autoclip.sweep.pareto_plot import pareto_picture
-from autoclip.sweep.picks import Picks
+from autoclip.sweeps.outcome import Result
+from autoclip.sweeps.pareto_plot import pareto_picture
+from autoclip.sweeps.picks import Picks
 from autoclip.terminal import laid_out
 from autoclip.traces.notes import counted
 

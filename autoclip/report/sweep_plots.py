@@ -22,7 +22,7 @@ from autoclip.pictures.picture import (
 from autoclip.pictures.series import Floats, Series
 from autoclip.report.plots import scale_losses
 from autoclip.report.series import smoothed, smoothing
-from autoclip.sweep.outcome import Result
+from autoclip.sweeps.outcome import Result
 
 
 def losses_picture(runs: Mapping[str, Sequence[Series]], failed: Mapping[str, int]) -> Picture | None:

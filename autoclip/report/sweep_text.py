@@ -1,20 +1,19 @@
-"""The result of `autoclip sweep`: its files, and what is printed."""
+"""The result of `autoclip sweep` on the terminal: the table, the picks and the recommendation."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console
 
 from autoclip.findings import Table
 from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
-from autoclip.lab.yaml_source import dump
-from autoclip.report.sweep_findings import as_json, candidates_table, clipper_call, picks_table, sweep_findings
-from autoclip.run_directory import json_text, write_atomically, written_aside
-from autoclip.sweep import outcome
-from autoclip.sweep.pareto_plot import pareto_picture
-from autoclip.sweep.picks import Picks, pick
-from autoclip.sweep.sweep import REFERENCE, Sweep
+from autoclip.report.sweep_findings import candidates_table, clipper_call, picks_table, sweep_findings
+from autoclip.report.sweep_result import clip_of, write_result
+from autoclip.run_directory import json_text
+from autoclip.sweeps import outcome
+from autoclip.sweeps.picks import Picks
+from autoclip.sweeps.sweep import Sweep
 from autoclip.terminal import aligned, console, print_code
 
 LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")
@@ -27,27 +26,12 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     Returns:
         The exit code: 0, or 1 if every candidate failed.
     """
-    results = sweep.results()
-    picks = pick(results, sweep.settings.prefer, sweep.settings.margin)
-    directory = sweep.output_dir
-    write_atomically(directory / TRIALS, outcome.as_csv(results))
-    with written_aside(directory / PARETO) as file:
-        file.write(pareto_picture(results, picks).png)
-    if picks:
-        chosen = {RECOMMENDED: picks.recommended} | {PICKS[name]: one for name, one in picks.named.items()}
-        for name, one in chosen.items():
-            write_atomically(directory / name, dump(_clip(sweep, one)))
+    result = write_result(sweep)
     if output_format == "json":
-        reference = sweep.trials.optuna.user_attrs.get(REFERENCE)
-        told = {"reference": reference, "share_of_steps": sweep.share_of_steps(), **as_json(results, picks)}
-        print(json_text(told, indent=2))  # noqa: T201
+        print(json_text(result.as_json(), indent=2))  # noqa: T201
     else:
-        _print(sweep, results, picks)
-    return 0 if picks else 1
-
-
-def _clip(sweep: Sweep, chosen: outcome.Result) -> dict[str, Any]:
-    return {"clip": sweep.config.clip.model_dump() | {"policy": dict(chosen.candidate.policy)}}
+        _print(sweep, result.candidates, result.picks)
+    return 0 if result.picks else 1
 
 
 def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> None:
@@ -74,7 +58,7 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
         return
     out.print(f"files in {sweep.output_dir}: {RECOMMENDED}, {', '.join(PICKS.values())}, {TRIALS}, {PARETO}, runs/")
     out.print("in a training loop:")
-    clip = _clip(sweep, picks.recommended)["clip"]
+    clip = clip_of(sweep, picks.recommended)["clip"]
     print_code(out, f"clipper = {clipper_call(clip, sweep.output_dir / RECOMMENDED)}")
     print_code(out, "loss.backward()\nclipper.step(loss=loss)\noptimizer.step()")
 

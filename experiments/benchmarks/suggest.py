@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scipy.stats import rankdata
 
-from autoclip.sweep.candidates import of_percentile, written_out
+from autoclip.sweeps.candidates import of_percentile, written_out
 from autoclip.traces import read_traces
 from autoclip.tuning.suggest import suggest
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from autoclip.lab.config import ExperimentConfig, trained_task
 from autoclip.lab.experiment import make_task, run_quietly
 from autoclip.lab.task import Task
-from autoclip.sweep.engine import ProcessPool, results
-from autoclip.sweep.job import INTERRUPT, InterruptedRun
-from autoclip.sweep.scoring import read_run, score
+from autoclip.sweeps.engine import ProcessPool, results
+from autoclip.sweeps.job import INTERRUPT, InterruptedRun
+from autoclip.sweeps.scoring import read_run, score
 from autoclip.tuning.replay import SPIKE_STEPS, spikes
 from experiments.studies.results import RunRow, RunTable
 from experiments.studies.study import Job

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from autoclip.errors import UsageError
-from autoclip.lab.config import Count, ExperimentConfig, load_config, to_yaml
-from autoclip.lab.values import Section, WholeNumber
+from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
+from autoclip.lab.values import Count, Section, WholeNumber
 from autoclip.lab.yaml_source import read_document
 
 TRAINED = ("task", "optimizer", "steps", "precision", "accumulate", "clip")

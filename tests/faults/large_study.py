@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from autoclip.lab.config import load_config
-from autoclip.sweep.scoring import Score
-from autoclip.sweep.study import KEY
-from autoclip.sweep.sweep import REFERENCE, SCORES, Sweep
+from autoclip.sweeps.scoring import Score
+from autoclip.sweeps.study import KEY
+from autoclip.sweeps.sweep import REFERENCE, SCORES, Sweep
 
 CONFIG = """
 name: large

@@ -40,9 +40,9 @@ def start(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def begun(config: Path, out: Path, scheduler: "distributed.Client") -> subprocess.Popen[str]:
-    """A sweep by the scheduler's workers, once its third run has begun."""
-    process = start(config, out, "--engine", scheduler.scheduler.address)
+def begun(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """A sweep, once its third run has begun."""
+    process = start(config, out, *options)
     deadline = time.monotonic() + 120
     while len(metrics(out)) < 3:
         assert process.poll() is None, process.communicate()
@@ -94,7 +94,7 @@ def test_a_worker_that_is_killed_costs_nothing(
     config: Path, pooled: Path, tmp_path: Path, scheduler: "distributed.Client"
 ) -> None:
     out = tmp_path / "out"
-    process = begun(config, out, scheduler)
+    process = begun(config, out, "--engine", scheduler.scheduler.address)
     victim = next(iter(scheduler.run(os.getpid).values()))
     with suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
@@ -110,7 +110,7 @@ def test_an_interrupt_is_continued_by_processes_of_this_machine(
     config: Path, pooled: Path, tmp_path: Path, scheduler: "distributed.Client"
 ) -> None:
     out = tmp_path / "out"
-    process = begun(config, out, scheduler)
+    process = begun(config, out, "--engine", scheduler.scheduler.address)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -12,10 +12,11 @@ from typing import Self
 import numpy as np
 from pydantic import model_validator
 
-from autoclip.lab.config import Count, build_policy
+from autoclip.lab.config import build_policy
+from autoclip.lab.values import Count
 from autoclip.policies import Policy
 from autoclip.run_directory import METRICS
-from autoclip.sweep.scoring import read_run
+from autoclip.sweeps.scoring import read_run
 from autoclip.traces import read_traces
 from autoclip.tuning.replay import spikes
 from experiments.studies.command import short_main

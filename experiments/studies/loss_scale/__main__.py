@@ -19,7 +19,7 @@ from pydantic import Field
 from autoclip.lab.config import build_policy, trained_task
 from autoclip.pictures.picture import COLOURS
 from autoclip.run_directory import METRICS
-from autoclip.sweep.scoring import Run, read_run
+from autoclip.sweeps.scoring import Run, read_run
 from autoclip.traces import read_traces
 from autoclip.tuning.replay import replay
 from experiments.studies.command import short_main

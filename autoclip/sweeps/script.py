@@ -28,7 +28,7 @@ from autoclip.lab.config import ExperimentConfig, differences, to_yaml
 from autoclip.lab.yaml_source import shortened
 from autoclip.records import finite_or_none
 from autoclip.run_directory import METRICS, SUMMARY, read_json, write_atomically, write_json
-from autoclip.sweep import guard
+from autoclip.sweeps import guard
 
 if TYPE_CHECKING:
     from autoclip.lab.experiment import Interrupt

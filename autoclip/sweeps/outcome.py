@@ -12,8 +12,8 @@ from typing import Any
 
 from scipy import stats
 
-from autoclip.sweep.candidates import Candidate
-from autoclip.sweep.scoring import Score, base_scores, instability_of, steps_to_target
+from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.scoring import Score, base_scores, instability_of, steps_to_target
 
 CONFIDENCE = 0.95
 """Confidence of every interval."""

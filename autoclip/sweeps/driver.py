@@ -18,11 +18,11 @@ from autoclip.lab.experiment import Interrupt, make_task
 from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_for_sweep
 from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
-from autoclip.sweep.engine import Engine, results
-from autoclip.sweep.job import Job, train
-from autoclip.sweep.progress import SweepProgress
-from autoclip.sweep.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
-from autoclip.sweep.sweep import Sweep
+from autoclip.sweeps.engine import Engine, results
+from autoclip.sweeps.job import Job, train
+from autoclip.sweeps.progress import SweepProgress
+from autoclip.sweeps.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
+from autoclip.sweeps.sweep import Sweep
 
 P = ParamSpec("P")
 R = TypeVar("R")

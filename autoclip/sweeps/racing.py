@@ -15,10 +15,10 @@ from math import inf, sqrt
 import numpy as np
 from scipy import stats
 
-from autoclip.sweep.candidates import Candidate
-from autoclip.sweep.outcome import CONFIDENCE, Result
-from autoclip.sweep.picks import by_distance, eligible, pick
-from autoclip.sweep.scoring import Score
+from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.outcome import CONFIDENCE, Result
+from autoclip.sweeps.picks import by_distance, eligible, pick
+from autoclip.sweeps.scoring import Score
 
 BUDGET = 0.5
 """Share of the full grid's runs that a race may spend."""
@@ -173,4 +173,4 @@ def _unbeaten(results: Sequence[Result]) -> list[Result]:
 
 
 def _ordered(names: Sequence[str], references: Sequence[str]) -> list[str]:
-    return [*references, *(name for name in names if name not in references)]
+    return list(dict.fromkeys([*references, *names]))

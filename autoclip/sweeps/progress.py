@@ -9,9 +9,9 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autoclip.sweep.racing import Run
-from autoclip.sweep.scoring import Score
-from autoclip.sweep.sweep import Sweep
+from autoclip.sweeps.racing import Run
+from autoclip.sweeps.scoring import Score
+from autoclip.sweeps.sweep import Sweep
 from autoclip.terminal import console
 
 LEAST_LEFT = 0.1

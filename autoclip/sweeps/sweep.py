@@ -18,16 +18,16 @@ from autoclip.errors import UsageError
 from autoclip.lab.code_version import code_version, refuse_other_code
 from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.loading import load_object
-from autoclip.lab.sweep_section import SweepConfig
+from autoclip.lab.sweep_section import LocalEngine, SweepConfig
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
-from autoclip.sweep import outcome
-from autoclip.sweep.candidate_config import candidates_of, percentile_parameters
-from autoclip.sweep.candidates import Candidate, fixed, refined
-from autoclip.sweep.job import Job
-from autoclip.sweep.racing import Plan, Run, full_grid, most_runs, race
-from autoclip.sweep.scoring import Score, base_scores, reference_loss, score_from
-from autoclip.sweep.study import KeyedStudy, open_storage
+from autoclip.sweeps import outcome
+from autoclip.sweeps.candidate_config import candidates_of, percentile_parameters
+from autoclip.sweeps.candidates import Candidate, fixed, refined
+from autoclip.sweeps.job import Job
+from autoclip.sweeps.racing import Plan, Run, full_grid, most_runs, race
+from autoclip.sweeps.scoring import Score, base_scores, reference_loss, score_from
+from autoclip.sweeps.study import KeyedStudy, open_storage
 
 FIXED_GRID = (1.0, 5.0, 10.0)
 """If the sweep names no thresholds, these give the reference."""
@@ -300,7 +300,13 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
 
 
 def _comparable(config: ExperimentConfig) -> ExperimentConfig:
-    """Reset settings that do not change the trials: storage, number of refinements, preference."""
+    """Reset settings that do not change the trials: engine, storage, number of refinements, preference."""
     assert config.sweep is not None
-    same = {"storage": None, "refine_trials": 0, "prefer": "balanced", "margin": 0.0}
+    same = {
+        "engine": LocalEngine(kind="local"),
+        "storage": None,
+        "refine_trials": 0,
+        "prefer": "balanced",
+        "margin": 0.0,
+    }
     return config.model_copy(update={"sweep": config.sweep.model_copy(update=same)})

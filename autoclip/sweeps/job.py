@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -16,10 +17,10 @@ from autoclip.lab.config import ExperimentConfig, checked
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
-from autoclip.sweep.candidate_config import candidate_config
-from autoclip.sweep.candidates import Candidate
-from autoclip.sweep.scoring import Score, base_scores, read_run, score
-from autoclip.sweep.script import run_script
+from autoclip.sweeps.candidate_config import candidate_config
+from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.scoring import Score, base_scores, read_run, score
+from autoclip.sweeps.script import run_script
 
 INTERRUPT = Interrupt()
 """Of this worker."""
@@ -62,13 +63,16 @@ def train(job: Job) -> list[Score]:
         return [one for seed in job.seeds for one in _train_seed(job, seed)]
 
 
-def begin_worker(stop: "Connection[Any, Any]") -> None:
+def begin_worker(stop: "Connection[Any, Any]", gpus: "SimpleQueue[str | None]") -> None:
     """In a process of the pool: leave Ctrl-C to the driver, and end the run when it asks for it, or is no more.
 
     Args:
         stop: the driver asks by closing the other end, which its death does too.
+        gpus: holds one for each process, or None for each.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (gpu := gpus.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it starts, at the first tensor
     driver = parent_process()
     assert driver is not None
 

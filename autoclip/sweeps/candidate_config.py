@@ -7,7 +7,7 @@ from autoclip.lab.config import ExperimentConfig, build_policy
 from autoclip.lab.policy_section import POLICY_SECTIONS, policy_parameters
 from autoclip.lab.sweep_section import SweepConfig
 from autoclip.policies import POLICIES
-from autoclip.sweep.candidates import Candidate, grid
+from autoclip.sweeps.candidates import Candidate, grid
 
 
 def candidates_of(config: ExperimentConfig, settings: SweepConfig) -> list[Candidate]:

@@ -8,8 +8,8 @@ from matplotlib.lines import Line2D
 
 from autoclip.pictures.labels import place_labels
 from autoclip.pictures.picture import SMALL, Picture, label_axes, new_figure, plain, png_of, put_legend
-from autoclip.sweep.outcome import Result, pareto_front
-from autoclip.sweep.picks import Picks
+from autoclip.sweeps.outcome import Result, pareto_front
+from autoclip.sweeps.picks import Picks
 
 KINDS = {"fixed": "#b24c00", "none": "#000000", "fixed_percentile": "#007a58", "running_quantile": "#0072b2"}
 """Darker than the lines of other pictures: names are written in these colours."""

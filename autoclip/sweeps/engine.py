@@ -1,14 +1,15 @@
-"""Where jobs run: processes on this machine, a Dask scheduler, or any executor; and the loop that keeps them busy."""
+"""Where jobs run: processes on this machine, or any executor; and the loop that keeps them busy."""
 
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from autoclip.errors import RunError, UsageError
-from autoclip.sweep.forkserver import worker_context
-from autoclip.sweep.job import begin_worker
+from autoclip.sweeps.forkserver import worker_context
+from autoclip.sweeps.job import begin_worker
 
 POLL_SECONDS = 0.05
 MOST_LOST = 20
@@ -110,18 +111,23 @@ class ProcessPool(Engine):
 
     Args:
         workers: number of processes.
+        gpus: shared out among them, one for each.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
         self.at_once = workers
+        self._gpus = gpus
         self._context = worker_context()
         self._begin()
 
     def _begin(self) -> None:
         # Closing one end asks all that have the other to stop. (An Event would wait for a worker that was killed.)
         asked, self._ask = self._context.Pipe(duplex=False)
+        gpus = self._context.SimpleQueue()
+        for worker in range(self.at_once):
+            gpus.put(self._gpus[worker % len(self._gpus)] if self._gpus else None)
         self._pool = ProcessPoolExecutor(
-            self.at_once, mp_context=self._context, initializer=begin_worker, initargs=(asked,)
+            self.at_once, mp_context=self._context, initializer=begin_worker, initargs=(asked, gpus)
         )
 
     def submit(self, function: Callable[[AnyJob], Result], job: AnyJob) -> "Future[Result]":
@@ -163,24 +169,10 @@ class GivenExecutor(Engine):
         """Leave it to whoever made it."""
 
 
-def dask_scheduler(address: str) -> GivenExecutor:
-    """The workers of a Dask scheduler, wherever they are.
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, in the words of CUDA_VISIBLE_DEVICES."""
+    import torch
 
-    Args:
-        address: as in tcp://host:8786.
-
-    Raises:
-        UsageError: Dask is missing, or no scheduler answers.
-    """
-    try:
-        from distributed import Client
-    except ModuleNotFoundError:
-        raise UsageError("--engine tcp://... needs Dask: pip install 'autoclip-tuner[sweep,plot,dask]'") from None
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError) as error:  # ValueError: not an address
-        raise UsageError(f"no Dask scheduler answers at {address}: {error}") from None
-    threads = sum(client.nthreads().values())
-    if not threads:
-        raise UsageError(f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`")
-    return GivenExecutor(client.get_executor(pure=False, retries=3), threads)
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]

@@ -18,7 +18,7 @@ from math import hypot
 from statistics import fmean, stdev
 from typing import Literal, get_args
 
-from autoclip.sweep.outcome import Result, pareto_front
+from autoclip.sweeps.outcome import Result, pareto_front
 
 Preference = Literal["speed", "balanced", "stability"]
 PREFERENCES: tuple[Preference, ...] = get_args(Preference)

@@ -5,7 +5,7 @@ import signal
 from multiprocessing.context import BaseContext
 
 # The latter is what torch imports when the first optimizer is made: a second.
-PRELOADED = ["autoclip.sweep.job", "torch._dynamo"]
+PRELOADED = ["autoclip.sweeps.job", "torch._dynamo"]
 
 
 def begin_imports() -> None:
