@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from autoclip.errors import UsageError
 
@@ -65,10 +66,9 @@ _SHOWN = 30
 
 DOWNLOAD = ["Wall time", "Step", "Value"]
 """The columns of a download from TensorBoard's page; the tag is, at best, in the file's name."""
-DOWNLOADED = "a download of one tag from TensorBoard"
-WHICH_TAG = "the download does not say which tag it is of: make sure that these are gradient norms"
 
 
+@lru_cache(maxsize=2048)
 def _plain(name: str) -> str:
     # W&B's table export calls a column `<run> - <key>`; in an object `train` of a row, keys are `train.<key>`.
     plain = re.sub(r"[\s-]+", "_", name.rsplit(" - ", 1)[-1].strip().lower())
@@ -126,6 +126,7 @@ def part_of(name: str) -> str:
     return "" if part is None else part[1].replace("policy", "actor")
 
 
+@lru_cache(maxsize=2048)
 def may_be_step(name: str) -> bool:
     """Return True if this is a usual name of the optimizer step."""
     return _plain(name).rsplit("/", 1)[-1] in _STEP_NAMES

@@ -166,7 +166,7 @@ def _names(path: Path, kind: Format) -> list[str]:
     if kind is Format.CSV:
         return header(path)
     if kind is Format.JSONL:
-        rows = (row_of(line) for line, _ in islice(lines(path), _PROBED_LINES))
+        rows = map(row_of, islice(lines(path), _PROBED_LINES))
         return list({name: None for row in rows if row for name in row})
     with opened(path) as file:
         return list(dict.fromkeys(_KEY.findall(file.read(_PROBED_TEXT).decode(errors="replace"))))
