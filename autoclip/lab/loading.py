@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.lab.origin import refuse_foreign
 from autoclip.lab.yaml_source import shortened
 
 LONGEST_TEXT = 500
@@ -25,18 +24,14 @@ def load_object(target: str, search: Path) -> Any:
     the user's files hide no other module.
 
     Raises:
-        UsageError: no such module or attribute, the module lies neither in `search` nor among the installed packages,
-            or it fails while it is imported.
+        UsageError: no such module or attribute, or the module fails while it is imported.
     """
     module_name, colon, attribute = target.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise UsageError(f"{target!r} must be module:Class, as in my_module:MyTask")
     try:
         with _first_on_path(search):
-            refuse_foreign(target, module_name, search)
             module = importlib.import_module(module_name)
-    except UsageError:
-        raise
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             close = _did_you_mean(module_name, sorted(file.stem for file in search.glob("*.py")))

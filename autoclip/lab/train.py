@@ -18,7 +18,7 @@ from autoclip.clipper import Clipper
 from autoclip.errors import RunError, UsageError
 from autoclip.flow import UseOrder
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
-from autoclip.lab.code_version import code_version, refuse_other_code
+from autoclip.lab.code_version import code_version, warn_of_other_code
 from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
@@ -244,7 +244,7 @@ def train(
         for line in damaged:
             say(line)
         if state is not None:
-            refuse_other_code(state.get("code", {}), training.code, directory)
+            warn_of_other_code(state.get("code", {}), training.code, directory, say)
             _continue_from(state, training, directory)
         if training.tally.steps > config.steps:
             taken = training.tally.steps
