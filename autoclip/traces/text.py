@@ -45,8 +45,7 @@ class _Unpacked(RawIOBase):
         except EOFError:
             if not self._packed.tell():
                 raise
-            self.cut_off = True
-            return 0
+            self.cut_off, data = True, b""
         buffer[: len(data)] = data
         return len(data)
 
@@ -83,11 +82,9 @@ def is_cut_off(path: Path) -> bool:
     """
     with opened(path) as file:
         raw = getattr(file, "raw", None)
-        if not isinstance(raw, _Unpacked):
-            return False
-        while file.read(LONGEST):
+        while isinstance(raw, _Unpacked) and file.read(LONGEST):
             pass
-        return raw.cut_off
+        return isinstance(raw, _Unpacked) and raw.cut_off
 
 
 def _as_it_is(path: Path) -> BufferedIOBase:
