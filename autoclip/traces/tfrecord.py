@@ -12,7 +12,7 @@ from struct import Struct
 from autoclip.errors import UsageError
 from autoclip.traces.crc32c import masked_crc32c
 from autoclip.traces.notes import counted
-from autoclip.traces.text import BLOCK, opened
+from autoclip.traces.text import BLOCK, LARGEST, opened
 
 _HEAD = Struct("<QI")
 _CHECKSUM = Struct("<I")
@@ -49,11 +49,11 @@ def records(path: Path, notes: list[str]) -> Iterator[bytes]:
             if length is None:
                 notes.append(f"the length of a record at byte {position} is corrupt, the rest is left out")
                 break
-            data = bytearray(file.read(min(length, BLOCK)))
-            while len(data) < length and (more := file.read(min(length - len(data), BLOCK))):
+            data, rest = bytearray(), min(length, LARGEST)
+            while more := file.read(min(rest - len(data), BLOCK)):
                 data += more
             checksum = file.read(_CHECKSUM.size)
-            if len(checksum) < _CHECKSUM.size:
+            if len(data) < length or len(checksum) < _CHECKSUM.size:
                 notes.append("the file ends in the middle of a record: cut off, or still being written")
                 break
             position += _HEAD.size + length + _CHECKSUM.size
