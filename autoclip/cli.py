@@ -19,16 +19,10 @@ if TYPE_CHECKING:
     from autoclip.lab.config import ExperimentConfig
     from autoclip.sweeps.sweep import Sweep
 
-EPILOG = """\
-Environment variables: AUTOCLIP_ALLOW_ANY_TARGET=1 lets a configuration name classes from anywhere on Python's path, not
-only from the working directory and the installed packages. AUTOCLIP_ALLOW_CHANGED_CODE=1 continues a run or sweep
-although its code or versions changed.
-"""
 LONGEST_ITEM = len("warmup_threshold: auto, ")
 """A line of YAML may be wider than asked by this many characters."""
 
 app = typer.Typer(
-    epilog=EPILOG,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # importing rich would double the time of --help

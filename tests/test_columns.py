@@ -4,9 +4,9 @@ from autoclip.traces.columns import (
     NoNormError,
     Selection,
     SeveralNormsError,
-    is_norm,
     loss_rank,
     may_be_step,
+    norm_rank,
     part_of,
     step_column,
 )
@@ -45,7 +45,7 @@ from autoclip.traces.scalars import ScalarLog
     ],
 )
 def test_names_of_norms(name):
-    assert is_norm(name)
+    assert norm_rank(name) is not None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_names_of_norms(name):
     ],
 )
 def test_other_names(name):
-    assert not is_norm(name)
+    assert norm_rank(name) is None
 
 
 def test_names_of_losses():

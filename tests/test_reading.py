@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.traces import read_logs, read_traces
-from tests.log_writers import events, history, wandb
+from tests.log_writers import events, history, tfrecord, wandb
 
 EVENTS = "events.out.tfevents.1.host"
 
@@ -304,11 +304,18 @@ def test_every_format_is_read_from_standard_input(logs, packed):
 
 
 def test_what_is_packed_is_not_unpacked_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("autoclip.traces.text.LARGEST", 1000)
-    for name in ("trainer_state.json", EVENTS):
-        (tmp_path / name).write_bytes(gzip.compress(events([]) + bytes(1000)))
-        with pytest.raises(UsageError, match=f"{name} cannot be read: it has more than"):
-            read_traces(tmp_path / name)
+    for module in ("text", "tfrecord"):
+        monkeypatch.setattr(f"autoclip.traces.{module}.LARGEST", 1000)
+    (tmp_path / "trainer_state.json").write_bytes(gzip.compress(bytes(1001)))
+    with pytest.raises(UsageError, match="cannot be read: it has more than"):
+        read_traces(tmp_path / "trainer_state.json")
+    written = events([(0, {"grad_norm": 1.0})])
+    (tmp_path / EVENTS).write_bytes(gzip.compress(written + tfrecord(bytes(1001)) + written))
+    (trace,) = read_traces(tmp_path / EVENTS)
+    assert (len(trace), trace.notes) == (
+        1,
+        ("the file ends in the middle of a record: cut off, or still being written",),
+    )
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "trainer_state.json", "run-x.wandb", EVENTS, "log"])

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from autoclip.errors import UsageError
 from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
-from autoclip.traces.scalars import ScalarLog, Series, number, to_scalar
+from autoclip.traces.scalars import ScalarLog, number, to_scalar
+from autoclip.traces.series import Series
 
 
 def purged(writes):

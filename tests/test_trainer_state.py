@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoclip.traces import read_traces
 from autoclip.traces.columns import Selection
-from autoclip.traces.trainer_state import by_output_directory, furthest, read_state
+from autoclip.traces.trainer_state import furthest, output_directory, read_state
 
 
 def write(directory: Path, norms: list[float], others: tuple[dict[str, float], ...] = ()) -> Path:
@@ -42,7 +42,7 @@ def test_only_rows_with_norms_tell_states_apart(tmp_path: Path) -> None:
 
 def test_output_directories_are_told_apart() -> None:
     paths = [Path("a/checkpoint-1/x"), Path("b/x"), Path("a/x"), Path("b/checkpoint-2/x")]
-    assert by_output_directory(paths) == [[paths[0], paths[2]], [paths[1], paths[3]]]
+    assert list(map(output_directory, paths)) == [Path("a"), Path("b"), Path("a"), Path("b")]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), min_size=1, max_size=8, unique_by=lambda x: x[1]))

@@ -11,7 +11,6 @@ from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.lab.config import ConfigError, load_config
 from autoclip.lab.experiment import make_task
-from autoclip.lab.loading import load_object
 from autoclip.sweeps.driver import _configured_database, run_sweep
 from autoclip.sweeps.engine import ProcessPool
 from tests.test_train import CONFIG
@@ -122,58 +121,6 @@ def test_validate_imports_nothing_that_is_named(
     assert not Path("canary").exists()
     assert CliRunner().invoke(app, ["run", "x.yaml", section]).exit_code == 2
     assert Path("canary").exists(), "a run does import it"
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path that is neither the working directory nor one of installed packages; it holds traps."""
-    folder = tmp_path / "elsewhere"
-    (folder / "foreign_package" / "inner").mkdir(parents=True)
-    (folder / "foreign_space").mkdir()
-    trap = CANARY.format(path=str(tmp_path / "canary")) + "class Task:\n    pass\n"
-    for name in (
-        "foreign_module",
-        "foreign_package/__init__",
-        "foreign_package/inner/__init__",
-        "foreign_space/module",
-    ):
-        (folder / f"{name}.py").write_text(trap)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.syspath_prepend(str(folder))
-    return folder
-
-
-@pytest.mark.parametrize("target", ["foreign_module:Task", "foreign_package.inner:Task", "foreign_space.module:Task"])
-def test_a_target_from_elsewhere_is_refused_before_it_runs(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, target: str
-) -> None:
-    with pytest.raises(UsageError, match=r"lies neither in the working directory .* AUTOCLIP_ALLOW_ANY_TARGET=1"):
-        load_object(target, Path.cwd())
-    assert not (elsewhere.parent / "canary").exists()
-    monkeypatch.setenv("AUTOCLIP_ALLOW_ANY_TARGET", "yes")
-    with pytest.raises(UsageError, match="is not imported"):
-        load_object(target, Path.cwd())
-    monkeypatch.setenv("AUTOCLIP_ALLOW_ANY_TARGET", "1")
-    assert load_object(target, Path.cwd()).__name__ == "Task"
-    assert (elsewhere.parent / "canary").exists()
-
-
-def test_the_working_directory_installed_packages_and_autoclip_itself_are_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("allowed_here.py").write_text("class Task:\n    pass\n")
-    Path("allowed_folder").mkdir()
-    Path("allowed_folder/within.py").write_text("class Task:\n    pass\n")
-    for target in (
-        "allowed_here:Task",
-        "allowed_folder.within:Task",
-        "pydantic:BaseModel",
-        "pathlib:PurePath",
-        "autoclip.lab.example:Spirals",
-    ):
-        assert isinstance(load_object(target, tmp_path), type)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
-"""The code that a run was trained with: a resumed run or a continued sweep must not mix two."""
+"""The code that a run was trained with, so that a resumed run or a continued sweep can say that it mixes two."""
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from autoclip.errors import UsageError
-from autoclip.lab.allowances import CHANGED_CODE, is_allowed
+from autoclip.terminal import console
 from autoclip.version import __version__
 
 
@@ -28,19 +28,15 @@ def code_version(*classes: type) -> dict[str, str]:
     return found
 
 
-def refuse_other_code(before: dict[str, str], now: dict[str, str], directory: Path) -> None:
-    """Raise if a run or a sweep was begun with other code, unless the user has allowed that.
-
-    Raises:
-        UsageError: with a list of what changed.
-    """
-    changed = []
-    for name in before.keys() & now.keys():
-        if before[name] != now[name]:
-            is_file = ":" in name
-            changed.append(f"the file of {name} changed" if is_file else f"{name} {before[name]} is now {now[name]}")
-    if changed and not is_allowed(CHANGED_CODE):
-        raise UsageError(
-            f"{directory} was begun with other code: {'; '.join(sorted(changed))}. Restore it, choose another "
-            f"--output-dir, or continue anyway with {CHANGED_CODE}=1 in the environment"
-        )
+def warn_of_other_code(
+    before: dict[str, str], now: dict[str, str], directory: Path, say: Callable[[str], object] | None = None
+) -> None:
+    """Say what changed if a run or a sweep was begun with other code; `say` prints on standard error by default."""
+    changed = [
+        f"the file of {name} changed" if ":" in name else f"{name} {before[name]} is now {now[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+    if changed:
+        told = f"warning: {directory} was begun with other code: {'; '.join(changed)}"
+        (say or console(stderr=True).print)(told)

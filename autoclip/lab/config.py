@@ -139,16 +139,7 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
     Raises:
         ConfigError: as in `build_policy`.
     """
-    return {
-        "policy": build_policy(section.policy),
-        "scope": section.scope,
-        "groups": section.groups,
-        "mode": section.mode,
-        "response": section.response,
-        "on_nonfinite": section.on_nonfinite,
-        "max_nonfinite_in_a_row": section.max_nonfinite_in_a_row,
-        "relearn_after": section.relearn_after,
-    }
+    return section.model_dump(exclude={"policy"}) | {"policy": build_policy(section.policy)}
 
 
 def trained_task(config: "ExperimentConfig") -> "TaskConfig":
@@ -157,29 +148,13 @@ def trained_task(config: "ExperimentConfig") -> "TaskConfig":
     Raises:
         UsageError: there is no task or no optimizer, because the experiment is for `sweep.command`.
     """
-    _refuse_command(config)
-    assert config.task is not None
-    return config.task
-
-
-def trained_optimizer(config: "ExperimentConfig") -> AnyOptimizerConfig:
-    """Optimizer section of an experiment that is trained here.
-
-    Raises:
-        UsageError: as in `trained_task`.
-    """
-    _refuse_command(config)
-    assert config.optimizer is not None
-    return config.optimizer
-
-
-def _refuse_command(config: "ExperimentConfig") -> None:
     missing = [name for name in OF_A_TASK if getattr(config, name) is None]
-    if missing:
+    if missing or config.task is None:
         raise UsageError(
             f"{config.name} has no {' and no '.join(missing)} to train: it is for `autoclip sweep`, which starts "
             f"its sweep.command"
         )
+    return config.task
 
 
 def to_yaml(config: Section) -> str:

@@ -18,7 +18,7 @@ import torch
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.claimed_directory import claimed, for_seconds
-from autoclip.lab.code_version import code_version, refuse_other_code
+from autoclip.lab.code_version import code_version, warn_of_other_code
 from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
@@ -113,11 +113,11 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         RunError: the disk refused.
     """
     task = make_task(config)
-    policy = build_policy(config.clip.policy)  # fails, as the device does, before anything is written
+    build_policy(config.clip.policy)  # fails, as the device does, before anything is written
     choose_device(config.device)
     make_sinks(config, 0, output_dir, None, print)
     try:
-        _prepare(config, output_dir, code_version(type(task), type(policy)), resume=resume)
+        _prepare(config, output_dir, resume=resume)
     except OSError as error:
         raise cannot_begin(output_dir, error) from None
     summaries = []
@@ -157,7 +157,7 @@ def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path
         RunError: the task raised, or the disk refused.
     """
     try:
-        _begin(config, directory, code_version(type(task), type(build_policy(config.clip.policy))))
+        _begin(config, directory)
         with (
             claimed(directory, lambda: not interrupt.asked) as mine,
             TrainingProgress("", config.steps, bar=False) as progress,
@@ -193,18 +193,17 @@ def make_task(config: ExperimentConfig) -> Task:
     return task
 
 
-def _prepare(config: ExperimentConfig, output_dir: Path, code: dict[str, str], *, resume: bool) -> None:
+def _prepare(config: ExperimentConfig, output_dir: Path, *, resume: bool) -> None:
     """Create the directories; refuse to mix two runs in one."""
     refuse_for_run(output_dir, config.seeds, resume=resume)
     for path in sorted(output_dir.glob(f"seed-*/{CONFIG}")):
         _refuse_changes(path.parent, config)
     for seed in config.seeds:
-        _begin(config, output_dir / f"seed-{seed}", code)
+        _begin(config, output_dir / f"seed-{seed}")
 
 
-def _begin(config: ExperimentConfig, directory: Path, code: dict[str, str]) -> None:
+def _begin(config: ExperimentConfig, directory: Path) -> None:
     """Create a run directory with its configuration, or check that it holds this run."""
-    refuse_other_code(read_summary(directory).get("code", {}), code, directory)
     text = to_yaml(config)
     if not (directory / CONFIG).exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -243,6 +242,8 @@ def _run_seed(
     if before and (
         before["status"] == "diverged" or (before["status"] == "finished" and before["steps"] == config.steps)
     ):
+        code = code_version(type(task), type(build_policy(config.clip.policy)))
+        warn_of_other_code(before.get("code", {}), code, directory, progress.say)
         return before
     remove_asides(directory)
     with warnings.catch_warnings():

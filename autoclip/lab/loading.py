@@ -6,12 +6,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.lab.origin import refuse_foreign
+from autoclip.lab.values import suggestion
 from autoclip.lab.yaml_source import shortened
 
 LONGEST_TEXT = 500
@@ -25,21 +24,17 @@ def load_object(target: str, search: Path) -> Any:
     the user's files hide no other module.
 
     Raises:
-        UsageError: no such module or attribute, the module lies neither in `search` nor among the installed packages,
-            or it fails while it is imported.
+        UsageError: no such module or attribute, or the module fails while it is imported.
     """
     module_name, colon, attribute = target.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise UsageError(f"{target!r} must be module:Class, as in my_module:MyTask")
     try:
         with _first_on_path(search):
-            refuse_foreign(target, module_name, search)
             module = importlib.import_module(module_name)
-    except UsageError:
-        raise
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            close = _did_you_mean(module_name, sorted(file.stem for file in search.glob("*.py")))
+            close = suggestion(module_name, sorted(file.stem for file in search.glob("*.py")))
             raise UsageError(
                 f"{target}: there is no module {error.name!r}{close}; looked in {search.resolve()} and among the "
                 f"installed packages"
@@ -51,7 +46,7 @@ def load_object(target: str, search: Path) -> Any:
         return getattr(module, attribute)
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
-        close = _did_you_mean(attribute, public)
+        close = suggestion(attribute, public)
         origin = getattr(module, "__file__", None) or "a folder without code"
         raise UsageError(f"{target}: {module_name} ({origin}) has no {attribute!r}{close}") from None
 
@@ -113,8 +108,3 @@ def _first_on_path(folder: Path) -> Iterator[None]:
         sys.path.remove(text)
         if text not in sys.path:
             sys.path.append(text)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

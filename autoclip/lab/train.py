@@ -19,8 +19,8 @@ from autoclip.errors import RunError, UsageError
 from autoclip.flow import UseOrder
 from autoclip.gradients.updates import UpdateNorm
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
-from autoclip.lab.code_version import code_version, refuse_other_code
-from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
+from autoclip.lab.code_version import code_version, warn_of_other_code
+from autoclip.lab.config import ExperimentConfig, clip_arguments
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task, batches_of, description_of, loss_of, lr_factor_of, model_of, validation_loss_of
@@ -93,8 +93,9 @@ class Training:
         torch.manual_seed(seed)
         self.model = model_of(task, seed).to(self.device)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        section = trained_optimizer(config)
-        self.optimizer = OPTIMIZERS[section.kind](parameters, **section.model_dump(exclude={"kind"}))
+        assert config.optimizer is not None
+        self.lr = config.optimizer.lr
+        self.optimizer = OPTIMIZERS[config.optimizer.kind](parameters, **config.optimizer.model_dump(exclude={"kind"}))
         try:
             # A run that diverges ends with a summary, see `_count`.
             self.clipper = Clipper(self.model, **clip_arguments(config.clip) | {"max_nonfinite_in_a_row": None})
@@ -123,7 +124,7 @@ class Training:
         return {name: norms[name] for name in self._order if name in norms}
 
     def _step(self) -> Step:
-        lr = trained_optimizer(self.config).lr * lr_factor_of(self.task, self.tally.steps)
+        lr = self.lr * lr_factor_of(self.task, self.tally.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -250,7 +251,7 @@ def train(
         for line in damaged:
             say(line)
         if state is not None:
-            refuse_other_code(state.get("code", {}), training.code, directory)
+            warn_of_other_code(state.get("code", {}), training.code, directory, say)
             _continue_from(state, training, directory)
         if training.tally.steps > config.steps:
             taken = training.tally.steps

@@ -21,14 +21,11 @@ KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of the document to a value."""
 
 _TAG = "tag:yaml.org,2002:"
-_SCALARS = {  # name -> (all of its spellings, what they can begin with)
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
+_SCALARS = {  # name -> all of its spellings
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
 
 
@@ -37,13 +34,10 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> "Document":
 
     Faults in the file or the overrides do not raise: see `Document.faults`.
     """
-    document = Document()
     try:
-        text = _text(path)
+        document = read_text(_text(path), str(path))
     except _UnreadableError as error:
-        document.faults.append(_unreadable(error, str(path)))
-        return document
-    document = read_text(text, str(path))
+        return Document(faults=[error.fault(str(path))])
     if document.values is not None:
         for number, override in enumerate(overrides, start=1):
             _apply(document, number, override)
@@ -52,12 +46,10 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> "Document":
 
 def read_text(text: str, name: str) -> "Document":
     """Read one YAML mapping from a text; its faults do not raise, and say `name` as the file."""
-    document = Document()
     try:
         node = _compose(text)
     except _UnreadableError as error:
-        document.faults.append(_unreadable(error, name))
-        return document
+        return Document(faults=[error.fault(name)])
 
     def place_of(mark: yaml.Mark) -> Place:
         line, column = mark.line + 1, mark.column + 1
@@ -66,8 +58,8 @@ def read_text(text: str, name: str) -> "Document":
     if not isinstance(node, yaml.MappingNode):
         got = "an empty file" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         place = Place(0, 0, 0, name) if node is None else place_of(node.start_mark)
-        document.faults.append(Fault(place, (), f"must be a mapping of keys to values, got {got}"))
-        return document
+        return Document(faults=[Fault(place, (), f"must be a mapping of keys to values, got {got}")])
+    document = Document()
     document.values = _Reading(document, place_of).value(node, ())
     return document
 
@@ -135,11 +127,6 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8-sig")
         raise _UnreadableError(f"must be UTF-8 text, got the byte 0x{data[error.start]:02x}", *_end(before)) from None
-
-
-def _unreadable(error: "_UnreadableError", name: str) -> "Fault":
-    written_at = f"{name}:{error.line}:{error.column}" if error.line else name
-    return Fault(Place(0, error.line, error.column, written_at), (), str(error))
 
 
 def _compose(text: str) -> yaml.Node | None:
@@ -225,7 +212,7 @@ def _scalar(node: yaml.Node) -> Any:
         if not _is_unicode(text):
             raise ValueError(f"must be valid Unicode, got half of a surrogate pair in {shown(text)}")
         return text
-    if not re.fullmatch(_SCALARS[kind][0], text):
+    if not re.fullmatch(_SCALARS[kind], text):
         raise ValueError(f"must be a value of the tag !!{kind}, got {shown(text)}")
     if kind == "null":
         return None
@@ -351,8 +338,11 @@ class _UnreadableError(Exception):
 
     def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
         super().__init__(message)
-        self.line = line
-        self.column = column
+        self.line, self.column = line, column
+
+    def fault(self, name: str) -> Fault:
+        written_at = f"{name}:{self.line}:{self.column}" if self.line else name
+        return Fault(Place(0, self.line, self.column, written_at), (), str(self))
 
 
 class _Loader(yaml.SafeLoader):
@@ -384,6 +374,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _text_node)
-for _name, (_pattern, _beginnings) in _SCALARS.items():
+for _name, _pattern in _SCALARS.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _beginnings)
+        _class.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), None)

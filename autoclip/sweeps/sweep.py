@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial
 
 from autoclip.errors import UsageError
-from autoclip.lab.code_version import code_version, refuse_other_code
+from autoclip.lab.code_version import code_version, warn_of_other_code
 from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differences, to_yaml, trained_task
 from autoclip.lab.loading import load_object
 from autoclip.lab.sweep_section import LocalEngine, SweepConfig
@@ -81,7 +81,7 @@ class Sweep:
         self.runs = study(f"{config.name}: runs", [AULC])
         self.trials = study(config.name, [AULC, S])
         code = self._code()
-        refuse_other_code(self.trials.frozen(CODE, code), code, output_dir)
+        warn_of_other_code(self.trials.frozen(CODE, code), code, output_dir)
         self._yaml = to_yaml(config)
         self._asked: dict[str, optuna.Trial] = {}  # the refinements that are under way
         self._reference: float | None = None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from autoclip.errors import UsageError
 
@@ -65,30 +66,22 @@ _SHOWN = 30
 
 DOWNLOAD = ["Wall time", "Step", "Value"]
 """The columns of a download from TensorBoard's page; the tag is, at best, in the file's name."""
-DOWNLOADED = "a download of one tag from TensorBoard"
-WHICH_TAG = "the download does not say which tag it is of: make sure that these are gradient norms"
 
 
+@lru_cache(maxsize=2048)
 def _plain(name: str) -> str:
     # W&B's table export calls a column `<run> - <key>`; in an object `train` of a row, keys are `train.<key>`.
     plain = re.sub(r"[\s-]+", "_", name.rsplit(" - ", 1)[-1].strip().lower())
     return f"train/{plain[6:]}" if plain.startswith("train.") else plain
 
 
-def is_norm(name: str) -> bool:
-    """Return True if this is a usual name of the total gradient norm.
-
-    >>> is_norm("train/grad_norm"), is_norm("grad-norm"), is_norm("grad_2.0_norm/weight"), is_norm("eval/grad_norm")
-    (True, True, False, False)
-    """
-    return norm_rank(name) is not None
-
-
 def norm_rank(name: str) -> int | None:
     """0 for the likeliest name of the total gradient norm before clipping, then 1, ...; None: not such a name.
 
-    >>> [norm_rank(name) for name in ("autoclip/total_norm", "grad_norm_before_clip", "grad_norm", "actor_grad_norm")]
+    >>> [norm_rank(name) for name in ("autoclip/total_norm", "grad_norm_before_clip", "grad-norm", "actor_grad_norm")]
     [0, 1, 2, 6]
+    >>> norm_rank("grad_2.0_norm/weight"), norm_rank("eval/grad_norm")
+    (None, None)
     """
     plain = _plain(name)
     if _OWN.fullmatch(plain):
@@ -126,6 +119,7 @@ def part_of(name: str) -> str:
     return "" if part is None else part[1].replace("policy", "actor")
 
 
+@lru_cache(maxsize=2048)
 def may_be_step(name: str) -> bool:
     """Return True if this is a usual name of the optimizer step."""
     return _plain(name).rsplit("/", 1)[-1] in _STEP_NAMES
@@ -192,9 +186,7 @@ class Selection:
 
     def rank(self, name: str) -> int | None:
         """As `norm_rank`; 0 for a column that was asked for."""
-        if self.column is None:
-            return norm_rank(name)
-        return 0 if name == self.column else None
+        return norm_rank(name) if self.column is None else 0 if name == self.column else None
 
     def wants(self, name: str) -> bool:
         """Return True if this column's values are worth keeping."""
@@ -209,7 +201,7 @@ class Selection:
             NoNormError: there is none.
             SeveralNormsError: there are several.
         """
-        found = sorted(filter(self.is_norm, filled)) or sorted(filter(self.is_norm, names))
+        found = list(filter(self.is_norm, filled)) or list(filter(self.is_norm, names))
         best = min(map(self._order, found), default=None)
         several = [name for name in found if self._order(name) == best]
         if not names:
@@ -227,9 +219,10 @@ class Selection:
 
     def no_norm(self, names: Collection[str], source: str) -> "NoNormError":
         """The error for a log without a known name; similar names come first."""
+        near = listed(names, lambda name: ("norm" not in name.lower()) + ("grad" not in name.lower()))
         return NoNormError(
-            f"{source} has no column known to hold gradient norms; it has {listed(names, _nearness)}: choose one with "
-            "--column (in Python: column=...)"
+            f"{source} has no column known to hold gradient norms; it has {near}: choose one with --column "
+            "(in Python: column=...)"
         )
 
     def _order(self, name: str) -> int:
@@ -243,10 +236,6 @@ class NoNormError(UsageError):
 
 class SeveralNormsError(UsageError):
     """A log has several columns that may be the gradient norms."""
-
-
-def _nearness(name: str) -> int:
-    return ("norm" not in name.lower()) + ("grad" not in name.lower())
 
 
 def listed(names: Collection[str], key: Callable[[str], int] = lambda _: 0) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection
-from autoclip.traces.rows import RowLog
+from autoclip.traces.notes import TORN
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
@@ -59,10 +59,10 @@ class _Row(NamedTuple):
 def _texts(path: Path, most: int | None) -> Iterator[tuple[str, bool]]:
     # Lines, and what a progress bar writes from a line's start again, each with whether it has an end.
     read = 0
-    for line, whole in lines(path):
+    for line in lines(path):
         *overwritten, last = line.split("\r")
         yield from ((text, True) for text in overwritten)
-        yield last, whole
+        yield last, line.endswith("\n")
         read += len(line)
         if most is not None and read > most:
             return
@@ -131,24 +131,22 @@ def read_console(path: Path, selection: Selection) -> ScalarLog:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: there is no such program, the column of the steps is missing, or the file is not text.
+        UsageError: there is no such program, or the file is not text.
     """
-    logs: dict[tuple[str, str], RowLog] = {}
+    logs: dict[tuple[str, str], ScalarLog] = {}
     counts: Counter[tuple[str, str]] = Counter()
     torn = None
     for row in _rows(path, selection):
         printer = (row.program, row.rank)
-        rows = logs.setdefault(printer, RowLog(selection, str(path)))
+        if printer not in logs:
+            logs[printer] = ScalarLog(selection, str(path), f"a console log of {row.program}")
         torn = printer if row.torn else None
         if not row.torn:  # 1.5 may be what is left of 1.53
-            rows.add(row.values)
+            logs[printer].add_row(row.values)
             counts[printer] += any(map(selection.is_norm, row.values))
     if not counts:
         raise UsageError(f"{path} has no whole line with gradient norms as training programs print them")
     most = max(counts, key=lambda printer: counts[printer])
-    log = logs[most].finished()
-    log.program = most[0]
-    log.format = f"a console log of {log.program}"
-    if torn == most:
-        log.notes.append("the last line has no line end and may be torn: left out")
-    return log
+    logs[most].program = most[0]
+    logs[most].notes += [TORN] if torn == most else []
+    return logs[most]

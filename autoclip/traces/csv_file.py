@@ -2,26 +2,29 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, WHICH_TAG, Selection, is_epoch, listed, may_be_step
-from autoclip.traces.notes import counted
-from autoclip.traces.rows import RowLog
+from autoclip.traces.columns import Selection, is_epoch, listed, may_be_step
+from autoclip.traces.notes import TORN, counted
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import lines
 
 _OF_RUN = " - "
 
 
-def _delimiter(header: str) -> str:
-    return max(",\t;", key=header.count)
-
-
 def _cells(line: str, delimiter: str) -> list[str]:
     # Line by line, so that an unclosed quote in a damaged file costs one row, not all that follow.
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def _head(path: Path) -> tuple[list[str], str]:
+    line = next(lines(path), "")
+    delimiter = max(",\t;", key=line.count)
+    return _cells(line, delimiter), delimiter
 
 
 def header(path: Path) -> list[str]:
@@ -31,9 +34,8 @@ def header(path: Path) -> list[str]:
         OSError: the file cannot be read.
     """
     try:
-        line = next(lines(path), ("", False))[0]
-        return _cells(line, _delimiter(line))
-    except (csv.Error, UsageError):
+        return _head(path)[0]
+    except UsageError:
         return []
 
 
@@ -42,52 +44,30 @@ def read_csv(path: Path, selection: Selection) -> list[ScalarLog]:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is not such a table, or the column of the steps is missing.
+        UsageError: it is not such a table.
     """
     names = header(path)
     if not names:
         raise UsageError(f"{path} is not a table: its first line names no columns")
-    downloaded = names == DOWNLOAD and selection.column is None
-    if downloaded:
-        selection = replace(selection, column=DOWNLOAD[-1])
-    runs = [(RowLog(selection, str(path)), columns) for columns in _runs(names, selection)]
-    wanted = {name for name in names if selection.wants(name) or name == selection.step_column}
-    twice = {name for name in wanted if names.count(name) > 1}
-    if twice:
-        raise UsageError(f"{path} has several columns called {listed(twice)}")
-    delimiter = ","
-    strange = 0
-    torn = False
-    for number, (line, whole) in enumerate(lines(path)):
-        if not number:
-            delimiter = _delimiter(line)
-            for rows, columns in runs:
-                for place in columns:
-                    rows.wants(names[place])
-            continue
-        if not whole:  # 1.5 may be what is left of 1.5e3
-            torn = True
-            continue
-        try:
-            cells = _cells(line, delimiter)
-        except csv.Error:
-            cells = [""]
-        if len(cells) == len(names):
-            if cells != names:  # the header, which a restarted job writes again
-                for rows, columns in runs:
-                    rows.add({names[place]: cells[place] for place in columns})
-        elif line.strip():
-            strange += 1
-    logs = [rows.finished() for rows, _ in runs]
-    for log in logs:
-        log.format = DOWNLOADED if downloaded else "a table"
-        if downloaded:
-            log.notes.append(WHICH_TAG)
-        if torn:
-            log.notes.append("the last line has no line end and may be torn: left out")
+    _, delimiter = _head(path)
+    runs = [(ScalarLog(selection, str(path), "a table", names), columns) for columns in _runs(names, selection)]
+    for log, columns in runs:
+        wanted = [names[place] for place in columns if log.wants(names[place]) or names[place] == selection.step_column]
+        if twice := {name for name in wanted if names.count(name) > 1}:
+            raise UsageError(f"{path} has several columns called {listed(twice)}")
+    strange, line = 0, "\n"
+    for line in lines(path):
+        cells = _cells(line, delimiter) if line.endswith("\n") else names  # 1.5 may be what is left of 1.5e3
+        if len(cells) != len(names):
+            strange += bool(line.strip())
+        elif cells != names:  # the header, which a restarted job writes again
+            for log, columns in runs:
+                log.add_row({names[place]: cells[place] for place in columns})
+    for log, _ in runs:
+        log.notes += [] if line.endswith("\n") else [TORN]
         if strange:
             log.notes.append(f"{counted(strange, 'row')} left out: not as many cells as the header")
-    return logs
+    return [log for log, _ in runs]
 
 
 def _runs(names: Sequence[str], selection: Selection) -> list[list[int]]:
@@ -102,7 +82,7 @@ def _runs(names: Sequence[str], selection: Selection) -> list[list[int]]:
         for place, name in enumerate(names)
         if not prefixes[place] and (may_be_step(name) or is_epoch(name) or name == selection.step_column)
     ]
-    own = {run: list(common) for run in runs}
+    own = {run: [*common] for run in runs}
     for place, prefix in enumerate(prefixes):
         if prefix in own:
             own[prefix].append(place)

@@ -134,14 +134,15 @@ def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | 
         if kind is None or kind is Format.CONSOLE:
             return kind
         names = _names(path, kind)
+        download = selection.column is None and (names == DOWNLOAD or (kind is Format.JSON and not names))
         if any(map(selection.is_norm, names)):
             if kind is not Format.JSONL or not first_row(path)[1]:
                 return kind
             reason = f"{path} holds one row: a summary, not the log of a training"
             unread.append(Unread(path, "file", "of one row", reason))
-        elif selection.column is None and (names == DOWNLOAD or (kind is Format.JSON and not names)):
-            if _is_tag(path):
-                return kind
+        elif download and _is_tag(path):
+            return kind
+        elif download:
             reason = f"{path} looks like a download from TensorBoard, but its name does not hold the tag"
             unread.append(Unread(path, "TensorBoard download", "without a tag in the name", reason))
         elif any(map(_GRADIENT_NORM.match, names)) or (
@@ -157,8 +158,7 @@ def _probed(path: Path, selection: Selection, unread: list[Unread]) -> Format | 
 
 
 def _is_tag(path: Path) -> bool:
-    # A download from TensorBoard has the tag only in its name.
-    return _TAG.search(path.name.lower()) is not None
+    return _TAG.search(path.name.lower()) is not None  # a download from TensorBoard has the tag only in its name
 
 
 def _names(path: Path, kind: Format) -> list[str]:
@@ -166,7 +166,7 @@ def _names(path: Path, kind: Format) -> list[str]:
     if kind is Format.CSV:
         return header(path)
     if kind is Format.JSONL:
-        rows = (row_of(line) for line, _ in islice(lines(path), _PROBED_LINES))
+        rows = map(row_of, islice(lines(path), _PROBED_LINES))
         return list({name: None for row in rows if row for name in row})
     with opened(path) as file:
         return list(dict.fromkeys(_KEY.findall(file.read(_PROBED_TEXT).decode(errors="replace"))))
@@ -195,21 +195,22 @@ def _format_of(path: Path, selection: Selection, most: int | None = None) -> For
             return Format.EVENTS
         row, only = first_row(path)
         names = [] if row else header(path)
-        if len(names) > 1 and any(map(selection.is_norm, names)):
+        is_table = len(names) > 1
+        if is_table and any(map(selection.is_norm, names)):
             return Format.CSV
         # A console log may begin with a configuration as JSON, and a JSON file holds lines that look like prints.
         has_norms = any(map(selection.is_norm, row))
         program = None if has_norms or path.suffix == ".json" else program_of(path, selection, most)
-        if program not in (None, PRINTS_JSON):
-            return Format.CONSOLE
-        if row and not (only and _has_lists(row, selection)) and "log_history" not in row:
-            return Format.JSONL
-        if _JSON.match(head):
-            return Format.JSON
-        if program:
-            return Format.CONSOLE
-        if len(names) > 1 and b"\0" not in head:
-            return Format.CSV
+        is_lines = row and not (only and _has_lists(row, selection)) and "log_history" not in row
+        for kind, fits in (
+            (Format.CONSOLE, program not in (None, PRINTS_JSON)),
+            (Format.JSONL, is_lines),
+            (Format.JSON, _JSON.match(head)),
+            (Format.CONSOLE, program),
+            (Format.CSV, is_table and b"\0" not in head),
+        ):
+            if fits:
+                return kind
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
     raise UsageError(

@@ -1,16 +1,14 @@
 """JSON files: Hugging Face's `trainer_state.json`, lists of rows or columns under any key, TensorBoard's downloads."""
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
-from autoclip.traces.columns import DOWNLOAD, DOWNLOADED, WHICH_TAG, NoNormError, Selection
+from autoclip.traces.columns import DOWNLOAD, NoNormError, Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.rows import DEEPEST, LONGEST_GROUP, RowLog, flattened
-from autoclip.traces.scalars import ScalarLog, number
+from autoclip.traces.scalars import DEEPEST, LONGEST_GROUP, ScalarLog, flattened, number
 from autoclip.traces.text import content
 
 
@@ -27,6 +25,10 @@ def json_value(path: Path) -> Any:
         raise UsageError(f"{path} is not a whole JSON file ({error})") from None
 
 
+def _is_state(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("log_history"), list)
+
+
 def rows_in(found: Any, selection: Selection) -> dict[str, list[Any]]:
     """The lists of rows in a JSON value, by the dotted keys of their places; only those with norms, if any have norms.
 
@@ -36,7 +38,7 @@ def rows_in(found: Any, selection: Selection) -> dict[str, list[Any]]:
     >>> rows_in({"name": "a", "log": {"step": [1, 2], "grad_norm": [0.5, 0.7]}}, Selection())
     {'log': [{'step': 1, 'grad_norm': 0.5}, {'step': 2, 'grad_norm': 0.7}]}
     """
-    if isinstance(found, dict) and isinstance(found.get("log_history"), list):
+    if _is_state(found):
         return {"": found["log_history"]}
     places: dict[str, list[Any]] = {"": found} if isinstance(found, list) else {}
     level = {"": found} if isinstance(found, dict) else {}
@@ -68,9 +70,9 @@ def rows_in(found: Any, selection: Selection) -> dict[str, list[Any]]:
 
 def _columns(lists: dict[str, list[Any]], selection: Selection) -> list[Any]:
     # Only lists as long as that of the norms have values at the same steps.
-    longest = max(map(len, lists.values()), default=0)
-    lengths = [len(values) for name, values in lists.items() if selection.is_norm(name)]
-    names = [name for name, values in lists.items() if len(values) == max(lengths, default=longest)]
+    lengths = [len(values) for name, values in lists.items() if selection.is_norm(name)] or map(len, lists.values())
+    length = max(lengths, default=0)
+    names = [name for name, values in lists.items() if len(values) == length]
     return [dict(zip(names, row, strict=True)) for row in zip(*(lists[name] for name in names), strict=True)]
 
 
@@ -78,7 +80,7 @@ def _is_triple(row: Any) -> bool:
     return isinstance(row, list) and len(row) == len(DOWNLOAD) and all(number(value) is not None for value in row)
 
 
-def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
+def read_json(path: Path, selection: Selection) -> list[ScalarLog]:
     """Read the rows of `log_history`, or under other keys, a log for each; NaN and Infinity are numbers there.
 
     Raises:
@@ -87,8 +89,7 @@ def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
     """
     found = json_value(path)
     places = rows_in(found, selection)
-    is_state = isinstance(found, dict) and isinstance(found.get("log_history"), list)
-    form = "a trainer state of Transformers" if is_state else "JSON"
+    form = "a trainer state of Transformers" if _is_state(found) else "JSON"
     if not places:
         raise NoNormError(
             f"{path} holds no log: neither `log_history`, as a trainer_state.json has, nor another list of objects, "
@@ -98,20 +99,10 @@ def read_json_rows(path: Path, selection: Selection) -> list[ScalarLog]:
 
 
 def _log(history: list[Any], selection: Selection, source: str, form: str) -> ScalarLog:
-    downloaded = selection.column is None and any(isinstance(row, dict) and [*row] == DOWNLOAD for row in history)
-    rows = RowLog(replace(selection, column=DOWNLOAD[-1]) if downloaded else selection, source)
-    strange = 0
-    for row in history:
-        if isinstance(row, dict):
-            rows.add(flattened(row))
-        else:
-            strange += 1
-    log = rows.finished()
-    log.format = DOWNLOADED if downloaded else form
-    if downloaded:
-        log.notes.append(WHICH_TAG)
-    if strange:
-        log.notes.append(
-            f"{counted(strange, 'entry')} of the log left out: no JSON object".replace("entrys", "entries")
-        )
+    rows = [row for row in history if isinstance(row, dict)]
+    log = ScalarLog(selection, source, form, DOWNLOAD if any([*row] == DOWNLOAD for row in rows) else ())
+    for row in rows:
+        log.add_row(flattened(row))
+    if strange := len(history) - len(rows):
+        log.notes.append(f"{counted(strange, 'entry')} of the log left out: no JSON object")
     return log

@@ -11,8 +11,7 @@ from autoclip.errors import UsageError
 from autoclip.records import restored
 from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.rows import RowLog, flattened
-from autoclip.traces.scalars import ScalarLog
+from autoclip.traces.scalars import ScalarLog, flattened
 from autoclip.traces.text import lines, raw_blocks
 
 OWN_KEYS = {"step", "total_norm", "threshold", "phase"}
@@ -59,7 +58,7 @@ def first_row(path: Path) -> tuple[Mapping[str, Any], bool]:
         first, *others = islice(lines(path), 2)
     except (UsageError, ValueError):
         return {}, True
-    return row_of(first[0]) or {}, not others
+    return row_of(first) or {}, not others
 
 
 def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
@@ -67,36 +66,33 @@ def read_jsonl(path: Path, selection: Selection) -> ScalarLog:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: no line is a JSON object, or the column of the steps is missing.
+        UsageError: no line is a JSON object.
     """
     is_own = first_row(path)[0].keys() >= OWN_KEYS
     decoder = _OWN_DECODER if is_own else _DECODER
-    rows = RowLog(selection, str(path))
-    number = objects = strange = first_strange = 0
+    log = ScalarLog(selection, str(path), "a metrics.jsonl of autoclip" if is_own else "JSON lines")
+    count = objects = 0
+    strange: list[int] = []
     torn = False
     for block in raw_blocks(path):
-        found = _objects(block, decoder)
-        if found is not None:
-            rows.add_all(found)
-            number, objects = number + len(found), objects + len(found)
+        if found := _objects(block, decoder):
+            log.add_rows(found)
+            count, objects = count + len(found), objects + len(found)
             continue
         for line in BytesIO(block):
-            number += 1
-            row = row_of(line.decode(errors="replace"), decoder)
-            if row is not None:
-                rows.add(row)
+            count += 1
+            if (row := row_of(line.decode(errors="replace"), decoder)) is not None:
+                log.add_row(row)
                 objects += 1
             elif not line.endswith(b"\n"):
                 torn = True
             elif line.strip():
-                strange += 1
-                first_strange = first_strange or number
+                strange.append(count)
     if not objects:
-        raise UsageError(f"{path} has no line that is a JSON object" if number else f"{path} is empty")
-    log = rows.finished()
-    log.format = "a metrics.jsonl of autoclip" if is_own else "JSON lines"
+        raise UsageError(f"{path} has no line that is a JSON object" if count else f"{path} is empty")
     if torn:
         log.notes.append("the last line is torn and left out")
     if strange:
-        log.notes.append(f"{counted(strange, 'line')} left out: no JSON object (the first is line {first_strange})")
+        first = f"the first is line {strange[0]}"
+        log.notes.append(f"{counted(len(strange), 'line')} left out: no JSON object ({first})")
     return log

@@ -1,6 +1,6 @@
 """Read traces from files and directories: group the files that belong together, and read each group."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -12,16 +12,23 @@ from autoclip.traces.columns import NoNormError, Selection, SeveralNormsError
 from autoclip.traces.console_log import read_console
 from autoclip.traces.csv_file import read_csv
 from autoclip.traces.finding import Format, find_logs, place_of
-from autoclip.traces.json_file import read_json_rows
+from autoclip.traces.json_file import read_json
 from autoclip.traces.jsonl import read_jsonl
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.tensorboard import read_events
 from autoclip.traces.text import READ_ERRORS, is_cut_off, unreadable
 from autoclip.traces.trace import NormTrace
-from autoclip.traces.trainer_state import State, by_output_directory, furthest, is_state, read_state
+from autoclip.traces.trainer_state import State, furthest, is_state, output_directory, read_state
 from autoclip.traces.unread import Unread, refused, told_of
 from autoclip.traces.wandb_file import read_wandb
 
+_READERS: dict[Format, Callable[[Path, Selection], ScalarLog | list[ScalarLog]]] = {
+    Format.JSONL: read_jsonl,
+    Format.JSON: read_json,
+    Format.WANDB: read_wandb,
+    Format.CSV: read_csv,
+    Format.CONSOLE: read_console,
+}
 _SHOWN = 10
 _SHORTEST_COPY = 3
 
@@ -85,9 +92,8 @@ def read_logs(
     found, named = find_logs(given, selection, unread)
     traces: dict[int, list[tuple[Format, NormTrace]]] = {}
     places: set[Path] = set()
-    remarks: dict[Path, str] = {}
-    runs = enumerate(_runs(found, named, selection, unread, remarks))
-    for order, (kind, files) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
+    runs = enumerate(_runs(found, named, selection, unread))
+    for order, (kind, files, remarks) in sorted(runs, key=lambda run: run[1][0] is Format.CONSOLE):
         # W&B keeps a run's output in its own directory, below the run's.
         place = files[0].parent.parent if files[0].name == "output.log" else files[0].parent
         if kind is Format.CONSOLE and files[0] not in named and place in places:
@@ -96,10 +102,8 @@ def read_logs(
             continue
         try:
             traces[order] = [(kind, trace) for trace in _read(kind, files, selection, unread, remarks)]
-        except SeveralNormsError:
-            raise
         except UsageError as error:
-            if named.intersection(files):
+            if named.intersection(files) or isinstance(error, SeveralNormsError):
                 raise
             unread += [refused(file, error) for file in files]
         else:
@@ -114,35 +118,26 @@ def read_logs(
 
 
 def _runs(
-    found: dict[Path, Format],
-    named: set[Path],
-    selection: Selection,
-    unread: list[Unread],
-    remarks: dict[Path, str],
-) -> Iterator[tuple[Format, list[Path]]]:
-    # Files that make up one log: the event files of a directory; the furthest state of a training; else a single file.
-    states = {paths[0]: paths for paths in by_output_directory(filter(is_state, found))}
-    events: dict[Path, list[Path]] = {}
+    found: dict[Path, Format], named: set[Path], selection: Selection, unread: list[Unread]
+) -> Iterator[tuple[Format, list[Path], list[str]]]:
+    # Files that make up one log, with remarks: the event files of a directory; the furthest state of a training; else a
+    # single file.
+    groups: dict[tuple[Format, Path], list[Path]] = {}
     for path, kind in found.items():
-        if kind is Format.EVENTS:
-            events.setdefault(path.parent, []).append(path)
-    for path, kind in found.items():
-        if kind is Format.EVENTS:
-            if path == events[path.parent][0]:
-                yield kind, events[path.parent]
-        elif not is_state(path):
-            yield kind, [path]
-        elif path in states:
-            readable = list(_states(states[path], named, selection, unread))
-            kept = furthest(readable)
-            where = str(kept[0]) if len(kept) == 1 else "another"
-            for one in (state.path for state in readable if state.path not in kept):
-                reason = f"{one} holds no norms that {where} lacks"
-                unread.append(Unread(one, "trainer state", f"contained in {where}", reason))
-            if len(kept) > 1:
-                remark = f"one of {len(kept)} trainings with states side by side: none begins with the norms of another"
-                remarks.update(dict.fromkeys(kept, remark))
-            yield from ((kind, [one]) for one in kept)
+        place = path.parent if kind is Format.EVENTS else output_directory(path) if is_state(path) else path
+        groups.setdefault((kind, place), []).append(path)
+    for (kind, _), paths in groups.items():
+        if not is_state(paths[0]):
+            yield kind, paths, []
+            continue
+        readable = list(_states(paths, named, selection, unread))
+        kept = furthest(readable)
+        where = str(kept[0]) if len(kept) == 1 else "another"
+        for one in (state.path for state in readable if state.path not in kept):
+            reason = f"{one} holds no norms that {where} lacks"
+            unread.append(Unread(one, "trainer state", f"contained in {where}", reason))
+        remark = f"one of {len(kept)} trainings with states side by side: none begins with the norms of another"
+        yield from ((kind, [one], [remark] if len(kept) > 1 else []) for one in kept)
 
 
 def _states(paths: list[Path], named: set[Path], selection: Selection, unread: list[Unread]) -> Iterator[State]:
@@ -157,19 +152,17 @@ def _states(paths: list[Path], named: set[Path], selection: Selection, unread: l
 
 
 def _read(
-    kind: Format, files: list[Path], selection: Selection, unread: list[Unread], remarks: Mapping[Path, str]
+    kind: Format, files: list[Path], selection: Selection, unread: list[Unread], remarks: list[str]
 ) -> list[NormTrace]:
     try:
-        logs = _logs_in(kind, files, selection)
-        cut_off = [file for file in files if is_cut_off(file)]
+        logs = read_events(files, selection) if kind is Format.EVENTS else _READERS[kind](files[0], selection)
+        packed = [f"{file} is packed, and cut off or damaged" for file in files if is_cut_off(file)]
     except READ_ERRORS as error:
         raise unreadable(files[0], error) from None
-    notes = [f"{file} is packed, and cut off or damaged: only its sound part is read" for file in cut_off]
-    notes += [remarks[file] for file in files if file in remarks]
     traces: list[NormTrace] = []
     errors: list[UsageError] = []
-    for log in logs:
-        log.notes += notes
+    for log in logs if isinstance(logs, list) else [logs]:
+        log.notes += [*(f"{note}: only its sound part is read" for note in packed), *remarks]
         try:
             traces += log.traces()
         except UsageError as error:
@@ -178,16 +171,6 @@ def _read(
         raise errors[0]
     unread += [refused(files[0], error) for error in errors if not isinstance(error, NoNormError)]
     return traces
-
-
-def _logs_in(kind: Format, files: list[Path], selection: Selection) -> list[ScalarLog]:
-    if kind is Format.EVENTS:
-        return [read_events(files, selection)]
-    if kind in (Format.JSON, Format.CSV):
-        return (read_json_rows if kind is Format.JSON else read_csv)(files[0], selection)
-    return [
-        {Format.JSONL: read_jsonl, Format.WANDB: read_wandb, Format.CONSOLE: read_console}[kind](files[0], selection)
-    ]
 
 
 def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:
@@ -204,9 +187,11 @@ def _without_copies(traces: list[tuple[Format, NormTrace]]) -> list[NormTrace]:
             better, other = (place, first) if now < before else (first, place)
             best[same] = better
             copies.setdefault(better, []).extend([traces[other][1].source, *copies.pop(other, [])])
-    notes = {
-        place: tuple(f"{other} holds the same norms and is left out" for other in others)
-        for place, others in copies.items()
-    }
-    kept = [(place, traces[place][1]) for place in sorted(best.values())]
-    return [replace(trace, notes=(*trace.notes, *notes.get(place, ()))) for place, trace in kept]
+    return [
+        replace(
+            trace, notes=(*trace.notes, *(f"{copy} holds the same norms and is left out" for copy in copies[place]))
+        )
+        if place in copies
+        else trace
+        for place, trace in ((place, traces[place][1]) for place in sorted(best.values()))
+    ]

@@ -15,8 +15,9 @@ import numpy as np
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.protobuf import BYTES, FIXED32, VARINT, MalformedError, fields, key, number, signed, varints
-from autoclip.traces.scalars import MAX_STEP, ScalarLog
+from autoclip.traces.protobuf import BYTES, FIXED32, VARINT, MalformedError, fields, key, number, signed, varint
+from autoclip.traces.scalars import ScalarLog
+from autoclip.traces.series import MAX_STEP
 from autoclip.traces.tfrecord import records
 
 _STEP, _SUMMARY, _SESSION_LOG = key(2, VARINT), key(5, BYTES), key(7, BYTES)
@@ -56,8 +57,9 @@ def read_events(paths: Sequence[Path], selection: Selection) -> ScalarLog:
         raise UsageError(
             f"{paths[0]}: an event file has its own steps, not {selection.step_column!r}: leave out --step-column"
         )
-    log = ScalarLog(selection, str(paths[0] if len(paths) == 1 else paths[0].parent))
-    log.format = "event files of TensorBoard" if len(paths) > 1 else "an event file of TensorBoard"
+    several = len(paths) > 1
+    form = "event files of TensorBoard" if several else "an event file of TensorBoard"
+    log = ScalarLog(selection, str(paths[0].parent if several else paths[0]), form)
     for path in paths:
         notes: list[str] = []
         malformed = 0
@@ -68,7 +70,7 @@ def read_events(paths: Sequence[Path], selection: Selection) -> ScalarLog:
                 malformed += 1
         if malformed:
             notes.append(f"{counted(malformed, 'event')} that cannot be parsed left out")
-        log.notes += [f"{path.name}: {note}" for note in notes] if len(paths) > 1 else notes
+        log.notes += [f"{path.name}: {note}" for note in notes] if several else notes
     return log
 
 
@@ -76,22 +78,18 @@ def _take_event(event: bytes, log: ScalarLog) -> None:
     step, summaries, started = 0, [], False
     for name, value in fields(event):
         if name == _STEP:
-            assert isinstance(value, int)
             step = signed(value)
         elif name == _SUMMARY:
             summaries.append(value)
         elif name == _SESSION_LOG:
-            assert isinstance(value, bytes)
             started = (_STATUS, _START) in fields(value)
     if not -MAX_STEP <= step <= MAX_STEP:
         raise MalformedError(f"step {step}")
     if started:
         log.restart(step)
     for summary in summaries:
-        assert isinstance(summary, bytes)
         for name, value in fields(summary):
             if name == _VALUE:
-                assert isinstance(value, bytes)
                 _take_value(value, step, log)
 
 
@@ -99,8 +97,6 @@ def _take_value(summary_value: bytes, step: int, log: ScalarLog) -> None:
     tag, node_name = b"", b""
     scalar: float | None = None
     for name, value in fields(summary_value):
-        if isinstance(value, int):
-            continue
         if name == _TAG:
             tag = value
         elif name == _NODE_NAME:
@@ -119,12 +115,10 @@ def _rank_zero(tensor: bytes) -> float | None:
     stored: dict[int, int | bytes] = {}
     for name, value in fields(tensor):
         if name == _DTYPE:
-            assert isinstance(value, int)
             dtype = value
         elif name == _SHAPE and value:
             return None  # it has dimensions
         elif name == _CONTENT:
-            assert isinstance(value, bytes)
             content = value
         else:
             stored[name >> 3] = value
@@ -146,5 +140,5 @@ def _content(stored: int | bytes, field: int, kind: np.dtype[np.generic]) -> byt
     if isinstance(stored, bytes) and field in _FLOATING:
         return stored
     if isinstance(stored, bytes):
-        stored = next(varints(stored), 0)
+        stored = varint(stored, 0)[0] if stored else 0
     return (stored & (1 << 8 * kind.itemsize) - 1).to_bytes(kind.itemsize, "little")

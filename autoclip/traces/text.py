@@ -1,13 +1,12 @@
 """Open log files, packed or not, or standard input, and read their lines, which may be torn or damaged."""
 
 import gzip
-import os
 import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from functools import lru_cache
-from io import BufferedIOBase, BufferedReader, BytesIO, FileIO, RawIOBase
+from io import BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,8 +45,7 @@ class _Unpacked(RawIOBase):
         except EOFError:
             if not self._packed.tell():
                 raise
-            self.cut_off = True
-            return 0
+            self.cut_off, data = True, b""
         buffer[: len(data)] = data
         return len(data)
 
@@ -84,11 +82,9 @@ def is_cut_off(path: Path) -> bool:
     """
     with opened(path) as file:
         raw = getattr(file, "raw", None)
-        if not isinstance(raw, _Unpacked):
-            return False
-        while file.read(LONGEST):
+        while isinstance(raw, _Unpacked) and file.read(LONGEST):
             pass
-        return raw.cut_off
+        return isinstance(raw, _Unpacked) and raw.cut_off
 
 
 def _as_it_is(path: Path) -> BufferedIOBase:
@@ -106,20 +102,6 @@ def content(path: Path) -> bytes:
     if len(found) > LARGEST:
         raise OSError(0, f"it has more than {LARGEST >> 30} GiB")
     return found
-
-
-def measured(path: Path) -> tuple[BufferedIOBase, int]:
-    """An opened log with its size; a packed one is in memory.
-
-    Raises:
-        OSError: as of `content`.
-    """
-    file = opened(path)
-    if isinstance(file, BufferedReader) and isinstance(file.raw, FileIO):
-        return file, os.fstat(file.fileno()).st_size
-    file.close()
-    found = content(path)
-    return BytesIO(found), len(found)
 
 
 def raw_blocks(path: Path) -> Iterator[bytes]:
@@ -141,21 +123,12 @@ def raw_blocks(path: Path) -> Iterator[bytes]:
                 raise UsageError(f"{path} is not a text file: it has a line of more than {LONGEST >> 20} MiB")
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
-    """Read the lines one by one, each with its line end; a byte-order mark is dropped.
+def lines(path: Path) -> Iterator[str]:
+    """Read the lines as texts, each with its line end; bytes that are not UTF-8 are U+FFFD.
 
     Raises:
         OSError, UsageError: as of `raw_blocks`.
     """
     for block in raw_blocks(path):
-        yield from BytesIO(block)
-
-
-def lines(path: Path) -> Iterator[tuple[str, bool]]:
-    """Read the lines as texts, each with its line end, and True if it has one; bytes that are not UTF-8 are U+FFFD.
-
-    Raises:
-        OSError, UsageError: as of `raw_lines`.
-    """
-    for line in raw_lines(path):
-        yield line.decode(errors="replace"), line.endswith(b"\n")
+        for line in BytesIO(block):
+            yield line.decode(errors="replace")

@@ -12,7 +12,7 @@ from struct import Struct
 from autoclip.errors import UsageError
 from autoclip.traces.crc32c import masked_crc32c
 from autoclip.traces.notes import counted
-from autoclip.traces.text import measured
+from autoclip.traces.text import BLOCK, LARGEST, opened
 
 _HEAD = Struct("<QI")
 _CHECKSUM = Struct("<I")
@@ -40,29 +40,26 @@ def records(path: Path, notes: list[str]) -> Iterator[bytes]:
         OSError: the file cannot be read.
         UsageError: it does not begin as a TFRecord file does.
     """
-    corrupt = 0
-    file, size = measured(path)  # a running job may append: the next reading gets that
-    with file:
-        position = 0
-        while position < size:
-            head = file.read(_HEAD.size)
-            if len(head) < _HEAD.size:
-                notes.append("the file ends in the middle of a record: cut off, or still being written")
-                break
-            length = _length(head)
+    corrupt = position = 0
+    with opened(path) as file:
+        while head := file.read(_HEAD.size):
+            length = _length(head) if len(head) == _HEAD.size else 0
             if length is None and not position:
                 raise UsageError(f"{path} is not an event file: it does not begin with a record's length and checksum")
             if length is None:
                 notes.append(f"the length of a record at byte {position} is corrupt, the rest is left out")
                 break
-            position += _HEAD.size + length + _CHECKSUM.size
-            if position > size:
+            data, rest = bytearray(), min(length, LARGEST)
+            while more := file.read(min(rest - len(data), BLOCK)):
+                data += more
+            checksum = file.read(_CHECKSUM.size)
+            if len(data) < length or len(checksum) < _CHECKSUM.size:
                 notes.append("the file ends in the middle of a record: cut off, or still being written")
                 break
-            data = file.read(length)
-            if _CHECKSUM.pack(masked_crc32c(data)) != file.read(_CHECKSUM.size):
+            position += _HEAD.size + length + _CHECKSUM.size
+            if _CHECKSUM.pack(masked_crc32c(bytes(data))) == checksum:
+                yield bytes(data)
+            else:
                 corrupt += 1
-                continue
-            yield data
     if corrupt:
         notes.append(f"{counted(corrupt, 'record')} with a wrong checksum left out")

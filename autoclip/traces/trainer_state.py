@@ -37,12 +37,9 @@ def is_state(path: Path) -> bool:
     return path.name.removesuffix(".gz") == TRAINER_STATE
 
 
-def by_output_directory(paths: Iterable[Path]) -> list[list[Path]]:
-    """The states of each output directory: its own file, and those in its `checkpoint-<step>` directories."""
-    found: dict[Path, list[Path]] = {}
-    for path in paths:
-        found.setdefault(path.parent if _checkpoint(path) == inf else path.parent.parent, []).append(path)
-    return list(found.values())
+def output_directory(path: Path) -> Path:
+    """The directory of the training: a state lies there, or in its directory `checkpoint-<step>`."""
+    return path.parent if _checkpoint(path) == inf else path.parent.parent
 
 
 def read_state(path: Path, selection: Selection) -> State:

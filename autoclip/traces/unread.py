@@ -29,15 +29,12 @@ class Unread(NamedTuple):
 
 def refused(path: Path, error: UsageError) -> Unread:
     """The entry for a file that raised an error while it was read."""
-    if isinstance(error, NoNormError):
-        return Unread(path, "file", "without a column known to hold gradient norms", str(error))
-    return Unread(path, "file", "", str(error))
+    why = "without a column known to hold gradient norms" if isinstance(error, NoNormError) else ""
+    return Unread(path, "file", why, str(error))
 
 
 def told_of(unread: Sequence[Unread]) -> list[str]:
     """One line on all of them, grouped by reason; empty if there are no such files."""
-    if not unread:
-        return []
     groups: dict[tuple[str, str], list[Unread]] = {}
     for one in unread:
         groups.setdefault((one.noun, one.why), []).append(one)
@@ -47,4 +44,4 @@ def told_of(unread: Sequence[Unread]) -> list[str]:
         more = [f"{len(ones) - _NAMED} more"] if len(ones) > _NAMED else []
         named = (", " if why else "; ").join([*names, *more])
         parts.append(f"{counted(len(ones), noun)} {why} ({named})" if why else named)
-    return [visible(f"not read: {'; '.join(parts)}")]
+    return [visible(f"not read: {'; '.join(parts)}")] if parts else []

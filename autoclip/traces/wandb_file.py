@@ -18,7 +18,6 @@ from autoclip.traces.columns import Selection
 from autoclip.traces.jsonl import parsed
 from autoclip.traces.notes import counted
 from autoclip.traces.protobuf import BYTES, FIXED64, VARINT, MalformedError, fields, key, number, zigzag
-from autoclip.traces.rows import RowLog
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.text import opened
 
@@ -41,24 +40,19 @@ def read_wandb(path: Path, selection: Selection) -> ScalarLog:
 
     Raises:
         OSError: the file cannot be read.
-        UsageError: it is not such a file, or the column of the steps is missing.
+        UsageError: it is not such a file.
     """
-    rows = RowLog(selection, str(path))
-    notes: list[str] = []
+    log = ScalarLog(selection, str(path), "a run file of W&B")
     malformed = 0
-    for record in _records(path, notes):
+    for record in _records(path, log.notes):
         try:
             for name, value in fields(record):
                 if name == _HISTORY:
-                    assert isinstance(value, bytes)
-                    rows.add(_row(value, rows))
+                    log.add_row(_row(value, log))
         except MalformedError:
             malformed += 1
-    log = rows.finished()
-    log.format = "a run file of W&B"
     if malformed:
-        notes.append(f"{counted(malformed, 'record')} that cannot be parsed left out")
-    log.notes += notes
+        log.notes.insert(0, f"{counted(malformed, 'record')} that cannot be parsed left out")
     return log
 
 
@@ -115,16 +109,15 @@ def _records(path: Path, notes: list[str]) -> Iterator[bytes]:
         notes.append("the file ends in the middle of a record: cut off, damaged, or still being written")
 
 
-def _row(history: bytes, rows: RowLog) -> dict[str, Any]:
+def _row(history: bytes, log: ScalarLog) -> dict[str, Any]:
     row: dict[str, Any] = {}
     step = None
     for name, value in fields(history):
-        if isinstance(value, int):
-            continue
         if name == _ITEM:
             column, content = _item(value)
-            if rows.needs(column):
-                row[column] = _number(content)
+            if log.needs(column):
+                is_json = isinstance(content, bytes)
+                row[column] = parsed(content.decode("utf-8", errors="replace")) if is_json else content
         elif name == _STEP:
             step = next((value for part, value in fields(value) if part == _STEP_NUMBER), 0)
     if step is not None:
@@ -132,24 +125,17 @@ def _row(history: bytes, rows: RowLog) -> dict[str, Any]:
     return row
 
 
-def _item(item: bytes) -> tuple[str, int | float | bytes | None]:
+def _item(item: bytes) -> tuple[str, Any]:
     # The key and the value of one logged value; bytes are JSON.
     path: list[bytes] = []
-    content: int | float | bytes | None = None
+    content: Any = None
     for name, value in fields(item):
-        if isinstance(value, int):
-            if name == _INTEGER:
-                content = zigzag(value)
-        elif name in _NAMES:
+        if name in _NAMES:
             path.append(value)
+        elif name == _INTEGER:
+            content = zigzag(value)
         elif name == _NUMBER:
             content = number("<d", value)
         elif name in _JSON and content is None:
             content = value
     return b".".join(path).decode("utf-8", errors="replace"), content
-
-
-def _number(content: int | float | bytes | None) -> Any:
-    if not isinstance(content, bytes):
-        return content
-    return parsed(content.decode("utf-8", errors="replace"))
