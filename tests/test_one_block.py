@@ -26,11 +26,3 @@ def test_adamw_takes_no_notice_of_a_factor_but_through_its_eps():
     assert moved(CONSTANT["global"], "1e7", small) < 1e-2 * usual
     for scope in ("group", "parameter"):
         assert moved(CONSTANT[scope], "1e7", small) > 0.5 * usual
-
-
-@pytest.mark.parametrize("made", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_without_a_factor_every_rule_trains(made):
-    for rule in RULES:
-        outcome = train(rule, FACTORS["1"], made, seed=0, steps=60)
-        assert 0.05 < outcome.moved < 10
-        assert outcome.loss < 2.25

