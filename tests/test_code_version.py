@@ -85,9 +85,7 @@ def changing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("changing_task", None)
 
 
-def test_a_finished_seed_of_other_code_is_not_put_beside_new_ones(
-    changing: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_seed_of_other_code_is_not_put_beside_new_ones(changing, monkeypatch):
     out = Path("out")
     assert run_experiment(load_config(Path("tiny.yaml"), ["seeds=[0]"]), out, resume=False) == 0
     changing.write_text(CHANGING + "# a loss a hundred times as high\n")
@@ -101,9 +99,7 @@ def test_a_finished_seed_of_other_code_is_not_put_beside_new_ones(
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize(("policies", "name"), [("[]", "Changing"), ("[{kind: 'changing_task:Own'}]", "Own")])
-def test_a_sweep_is_not_continued_with_other_code(
-    changing: Path, monkeypatch: pytest.MonkeyPatch, policies: str, name: str
-) -> None:
+def test_a_sweep_is_not_continued_with_other_code(changing, monkeypatch, policies, name):
     out = Path("out")
     out.mkdir()
 

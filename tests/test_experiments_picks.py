@@ -1,7 +1,3 @@
-from pathlib import Path
-
-import pytest
-
 from experiments.picks import main
 from tests.report_runs import write_sweep
 
@@ -12,9 +8,7 @@ POLICIES = {
 }
 
 
-def test_each_pick_is_told_with_how_often_it_stays_and_how_often_a_race_agrees(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_pick_is_told_with_how_often_it_stays_and_how_often_a_race_agrees(tmp_path, capsys):
     losses = {"fixed 1": 1.0, "fixed 5": 1.4, "running_quantile p50": 0.9}
     write_sweep(tmp_path, {name: (POLICIES[name], loss, False) for name, loss in losses.items()})
     main([str(tmp_path)])

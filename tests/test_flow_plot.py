@@ -46,9 +46,7 @@ def test_runs_without_a_norm_are_refused(tmp_path: Path) -> None:
     plot_flow({"dead": dead, "single": diagnose([Sample(0, {"a.weight": 1.0})])}, tmp_path / "flow.png")
 
 
-def test_the_command_draws_run_directories_and_prints_the_verdicts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_run_directories_and_prints_the_verdicts(tmp_path, capsys):
     norms = {f"{layer}.weight": 10.0 ** (layer - 4) for layer in range(8)}
     lines = [json.dumps({"step": step, "norms": norms}) + "\n" for step in (0, 10)]
     (tmp_path / "layers.jsonl").write_text("".join(lines))

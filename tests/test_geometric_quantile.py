@@ -74,7 +74,7 @@ def test_the_realised_share_differs_from_the_nominal_by_the_drift(values, percen
 
 @PINNED
 @given(streams, percentiles, rates)
-def test_a_step_rises_by_at_most_exp_rate_q_and_falls_by_at_most_exp_rate_one_minus_q(values, percentile, rate):
+def test_a_step_is_bounded_by_the_rate(values, percentile, rate):
     q = percentile / 100
     tracker = started(percentile, rate, 1.0)
     for value in values:

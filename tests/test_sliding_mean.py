@@ -63,5 +63,5 @@ def test_standard_deviation_of_a_single_value_of_equal_ones_and_of_two(values, e
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e300, 1.7e308])
-def test_squares_that_would_overflow_or_vanish_leave_the_standard_deviation_right(scale):
+def test_squares_neither_overflow_nor_vanish(scale):
     assert after([0.0, scale], 2).std() == pytest.approx(scale * sqrt(0.5), rel=1e-12, abs=5e-324)

@@ -51,7 +51,7 @@ HAND = [
 EQUAL = [row(arm, seed, 1.0, task="b") for arm in ARMS for seed in range(3)]
 
 
-def test_regret_is_the_distance_to_the_best_median_in_units_of_what_can_be_learned():
+def test_regret_is_the_distance_to_the_best_median():
     (cell,) = cells_of(HAND, ARMS)
     assert cell.medians.tolist() == [0.5, 2.0, 1.0]
     assert cell.regrets == pytest.approx([0.0, 1.0, 0.5 / 1.5])
@@ -124,7 +124,7 @@ WILD = cell("wild", [1.9, 0.5, 0.8], failed=("none",))
 LOST = cell("lost", [1.9, 1.9, 1.9], failed=("none", "fixed 1", "net"))
 
 
-def test_a_cell_is_tame_where_nothing_fails_and_saved_where_a_rule_keeps_all_runs():
+def test_tame_and_saved_cells():
     assert [(is_tame(one), is_saved(one)) for one in (CALM, WILD, LOST)] == [
         (True, False),
         (False, True),

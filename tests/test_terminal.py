@@ -58,7 +58,7 @@ def folder(monkeypatch):
         yield Path(directory)
 
 
-@pytest.mark.parametrize(("command", "columns"), [*((name, 80) for name in COMMANDS), ("run", 120), ("suggest", 120)])
+@pytest.mark.parametrize(("command", "columns"), [*((name, 80) for name in COMMANDS), ("suggest", 120)])
 def test_a_terminal_shows_all_that_a_pipe_gets_in_lines_that_fit(folder, command, columns):
     words, code = COMMANDS[command]
     words = [word.replace("{}", str(folder)) for word in words]
