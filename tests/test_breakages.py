@@ -88,13 +88,13 @@ def test_a_negative_or_nan_max_norm_is_an_error_and_flips_no_gradient(max_norm):
     assert weight.grad.tolist() == [3.0, 4.0]
 
 
-def test_norms_falling_a_hundredfold_are_still_clipped_as_often_as_the_percentile_says():
+def test_falling_norms_are_clipped_as_the_percentile_says():
     norms = norm_streams(5100, seed=3)["drift down"]
     assert realised_clip_rate(RunningQuantile(90, rate=0.2), norms) == pytest.approx(0.1, abs=0.01)
     assert realised_clip_rate(AutoClip(90, history=None), norms) < 0.01  # the published rule
 
 
-def test_norms_growing_a_hundredfold_are_still_clipped_as_seldom_as_the_percentile_says():
+def test_growing_norms_are_clipped_as_the_percentile_says():
     norms = norm_streams(5100, seed=3)["drift up"]
     assert realised_clip_rate(RunningQuantile(90, rate=0.2), norms) == pytest.approx(0.1, abs=0.01)
     assert realised_clip_rate(AutoClip(90, history=None), norms) > 0.5  # the published rule

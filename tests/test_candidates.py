@@ -74,7 +74,7 @@ def test_a_refined_value_has_four_digits_and_its_policy_is_what_its_name_says(va
     assert dict(percentile.policy) == {"kind": "running_quantile", "percentile": rounded, "warmup_steps": 7}
 
 
-def test_refined_candidates_never_share_a_name_or_a_folder_with_the_grid_or_each_other() -> None:
+def test_refined_candidates_share_no_name_or_folder() -> None:
     same = [fixed(5.0), refined(1, "fixed", 5.0), refined(2, "fixed", 5.0), refined(11, "fixed", 5.0)]
     assert len({one.name for one in same}) == len({one.folder for one in same}) == 4
     assert {one.threshold for one in same} == {5.0}
@@ -98,7 +98,7 @@ def test_only_a_fixed_candidate_has_a_threshold() -> None:
     assert len({fixed(5.0), fixed(5.0), fixed(6.0)}) == 2
 
 
-def test_the_grid_holds_every_candidate_in_order_and_parameters_reach_the_percentiles_alone() -> None:
+def test_the_grid_holds_every_candidate_in_order() -> None:
     found = grid(
         none=True,
         thresholds=[1.0, 5.0],
@@ -125,9 +125,7 @@ def test_the_grid_holds_every_candidate_in_order_and_parameters_reach_the_percen
     percentiles=st.lists(st.integers(0, 1000).map(lambda n: n / 10), unique=True, max_size=5),
     kinds=st.lists(st.sampled_from(["fixed_percentile", "running_quantile", "autoclip"]), unique=True),
 )
-def test_names_and_folders_are_unique(
-    none: bool, thresholds: list[float], percentiles: list[float], kinds: list[str]
-) -> None:
+def test_names_and_folders_are_unique(none, thresholds, percentiles, kinds):
     expected = none + len(thresholds) + len(percentiles) * len(kinds)
     if not expected:
         with pytest.raises(ValueError, match="no candidates"):
@@ -182,9 +180,7 @@ def test_written_out_policies_keep_what_was_given(candidates: Callable[..., list
         (["sweep.policies=[{kind: 'pathlib:PurePath'}]"], "must be a subclass of autoclip.Policy"),
     ],
 )
-def test_what_cannot_be_swept_is_a_usage_error(
-    candidates: Callable[..., list[Candidate]], overrides: list[str], expected: str
-) -> None:
+def test_what_cannot_be_swept_is_a_usage_error(candidates, overrides, expected):
     with pytest.raises(UsageError, match=re.escape(expected)):
         candidates(*overrides)
 

@@ -42,9 +42,7 @@ def setting(fused=False, limit=1.0, scale=None):
     return weight, torch.optim.SGD([weight], lr=0.1, fused=fused), Clipper([weight], Fixed(limit)), scaler
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("scale", [2.0, 1024.0, 65536.0])
-@pytest.mark.parametrize("norm", [0.3, 3.0])
+@pytest.mark.parametrize(("fused", "scale", "norm"), [(False, 2.0, 0.3), (True, 1024.0, 3.0), (False, 65536.0, 3.0)])
 def test_clipping_before_the_scaler_unscales_is_told(fused, scale, norm):
     weight, optimizer, clipper, scaler = setting(fused, scale=scale)
     with pytest.warns(UserWarning, match=rf"divided by {scale:.0f}, .* call scaler.unscale_\(optimizer\)"):
@@ -109,10 +107,7 @@ def test_only_the_first_steps_are_looked_at():
 
 
 def test_a_monitor_is_told_too():
-    weight = one_weight()
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.zeros(1))
+    weight, optimizer, _, scaler = setting(scale=1024.0)
     with pytest.warns(UserWarning, match="divided by 1024"):
         train(weight, optimizer, Clipper([weight], NoClip()), [0.3], scaler=scaler)
 
@@ -132,42 +127,33 @@ def test_a_dropped_clipper_is_not_kept_alive_and_looks_no_more():
 
 @pytest.mark.parametrize("returned", [lambda norm: norm, lambda norm: norm.item()])
 def test_a_function_that_does_not_clip_is_told(returned):
-    weight = one_weight()
-    clipper = Clipper([weight], Fixed(1.0))
-    weight.grad = torch.tensor([5.0])
-    with pytest.warns(UserWarning, match=r"clip_fn was to leave a norm of 1, but the gradients have 5"):
-        clipper.step(clip_fn=lambda max_norm: returned(weight.grad.norm()))
-
-
-def test_a_function_that_clips_is_right():
-    weight = one_weight()
-    clipper = Clipper([weight], Fixed(1.0))
+    weight, _, clipper, _ = setting()
     for norm in (5.0, 0.5, 7.0):
         weight.grad = torch.tensor([norm])
         assert clipper.step(clip_fn=lambda max_norm: nn.utils.clip_grad_norm_([weight], max_norm)) == norm
-
-
-def test_an_attached_clipper_needs_no_look():
-    weight = one_weight()
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    attach(optimizer, Fixed(1.0))
+    weight, _, clipper, _ = setting()
     weight.grad = torch.tensor([5.0])
-    optimizer.step()
-    assert not checks._WAITING
+    with pytest.warns(UserWarning, match=r"clip_fn was to leave a norm of 1, but the gradients have 5"):
+        clipper.step(clip_fn=lambda max_norm: returned(weight.grad.norm()))
 
 
 def test_all_clippers_share_one_hook_and_dropped_ones_are_forgotten():
     Clipper([one_weight()])
     hooks = list(_global_optimizer_pre_hooks)
     for _ in range(4):
-        weight = one_weight()
+        weight, optimizer, clipper, _ = setting()
         weight.grad = torch.tensor([5.0])
-        Clipper([weight], Fixed(1.0)).step()
+        clipper.step()
+        del clipper
         gc.collect()
     assert list(_global_optimizer_pre_hooks) == hooks
     assert len(checks._WAITING) == 1
-    torch.optim.SGD([weight], lr=0.1).step()
+    optimizer.step()
     assert not checks._WAITING
+    attach(optimizer, Fixed(1.0))
+    weight.grad = torch.tensor([5.0])
+    optimizer.step()
+    assert not checks._WAITING, "an attached clipper needs no look"
 
 
 def test_a_hook_of_all_optimizers_may_call_step():
@@ -187,7 +173,7 @@ def test_a_hook_of_all_optimizers_may_call_step():
 
 def test_threads_train_beside_each_other():
     def fresh_clippers(_):
-        for _ in range(60):
+        for _ in range(30):
             weight, optimizer, clipper, _ = setting()
             train(weight, optimizer, clipper, [5.0] * (CHECKED_STEPS + 1))
         return clipper.last.step
@@ -212,27 +198,15 @@ def is_contested(one, gradients):
     return any("another clipper" in str(warning.message) for warning in told)
 
 
-def test_a_clipper_that_is_alone_is_not_contested():
-    gradients = [torch.ones(2), torch.ones(2)]
-    own = fresh_checks()
-    for _ in range(CHECKED_STEPS + 2):
-        assert not is_contested(own, gradients)
-        own.mark(gradients)
-
-
 def test_a_clipper_that_comes_after_another_is_contested():
-    shared = torch.ones(2)
-    fresh_checks().mark([torch.ones(1), shared])
-    second = fresh_checks()
+    shared, first, second = torch.ones(2), fresh_checks(), fresh_checks()
+    for _ in range(CHECKED_STEPS + 2):
+        assert not is_contested(first, [torch.ones(1), shared])
+        first.mark([torch.ones(1), shared])
     assert not is_contested(second, [torch.ones(2)])  # equal, but another
     assert is_contested(second, [shared])
-
-
-def test_gradients_that_were_written_to_since_belong_to_nobody():
-    shared = torch.ones(2)
-    fresh_checks().mark([shared])
     shared.zero_()
-    assert not is_contested(fresh_checks(), [shared])
+    assert not is_contested(fresh_checks(), [shared]), "whoever has written to it since"
 
 
 def test_marks_keep_no_gradient_alive():
@@ -387,18 +361,16 @@ def test_a_clip_beside_an_attached_clipper_is_told():
 
 
 def test_losses_that_come_a_step_late_are_told():
-    weight = one_weight()
-    optimizer = torch.optim.SGD([weight], lr=0.01)
+    weight, optimizer, _, _ = setting()
     clipper = attach(optimizer)
 
-    def train():
-        for step in range(3):
-            weight.grad = torch.tensor([1.0 + step])
-            optimizer.step()
-            clipper.report_loss(1.0)
+    def step():
+        weight.grad = torch.tensor([1.0])
+        optimizer.step()
+        clipper.report_loss(1.0)
 
     with pytest.warns(UserWarning, match=r"is report_loss\(\) called after the step"):
-        train()
+        [step() for _ in range(3)]
 
 
 def test_gradients_of_samples_are_told_of():

@@ -66,7 +66,7 @@ def test_a_function_is_asked_once_a_step_at_the_threshold_of_before():
 
 
 @pytest.mark.parametrize("norms", [[1.0] * 5 + [10.0]])
-def test_a_function_is_asked_once_where_what_is_left_hangs_on_the_norm_of_the_step(norms):
+def test_a_function_is_asked_once_for_an_inclusive_threshold(norms):
     left, _, asked, _ = run(AutoClip(50), norms, by_function=True)
     assert asked == [math.inf] * 6
     assert left == pytest.approx([1.0] * 6)

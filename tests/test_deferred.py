@@ -29,9 +29,9 @@ from autoclip import (
 )
 from autoclip.clipper.deferred import Deferred
 from autoclip.sinks import ConsoleSink, JSONLSink
-from tests.grouped import LAYERS
+from tests.grouped import LAYERS, backward, norm_of
 from tests.host_reads import HostReads, Recording
-from tests.small_network import Records, batch, equal, network, one_weight, weights_of
+from tests.small_network import Records, batch, equal, network, one_weight, steps, weights_of
 
 
 def quantile():
@@ -61,13 +61,17 @@ STEPS = 30
 def train(net, optimizer, clipper, steps=STEPS, bad=BAD, first=0):
     """Steps in which, besides, some gradients are not finite."""
     for step in range(first, steps):
-        optimizer.zero_grad()
-        loss = F.mse_loss(net(batch(step)[0]), batch(step)[1])
-        loss.backward()
+        loss = backward(net, step)
         if step in bad:
             net[0].weight.grad[1, 1] = bad[step]
         clipper.report_loss(loss)
         optimizer.step()
+
+
+def attached(kind="adamw", policy=None, *, host_wait=False, **options):
+    net = network()
+    optimizer = OPTIMIZERS[kind](net.parameters())
+    return net, optimizer, autoclip.attach(optimizer, policy, host_wait=host_wait, **options)
 
 
 def both(policy, scope="global", kind="adamw", bad=BAD, **options):
@@ -75,10 +79,8 @@ def both(policy, scope="global", kind="adamw", bad=BAD, **options):
     runs = []
     for wait in (True, False):
         net, records = network(), Records()
-        optimizer = OPTIMIZERS[kind](net.parameters())
         groups = {"groups": {"weights": "weight", "biases": "bias"}} if scope == "group" else {}
-        if scope == "group":
-            optimizer = OPTIMIZERS[kind](net.named_parameters())
+        optimizer = OPTIMIZERS[kind](net.named_parameters() if groups else net.parameters())
         clipper = autoclip.attach(
             optimizer, policy(), scope=scope, response="scale", sinks=[records], host_wait=wait, **groups, **options
         )
@@ -95,17 +97,14 @@ def test_a_run_that_does_not_wait_is_the_same(kind, scope):
     waiting, late = both(POLICIES[kind], scope)
     assert len(late[3]) == STEPS
     assert late[2]["skipped_steps"] == len(BAD)
-    for mine, other in zip(late[3], waiting[3], strict=True):
-        assert mine == other
-    assert equal(late[2], waiting[2])
-    assert equal(late[1], waiting[1])
-    assert equal(late[0], waiting[0])
+    assert equal(late, waiting)
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_fused_optimizer_leaves_out_steps_that_are_not_finite(kind):
-    waiting, late = both(quantile, kind=kind)
+@pytest.mark.parametrize("order", [1.0, 3.0, inf])
+def test_other_optimizers_and_norms(kind, order):
+    waiting, late = both(quantile, kind=kind, norm_type=order)
     assert equal(late, waiting)
 
 
@@ -113,9 +112,7 @@ def test_a_fused_optimizer_leaves_out_steps_that_are_not_finite(kind):
 def test_a_first_step_of_momentum_is_never_left_out_on_the_device():
     runs = []
     for wait in (True, False):
-        net = network()
-        optimizer = OPTIMIZERS["sgd"](net.parameters())
-        clipper = autoclip.attach(optimizer, host_wait=wait)
+        net, optimizer, clipper = attached("sgd", host_wait=wait)
         train(net, optimizer, clipper, steps=8, bad=dict.fromkeys(range(5), nan))
         assert clipper.skipped_steps == 5
         runs.append(weights_of(net))
@@ -163,12 +160,6 @@ def test_sinks_are_closed_where_the_latest_step_is_the_last_of_too_many_in_a_row
     assert sink == []
 
 
-@pytest.mark.parametrize("order", [1.0, 3.0, inf])
-def test_other_norms(order):
-    waiting, late = both(quantile, bad={}, norm_type=order)
-    assert equal(late, waiting)
-
-
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
 @pytest.mark.parametrize("scope", ["global", "group", "parameter"])
 def test_no_tensor_is_read_in_a_step_that_does_not_wait(scope):
@@ -194,9 +185,7 @@ def test_no_tensor_is_read_in_a_loop_of_ones_own():
     optimizer = torch.optim.AdamW(net.parameters())
     clipper = Clipper(net, on_nonfinite="propagate", host_wait=False)
     for step in range(10):
-        optimizer.zero_grad()
-        loss = F.mse_loss(net(batch(step)[0]), batch(step)[1])
-        loss.backward()
+        loss = backward(net, step)
         with HostReads() as reads:
             norm = clipper.step(loss=loss)
         assert (reads.count == 0) == (step >= 3)
@@ -225,50 +214,33 @@ def late_clipper(policy=None, host_wait=False, **options):
 
 
 def test_a_resumed_run_continues_exactly():
-    def state(clipper, net, optimizer):
-        return copy.deepcopy([clipper.state_dict(), dict(net.state_dict()), optimizer.state_dict()])
+    def state(run):
+        return copy.deepcopy([dict(part.state_dict()) for part in run])
 
-    whole = network()
-    optimizer = OPTIMIZERS["adamw"](whole.parameters())
-    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
-    train(whole, optimizer, clipper, steps=12, bad={})
-    saved = state(clipper, whole, optimizer)
-    train(whole, optimizer, clipper, first=12, bad={})
-    net = network(1)
-    other = OPTIMIZERS["adamw"](net.parameters())
-    resumed = autoclip.attach(other, quantile(), host_wait=False)
-    resumed.load_state_dict(saved[0])
-    net.load_state_dict(saved[1])
-    other.load_state_dict(saved[2])
-    train(net, other, resumed, first=12, bad={})
-    assert equal(state(resumed, net, other), state(clipper, whole, optimizer))
+    whole, resumed = attached("adamw", quantile()), attached("adamw", quantile())
+    train(*whole, steps=12, bad={})
+    for part, saved in zip(resumed, state(whole), strict=True):
+        part.load_state_dict(saved)
+    train(*whole, first=12, bad={})
+    train(*resumed, first=12, bad={})
+    assert equal(state(resumed), state(whole))
 
 
-def test_a_loaded_state_does_not_take_in_a_step_from_before():
+def test_states_and_copies_have_taken_in_the_latest_step():
     clipper, weight = late_clipper()
     fresh = clipper.state_dict()
-    for norm in (1.0, 2.0, 3.0, 4.0):
-        weight.grad = torch.tensor([norm])
-        clipper.step()
+    steps(clipper, weight, [1.0, 2.0, 3.0, 4.0, 5.0])
+    twin = copy.deepcopy(clipper)
+    assert twin.state_dict() == clipper.state_dict()
+    assert twin.state_dict()["steps"] == 5
+    steps(clipper, weight, [6.0])
     clipper.load_state_dict(fresh)
     assert clipper.state_dict() == fresh
 
 
-def test_a_copy_has_taken_in_the_latest_step():
-    clipper, weight = late_clipper()
-    for norm in (1.0, 2.0, 3.0, 4.0, 5.0):
-        weight.grad = torch.tensor([norm])
-        clipper.step()
-    twin = copy.deepcopy(clipper)
-    assert twin.state_dict() == clipper.state_dict()
-    assert twin.state_dict()["steps"] == 5
-
-
 def test_a_second_call_in_a_step_changes_nothing():
     clipper, weight = late_clipper()
-    for norm in (1.0, 2.0, 3.0, 4.0):
-        weight.grad = torch.tensor([norm])
-        clipper.step()
+    steps(clipper, weight, [1.0, 2.0, 3.0, 4.0])
     weight.grad = torch.tensor([50.0])
     clipper.step()
     left = weight.grad.clone()
@@ -281,11 +253,10 @@ def test_a_second_call_in_a_step_changes_nothing():
 def test_records_come_with_the_learning_rate_of_their_own_step(tmp_path):
     files = []
     for wait in (True, False):
-        net = network()
-        optimizer = OPTIMIZERS["adamw"](net.parameters())
+        net, optimizer, clipper = attached("adamw", host_wait=wait)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         with JSONLSink(tmp_path / f"{wait}.jsonl", optimizer) as sink:
-            clipper = autoclip.attach(optimizer, sinks=[sink], host_wait=wait)
+            clipper.sinks = [sink]
             for step in range(8):
                 train(net, optimizer, clipper, steps=step + 1, first=step, bad={})
                 schedule.step()
@@ -299,37 +270,26 @@ def test_closing_records_the_latest_step():
     weight = one_weight()
     sink = ConsoleSink(every=100, say=said.append)
     clipper = Clipper([weight], NoClip(), sinks=[sink], on_nonfinite="propagate", host_wait=False)
-    for norm in (1.0, 1.0, 1.0, 1.0, 11.0):
-        weight.grad = torch.tensor([norm])
-        clipper.step()
+    steps(clipper, weight, [1.0, 1.0, 1.0, 1.0, 11.0])
     sink.close()
     assert "max 11" in said[0]
 
 
 def scaled_run(wait, unscale):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=5)
     records = Records()
-    clipper = autoclip.attach(optimizer, RunningQuantile(warmup_steps=3), sinks=[records], host_wait=wait)
+    net, optimizer, clipper = attached("adamw", RunningQuantile(warmup_steps=3), host_wait=wait, sinks=[records])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=5)
     for step in range(25):
         optimizer.zero_grad()
-        loss = F.mse_loss(net(batch(step)[0]), batch(step)[1])
-        scaler.scale(loss).backward()
+        scaler.scale(F.mse_loss(net(batch(step)[0]), batch(step)[1])).backward()
         if step in (5, 12):
             net[0].weight.grad[0, 0] = inf
         if unscale:
             scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-    return [
-        weights_of(net),
-        optimizer.state_dict(),
-        clipper.state_dict(),
-        [one.as_json() for one in records],
-        scaler.state_dict(),
-    ]
+    states = [part.state_dict() for part in (optimizer, clipper, scaler)]
+    return [weights_of(net), *states, [one.as_json() for one in records]]
 
 
 @pytest.mark.parametrize("unscale", [False, True])
@@ -340,9 +300,7 @@ def test_steps_that_a_scaler_leaves_out_are_none(unscale):
 
 
 def test_found_inf_is_left_behind_on_no_optimizer():
-    net = network()
-    optimizer = OPTIMIZERS["adamw"](net.parameters())
-    clipper = autoclip.attach(optimizer, host_wait=False)
+    net, optimizer, clipper = attached()
     train(net, optimizer, clipper, bad={})
     assert not hasattr(optimizer, "found_inf")
 
@@ -357,6 +315,7 @@ def test_found_inf_is_left_behind_on_no_optimizer():
         (SkipStep, {}, "response='skip'"),
         (RunningQuantile, {"on_nonfinite": "raise"}, "on_nonfinite='raise'"),
         (RunningQuantile, {"host_wait": "never"}, "True, False or 'auto'"),
+        (RunningQuantile, {"host_wait": 0}, "host_wait must be True, False or 'auto', got 0"),
     ],
 )
 def test_what_needs_the_norm_of_the_step_itself_is_refused(policy, options, why):
@@ -376,15 +335,8 @@ def test_a_step_cannot_be_left_out_of_an_optimizer_that_is_not_fused():
         Clipper([weight], host_wait=False).step()
 
 
-def test_whether_to_wait_is_no_number():
-    with pytest.raises(ValueError, match="host_wait must be True, False or 'auto', got 0"):
-        Clipper([one_weight()], host_wait=0)
-
-
 def test_parameters_on_the_host_wait_of_themselves():
-    net = network()
-    optimizer = OPTIMIZERS["adamw"](net.parameters())
-    clipper = autoclip.attach(optimizer)
+    net, optimizer, clipper = attached("adamw", host_wait="auto")
     train(net, optimizer, clipper, bad={})
     assert clipper._step.deferred.pending is None
 
@@ -392,14 +344,12 @@ def test_parameters_on_the_host_wait_of_themselves():
 class Captured:
     """A training step of fixed tensors, recorded as a CUDA graph would, and a clipper that takes part in it."""
 
-    def __init__(self, monkeypatch, scope="global", policy=None):
+    def __init__(self, monkeypatch, scope="global"):
         self.net = network()
         self.x, self.y = (one.clone() for one in batch(0))
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=torch.tensor(0.01), fused=True)
         self.records = Records()
-        self.clipper = autoclip.attach(
-            self.optimizer, policy or quantile(), scope=scope, sinks=[self.records], host_wait=False
-        )
+        self.clipper = autoclip.attach(self.optimizer, quantile(), scope=scope, sinks=[self.records], host_wait=False)
         self.monkeypatch = monkeypatch
 
     def step(self):
@@ -409,10 +359,12 @@ class Captured:
         self.clipper.report_loss(loss)
         self.optimizer.step()
 
-    def load(self, step):
-        x, y = batch(step)
-        self.x.copy_(x)
-        self.y.copy_(y)
+    def run(self, at, graph=None):
+        """Steps on these batches, uncompiled or by replaying a graph."""
+        for step in at:
+            self.x.copy_(batch(step)[0])
+            self.y.copy_(batch(step)[1])
+            self.step() if graph is None else self.clipper.replay(graph)
 
     def capture(self):
         with self.monkeypatch.context() as patched, Recording() as graph:
@@ -432,16 +384,9 @@ class Captured:
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_a_replayed_graph_learns_and_clips_as_steps_do(monkeypatch, scope):
     eager, captured = Captured(monkeypatch, scope), Captured(monkeypatch, scope)
-    for step in range(20):
-        eager.load(step)
-        eager.step()
-    for step in range(4):
-        captured.load(step)
-        captured.step()
-    graph = captured.capture()
-    for step in range(4, 20):
-        captured.load(step)
-        captured.clipper.replay(graph)
+    eager.run(range(20))
+    captured.run(range(4))
+    captured.run(range(4, 20), captured.capture())
     assert captured.clipper.state_dict() == eager.clipper.state_dict()
     assert captured.clipper.threshold == eager.clipper.threshold
     assert [one.as_json() for one in captured.records] == [one.as_json() for one in eager.records]
@@ -460,23 +405,17 @@ def test_a_graph_needs_a_few_steps_before_and_a_step_within(monkeypatch):
 
 def test_groups_of_scattered_parameters_are_scaled_each_by_its_own_factor():
     net = network()
-    for parameter in net.parameters():
-        parameter.grad = torch.full_like(parameter, 3.0)
     clipper = Clipper(net, Fixed(1.0), scope="group", groups=LAYERS, on_nonfinite="propagate", host_wait=False)
     for _ in range(5):
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, 3.0)
         clipper.step()
-    for layer in (net[0], net[2]):
-        norm = torch.cat([one.grad.flatten() for one in layer.parameters()]).norm().item()
-        assert norm == pytest.approx(1.0, rel=1e-5)
+    assert [norm_of(layer.parameters()) for layer in (net[0], net[2])] == pytest.approx([1.0, 1.0], rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
 def test_a_step_that_raised_leaves_nothing_on_the_optimizer():
-    net = network()
-    optimizer = OPTIMIZERS["adamw"](net.parameters())
-    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
+    net, optimizer, clipper = attached("adamw", quantile(), host_wait=False)
     train(net, optimizer, clipper, steps=5, bad={})
 
     def broken(*_):
@@ -501,9 +440,7 @@ def test_a_step_that_raised_leaves_nothing_on_the_optimizer():
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm", "ignore:step.. was called again")
 def test_the_gradients_of_a_step_that_was_left_out_do_no_harm_in_another():
-    net = network()
-    optimizer = OPTIMIZERS["adamw"](net.parameters())
-    clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
+    net, optimizer, clipper = attached("adamw", quantile(), host_wait=False)
     train(net, optimizer, clipper, steps=8, bad={7: nan})
     before = weights_of(net)
     optimizer.step()  # again, without zero_grad() and backward()
@@ -532,8 +469,7 @@ def test_frozen_groups_need_no_momentum():
     optimizer = OPTIMIZERS["sgd"]([{"params": list(layer.parameters())} for layer in (net[0], net[2])])
     clipper = autoclip.attach(optimizer, quantile(), host_wait=False)
     for step in range(6):
-        optimizer.zero_grad()
-        F.mse_loss(net(batch(step)[0]), batch(step)[1]).backward()
+        backward(net, step)
         optimizer.step()
         assert clipper.is_settled == (step < 3)
 
@@ -553,18 +489,14 @@ def test_a_norm_that_is_the_threshold_but_for_rounding_is_judged_alike(limit):
 
 def test_factors_stay_factors_for_the_smallest_thresholds():
     clipper, weight = late_clipper(Fixed(1e-40), norm_type=inf)
-    for _ in range(5):
-        weight.grad = torch.tensor([2e-40])
-        clipper.step()
-        assert 0 <= weight.grad.item() <= 2.00001e-40
+    for left in steps(clipper, weight, [2e-40] * 5):
+        assert 0 <= left <= 2.00001e-40
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, inf, nan])
 def test_a_scale_that_is_none_is_refused(scale):
     clipper, weight = late_clipper()
-    for _ in range(4):
-        weight.grad = torch.tensor([3.0])
-        clipper.step()
+    steps(clipper, weight, [3.0] * 4)
     weight.grad = torch.tensor([3.0])
     with pytest.raises(ValueError, match="loss_scale"):
         clipper.step(loss_scale=scale)
@@ -573,9 +505,7 @@ def test_a_scale_that_is_none_is_refused(scale):
 
 def test_an_overflow_of_scaled_gradients_is_left_to_the_scaler():
     clipper, weight = late_clipper()
-    for _ in range(4):
-        weight.grad = torch.tensor([3.0])
-        clipper.step()
+    steps(clipper, weight, [3.0] * 4)
     weight.grad = torch.tensor([3.0, inf])[1:]
     clipper.step(loss_scale=2.0)
     assert weight.grad.item() == inf
@@ -598,9 +528,7 @@ def test_a_learning_rate_that_is_a_tensor_is_not_read(tmp_path):
 
 def test_each_graph_has_a_step_of_its_own(monkeypatch):
     captured = Captured(monkeypatch)
-    for step in range(4):
-        captured.load(step)
-        captured.step()
+    captured.run(range(4))
     first = captured.capture()
     with pytest.raises(RuntimeError, match="replay each graph once"):
         captured.capture()
@@ -608,8 +536,7 @@ def test_each_graph_has_a_step_of_its_own(monkeypatch):
     second = captured.capture()
     captured.clipper.replay(second)
     for step, graph in enumerate([first, second, first, second, first], start=5):
-        captured.load(step)
-        captured.clipper.replay(graph)
+        captured.run([step], graph)
     assert captured.clipper.last.step == 10
     norms = [one.total_norm for one in captured.records[4:]]
     assert len(set(norms)) == len(norms)
@@ -619,9 +546,7 @@ def test_each_graph_has_a_step_of_its_own(monkeypatch):
 
 def test_a_loss_outside_the_captured_step_is_told(monkeypatch):
     captured = Captured(monkeypatch)
-    for step in range(4):
-        captured.load(step)
-        captured.step()
+    captured.run(range(4))
     graph = captured.capture()
     captured.clipper.report_loss(1.0)
     with pytest.warns(UserWarning, match="outside the captured step"):
@@ -662,8 +587,7 @@ def test_a_group_without_a_limit_is_left_alone_beside_one_that_is_not_finite(hos
 
 def test_a_dropped_graph_is_forgotten_and_its_memory_with_it(monkeypatch):
     captured = Captured(monkeypatch)
-    for _ in range(4):
-        captured.step()
+    captured.run(range(4))
     graph = captured.capture()
     captured.clipper.replay(graph)
     captured.clipper.settle()

@@ -4,7 +4,6 @@ import tomllib
 import types
 from pathlib import Path
 
-import pytest
 import torch
 
 import autoclip
@@ -13,7 +12,6 @@ from autoclip.doctor import (
     OPTIONAL,
     Row,
     examine,
-    import_name,
     imported_package,
     installed_version,
     optional_packages,
@@ -38,23 +36,24 @@ def distribution(folder: Path, name: str, version: str) -> None:
 
 def test_the_optional_packages_are_those_of_the_project():
     assert PROJECT["name"] == DISTRIBUTION
-    extras = PROJECT["optional-dependencies"]
-    required = {
-        requirement.split(">=")[0]: extra
-        for extra, requirements in extras.items()
-        if extra not in ("all", "dev")
-        for requirement in requirements
-    }
-    assert required == OPTIONAL
+    extras = {extra: needs for extra, needs in PROJECT["optional-dependencies"].items() if extra not in ("all", "dev")}
+    assert {need.split(">=")[0]: extra for extra, needs in extras.items() for need in needs} == OPTIONAL
 
 
-def test_it_tells_the_versions():
+def test_it_tells_the_versions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Model {index}")
     rows = by_name(examine())
     assert rows["python"].value.startswith(platform.python_version())
     assert rows["autoclip"].value.startswith(autoclip.__version__)
     assert rows["torch"].value == torch.__version__
     assert f"torch uses {torch.get_num_threads()} threads" in rows["device cpu"].value
+    assert rows["device cuda:1"].value == "Model 1"
     assert rows["imported package"].ok
+    assert rows["import name"].ok
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (row,) = torch_rows()
+    assert (row.ok, row.value.partition(":")[0]) == (False, "cannot be imported")
 
 
 def test_the_other_distribution_of_the_same_name_is_found(tmp_path, monkeypatch):
@@ -66,40 +65,32 @@ def test_the_other_distribution_of_the_same_name_is_found(tmp_path, monkeypatch)
     assert row.advice == "pip uninstall autoclip autoclip-tuner, then pip install autoclip-tuner"
 
 
-def test_without_the_other_distribution_the_name_is_ours():
-    (row,) = import_name(None)
-    assert row.ok
-
-
 def test_a_package_that_was_written_over_is_another_one():
-    (row,) = imported_package(autoclip)
-    assert row.ok
-    other = types.ModuleType("autoclip")
-    other.__file__ = autoclip.__file__
-    (row,) = imported_package(other)  # our file name, but without our names
-    assert not row.ok
-    assert "force-reinstall" in row.advice
-    elsewhere = types.ModuleType("autoclip")
-    elsewhere.__file__ = "/elsewhere/autoclip/__init__.py"
-    elsewhere.POLICIES = autoclip.POLICIES
-    (row,) = imported_package(elsewhere)
-    assert not row.ok
-    assert "/elsewhere" in row.value
+    def package(file, **names):
+        module = types.ModuleType("autoclip")
+        vars(module).update(names, __file__=file)
+        (row,) = imported_package(module)
+        return row
+
+    (ours,) = imported_package(autoclip)
+    assert ours.ok
+    without_names = package(autoclip.__file__)
+    assert not without_names.ok
+    assert "force-reinstall" in without_names.advice
+    elsewhere = package("/elsewhere/autoclip/__init__.py", POLICIES=autoclip.POLICIES)
+    assert not elsewhere.ok
+    assert "/elsewhere" in elsewhere.value
 
 
-@pytest.mark.parametrize(
-    ("installed", "ok", "text"),
-    [
+def test_the_installed_version_is_the_imported_one():
+    for installed, ok, text in (
         (None, True, "not installed"),
         ("0.1.0", True, "0.1.0"),
         ("0.0.9", False, "0.0.9 is installed, but version 0.1.0"),
-    ],
-)
-def test_the_installed_version_is_the_imported_one(installed, ok, text):
-    (row,) = same_version(installed, "0.1.0")
-    assert row.ok == ok
-    assert text in row.value
-    assert bool(row.advice) == (not ok)
+    ):
+        (row,) = same_version(installed, "0.1.0")
+        assert (row.ok, bool(row.advice)) == (ok, not ok)
+        assert text in row.value
 
 
 def test_an_optional_package_is_shown_with_its_version_or_with_what_installs_it(tmp_path, monkeypatch):
@@ -120,17 +111,3 @@ def test_the_engines_that_are_found_are_named_with_the_way_in(tmp_path, monkeypa
         ("way into deepspeed", "autoclip.integrations.deepspeed.attach(engine)", True),
         ("way into verl", "autoclip.Tuner()", True),
     ]
-
-
-def test_a_broken_torch_is_a_fault(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (row,) = torch_rows()
-    assert not row.ok
-    assert row.value.startswith("cannot be imported")
-
-
-def test_cuda_devices_are_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Model {index}")
-    rows = by_name(list(torch_rows()))
-    assert rows["device cuda:1"].value == "Model 1"

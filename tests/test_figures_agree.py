@@ -64,9 +64,7 @@ def summary_of(directory: Path) -> dict[str, Any]:
     ],
     ids=lambda clip: " ".join(clip) or "global",
 )
-def test_clip_rate_mean_coefficient_and_last_threshold_are_the_same_in_summary_table_and_report(
-    configure, tmp_path, capsys, clip
-):
+def test_figures_are_the_same_in_summary_table_and_report(configure, tmp_path, capsys, clip):
     out = tmp_path / "out"
     assert run_experiment(configure(*clip), out, resume=False) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -91,7 +89,7 @@ def test_clip_rate_mean_coefficient_and_last_threshold_are_the_same_in_summary_t
     assert f"seed 0 finished 40 {expected}" in page
 
 
-def test_a_replay_of_the_same_policy_has_the_same_figures_and_suggest_those_of_fixed_thresholds(configure, tmp_path):
+def test_a_replay_has_the_same_figures(configure, tmp_path):
     out = tmp_path / "out"
     assert run_experiment(configure("clip.scope=global"), out, resume=False) == 0
     own = summary_of(out / "seed-0")

@@ -1,7 +1,7 @@
 import copy
 import json
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf, isfinite, log10, nan
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from autoclip.flow import (
     layer_of,
     read_samples,
 )
-from experiments.gradient_flow import LargeWeightsCNN
 
 DEPTH = 16
 
@@ -45,15 +44,7 @@ def profile(decades: float, samples: int = 4, noise: float = 0.1, level: float =
 
 @pytest.mark.parametrize(
     ("decades", "verdict"),
-    [
-        (-6, "exploding"),
-        (-3.5, "exploding"),
-        (-2.5, "healthy"),
-        (0, "healthy"),
-        (2.5, "healthy"),
-        (3.5, "vanishing"),
-        (9, "vanishing"),
-    ],
+    [(-6, "exploding"), (-3.5, "exploding"), (-2.5, "healthy"), (0, "healthy"), (3.5, "vanishing"), (9, "vanishing")],
 )
 def test_the_verdict_follows_the_slope_and_its_interval_holds_the_truth(decades: float, verdict: str) -> None:
     flow = diagnose(profile(decades, level=10 ** (-decades / 2)))
@@ -64,6 +55,10 @@ def test_the_verdict_follows_the_slope_and_its_interval_holds_the_truth(decades:
     assert flow.ratio == pytest.approx(10**decades, rel=1)
     assert [layer.name for layer in flow.layers] == [f"blocks.{layer}.fc" for layer in range(DEPTH)]
     assert (flow.samples, flow.first_step, flow.last_step) == (4, 0, 30)
+    slope = flow.slope
+    interval = f"(slope {slope.decades:+.1f}, 95 % interval {slope.low:+.1f} to {slope.high:+.1f})"
+    assert interval in flow.evidence
+    assert json.loads(json.dumps(flow.as_json(), allow_nan=False))["slope"]["layers"] == DEPTH
 
 
 def test_slope_and_interval_are_those_of_ordinary_least_squares() -> None:
@@ -71,22 +66,33 @@ def test_slope_and_interval_are_those_of_ordinary_least_squares() -> None:
     depth = [layer / (DEPTH - 1) for layer in range(DEPTH)]
     line = stats.linregress(depth, [log10(layer.norm) for layer in flow.layers])
     margin = stats.t.ppf(0.975, DEPTH - 2) * line.stderr
-    assert flow.slope is not None
-    assert flow.slope.decades == pytest.approx(line.slope, rel=1e-9)
-    assert flow.slope.low == pytest.approx(line.slope - margin, rel=1e-9)
-    assert flow.slope.high == pytest.approx(line.slope + margin, rel=1e-9)
+    expected = (line.slope, line.slope - margin, line.slope + margin)
+    assert (flow.slope.decades, flow.slope.low, flow.slope.high) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_parameter_belongs_to_its_module() -> None:
+    layers = {
+        "0.weight": "0",
+        "blocks.0.attention.in_proj_weight": "blocks.0.attention",
+        "rnn.weight_ih_l0": "rnn.l0",
+        "rnn.bias_hh_l1_reverse": "rnn.l1",
+        "conv.parametrizations.weight.original1": "conv",
+        "group0.12": "group0.12",
+        "weight": "weight",
+    }
+    assert {name: layer_of(name) for name in layers} == layers
 
 
 def test_the_interval_holds_the_true_slope_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(1)
     held = 0
-    for _ in range(400):
+    for _ in range(200):
         scatter = 0.5 * torch.randn(12, generator=generator)
         norms = {f"{layer}.weight": 10 ** (2.0 * layer / 11 + float(scatter[layer])) for layer in range(12)}
         slope = diagnose([Sample(0, norms)]).slope
         assert slope is not None
         held += slope.low <= 2.0 <= slope.high
-    assert held / 400 == pytest.approx(0.95, abs=0.03)
+    assert held / 200 == pytest.approx(0.95, abs=0.04)
 
 
 def test_layers_of_other_kinds_do_not_tilt_the_line() -> None:
@@ -125,22 +131,14 @@ def test_a_large_slope_that_is_not_certain_is_undetermined() -> None:
     assert str(flow).startswith("too little to tell: 2 samples of steps 0 to 1; the slope is not certain; from first")
 
 
-@pytest.mark.parametrize("layers", [1, 2, 7])
-@pytest.mark.parametrize("last", [1e-9, 1.0, 1e9])
-def test_of_fewer_than_eight_layers_there_is_no_verdict(layers: int, last: float) -> None:
+@pytest.mark.parametrize("layers", [1, 7])
+@pytest.mark.parametrize("last", [1e-9, 1e9])
+def test_of_fewer_than_eight_layers_or_two_samples_there_is_no_verdict(layers: int, last: float) -> None:
     norms = {f"{layer}.weight": last ** (layer / 6) for layer in range(layers)}
     flow = diagnose([Sample(step, norms) for step in range(5)])
     assert (flow.verdict, flow.words, flow.slope, flow.advice) == ("undetermined", "too little to tell", None, "")
     assert f"; {layers} layer{'s' if layers > 1 else ''}, 8 are needed; " in str(flow)
-
-
-def test_of_one_sample_there_is_no_verdict() -> None:
-    flow = diagnose(profile(5.0)[:1])
-    assert flow.verdict == "undetermined"
-    assert str(flow).startswith(
-        "too little to tell: 1 sample, of step 0; one sample, 2 are needed; from first to last "
-    )
-    assert diagnose(profile(5.0)[:2]).verdict == "vanishing"
+    assert diagnose(profile(5.0)[:1]).verdict == "undetermined"
 
 
 def test_of_too_little_what_is_broken_is_told_all_the_same() -> None:
@@ -156,22 +154,6 @@ def test_nothing_can_be_said_of_no_layers() -> None:
     for samples in ([], [Sample(0, {})]):
         with pytest.raises(ValueError, match="no norms of layers"):
             diagnose(samples)
-
-
-@pytest.mark.parametrize(
-    ("decades", "words", "signs"), [(2.0, "the norm rises by 2.", "++++"), (-2.0, "the norm falls by ", "----")]
-)
-def test_figures_run_from_the_first_layer_to_the_last_and_keep_their_sign(decades, words, signs) -> None:
-    flow = diagnose(profile(decades))
-    slope, ratio = flow.slope, flow.ratio
-    assert slope is not None
-    assert ratio is not None
-    values = (slope.low, slope.decades, slope.high, log10(ratio))
-    assert "".join("+" if value > 0 else "-" for value in values) == signs
-    assert slope.low < slope.decades < slope.high
-    interval = f"(slope {slope.decades:+.1f}, 95 % interval {slope.low:+.1f} to {slope.high:+.1f})"
-    assert words in flow.evidence
-    assert interval in flow.evidence
 
 
 def test_runs_with_the_same_verdict_are_told_together() -> None:
@@ -212,7 +194,7 @@ def test_a_zero_now_and_then_is_no_death() -> None:
     assert (flow.verdict, flow.dead_layers) == ("healthy", {})
 
 
-def test_a_network_that_is_all_dead_is_vanishing_and_an_explosion_before_is_named_as_the_cause() -> None:
+def test_a_dead_network_is_vanishing_unless_it_exploded_before() -> None:
     flow = diagnose(killed(profile(0.0), 0, range(DEPTH)))
     assert (flow.verdict, flow.level, flow.ratio) == ("vanishing", None, None)
     burst = diagnose(killed(profile(0.0, level=1e4), 10, range(DEPTH)))
@@ -223,7 +205,7 @@ def test_a_network_that_is_all_dead_is_vanishing_and_an_explosion_before_is_name
 
 @pytest.mark.parametrize(
     ("broken", "verdict"),
-    [([0], "healthy"), ([0, 1], "healthy"), ([0, 1, 2], "exploding"), ([7], "exploding"), (range(8), "exploding")],
+    [([0, 1], "healthy"), ([0, 1, 2], "exploding"), ([7], "exploding")],
 )
 @pytest.mark.parametrize("value", [nan, inf, None])
 def test_samples_that_are_not_finite_are_counted(value: float | None, broken: Sequence[int], verdict: str) -> None:
@@ -248,25 +230,6 @@ def test_the_order_decides_what_is_first() -> None:
     assert [layer.name for layer in partly.layers][:3] == ["blocks.5.fc", "blocks.6.fc", "blocks.7.fc"]
     with pytest.raises(ValueError, match=r"order names none of the layers: it begins with 'module\.a\.weight'"):
         diagnose(samples, ["module.a.weight"])
-
-
-@pytest.mark.parametrize(
-    ("parameter", "layer"),
-    [
-        ("0.weight", "0"),
-        ("blocks.0.attention.in_proj_weight", "blocks.0.attention"),
-        ("rnn.weight_ih_l0", "rnn.l0"),
-        ("rnn.bias_hh_l1_reverse", "rnn.l1"),
-        ("weight_hh_l2", "l2"),
-        ("conv.parametrizations.weight.original1", "conv"),
-        ("cls_token", "cls_token"),
-        ("3", "3"),
-        ("group0.12", "group0.12"),
-        ("weight", "weight"),
-    ],
-)
-def test_a_parameter_belongs_to_its_module(parameter: str, layer: str) -> None:
-    assert layer_of(parameter) == layer
 
 
 class Backwards(nn.Module):
@@ -357,29 +320,14 @@ def trained(model: nn.Module, steps: int = 6, lr: float = 1e-15) -> GradientFlow
         (nn.ReLU, 3.0, "exploding"),
     ],
 )
-def test_the_verdicts_on_networks_that_are_known_to_be_so(
-    activation: Callable[[], nn.Module], gain: float, verdict: str
-) -> None:
+def test_the_verdicts_on_networks_that_are_known_to_be_so(activation, gain, verdict):
     flow = trained(stack(activation, gain))
     assert flow.verdict == verdict, str(flow)
     assert len(flow.layers) == 21
     assert flow.samples == 3
 
 
-def test_large_weights_lift_all_norms_of_a_relu_network_and_leave_no_slope() -> None:
-    task = LargeWeightsCNN(depth=8, channels=8, batch_size=16)
-    model = task.model(0)
-    task.loss(model, next(task.batches(0))).backward()
-    clipper = autoclip.Clipper(model, autoclip.NoClip())
-    clipper.step()
-    flow = diagnose([Sample(0, clipper.layer_norms())])
-    assert flow.slope is not None
-    assert abs(flow.slope.decades) < 1.5
-    assert flow.level is not None
-    assert flow.level > 5
-
-
-def test_the_sink_says_once_that_it_knows_no_clipper_and_keeps_the_latest_samples() -> None:
+def test_the_sink_keeps_the_latest_samples() -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     sink = FlowSink(every=1, keep=3)
     clipper = autoclip.Clipper([weight], sinks=[sink])
@@ -413,22 +361,6 @@ def test_layers_jsonl_is_read_up_to_a_torn_line(tmp_path: Path) -> None:
     assert read_samples(tmp_path) == read_samples(tmp_path / "layers.jsonl") == expected
     with pytest.raises(FileNotFoundError):
         read_samples(tmp_path / "elsewhere.jsonl")
-
-
-def test_everything_is_plain_json() -> None:
-    def walk(value: object) -> Iterator[object]:
-        if isinstance(value, dict):
-            for item in value.values():
-                yield from walk(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                yield from walk(item)
-        else:
-            yield value
-
-    values = diagnose(killed(profile(4.0), 20, [2])).as_json()
-    assert json.loads(json.dumps(values, allow_nan=False))["slope"]["layers"] == DEPTH - 1
-    assert {type(item) for item in walk(values)} <= {str, float, int, type(None)}
 
 
 class Exchanges(nn.Module):

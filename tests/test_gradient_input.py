@@ -273,34 +273,22 @@ def test_the_function_does_with_it_as_torch(name):
         torch.testing.assert_close(plain(a.grad), plain(b.grad), rtol=0, atol=0, equal_nan=True)
 
 
-ALL_MODES = ("norm", "value", "agc")
+ALL_MODES, WHOLE = ("norm", "value", "agc"), ("norm", "value")
+FLOATS, COO = r"floating-point or complex, got torch\.", r"dense or sparse COO tensors, got torch\."
 DENSE = "unit-wise clipping needs dense, real gradients"
 REFUSED = {
     # name: parameters, the modes that refuse them, and the message
-    "int64": (lambda: whole_numbers(torch.int64), ("norm", "value"), r"floating-point or complex, got torch.int64"),
-    "int32": (lambda: whole_numbers(torch.int32), ("norm", "value"), r"floating-point or complex, got torch.int32"),
-    "uint8": (lambda: whole_numbers(torch.uint8), ("norm", "value"), r"floating-point or complex, got torch.uint8"),
-    "bool": (lambda: whole_numbers(torch.bool), ("norm", "value"), r"floating-point or complex, got torch.bool"),
-    "sparse int64": (
-        lambda: [sparse([0], [3], 3, dtype=torch.int64)],
-        ("norm", "value"),
-        r"floating-point or complex, got torch.int64",
-    ),
-    "float8_e4m3fn": (
-        lambda: eight_bits(torch.float8_e4m3fn),
-        ("norm", "value"),
-        r"at least 16 bits, got torch.float8",
-    ),
-    "float8_e5m2": (lambda: eight_bits(torch.float8_e5m2), ("norm", "value"), r"at least 16 bits, got torch.float8"),
-    "sparse CSR": (
-        lambda: [weight(MATRIX.to_sparse_csr())],
-        ("norm", "value"),
-        r"dense or sparse COO tensors, got torch.sparse_csr",
-    ),
-    "jagged": (jagged, ("norm", "value"), r"dense or sparse COO tensors, got torch.jagged"),
+    "int64": (lambda: whole_numbers(torch.int64), WHOLE, f"{FLOATS}int64"),
+    "uint8": (lambda: whole_numbers(torch.uint8), WHOLE, f"{FLOATS}uint8"),
+    "bool": (lambda: whole_numbers(torch.bool), WHOLE, f"{FLOATS}bool"),
+    "sparse int64": (lambda: [sparse([0], [3], 3, dtype=torch.int64)], WHOLE, f"{FLOATS}int64"),
+    "float8_e4m3fn": (lambda: eight_bits(torch.float8_e4m3fn), WHOLE, r"at least 16 bits, got torch.float8"),
+    "float8_e5m2": (lambda: eight_bits(torch.float8_e5m2), WHOLE, r"at least 16 bits, got torch.float8"),
+    "sparse CSR": (lambda: [weight(MATRIX.to_sparse_csr())], WHOLE, f"{COO}sparse_csr"),
+    "jagged": (jagged, WHOLE, f"{COO}jagged"),
     "meta": (lambda: [on_meta()], ALL_MODES, r"on the meta device, which holds no numbers"),
     "meta, twice": (lambda: [on_meta(), on_meta()], ALL_MODES, r"on the meta device, which holds no numbers"),
-    "of a class without a norm": (without_a_norm, ("norm", "value"), r"is a Normless, which has no norm in torch"),
+    "of a class without a norm": (without_a_norm, WHOLE, r"is a Normless, which has no norm in torch"),
     "int64, by unit": (lambda: whole_numbers(torch.int64), ("agc",), f"{DENSE} .*got torch.int64"),
     "float8, by unit": (lambda: eight_bits(torch.float8_e5m2), ("agc",), f"{DENSE} .*got torch.float8_e5m2"),
     "sparse, by unit": (lambda: [sparse([0], [3], 3)], ("agc",), f"{DENSE} .*got torch.sparse_coo"),
@@ -315,7 +303,7 @@ REFUSED = {
     [(make, mode, message) for make, modes, message in REFUSED.values() for mode in modes],
     ids=[f"{name}-{mode}" for name, (_, modes, _) in REFUSED.items() for mode in modes],
 )
-def test_what_cannot_be_clipped_is_refused_by_name_and_nothing_is_changed(make, mode, message, beside):
+def test_what_cannot_be_clipped_is_refused_by_name(make, mode, message, beside):
     other = of(30.0, 40.0)[0]
     named = {"first": other} if beside else {}
     named |= {f"bad{place}": parameter for place, parameter in enumerate(make())}
@@ -334,7 +322,7 @@ def test_what_cannot_be_clipped_is_refused_by_name_and_nothing_is_changed(make, 
 
 @pytest.mark.parametrize("threshold", [1.0, 1e9], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("make", [lambda: of(3, 4j, dtype=torch.complex64), conjugated])
-def test_complex_gradients_are_refused_in_mode_value_before_anything_is_learned(make, threshold):
+def test_complex_gradients_are_refused_by_value(make, threshold):
     clipper = Clipper({"wave": make()[0]}, Fixed(threshold), mode="value")
     with pytest.raises(TypeError, match=r"cannot be clipped by value, only by norm, got torch.complex64 for .*'wave'"):
         clipper.step()
@@ -345,20 +333,14 @@ def test_complex_gradients_are_refused_in_mode_value_before_anything_is_learned(
 
 @pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize("threshold", [1e-3, 1e9], ids=["clipped", "not clipped"])
-def test_inference_tensors_are_refused_before_anything_is_learned(mode, threshold):
+def test_inference_tensors_are_refused(mode, threshold):
     clipper = Clipper({"layer": made_in_inference()[0]}, Fixed(threshold), mode=mode)
     with pytest.raises(TypeError, match="gradient of parameter 'layer' is an inference tensor"):
         clipper.step()
     assert clipper.policy.learned_norms == 0
 
 
-@pytest.mark.parametrize("gradient", [torch.zeros(2, device="meta"), torch.zeros(3), torch.zeros(2).half()], ids=str)
-def test_torch_itself_lets_no_gradient_lie_elsewhere_than_its_parameter(gradient):
-    with pytest.raises(RuntimeError, match="assign"):
-        torch.zeros(2, requires_grad=True).grad = gradient
-
-
-def test_a_model_that_is_in_part_on_meta_is_clipped_as_long_as_that_part_has_no_gradient():
+def test_parameters_on_meta_without_a_gradient_are_no_hindrance():
     parameters = [weight(None, like=torch.zeros(2, device="meta")), *of(3, 4)]
     assert float(Clipper(parameters, Fixed(1.0)).step()) == 5.0
 
@@ -430,11 +412,8 @@ def test_useless_gradients_at_any_moment_cost_their_own_step_only(moments, scope
     expected_records, expected_weights, undisturbed = run(NORMS)
     useful = [record for record, norm in zip(records, mixed, strict=True) if isfinite(norm) and norm > 0]
     for ours, theirs in zip(useful, expected_records, strict=True):
-        assert (ours.total_norm, ours.threshold, ours.coefficient) == (
-            theirs.total_norm,
-            theirs.threshold,
-            theirs.coefficient,
-        )
+        for name in ("total_norm", "threshold", "coefficient"):
+            assert getattr(ours, name) == getattr(theirs, name)
     assert torch.equal(weights, expected_weights)
     assert [record.skipped for record in records] == [not isfinite(norm) for norm in mixed]
     assert [record.finite for record in records] == [isfinite(norm) for norm in mixed]
@@ -452,22 +431,3 @@ def test_a_parameter_that_is_frozen_and_thawed_takes_part_when_it_has_a_gradient
         (first @ torch.tensor([3.0, 4.0]) + (second * 12.0).sum()).backward()
         norms.append(float(clipper.step()))
     assert norms == [13.0, 5.0, 13.0]
-
-
-def test_parameters_that_are_added_to_the_optimizer_are_clipped_with_the_others():
-    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([first], lr=0.1)
-    clipper, norms = Clipper(optimizer, Fixed(1.0)), []
-    for _ in range(2):
-        first.grad, second.grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])
-        norms.append(float(clipper.step()))
-        if len(norms) == 1:
-            assert second.grad.item() == 12.0
-            optimizer.add_param_group({"params": [second]})
-    assert norms == [5.0, 13.0]
-    assert second.grad.item() == pytest.approx(12 / 13)
-
-
-def test_the_table_has_its_forty_cases():
-    assert len(CLIPPED) + len(NONFINITE) + len(REFUSED) + len(MOMENTS) >= 40
-    assert len(CLIPPED) >= 40

@@ -60,7 +60,7 @@ def test_a_source_that_can_be_read_again_is_kept_as_it_is():
     assert [name for name, _ in pairs] == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-def test_the_first_pattern_that_is_found_anywhere_in_the_name_counts_and_the_rest_is_a_group():
+def test_the_first_pattern_that_fits_counts():
     net = network()
     assert groups_of(net, "group", {"biases": "bias$", "first": "^0"}) == {
         "0.weight": "first",

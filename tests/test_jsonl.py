@@ -59,12 +59,6 @@ def test_the_lines_are_those_of_a_run_directory(tmp_path: Path) -> None:
     clipper.close()
 
 
-def test_without_an_optimizer_the_learning_rate_is_null(tmp_path: Path) -> None:
-    with JSONLSink(tmp_path) as sink:
-        sink.log(record(0))
-    assert lines(tmp_path / "metrics.jsonl")[0]["lr"] is None
-
-
 def test_a_file_or_a_directory_can_be_given_and_is_created_at_the_first_record(tmp_path: Path) -> None:
     for given, file in (("a/b/steps.jsonl", "a/b/steps.jsonl"), ("c/run-0.1", "c/run-0.1/metrics.jsonl")):
         sink = JSONLSink(str(tmp_path / given))
@@ -101,9 +95,7 @@ def written(path: Path, count: int) -> list[str]:
 
 @pytest.mark.parametrize("damaged", ["", "xx", '{"step": 99}'])
 @pytest.mark.parametrize("at", [0, 10, 49])
-def test_a_gap_in_a_file_that_is_continued_is_told_and_what_is_whole_is_kept(
-    tmp_path: Path, damaged: str, at: int
-) -> None:
+def test_a_gap_in_a_file_that_is_continued_is_told_and_what_is_whole_is_kept(tmp_path, damaged, at):
     text = written(tmp_path, 50)
     text[at] = damaged
     (tmp_path / "metrics.jsonl").write_text("\n".join([*text, "{}"]))
@@ -154,13 +146,12 @@ def test_a_closed_sink_is_opened_again_where_it_was_and_close_can_be_repeated(tm
 
 
 def test_a_pickled_sink_continues_the_file(tmp_path: Path) -> None:
-    sink = JSONLSink(tmp_path)
-    sink.log(record(0))
-    sink.close()
-    loaded = pickle.loads(pickle.dumps(sink))  # noqa: S301 - its own
-    loaded.log(record(1))
-    loaded.close()
+    with JSONLSink(tmp_path) as sink:
+        sink.log(record(0))
+    with pickle.loads(pickle.dumps(sink)) as loaded:  # noqa: S301 - its own
+        loaded.log(record(1))
     assert steps(sink.path) == [0, 1]
+    assert lines(sink.path)[0]["lr"] is None
 
 
 def test_a_copied_clipper_writes_nothing_into_the_file_of_its_original(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_useless_norms_at_any_moment_change_nothing(kind, data, stream, useless)
 @pytest.mark.parametrize("kind", SCALE_FREE)
 @PINNED
 @given(st.data(), norms, st.integers(-60, 60))
-def test_norms_times_a_power_of_two_give_thresholds_times_it_exactly(kind, data, stream, exponent):
+def test_a_policy_is_equivariant_to_powers_of_two(kind, data, stream, exponent):
     policy = built(data, kind)
     scaled = policy.clone()
     told = data.draw(st.lists(losses, min_size=len(stream), max_size=len(stream)))
@@ -135,7 +135,7 @@ def test_a_state_goes_through_json_at_any_moment(kind, data, first, second):
 @every_kind
 @PINNED
 @given(st.data(), any_norms, st.sampled_from(["scale", "reciprocal", "skip"]), st.none() | st.integers(1, 5))
-def test_a_gate_only_shrinks_and_its_state_goes_through_json_at_any_moment(kind, data, stream, response, relearn_after):
+def test_a_controller_only_shrinks_and_goes_through_json(kind, data, stream, response, relearn_after):
     controller = Controller(built(data, kind), response, relearn_after)
     stop = data.draw(st.integers(0, len(stream)))
     resumed = None
@@ -179,7 +179,7 @@ def test_quantiles_of_a_window_are_numpys_of_the_norms_before(stream, percentile
 
 @PINNED
 @given(norms, percentiles, windows, st.integers(1, 6))
-def test_thresholds_of_ranks_and_means_lie_between_the_least_and_the_largest_norm(stream, percentile, window, warmup):
+def test_thresholds_of_ranks_and_means_lie_between_the_norms(stream, percentile, window, warmup):
     for policy in (
         RunningQuantile(percentile, window=window, warmup_steps=warmup, warmup_threshold=inf),
         FixedPercentile(percentile, warmup_steps=warmup),
@@ -193,7 +193,7 @@ def test_thresholds_of_ranks_and_means_lie_between_the_least_and_the_largest_nor
 
 @PINNED
 @given(norms, norms, percentiles, percentiles, windows)
-def test_larger_norms_and_larger_percentiles_give_no_smaller_thresholds(first, second, one, other, window):
+def test_thresholds_are_monotone_in_norms_and_percentiles(first, second, one, other, window):
     lower, upper = pairs_of(first, second)
     low, high = sorted((one, other))
     for make in (
@@ -273,7 +273,7 @@ class Loop:
 @every_scope
 @PINNED
 @given(steps_of_two)
-def test_a_clipper_only_shrinks_keeps_the_direction_and_leaves_at_most_the_threshold(name, scope, gradients):
+def test_a_clipper_only_shrinks(name, scope, gradients):
     loop = Loop(name, scope)
     for values in gradients:
         left = loop.step(values)
@@ -293,7 +293,7 @@ def test_a_clipper_only_shrinks_keeps_the_direction_and_leaves_at_most_the_thres
 @every_scope
 @PINNED
 @given(steps_of_two, st.integers(-20, 20))
-def test_gradients_times_a_power_of_two_give_a_clipper_thresholds_times_it_exactly(name, scope, gradients, exponent):
+def test_a_clipper_is_equivariant_to_powers_of_two(name, scope, gradients, exponent):
     loop, scaled = Loop(name, scope), Loop(name, scope)
     for values in gradients:
         loop.step(values)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 import autoclip
@@ -36,12 +35,6 @@ def test_a_run_is_drawn_with_its_warm_up_wherever_it_is_named(tmp_path: Path, pl
     assert drawn(figure, THRESHOLD) == [1.0] * STEPS
     assert legend(figure) == ["norm", "threshold", "clipped step", "warm-up", "not finite"]
     assert figure.axes[0].get_ylabel() == QUANTITIES["norm"]
-
-
-def test_the_axis_is_named_after_the_mode_of_the_run(tmp_path: Path) -> None:
-    run = write_run(tmp_path, metrics_of())
-    (run / "config.yaml").write_text(yaml.safe_dump({"clip": {"mode": "agc"}}))
-    assert autoclip.plot(run).axes[0].get_ylabel() == QUANTITIES["agc"]
 
 
 def test_the_file_of_a_sink_looks_like_the_picture_of_its_clipper(tmp_path: Path) -> None:
@@ -83,14 +76,8 @@ def test_several_trainings_are_named_and_one_of_them_can_be_drawn(tmp_path: Path
     assert drawn(autoclip.plot(traces[1]), NORM) == traces[1].norms.tolist()
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 0, "total_norm": null}\n'])
-def test_a_log_without_a_norm_is_told_of(tmp_path: Path, text: str) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_text(text)
-    with pytest.raises(UsageError, match=r"log\.jsonl"):
-        autoclip.plot(log)
-
-
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        autoclip.plot(tmp_path / "nothing")
+def test_a_log_without_a_norm_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "total_norm": null}\n')
+    for name, told in (("log.jsonl", r"log\.jsonl"), ("nothing", "does not exist")):
+        with pytest.raises(UsageError, match=told):
+            autoclip.plot(tmp_path / name)

@@ -40,12 +40,9 @@ def test_norms_are_combined_as_the_norm_of_all(values, order):
     assert combined(values, order) == pytest.approx(references.total_norm(values, order), rel=1e-12, abs=1e-300)
 
 
-@pytest.mark.parametrize("values", [[1e200, 1e200], [1e-200, 1e-200]])
-def test_combining_neither_overflows_nor_underflows(values):
-    assert combined(values, 2.0) == pytest.approx(values[0] * 2**0.5, rel=1e-12)
-
-
-def test_no_bound_in_one_group_is_no_bound_on_all():
+def test_combining_neither_overflows_nor_underflows():
+    for value in (1e200, 1e-200):
+        assert combined([value, value], 2.0) == pytest.approx(value * 2**0.5, rel=1e-12)
     assert combined([1.0, inf], 2.0) == inf
     assert combined([], 2.0) == 0.0
 

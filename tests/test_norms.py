@@ -51,22 +51,16 @@ def test_norms_are_float32_or_wider(dtype):
     assert norms.total.dtype == norms.each.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "precision"), [(torch.float32, float32s, 1e-5), (torch.float64, float64s, 1e-9)]
+)
 @PINNED
-@given(st.lists(float32s, min_size=1, max_size=20), orders)
-def test_finite_float32_gradients_never_measure_as_infinite_and_never_lose_their_norm(values, order):
-    gradient = torch.tensor(values)
+@given(st.data(), orders)
+def test_finite_gradients_never_measure_as_infinite(dtype, values, precision, data, order):
+    gradient = torch.tensor(data.draw(st.lists(values, min_size=1, max_size=20)), dtype=dtype)
     norm = measure([gradient], order).value
     assert isfinite(norm)
-    assert norm == pytest.approx(total_norm(elements(gradient), order), rel=1e-5, abs=0)
-
-
-@PINNED
-@given(st.lists(float64s, min_size=1, max_size=20), orders)
-def test_finite_float64_gradients_never_measure_as_infinite_and_never_lose_their_norm(values, order):
-    gradient = torch.tensor(values, dtype=torch.float64)
-    norm = measure([gradient], order).value
-    assert isfinite(norm)
-    assert norm == pytest.approx(total_norm(elements(gradient), order), rel=1e-9, abs=0)
+    assert norm == pytest.approx(total_norm(elements(gradient), order), rel=precision, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +104,7 @@ def test_cubes_of_small_elements_are_not_lost(scale):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
-def test_a_gradient_that_is_not_finite_measures_as_not_finite_and_is_the_only_one_that_does(bad, order):
+def test_only_a_gradient_that_is_not_finite_measures_so(bad, order):
     norms = measure([torch.ones(3), torch.tensor([1.0, bad, 2.0]), torch.full((2,), 1e30)], order)
     assert not isfinite(norms.value)
     assert [isfinite(norm) for norm in norms.each.tolist()] == [True, False, True]
@@ -138,13 +132,6 @@ def test_a_sparse_gradient_measures_as_its_dense_sum_over_repeated_indices(order
     assert not sparse.is_coalesced()
 
 
-def test_a_sparse_gradient_without_entries_measures_as_zero():
-    empty = torch.sparse_coo_tensor(
-        torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 2), (4, 2), check_invariants=True
-    )
-    assert measure([empty], inf).value == 0.0
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_mixed_precisions_have_one_norm(order):
     gradients = [
@@ -158,12 +145,6 @@ def test_mixed_precisions_have_one_norm(order):
     assert norms.total.dtype == torch.float64
 
 
-def test_strides_do_not_matter():
-    base = torch.arange(24.0).reshape(4, 6)
-    for view in (base.t(), base[:, ::2], base[::2, 1:3], torch.tensor(2.0).expand(3, 3)):
-        assert measure([view]).value == pytest.approx(total_norm(elements(view)), rel=1e-6, abs=0)
-
-
 def test_measuring_changes_no_gradient():
     gradients = [torch.full((10,), 1e30), torch.tensor([nan, 1.0]), torch.tensor([1e-45])]
     before = [gradient.clone() for gradient in gradients]
@@ -175,12 +156,6 @@ def test_the_order_of_the_gradients_matters_to_1e_7_at_most():
     random = torch.Generator().manual_seed(1)
     gradients = [torch.randn(50, generator=random) * 10.0**k for k in range(-3, 3)]
     assert measure(gradients).value == pytest.approx(measure(gradients[::-1]).value, rel=2e-7, abs=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
-def test_integer_gradients_are_refused(dtype):
-    with pytest.raises(TypeError, match=f"must be floating-point or complex, got {dtype}"):
-        measure([torch.ones(3, dtype=dtype)])
 
 
 @pytest.mark.parametrize(("given", "order"), [(2, 2.0), (0.5, 0.5), ("inf", inf), (inf, inf), (torch.tensor(3), 3.0)])

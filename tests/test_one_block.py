@@ -10,7 +10,7 @@ def moved(rule, factor, optimizer="SGD", steps=30):
     return train(rule, FACTORS[factor], OPTIMIZERS[optimizer], seed=0, steps=steps).moved
 
 
-def test_a_constant_on_the_norm_of_all_freezes_the_other_blocks_under_sgd_and_other_scopes_do_not():
+def test_a_global_constant_freezes_the_other_blocks_under_sgd():
     usual = moved(CONSTANT["global"], "1")
     assert moved(CONSTANT["global"], "1e7") < 1e-3 * usual
     for scope in ("group", "parameter"):
@@ -26,11 +26,3 @@ def test_adamw_takes_no_notice_of_a_factor_but_through_its_eps():
     assert moved(CONSTANT["global"], "1e7", small) < 1e-2 * usual
     for scope in ("group", "parameter"):
         assert moved(CONSTANT[scope], "1e7", small) > 0.5 * usual
-
-
-@pytest.mark.parametrize("made", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_without_a_factor_every_rule_trains(made):
-    for rule in RULES:
-        outcome = train(rule, FACTORS["1"], made, seed=0, steps=60)
-        assert 0.05 < outcome.moved < 10
-        assert outcome.loss < 2.25

@@ -97,7 +97,7 @@ def test_what_a_command_that_was_killed_at_its_start_leaves_is_no_hindrance() ->
     assert Path("swept/trials.csv").read_text() == "of the sweep"
 
 
-def test_a_sweep_whose_database_and_runs_are_elsewhere_is_told_by_its_configuration() -> None:
+def test_a_sweep_with_its_runs_elsewhere_is_told() -> None:
     Path("joined").mkdir()
     Path("joined/trials.csv").write_text("of the sweep")
     Path("joined/sweep.yaml").write_text(to_yaml(load_config(Path("tiny.yaml"))))

@@ -1,4 +1,3 @@
-import struct
 import warnings
 from math import inf, nan
 
@@ -36,26 +35,12 @@ def test_a_spike_of_one_step_survives_wherever_it_is(place: int, height: float) 
     assert (x[y.argmax()], y.max()) == (place, height)
 
 
-def test_within_each_column_nothing_stands_out_of_what_is_kept() -> None:
-    values = np.random.default_rng(0).standard_cauchy(10_000)
-    at = kept(values, 100)
-    for start in range(0, 10_000, 100):
-        column = values[start : start + 100]
-        drawn = values[at[(at >= start) & (at < start + 100)]]
-        assert (drawn.min(), drawn.max()) == (column.min(), column.max())
-
-
 def test_a_gap_stays_a_gap() -> None:
     values = np.ones(10_000)
     values[3_000:5_000] = nan
     x, y = thinned(np.arange(10_000), values)
     assert np.isnan(y[(x >= 3_020) & (x < 4_980)]).all()
     assert np.isfinite(y[(x < 3_000) | (x >= 5_000)]).all()
-
-
-def test_few_points_are_all_drawn() -> None:
-    assert kept(np.array([3.0, nan, 1.0])).tolist() == [0, 1, 2]
-    assert kept(np.empty(0)).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -72,21 +57,11 @@ def test_names_are_drawn_as_they_stand(name: str, drawn: str) -> None:
     assert plain(name) == drawn
 
 
-@pytest.mark.parametrize("name", ["$", "$$", r"\$", r"$\frac{1}{0$", "_", "<b>", "a & b", "{", "%s"])
+@pytest.mark.parametrize("name", ["$", r"\$", r"$\frac{1}{0$", "_", "<b>", "{", "%s"])
 def test_no_name_breaks_a_picture(name: str) -> None:
     figure, axes = new_figure()
-    line = axes.plot([0, 1], [0, 1])[0]
-    put_legend(figure, [(line, plain(name))])
+    put_legend(figure, [(axes.plot([0, 1], [0, 1])[0], plain(name))])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert png_of(figure).startswith(b"\x89PNG")
     assert len(figure.legends[0].get_texts()) == 1
-
-
-def test_a_notebook_shows_a_figure_at_half_its_dots() -> None:
-    figure, axes = new_figure(height=3.6)
-    axes.plot([0, 1])
-    png, shown = figure._repr_png_()
-    width, height = struct.unpack(">II", png[16:24])
-    assert (width, height) == (1080, 777)
-    assert shown == {"width": 540, "height": 389}

@@ -1,5 +1,5 @@
 from itertools import pairwise
-from math import inf, nan
+from math import nan
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from autoclip.policies import ProbingQuantile
 from tests.references import probing_thresholds
 from tests.streams import follow, loss_stream, norm_streams
 
-STEPS = 2000
+STEPS = 1200
 STREAMS = ["lognormal", "drift up", "drift down", "shift down", "spikes", "small at first"]
 
 
@@ -51,7 +51,7 @@ def test_steps_without_a_loss_open_and_do_not_move_the_averages(missing):
 
 
 @pytest.mark.parametrize("losses", [None, [2.0] * STEPS, [5 - 1e-3 * step for step in range(STEPS)]])
-def test_a_tame_training_is_clipped_in_one_step_of_ten_once_the_percentile_is_open(losses):
+def test_a_tame_training_is_clipped_in_one_step_of_ten(losses):
     norms = lognormal(STEPS, seed=9)
     clipped = np.asarray(norms) > follow(ProbingQuantile(), norms, losses)
     assert clipped[300:].mean() == pytest.approx(0.1, abs=0.02)
@@ -78,7 +78,7 @@ def test_the_threshold_falls_with_the_norms_at_once():
     assert thresholds[-1] == 1.0
 
 
-def test_a_loss_that_rises_cuts_down_to_the_floor_and_the_percentile_steps_back_once_in_ten_steps():
+def test_a_rising_loss_cuts_to_the_floor_and_steps_back():
     norms, policy = [1.0] * 300, ProbingQuantile()
     follow(policy, norms[:200], [5 - 0.01 * step for step in range(200)])
     assert (policy.q, policy.current) == (90, 1.0)
@@ -105,7 +105,7 @@ def test_each_step_back_opens_more_slowly():
     assert paces[:4] == pytest.approx([0.5, 0.35, 0.245, 0.1715])
 
 
-def test_a_loss_that_rises_in_vain_is_not_listened_to_until_it_has_not_risen_for_a_window():
+def test_a_loss_that_rises_in_vain_is_not_listened_to():
     policy, opened = ProbingQuantile(), []
     follow(policy, [1.0] * 200, [2.0] * 200)
     losses = [2 + 0.05 * step for step in range(400)]  # steadily, whatever the threshold
@@ -129,7 +129,7 @@ def test_steps_back_that_are_far_apart_are_not_in_vain():
     assert policy.q < 90
 
 
-def test_the_noise_of_a_loss_that_has_come_down_closes_nothing_in_ten_thousand_steps():
+def test_the_noise_of_a_loss_that_has_come_down_closes_nothing():
     steps = 10_000
     losses = 10 * np.exp(-np.arange(steps) / 200) + np.random.default_rng(3).exponential(0.3, steps)
     policy, touchy = ProbingQuantile(), ProbingQuantile(setback=0)
@@ -137,15 +137,6 @@ def test_the_noise_of_a_loss_that_has_come_down_closes_nothing_in_ten_thousand_s
     clipped, too_many = (np.mean(np.asarray(norms) > follow(one, norms, losses)) for one in (policy, touchy))
     assert policy.q == 90
     assert clipped < 0.15 < 0.5 < too_many
-
-
-def test_once_it_is_open_again_the_pace_is_as_at_first():
-    policy = ProbingQuantile()
-    follow(policy, [1.0] * 200, [2.0] * 200)
-    follow(policy, [1.0] * 50, [3.0] * 50)
-    assert policy.opening < 0.5
-    follow(policy, [1.0] * 1000, [3.0] * 1000)
-    assert (policy.q, policy.opening) == (90, 0.5)
 
 
 def test_one_wild_batch_is_no_rise():
@@ -164,23 +155,11 @@ def test_a_threshold_below_the_floor_is_not_raised_by_a_cut(count):
     assert all(after <= before for before, after in pairwise(thresholds[: min(10, len(norms))]))
 
 
-def test_without_patience_the_loss_is_never_listened_to():
-    norms = norm_streams(500)["lognormal"]
-    deaf = ProbingQuantile(patience=0)
-    assert follow(deaf.clone(), norms, loss_stream(500)) == follow(deaf.clone(), norms, [2.0] * 500)
-
-
 @pytest.mark.parametrize(("factor", "shift"), [(2.0**-40, 0.0), (2.0**40, 0.0), (1.0, 1024.0), (1.0, -4096.0)])
 def test_neither_the_scale_of_the_loss_nor_a_constant_matters(factor, shift):
     norms, losses = norm_streams(500)["lognormal"], loss_stream(500)
     moved = follow(ProbingQuantile(), norms, [loss * factor + shift for loss in losses])
     assert moved == pytest.approx(follow(ProbingQuantile(), norms, losses), rel=1e-9, abs=0)
-
-
-def test_the_scale_of_the_norms_does_not_matter():
-    norms, losses = norm_streams(500)["spikes"], loss_stream(500)
-    moved = follow(ProbingQuantile(), [2.0**-30 * norm for norm in norms], losses)
-    assert moved == [2.0**-30 * one for one in follow(ProbingQuantile(), norms, losses)]
 
 
 def test_the_first_step_is_clipped_to_the_start_share_of_its_own_norm():
@@ -216,22 +195,6 @@ def test_a_new_level_is_taken_without_the_slow_start():
     policy.relearn([50.0] * 20)
     assert policy.threshold() == 50.0
     assert max(follow(policy, [1e9] * 20)) < 100
-
-
-@pytest.mark.parametrize("taken", [0, 5, 150])
-def test_it_continues_from_a_state_exactly(taken):
-    norms, losses = norm_streams(300)["lognormal"], loss_stream(300)
-    policy = ProbingQuantile()
-    begun = follow(policy, norms[:taken], losses[:taken])
-    resumed = policy.clone()
-    resumed.load_state_dict(policy.state_dict())
-    assert begun + follow(resumed, norms[taken:], losses[taken:]) == follow(policy.clone(), norms, losses)
-
-
-@pytest.mark.parametrize("norm", [5e-324, 1.7e308])
-def test_norms_at_the_ends_of_the_floats_give_a_threshold_in_between(norm):
-    thresholds = follow(ProbingQuantile(), [norm] * 200, [step % 2 * 1e308 for step in range(200)])
-    assert all(0 < one <= norm < inf for one in thresholds)
 
 
 def test_a_lowest_percentile_above_the_highest_is_refused():

@@ -102,7 +102,7 @@ def test_a_race_begins_with_the_first_seed_of_all_and_everything_undecided() -> 
     assert race(["p50", "fixed 5"], ["fixed 5"], [7, 8, 9], {}, None).runs == (("fixed 5", 7), ("p50", 7))
 
 
-def test_the_next_seed_waits_for_all_runs_of_the_one_before_and_for_the_reference() -> None:
+def test_the_next_seed_waits_for_the_one_before() -> None:
     first = run_scores(7, best=["p3", "fixed 5", "p7", "p8"])
     begun = Plan(FIRST, frozenset(NAMES))
     for run in FIRST:
@@ -188,9 +188,7 @@ def races(draw: st.DrawFn) -> tuple[list[str], list[str], list[int], dict[tuple[
 
 @settings(max_examples=60, deadline=None)
 @given(races())
-def test_what_is_decided_once_never_changes_and_the_budget_is_kept_whatever_arrives_in_whatever_order(
-    given_race: tuple[list[str], list[str], list[int], dict[tuple[str, int], list[Score]]],
-) -> None:
+def test_decisions_never_change_and_the_budget_is_kept(given_race):
     names, references, seeds, outcomes = given_race
     everybody = dict.fromkeys([*references, *names])
     budget = max(len(everybody) + min(4, len(names)) * (len(seeds) - 1), len(names) * len(seeds) // 2)
@@ -216,9 +214,7 @@ def test_what_is_decided_once_never_changes_and_the_budget_is_kept_whatever_arri
 
 @settings(max_examples=30, deadline=None)
 @given(races())
-def test_the_plan_depends_on_the_runs_that_it_asked_for_alone(
-    given_race: tuple[list[str], list[str], list[int], dict[tuple[str, int], list[Score]]],
-) -> None:
+def test_the_plan_depends_on_the_runs_that_it_asked_for_alone(given_race):
     names, references, seeds, outcomes = given_race
     known: dict[tuple[str, int], list[Score]] = {}
     while wanted := [run for run in race(names, references, seeds, known, 0.0).runs if run not in known]:
@@ -234,7 +230,7 @@ def test_who_failed_at_the_configured_rate_is_out_and_the_failed_beat_nobody() -
     assert left_of(scores) == ["slow"]
 
 
-def test_who_failed_at_another_rate_goes_on_where_it_may_be_the_fastest_and_puts_nobody_out() -> None:
+def test_who_failed_at_another_rate_may_go_on() -> None:
     scores = {
         "fast": [one(1.0, 0.1, elsewhere=True)],
         "as fast": [one(1.1, 0.1, elsewhere=True)],
@@ -262,9 +258,7 @@ def test_nobody_goes_on_where_all_failed_or_nothing_may_be_spent() -> None:
         (4.0, 0.9, True),
     ],
 )
-def test_after_the_first_seed_who_is_beaten_in_both_beyond_the_margins_is_out(
-    aulc: float, instability: float, out: bool
-) -> None:
+def test_after_the_first_seed_who_is_beaten_in_both_beyond_the_margins_is_out(aulc, instability, out):
     left = left_of(one_seed(best=(2.0, 0.2), other=(aulc, instability)))
     assert left == (["best"] if out else ["best", "other"])
 
@@ -275,7 +269,7 @@ def test_two_that_beat_in_one_objective_each_do_not_put_out_a_third() -> None:
     assert "between" not in left_of(scores | one_seed(better=(1.3, 0.2)))
 
 
-def test_the_instability_is_that_of_all_learning_rates_and_the_speed_that_of_the_configured_one() -> None:
+def test_instability_is_of_all_rates_and_speed_of_the_configured_one() -> None:
     def both(base: float, high: float) -> list[list[Score]]:
         return [[replace(SCORE, bounded_loss=2.0, aulc=base), replace(SCORE, multiplier=3.0, bounded_loss=4 * high)]]
 
@@ -283,7 +277,7 @@ def test_the_instability_is_that_of_all_learning_rates_and_the_speed_that_of_the
     assert left_of({"a": both(1.0, 0.1), "b": both(1.2, 0.25)}) == ["a", "b"]
 
 
-def test_what_all_have_in_common_in_a_seed_does_not_hide_a_difference_and_what_they_have_not_does() -> None:
+def test_what_a_seed_does_to_all_hides_no_difference() -> None:
     hard = [0.0, 3.0, -0.4]  # a seed is hard for all of them alike
     noise = [0.02, -0.02, 0.01]
     better = [(1.0 + shift, 0.2 + 0.05 * shift) for shift in hard]
@@ -299,7 +293,7 @@ def test_a_constant_difference_over_two_seeds_is_certain_and_equals_stay_both() 
     assert left_of(seeds_of(better=better, worse=worse, twin=better)) == ["better", "twin"]
 
 
-def test_the_three_picks_come_first_then_the_others_by_their_distance_from_the_ideal() -> None:
+def test_the_picks_come_first_then_the_others_by_distance() -> None:
     scores = one_seed(slow=(2.0, 0.25), fastest=(1.0, 0.9), steadiest=(3.0, 0.1), balanced=(1.3, 0.3), far=(2.5, 0.2))
     assert left_of(scores) == ["balanced", "fastest", "steadiest", "slow", "far"]
     assert left_of(scores, 2) == ["balanced", "fastest"]
@@ -321,9 +315,7 @@ figures = st.tuples(st.floats(0.5, 2.0), st.floats(0.0, 1.0), st.sampled_from([F
     ),
     st.integers(1, 8),
 )
-def test_survivors_are_the_undominated_by_the_definition_and_the_fastest_is_among_them(
-    table: list[list[tuple[float, float, bool]]], most: int
-) -> None:
+def test_survivors_are_the_undominated(table, most):
     scores = {
         f"c{number}": [one(aulc, instability, failed=failed) for aulc, instability, failed in row]
         for number, row in enumerate(table)
@@ -373,9 +365,7 @@ def test_the_race_keeps_every_pick_as_it_stands(row: list[tuple[float, float, bo
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(figures, min_size=1, max_size=6, unique=True), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_who_goes_on_does_not_depend_on_the_order_of_the_candidates(
-    row: list[tuple[float, float, bool]], most: int, random: Random
-) -> None:
+def test_who_goes_on_does_not_depend_on_the_order_of_the_candidates(row, most, random):
     names = [f"c{number}" for number in range(len(row))]
     scores = {
         name: [one(aulc, instability, failed=failed)]
@@ -425,9 +415,7 @@ def test_the_uncertainty_of_a_worked_example() -> None:
 
 @settings(deadline=None)
 @given(numbers, st.floats(-5, 5))
-def test_what_a_seed_or_a_candidate_adds_to_all_its_values_does_not_matter(
-    table: list[list[float]], shift: float
-) -> None:
+def test_what_a_seed_or_a_candidate_adds_to_all_its_values_does_not_matter(table, shift):
     moved = [[value + shift * (column == 0) - shift * (row == 0) for column, value in enumerate(of_row)]
              for row, of_row in enumerate(table)]  # fmt: skip
     assert uncertainty(moved) == pytest.approx(uncertainty(table), rel=1e-6, abs=1e-10)

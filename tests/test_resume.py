@@ -119,9 +119,7 @@ def test_a_repeat_in_the_metrics_is_no_substitute_for_a_gap(config: ExperimentCo
         stopped(config, tmp_path / "run", TinyTask(), 99, resume=True)
 
 
-def test_metrics_that_are_damaged_are_refused_and_stay_with_the_checkpoints(
-    config: ExperimentConfig, tmp_path: Path
-) -> None:
+def test_metrics_that_are_damaged_are_refused_and_stay_with_the_checkpoints(config, tmp_path):
     out = tmp_path / "out"
     assert run_experiment(config, out, resume=False) == 0
     path = out / "seed-0" / "metrics.jsonl"
@@ -134,9 +132,7 @@ def test_metrics_that_are_damaged_are_refused_and_stay_with_the_checkpoints(
     assert after == before
 
 
-def test_a_damaged_line_of_the_layers_is_left_out_and_told_and_the_others_are_kept(
-    config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_line_of_the_layers_is_left_out_and_told(config, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_experiment(config, out, resume=False) == 0
     path = out / "seed-0" / "layers.jsonl"
@@ -149,9 +145,7 @@ def test_a_damaged_line_of_the_layers_is_left_out_and_told_and_the_others_are_ke
     assert "layers.jsonl has a gap: 1 damaged lines are left out" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(
-    config: ExperimentConfig, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(config, tmp_path):
     stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
     (tmp_path / "run" / LATEST).write_bytes(b"broken")
     stopped(config, tmp_path / "run", TinyTask(), 1, resume=True)
@@ -161,9 +155,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(
     assert (state["tally"]["steps"], len(damaged)) == (7, 1)
 
 
-def test_a_seed_that_fails_when_it_is_resumed_is_not_told_to_be_finished(
-    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seed_that_fails_when_it_is_resumed_is_not_told_to_be_finished(config, tmp_path, monkeypatch):
     out, loss = tmp_path / "out", TinyTask.loss
     assert run_experiment(config, out, resume=False) == 0
 
@@ -181,9 +173,7 @@ def test_a_seed_that_fails_when_it_is_resumed_is_not_told_to_be_finished(
     assert not (out / "seed-0" / "error.txt").exists()
 
 
-def test_a_damaged_summary_is_one_error_and_an_empty_one_is_none(
-    config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_summary_is_one_error_and_an_empty_one_is_none(config, tmp_path, capsys):
     out = tmp_path / "out"
     run_experiment(config, out, resume=False)
     whole = (out / "seed-0" / "metrics.jsonl").read_bytes()
@@ -214,9 +204,7 @@ def test_a_finished_run_of_a_sweep_that_was_damaged_is_one_error(config: Experim
         read_run(tmp_path / "run")
 
 
-def test_a_task_that_leaves_fails_its_seed_only(
-    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_leaves_fails_its_seed_only(config, tmp_path, monkeypatch):
     """A task that calls `sys.exit` fails its seed, and the next seed is trained."""
 
     def leave(self: TinyTask, model: Any, batch: Any) -> Any:

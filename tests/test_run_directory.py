@@ -106,9 +106,7 @@ def test_a_broken_json_file_is_named(tmp_path: Path, content: str) -> None:
     "damaged",
     ['{"step": 2}', '{"step": 1}', '{"step": -1}', '{"step": 1e999}', '{"step": 5000}', "[" * 9999, "xx", "\x00" * 40],
 )
-def test_a_damaged_line_in_the_middle_is_left_out_and_counted_and_what_follows_is_kept(
-    tmp_path: Path, damaged: str
-) -> None:
+def test_a_damaged_line_in_the_middle_is_left_out_and_counted(tmp_path, damaged):
     path = tmp_path / "log.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' if step != 3 else damaged + "\n" for step in range(7)))
     before = path.read_bytes()

@@ -13,7 +13,7 @@ from tests.references import (
 )
 from tests.streams import follow, norm_streams
 
-STEPS = 5000
+STEPS = 2000
 STREAMS = ["lognormal", "drift up", "drift down", "spikes"]
 
 
@@ -37,7 +37,7 @@ def test_norms_that_explode_within_the_warmup_do_not_set_the_threshold_after_it(
 
 
 @pytest.mark.parametrize("percentile", [10, 50, 90])
-def test_a_warmup_without_an_explosion_starts_the_tracker_at_its_exact_percentile(percentile):
+def test_a_warmup_starts_the_tracker_at_its_percentile(percentile):
     norms = norm_streams(101)["lognormal"]
     thresholds = follow(RunningQuantile(percentile, warmup_steps=100), norms)
     assert thresholds[100] == pytest.approx(np.percentile(norms[:100], percentile), rel=1e-12)
@@ -82,9 +82,9 @@ def test_published_setting_of_trellis(stream, max_norm):
     assert follow(policy, norms) == pytest.approx(expected, rel=1e-9, abs=0)
 
 
-@pytest.mark.parametrize("index", [0, 5, 50, 99])
-@pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
-def test_published_percentile_clipping_of_bitsandbytes_is_a_window_of_100_one_step_ahead(stream, index):
+@pytest.mark.parametrize("index", [0, 50, 99])
+@pytest.mark.parametrize("stream", ["lognormal", "spikes"])
+def test_published_setting_of_bitsandbytes(stream, index):
     # Index i of 100 sorted norms is percentile 100 i / 99, for each parameter by itself (scope "parameter"). There the
     # current norm counts towards its own limit, so that ours is theirs of the step before; the inclusive policy is
     # theirs in the same step. Until 100 norms are known their ring holds copies of the first.
@@ -94,11 +94,6 @@ def test_published_percentile_clipping_of_bitsandbytes_is_a_window_of_100_one_st
     assert predicting[100:] == pytest.approx(limits[99:-1], rel=1e-9, abs=0)
     inclusive = follow(AutoClip(100 * index / 99, history=100), norms)
     assert inclusive[99:] == pytest.approx(limits[99:], rel=1e-9, abs=0)
-
-
-def test_the_oracle_of_bitsandbytes_fills_every_slot_with_the_first_norm():
-    assert percentile_clipping_limits([3.0, 1.0, 2.0], 0) == [3.0, 1.0, 1.0]
-    assert percentile_clipping_limits([3.0, 1.0, 2.0], 2) == [3.0, 3.0, 3.0]
 
 
 def test_the_oracle_reproduces_the_published_vector():
@@ -111,10 +106,3 @@ def test_a_single_huge_norm_moves_the_tracker_by_one_step_of_constant_ratio():
     before = policy.threshold()
     policy.observe(1e30)
     assert policy.threshold() == pytest.approx(before * exp(0.1 * 0.9), rel=1e-12, abs=0)
-
-
-@pytest.mark.parametrize(("percentile", "extreme"), [(0, min), (100, max)])
-def test_the_ends_of_the_percentile_range_with_a_window_are_smallest_and_largest(percentile, extreme):
-    norms = norm_streams(500)["lognormal"]
-    thresholds = follow(RunningQuantile(percentile, window=50, warmup_steps=50), norms)
-    assert thresholds[50:] == [extreme(norms[step - 50 : step]) for step in range(50, 500)]

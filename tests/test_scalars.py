@@ -67,7 +67,7 @@ def test_what_is_not_finite_is_counted_and_left_out_of_every_mean() -> None:
     assert (found["clip_rate"], found["coefficient_min"], found["mean_coefficient"]) == (2 / 3, 0.5, 2 / 3)
 
 
-def test_a_window_of_nothing_finite_has_counts_only_and_rates_of_the_active_steps_before() -> None:
+def test_a_window_of_nothing_finite_has_counts_only() -> None:
     scalars = Scalars()
     assert scalars.take(replace(nonfinite(0), threshold=inf)) == {"skipped_steps": 1, "nonfinite_steps": 1}
     scalars.take(record(1))
@@ -77,8 +77,8 @@ def test_a_window_of_nothing_finite_has_counts_only_and_rates_of_the_active_step
 
 def test_the_mean_of_the_largest_floats_does_not_overflow() -> None:
     scalars = Scalars(every=2)
-    scalars.take(record(0, 1.7e308, coefficient=1.0))
-    assert scalars.take(record(1, 1.7e308, coefficient=1.0))["total_norm"] == pytest.approx(1.7e308)
+    found = [scalars.take(record(step, 1.7e308, coefficient=1.0)) for step in range(2)]
+    assert found[1]["total_norm"] == pytest.approx(1.7e308)
 
 
 def test_the_recent_clip_rate_forgets_and_the_warm_up_counts_in_neither() -> None:

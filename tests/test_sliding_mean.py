@@ -1,4 +1,3 @@
-import json
 from fractions import Fraction
 from math import sqrt, ulp
 from statistics import variance
@@ -46,12 +45,6 @@ def test_mean_of_the_largest_floats_is_one_of_them(value, count):
 
 
 @PINNED
-@given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=1), st.integers(-300, 300))
-def test_values_times_a_power_of_two_give_the_mean_times_it_exactly(values, exponent):
-    assert after([value * 2.0**exponent for value in values], 20).get() == after(values, 20).get() * 2.0**exponent
-
-
-@PINNED
 @given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=2, max_size=40), windows)
 def test_the_standard_deviation_is_the_unbiased_one_of_the_window(values, window):
     inside = values[-window:]
@@ -70,40 +63,5 @@ def test_standard_deviation_of_a_single_value_of_equal_ones_and_of_two(values, e
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e300, 1.7e308])
-def test_squares_that_would_overflow_or_vanish_leave_the_standard_deviation_right(scale):
+def test_squares_neither_overflow_nor_vanish(scale):
     assert after([0.0, scale], 2).std() == pytest.approx(scale * sqrt(0.5), rel=1e-12, abs=5e-324)
-
-
-@PINNED
-@given(st.lists(st.floats(min_value=1e-100, max_value=1e100), min_size=2), st.integers(-300, 300))
-def test_values_times_a_power_of_two_give_the_standard_deviation_times_it_exactly(values, exponent):
-    assert after([value * 2.0**exponent for value in values], 20).std() == after(values, 20).std() * 2.0**exponent
-
-
-def test_the_standard_deviation_of_no_values_is_an_error():
-    with pytest.raises(ValueError, match="of no values is undefined"):
-        SlidingMean(3).std()
-
-
-@PINNED
-@given(streams, streams, windows)
-def test_state_through_json_continues_in_mid_stream_exactly(first, second, window):
-    uninterrupted = after(first, window)
-    resumed = SlidingMean(window)
-    resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict(), allow_nan=False)))
-    for value in second:
-        uninterrupted.update(value)
-        resumed.update(value)
-        assert resumed.get() == uninterrupted.get()
-    assert resumed.state_dict() == uninterrupted.state_dict()
-
-
-def test_the_mean_of_no_values_is_an_error():
-    with pytest.raises(ValueError, match="mean of no values is undefined"):
-        SlidingMean(3).get()
-
-
-@pytest.mark.parametrize("window", [0, -1])
-def test_an_empty_window_is_refused_with_the_offending_number(window):
-    with pytest.raises(ValueError, match=f"window must be at least 1, got {window}"):
-        SlidingMean(window)

@@ -21,60 +21,34 @@ def same(found, expected):
     return list(found) == list(expected) and all(found[name] is expected[name] for name in found)
 
 
-def test_a_module_gives_its_own_names_in_its_own_order():
-    net = model()
-    assert same(named_parameters(net), dict(net.named_parameters()))
-    assert list(named_parameters(net)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+NET = model()
+OWN, BY_PLACE = ["0.weight", "0.bias", "1.weight", "1.bias"], ["0", "1", "2", "3"]
+GROUPS = [{"params": list(NET[0].parameters()), "lr": 0.1}, {"params": NET[1].weight}, {"params": [NET[1].bias]}]
+BY_GROUP = ["group0.0", "group0.1", "group1.0", "group2.0"]
+SOURCES = {
+    "module": (NET, OWN),
+    "named pairs": (NET.named_parameters(), OWN),
+    "optimizer of named parameters": (torch.optim.SGD(NET.named_parameters(), lr=0.1), OWN),
+    "list": (list(NET.parameters()), BY_PLACE),
+    "tuple": (tuple(NET.parameters()), BY_PLACE),
+    "generator": (NET.parameters(), BY_PLACE),
+    "a parameter twice": ([*NET.parameters(), NET[0].weight], BY_PLACE),
+    "groups": (GROUPS, BY_GROUP),
+    "optimizer": (torch.optim.SGD(GROUPS, lr=0.1), BY_GROUP),
+}
 
 
-def test_named_pairs_keep_their_names():
-    net = model()
-    assert same(named_parameters(net.named_parameters()), dict(net.named_parameters()))
+@pytest.mark.parametrize(("source", "names"), SOURCES.values(), ids=SOURCES)
+def test_a_source_gives_its_parameters_with_names(source, names):
+    assert same(named_parameters(source), dict(zip(names, NET.parameters(), strict=True)))
 
 
-@pytest.mark.parametrize("collect", [list, tuple, iter, set])
-def test_parameters_without_names_are_named_by_position(collect):
-    net = model()
-    found = named_parameters(collect(net.parameters()))
-    assert list(found) == ["0", "1", "2", "3"]
-    assert {id(p) for p in found.values()} == {id(p) for p in net.parameters()}
-
-
-def test_a_pair_of_parameters_is_not_taken_for_a_name_and_a_parameter():
+def test_a_pair_and_a_single_tensor_are_parameters():
     weight, bias = nn.Linear(2, 1).parameters()
     assert same(named_parameters((weight, bias)), {"0": weight, "1": bias})
-
-
-def test_a_single_tensor_is_one_parameter_and_not_a_list_of_rows():
-    weight = nn.Parameter(torch.zeros(3, 2))
     assert same(named_parameters(weight), {"0": weight})
-
-
-def test_parameter_groups_name_group_and_position():
-    net = model()
-    groups = [{"params": net[0].parameters(), "lr": 0.1}, {"params": net[1].weight}, {"params": [net[1].bias]}]
-    assert list(named_parameters(groups)) == ["group0.0", "group0.1", "group1.0", "group2.0"]
-
-
-def test_an_optimizer_gives_the_parameters_of_its_groups():
-    net = model()
-    optimizer = torch.optim.SGD([{"params": net[0].parameters()}, {"params": net[1].parameters()}], lr=0.1)
-    found = named_parameters(optimizer)
-    assert same(found, named_parameters(optimizer.param_groups))
-    assert list(found) == ["group0.0", "group0.1", "group1.0", "group1.1"]
-    assert [id(p) for p in found.values()] == [id(p) for p in net.parameters()]
-
-
-def test_an_optimizer_built_from_named_parameters_keeps_the_names():
-    net = model()
-    optimizer = torch.optim.SGD(net.named_parameters(), lr=0.1)
-    assert same(named_parameters(optimizer), dict(net.named_parameters()))
-
-
-def test_a_parameter_given_twice_counts_once_under_its_first_name():
-    weight, bias = nn.Linear(2, 1).parameters()
-    assert same(named_parameters([weight, bias, weight]), {"0": weight, "1": bias})
     assert same(named_parameters([("a", weight), ("b", weight)]), {"a": weight})
+    assert set(named_parameters({weight, bias})) == {"0", "1"}
 
 
 def test_tied_parameters_of_a_module_count_once():
@@ -106,14 +80,6 @@ def test_what_is_no_parameter_is_refused_with_its_place(source, message):
         named_parameters(source)
 
 
-def test_live_gradients_are_those_that_exist_by_position():
-    weights = [parameter(torch.ones(2)), nn.Parameter(torch.zeros(2)), parameter(torch.full((3,), 2.0))]
-    live = gradients_of(dict(enumerate(weights)))
-    assert list(live) == [0, 2]
-    assert live[0] is weights[0].grad
-    assert live[2] is weights[2].grad
-
-
 def test_the_same_memory_counts_once_under_its_first_position():
     shared = torch.ones(4)
     weights = [parameter(shared), parameter(shared.view(2, 2)), parameter(torch.ones(4)), parameter(shared)]
@@ -121,28 +87,14 @@ def test_the_same_memory_counts_once_under_its_first_position():
 
 
 def test_neighbours_in_one_buffer_are_different_gradients():
-    flat = torch.arange(6.0)
-    assert list(gradients_of(dict(enumerate([parameter(flat[:2]), parameter(flat[2:4]), parameter(flat[4:])])))) == [
-        0,
-        1,
-        2,
-    ]
+    weights = [parameter(part) for part in torch.arange(6.0).split(2)]
+    assert list(gradients_of(dict(enumerate(weights)))) == [0, 1, 2]
 
 
 def test_memory_that_holds_more_than_another_gradient_is_not_dropped():
     flat = torch.ones(9)
-    covered = torch.cat(
-        [
-            gradient.flatten()
-            for gradient in gradients_of(dict(enumerate([parameter(flat[:4]), parameter(flat)]))).values()
-        ]
-    )
-    assert covered.numel() >= 9
-
-
-def test_empty_gradients_are_left_out():
-    weights = [parameter(torch.zeros(0)), parameter(torch.ones(2)), parameter(torch.zeros(3, 0))]
-    assert list(gradients_of(dict(enumerate(weights)))) == [1]
+    found = gradients_of({"part": parameter(flat[:4]), "whole": parameter(flat)})
+    assert sum(gradient.numel() for gradient in found.values()) >= 9
 
 
 def test_sparse_gradients_are_told_apart():
@@ -153,6 +105,7 @@ def test_sparse_gradients_are_told_apart():
 
 def test_gradients_come_with_the_names_of_those_that_exist():
     weights = {"a": parameter(torch.ones(2)), "frozen": nn.Parameter(torch.zeros(2)), "b": parameter(torch.ones(3))}
+    weights |= {"empty": parameter(torch.zeros(3, 0))}
     gradients = gradients_of(weights)
     assert list(gradients) == ["a", "b"]
     assert all(gradient is weights[name].grad for name, gradient in gradients.items())

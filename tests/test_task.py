@@ -54,9 +54,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         ("data_hash", b"abc", "data_hash must be a text, or None, got b'abc'"),
     ],
 )
-def test_attributes_of_another_type_are_refused_where_the_task_is_made(
-    configure: Callable[..., ExperimentConfig], name: str, value: Any, expected: str
-) -> None:
+def test_attributes_of_another_type_are_refused_where_the_task_is_made(configure, name, value, expected):
     with pytest.raises(UsageError, match=f"^tests.test_task:Wrong: {expected}$"):
         make_task(configure(**{name: value}))
 
@@ -90,14 +88,7 @@ def test_a_trivial_loss_may_be_any_number_or_none(configure: Callable[..., Exper
         ("describe", [1], "describe() must return a dict of texts and finite numbers, got [1]"),
     ],
 )
-def test_what_a_method_must_not_return_is_named_with_the_task_before_a_step_is_taken(
-    configure: Callable[..., ExperimentConfig],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    value: Any,
-    expected: str,
-) -> None:
+def test_what_a_method_must_not_return_is_named_with_the_task(configure, tmp_path, capsys, name, value, expected):
     assert run_experiment(configure(**{name: value}), tmp_path / "out", resume=False) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
     assert line == f"seed 0 stopped: tests.test_task:Wrong: {expected}"
@@ -106,8 +97,6 @@ def test_what_a_method_must_not_return_is_named_with_the_task_before_a_step_is_t
 
 
 @pytest.mark.parametrize("value", [1, 0.5, torch.tensor(0.5), torch.ones(1)])
-def test_a_validation_loss_may_be_any_single_number(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, value: Any
-) -> None:
+def test_a_validation_loss_may_be_any_single_number(configure, tmp_path, value):
     config = configure(evaluate=value, describe={"facts": [1, "two"]})
     assert run_experiment(config, tmp_path / "out", resume=False) == 0

@@ -33,14 +33,12 @@ RUN = ("run", "{}/tiny.yaml", "--output-dir", "{}/out", "--resume")
 COMMANDS = {
     "run": (RUN, 0),
     "run that fails": ((*RUN, "task.args.fail_at=7"), 1),
-    "dry run": ((*RUN, "--dry-run"), 0),
     "no such file": (("run", "{}/" + "a-long-name/" * 9 + "experiment.yaml"), 2),
     "suggest": (("suggest", "{}/log.jsonl"), 0),
     "replay": (("replay", "{}/log.jsonl"), 0),
     "replay of long names": (("replay", "{}/log.jsonl", "--policy", LONG, "--policy", "kind=zclip"), 0),
     "sweep": (("sweep", "{}/tiny.yaml", "--output-dir", "{}/sweep"), 0),
 }
-NARROW = [(name, 80) for name in COMMANDS]
 
 POLICY = "autoclip.RunningQuantile(percentile=50, warmup_steps=50, min_threshold=0.25, max_threshold=float('inf'))"
 CLIPPER = f"clipper = autoclip.Clipper(model, {POLICY}, groups={{'early': '^[01](,|\\\\))', 'late': \"it's, {{4\"}})"
@@ -52,22 +50,15 @@ def folder(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("COLUMNS", raising=False)
     with TemporaryDirectory() as directory:
-        tmp_path = Path(directory)
-        _fill(tmp_path)
-        yield tmp_path
+        (Path(directory) / "tiny.yaml").write_text(CONFIG)
+        norms = np.random.default_rng(0).lognormal(0, 0.5, 300) * 20 ** np.linspace(0, 1, 300)
+        norms[200] *= 100
+        rows = [{"step": 2 * index, "grad_norm": norm, "loss": 2.0} for index, norm in enumerate(norms.tolist())]
+        (Path(directory) / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        yield Path(directory)
 
 
-def _fill(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
-    norms = np.random.default_rng(0).lognormal(0, 0.5, 300) * 20 ** np.linspace(0, 1, 300)
-    norms[200] *= 100
-    rows = [{"step": 2 * index, "grad_norm": norm, "loss": 2.0} for index, norm in enumerate(norms.tolist())]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.mark.parametrize(
-    ("command", "columns"), [*NARROW, ("run", 120), ("suggest", 120), ("replay", 120), ("sweep", 120)]
-)
+@pytest.mark.parametrize(("command", "columns"), [*((name, 80) for name in COMMANDS), ("suggest", 120)])
 def test_a_terminal_shows_all_that_a_pipe_gets_in_lines_that_fit(folder, command, columns):
     words, code = COMMANDS[command]
     words = [word.replace("{}", str(folder)) for word in words]
@@ -83,9 +74,7 @@ def test_a_terminal_shows_all_that_a_pipe_gets_in_lines_that_fit(folder, command
     left_out = {"policy"} | ({"+-", "target"} if (command, columns) == ("sweep", 80) else set())
     assert {word for word in piped.split() if word not in together} <= left_out
     if command == "run":
-        for seed in (0, 1):
-            bar = rf"seed{seed}12/12loss[\d.]+norm[\d.]+threshold[\d.]+clipped\d+%,left\d+%"
-            assert re.search(bar, together), written
+        assert re.search(r"seed112/12loss[\d.]+norm[\d.]+threshold[\d.]+clipped\d+%,left\d+%", together), written
 
 
 @pytest.mark.parametrize("width", [30, 40, 80, 120])
@@ -95,11 +84,13 @@ def test_a_call_is_broken_at_its_arguments_and_means_the_same(width: int) -> Non
     assert max(map(len, text.splitlines())) <= max(width, len("        max_threshold=float('inf'),"))
 
 
-def test_a_call_that_fits_is_left_as_it_is_and_one_that_almost_fits_takes_one_line_more() -> None:
+def test_a_call_takes_no_more_lines_than_it_needs() -> None:
     code = "clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))"
     assert laid_out(code, len(code)) == code
     assert laid_out(code, 60) == "clipper = autoclip.attach(\n    optimizer, autoclip.Fixed(threshold=1.0)\n)"
     assert laid_out(code, 40) == "clipper = autoclip.attach(\n    optimizer,\n    autoclip.Fixed(threshold=1.0),\n)"
+    rows = [("name", "figure"), ("名前", "1"), ("x", "12345678")]
+    assert aligned(rows, "<>") == ["name    figure", "名前         1", "x     12345678"]
 
 
 @pytest.mark.parametrize("text", ["a" * 100, "it's, (" * 20, "\\n\n\t" * 30, "名" * 60, ""])
@@ -132,8 +123,3 @@ def test_a_pipe_has_no_width_unless_the_environment_sets_one(capsys, monkeypatch
     assert captured.err.split()[:4] == sentence.split()[:4]
     monkeypatch.setenv("COLUMNS", "0")
     assert console().width == 80
-
-
-def test_a_table_is_aligned_by_what_a_terminal_shows() -> None:
-    rows = [("name", "figure"), ("名前", "1"), ("x", "12345678")]
-    assert aligned(rows, "<>") == ["name    figure", "名前         1", "x     12345678"]

@@ -22,7 +22,7 @@ def test_which_framework_wrote_a_log(source, form, framework):
     assert framework_of(NormTrace([0], [1.0], source, format=form)) == framework
 
 
-def test_a_loop_reports_the_loss_only_to_a_policy_that_reads_it_and_where_it_is_wanted():
+def test_the_loss_is_reported_to_a_policy_that_reads_it():
     probing, running = {"kind": "probing_quantile"}, {"kind": "running_quantile"}
     assert "report_loss" in code_of(probing)
     assert "report_loss" not in code_of(probing, with_loss=False)

@@ -9,7 +9,7 @@ from autoclip.policies.zclip import Form
 from tests.references import open_sora_thresholds, zclip
 from tests.streams import follow, norm_streams
 
-STEPS = 5000
+STEPS = 2000
 FORMS = list(Form.__args__)
 
 # What the published rule has and ours has not by default: an unclipped warm-up (ours bounds it: exploded norms do not
@@ -78,7 +78,7 @@ def test_without_learning_spikes_it_is_open_soras(stream):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_further_out_a_norm_the_smaller_what_is_left_in_the_reciprocal_form_only(form):
+def test_the_reciprocal_form_leaves_less_of_larger_norms(form):
     policy = started(1.0, 0.5, form=form)
     left = [policy.reciprocal(norm) for norm in (3.0, 10.0, 1e3, 1e300)]
     assert all(1.0 <= norm <= policy.threshold() for norm in left)
@@ -87,15 +87,8 @@ def test_the_further_out_a_norm_the_smaller_what_is_left_in_the_reciprocal_form_
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("norm", [1.5, 4.9, 5.0, 5.1, 7.4, 7.6, 100.0])
-def test_a_norm_above_the_largest_threshold_only_is_left_at_that(norm, form):
-    policy = started(5.0, 1.0, form=form, max_threshold=1.0)
-    assert policy.reciprocal(norm) == 1.0
-
-
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("norm", [1e-300, 1.0, 1e300])
-def test_without_epsilon_and_least_spread_a_rise_after_constant_norms_is_a_spike_to_the_mean(norm, form):
+def test_a_rise_after_constant_norms_is_a_spike(norm, form):
     policy = ZClip(form=form, epsilon=0.0, **PUBLISHED)
     follow(policy, [norm] * 40)
     assert policy.threshold() == norm
@@ -109,14 +102,6 @@ def test_the_least_spread_lets_constant_norms_rise(form):
     policy = ZClip(form=form, epsilon=0.0)
     follow(policy, [3.0] * 40)
     assert policy.threshold() == pytest.approx(3.0 * 1.025, rel=1e-12, abs=0)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("norms", [[5e-324] * 40, [1.7e308] * 40, [1e300, 1e-300] * 20, [1e-310, 1e160] * 20])
-def test_the_smallest_and_the_largest_norms_there_are_break_nothing(norms, form):
-    actual = decisions(ZClip(form=form, epsilon=0.0), norms)
-    assert all(one.threshold > 0 for one in actual)
-    assert all(0 < one.clipped_norm <= norm for one, norm in zip(actual, norms, strict=True))
 
 
 def test_norms_that_explode_within_the_warmup_count_as_the_largest_of_the_others():

@@ -76,9 +76,7 @@ def is_one_line(ended: Ended) -> bool:
     return len(ended.errors.strip().splitlines()) == 1 and "Traceback" not in ended.errors
 
 
-def test_sigkill_at_random_moments(
-    nursery: Nursery, config: Path, undisturbed: tuple[Path, float], tmp_path: Path, outcomes: Outcomes
-) -> None:
+def test_sigkill_at_random_moments(nursery, config, undisturbed, tmp_path, outcomes):
     expected, seconds = undisturbed
     generator = random.Random(9)
     wrong = writing = kills = chain = 0
@@ -147,14 +145,7 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nurser
 
 
 @pytest.mark.parametrize("size", [4, 16, 48, 400, 800, 1000, 1200, 1204])
-def test_a_disk_that_is_full(
-    namespace: tuple[Nursery, Path],
-    config: Path,
-    undisturbed: tuple[Path, float],
-    tmp_path: Path,
-    outcomes: Outcomes,
-    size: int,
-) -> None:
+def test_a_disk_that_is_full(namespace, config, undisturbed, tmp_path, outcomes, size):
     nursery, place = namespace
     assert nursery.shell(f"mount -t tmpfs -o size={size}k tmpfs {place}") == 0
     try:
@@ -175,14 +166,7 @@ def test_a_disk_that_is_full(
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000, 100_000, 390_000])
-def test_files_that_may_not_grow(
-    nursery: Nursery,
-    config: Path,
-    undisturbed: tuple[Path, float],
-    tmp_path: Path,
-    outcomes: Outcomes,
-    size: int,
-) -> None:
+def test_files_that_may_not_grow(nursery, config, undisturbed, tmp_path, outcomes, size):
     command = ["run", str(config), "--output-dir", str(tmp_path / "out")]
     ended = nursery.run(*command, file_size=size)
     assert ended.code != 0
@@ -194,9 +178,7 @@ def test_files_that_may_not_grow(
     assert wrong == 0
 
 
-def test_a_directory_that_is_read_only(
-    namespace: tuple[Nursery, Path], config: Path, tmp_path: Path, outcomes: Outcomes
-) -> None:
+def test_a_directory_that_is_read_only(namespace, config, tmp_path, outcomes):
     nursery, place = namespace
     assert nursery.shell(f"mount -t tmpfs tmpfs {place}") == 0
     try:
@@ -264,9 +246,7 @@ def test_a_checkpoint_cut_off_anywhere(small_run: Path, tmp_path: Path, outcomes
 
 
 @pytest.mark.parametrize("which", ["latest", "both"])
-def test_a_run_goes_on_from_the_checkpoint_that_is_left(
-    nursery: Nursery, config: Path, small_run: Path, tmp_path: Path, outcomes: Outcomes, which: str
-) -> None:
+def test_a_run_goes_on_from_the_checkpoint_that_is_left(nursery, config, small_run, tmp_path, outcomes, which):
     out = tmp_path / "out"
     shutil.copytree(small_run, out)
     for name in (LATEST, PREVIOUS)[: 1 if which == "latest" else 2]:
@@ -293,9 +273,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_left(
 
 @pytest.mark.parametrize("leaves", [False, True])
 @pytest.mark.parametrize("where", ["__init__", "model", "batches", "loss", "evaluate"])
-def test_a_task_that_raises(
-    nursery: Nursery, config: Path, tmp_path: Path, outcomes: Outcomes, where: str, leaves: bool
-) -> None:
+def test_a_task_that_raises(nursery, config, tmp_path, outcomes, where, leaves):
     arguments = f"task={{target: 'tests.faults.raising_task:RaisingTask', args: {{where: {where}, leaves: {leaves}}}}}"
     out = tmp_path / "out"
     ended = nursery.run(
@@ -330,9 +308,7 @@ def test_nothing_but_nan(nursery: Nursery, config: Path, tmp_path: Path, outcome
         outcomes.add("NaN losses to the end", "diverged, exit code 1")
 
 
-def test_a_configuration_that_changed(
-    nursery: Nursery, config: Path, small_run: Path, tmp_path: Path, outcomes: Outcomes
-) -> None:
+def test_a_configuration_that_changed(nursery, config, small_run, tmp_path, outcomes):
     out = tmp_path / "out"
     shutil.copytree(small_run, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -372,9 +348,7 @@ def test_code_that_changed(nursery: Nursery, config: Path, tmp_path: Path, outco
     outcomes.add("code changed on resume", "told, and continued")
 
 
-def test_two_runs_in_one_directory(
-    nursery: Nursery, config: Path, undisturbed: tuple[Path, float], tmp_path: Path, outcomes: Outcomes
-) -> None:
+def test_two_runs_in_one_directory(nursery, config, undisturbed, tmp_path, outcomes):
     """The second one waits for a while, and then says so; the first one does not notice."""
     with Nursery(tmp_path) as other:
         out = tmp_path / "out"

@@ -17,24 +17,14 @@ from torch.nn.functional import mse_loss
 
 import autoclip
 from autoclip.integrations.deepspeed import attach
-from autoclip.records import Sink
 from tests.distributed import worker
+from tests.small_network import Kept as Records
 
 STEPS, HALF, BROKEN = 30, 15, 6
 ROWS = 32
 
 # Else the first start compiles it, which takes minutes and a compiler. Gloo does the same.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-class Records(Sink):
-    """A sink."""
-
-    def __init__(self):
-        self.all = []
-
-    def log(self, record):
-        self.all.append(record)
 
 
 def network():

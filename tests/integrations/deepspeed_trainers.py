@@ -15,8 +15,9 @@ import autoclip
 from autoclip.integrations.deepspeed import attach
 from autoclip.integrations.lightning import AutoClipCallback
 from tests.integrations import deepspeed_runs as runs
-from tests.integrations.lightning_runs import Records, Regression, data
+from tests.integrations.lightning_runs import Regression, data
 from tests.integrations.test_transformers import autoclipped, losses_logged
+from tests.small_network import Kept as Records
 
 CONFIG = {"zero_allow_untested_optimizer": True}
 

@@ -9,19 +9,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 import autoclip
-from autoclip.records import Sink
 
 STEPS = 24
-
-
-class Records(Sink):
-    """A sink that keeps the records."""
-
-    def __init__(self):
-        self.all = []
-
-    def log(self, record):
-        self.all.append(record)
 
 
 def network():

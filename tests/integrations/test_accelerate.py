@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import autoclip
-from autoclip.records import Sink
 from tests.distributed.launch import launch
 from tests.distributed.worker import run
+from tests.small_network import Kept as Records
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -24,16 +24,6 @@ def fresh_state():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-class Records(Sink):
-    """A sink."""
-
-    def __init__(self):
-        self.all = []
-
-    def log(self, record):
-        self.all.append(record)
 
 
 def batches(steps=STEPS):
@@ -170,7 +160,7 @@ def test_a_loaded_state_continues_the_uninterrupted_training(tmp_path, policy, a
 
 @ATTACHED
 @pytest.mark.parametrize("fused", [True, False])
-def test_norms_are_those_without_the_scale_and_an_overflow_is_no_step_of_the_optimizer(attached, fused):
+def test_norms_are_unscaled_and_an_overflow_is_no_step(attached, fused):
     """Under `clip_fn` the clipper is called all the same, and counts a norm that is not finite."""
     plain = Training(autoclip.RunningQuantile(warmup_steps=4), attached=attached, fused=fused).run()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

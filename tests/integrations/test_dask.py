@@ -90,9 +90,7 @@ def scheduler() -> Iterator["distributed.Client"]:
         del os.environ["TINY_TASK_SECONDS"]
 
 
-def test_a_worker_that_is_killed_costs_nothing(
-    config: Path, pooled: Path, tmp_path: Path, scheduler: "distributed.Client"
-) -> None:
+def test_a_worker_that_is_killed_costs_nothing(config, pooled, tmp_path, scheduler):
     out = tmp_path / "out"
     process = begun(config, out, "--engine", scheduler.scheduler.address)
     victim = next(iter(scheduler.run(os.getpid).values()))
@@ -106,9 +104,7 @@ def test_a_worker_that_is_killed_costs_nothing(
     assert metrics(out) == metrics(pooled)
 
 
-def test_an_interrupt_is_continued_by_processes_of_this_machine(
-    config: Path, pooled: Path, tmp_path: Path, scheduler: "distributed.Client"
-) -> None:
+def test_an_interrupt_is_continued_by_processes_of_this_machine(config, pooled, tmp_path, scheduler):
     out = tmp_path / "out"
     process = begun(config, out, "--engine", scheduler.scheduler.address)
     process.send_signal(signal.SIGINT)

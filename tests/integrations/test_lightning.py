@@ -17,7 +17,6 @@ from tests.integrations.lightning_runs import (  # noqa: E402
     STEPS,
     Adversaries,
     LossOf,
-    Records,
     Regression,
     data,
     fit,
@@ -25,6 +24,7 @@ from tests.integrations.lightning_runs import (  # noqa: E402
     network,
     same_weights,
 )
+from tests.small_network import Kept as Records  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # tiny data need none

@@ -12,7 +12,8 @@ L = pytest.importorskip("lightning")
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402 - not without lightning
 
 from autoclip.integrations.lightning import AutoClipCallback  # noqa: E402
-from tests.integrations.lightning_runs import STEPS, Adversaries, LossOf, Records, Regression, data, fit, half  # noqa: E402
+from tests.integrations.lightning_runs import STEPS, Adversaries, LossOf, Regression, data, fit, half  # noqa: E402
+from tests.small_network import Kept as Records  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # tiny data need none

@@ -234,9 +234,7 @@ def curve(found: list[dict[str, float]], tag: str) -> dict[int, float]:
     return {int(row["autoclip/step"]): row[f"autoclip/{tag}"] for row in found if f"autoclip/{tag}" in row}
 
 
-def test_a_run_of_its_own_has_the_norm_before_and_after_clipping_and_the_layers(
-    tmp_path: Path, offline: dict[str, Any]
-) -> None:
+def test_a_run_of_its_own_has_the_norm_before_and_after_clipping_and_the_layers(tmp_path, offline):
     sink = WandbSink(every=1, layers_every=10, **offline)
     loop = Loop(sink)
     loop.step(25)
@@ -264,9 +262,7 @@ def test_a_run_of_its_own_has_the_norm_before_and_after_clipping_and_the_layers(
         pytest.param(lambda run, step: run.log({"loss": step}, commit=False), id="uncommitted"),
     ],
 )
-def test_nothing_is_lost_on_either_side_in_a_run_that_the_loop_logs_to(
-    tmp_path: Path, offline: dict[str, Any], own: Any
-) -> None:
+def test_nothing_is_lost_on_either_side_in_a_run_that_the_loop_logs_to(tmp_path, offline, own):
     with wandb.init(**offline) as run:
         sink = WandbSink(run, every=1)
         for step in range(20):
@@ -300,9 +296,7 @@ def test_the_active_run_is_used_and_left_open_and_a_spike_survives(tmp_path: Pat
     assert curve(found, "nonfinite_steps")[9] == 1
 
 
-def test_a_run_that_was_finished_before_the_sink_is_closed_without_an_error(
-    tmp_path: Path, offline: dict[str, Any]
-) -> None:
+def test_a_run_that_was_finished_before_the_sink_is_closed_without_an_error(tmp_path, offline):
     sink = WandbSink(wandb.init(**offline), every=10)
     sink.log(record(0))
     wandb.run.finish()

@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from autoclip.integrations.transformers import AutoClipCallback  # noqa: E402 - not without transformers
-from autoclip.records import Sink  # noqa: E402
+from tests.small_network import Kept as Records  # noqa: E402
 
 VOCABULARY, LENGTH = 64, 8
 SAMPLES = 72
@@ -48,16 +48,6 @@ class Sentences(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {"input_ids": self.tokens[index], "labels": self.labels[index]}
-
-
-class Records(Sink):
-    """A sink."""
-
-    def __init__(self):
-        self.all = []
-
-    def log(self, record):
-        self.all.append(record)
 
 
 def language_model():
@@ -638,7 +628,7 @@ def test_an_overflow_of_the_scaled_loss_is_no_step(tmp_path, optim):
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
 
 
-def test_gradients_on_several_meshes_are_clipped_by_the_trainers_function_for_them(tmp_path):
+def test_gradients_on_several_meshes_are_clipped(tmp_path):
     expected = autoclipped(tmp_path)[2]
     records = Records()
     callback = AutoClipCallback(autoclip.RunningQuantile(percentile=25, warmup_steps=3), sinks=[records])
