@@ -3,12 +3,12 @@
 import weakref
 from abc import ABC
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import inf, isfinite
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from autoclip.controller import Decision
+from autoclip.controller import Controller, Decision, SkippedBy
 from autoclip.policies.policy import ALL, Phase, Policy
 from autoclip.records import ClipRecord, Sink, clip_rate, mean_coefficient
 from autoclip.warn_once import WarnOnce
@@ -23,6 +23,12 @@ TOLD_AGAIN = (10, 100, 1000)
 """The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 BY_CLIPPER = "clipper.report_loss(loss) before optimizer.step(), or {} where it is called by hand"
 """Words for how to give a clipper the loss."""
+EFFECTS = {
+    "skip": "the step has no effect on the parameters",
+    "zero": "the gradients become zeros",
+    "propagate": "passed on as it is",
+}
+"""What becomes of a step whose norm is not finite."""
 TOLD_OF_NO_LOSS = 100
 """Steps after which the user is warned that none had a loss, if the policy reads it."""
 
@@ -130,6 +136,7 @@ class History:
         clipped: bool,
         skipped: bool,
         loss: float | None,
+        skipped_by: SkippedBy | None = None,
     ) -> None:
         """Count and record a step; the record is made only when somebody wants it.
 
@@ -146,7 +153,7 @@ class History:
                     f"again from their norms",
                 )
         finite = isfinite(norm)
-        self._recent.append((self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss))
+        self._recent.append((self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss, skipped_by))
         self.steps += 1
         if self.without_loss is not None:
             self._look_for_loss(finite, loss)
@@ -163,13 +170,31 @@ class History:
         if not finite:
             self._meet_many_nonfinite()
 
+    def ask(
+        self, rule: Controller, norm: float, loss: float | None, *, ahead: bool = False
+    ) -> SkippedBy | None:
+        """Ask a skip rule about a step, from which it learns: what stands out, if the step is to be left out."""
+        decision = rule.decide(norm, loss, ahead=ahead)
+        if loss is None and rule.judges_loss:
+            self.warn_once(
+                "no loss to skip by",
+                f"step {self.steps} has no loss, and {rule.policy!r} leaves out no step for a loss that it does not "
+                f"know: call {self._give_loss}",
+            )
+        if decision.relearned:
+            self.warn_once(
+                "relearned to skip",
+                f"{decision.relearned} steps in a row were left out by step {self.steps}: {rule.policy!r} starts again "
+                f"from their norms",
+            )
+        return decision.skipped_by
+
     def meet_nonfinite(self, where: str, on_nonfinite: str, cure: str = "") -> None:
         """Raise or warn because the norm of this step is not finite, in some parameters."""
         found = f"non-finite gradient norm at step {self.steps}, in {where}"
         if on_nonfinite == "raise":
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect{cure}")
-        effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
-        self.warn_once("nonfinite", f"{found}: {effect}{cure}")
+        self.warn_once("nonfinite", f"{found}: {EFFECTS[on_nonfinite]}{cure}")
 
     def _expect_loss(self) -> None:
         """Count the steps without a loss from here on.
@@ -257,20 +282,56 @@ class Recorded(ABC):
     """The properties of clippers and tuners that show their steps."""
 
     _history: History
+    _rule: Controller | None  # the skip rule
 
     def _own(self, policy: Policy) -> None:
-        """Take over a policy.
+        """Take over a policy, and that of the skip rule.
 
         Raises:
-            ValueError: it belongs to another clipper or tuner, which is still there.
+            ValueError: one belongs to another clipper or tuner, which is still there, or both are the same.
         """
-        owner = _OWNERS.get(policy)
-        if owner is not None and owner() not in (None, self):
-            raise ValueError(
-                f"{policy!r} belongs to another clipper already, and would learn from the norms of both: give each its "
-                f"own, such as policy.clone()"
-            )
-        _OWNERS[policy] = weakref.ref(self)
+        owned = [policy] if self._rule is None else [policy, self._rule.policy]
+        for one in owned:
+            owner = _OWNERS.get(one)
+            if (owner is not None and owner() not in (None, self)) or owned.count(one) > 1:
+                raise ValueError(
+                    f"{one!r} belongs to another clipper already, and would learn from the norms of both: give each "
+                    f"its own, such as policy.clone()"
+                )
+            _OWNERS[one] = weakref.ref(self)
+
+    def _state(self, groups: dict[str, Any]) -> dict[str, Any]:
+        """State of the counts, of the groups, and of the skip rule if there is one."""
+        rule = {} if self._rule is None else {"skip": self._rule.state_dict()}
+        return {**self._history.state_dict(), "groups": groups, **rule}
+
+    def _load(self, state: Any, load_groups: Callable[[Any], None]) -> None:
+        """Load a `_state`.
+
+        Args:
+            state: of the same policy, groups and skip rule.
+            load_groups: loads the groups, or raises and changes nothing.
+
+        Raises:
+            TypeError: the state is no dict.
+            ValueError: keys are missing or unknown, or a part does not fit. Nothing is changed.
+        """
+        name = f"the state of a {type(self).__name__}"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{name} is the dict that state_dict() returned, got {state!r:.100}")
+        keys = (*STATE, "groups", *(["skip"] if self._rule is not None else []))
+        if missing := [key for key in keys if key not in state]:
+            raise ValueError(f"{name} needs {', '.join(missing)}; it has {', '.join(state)}")
+        if unknown := [str(key) for key in state if key not in keys]:
+            raise ValueError(f"{name} has {', '.join(keys)}; this one also has {', '.join(unknown)}")
+        self.settle()
+        History(()).load_state_dict(dict(state))  # raises, as the next line, before anything is changed
+        if self._rule is not None:
+            Controller(self._rule.policy.clone(), "skip").load_state_dict(state["skip"])
+        load_groups(state["groups"])
+        if self._rule is not None:
+            self._rule.load_state_dict(state["skip"])
+        self._history.load_state_dict(dict(state))
 
     def settle(self) -> None:  # noqa: B027 - only a clipper has steps that are not recorded yet
         """Record what was not recorded yet."""
