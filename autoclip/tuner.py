@@ -6,10 +6,11 @@ from math import inf, isfinite, nan
 from typing import Any, ClassVar, SupportsFloat
 
 from autoclip.controller import Controller, RelearnAfter, SkippedBy, skip_rule
-from autoclip.history import History, Recorded
+from autoclip.history import History
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
+from autoclip.recorded import Recorded
 from autoclip.records import ClipRecord, Sink
 
 

@@ -51,6 +51,7 @@ class SkipStep(Policy):
         self.norms, self.losses = SlidingMean(self.window), SlidingMean(self.window)
 
     def loss_threshold(self) -> float | None:
+        """Mean + sigmas * std of the last losses, by the formula of the norms; see `Policy`."""
         if self.on == "norm":
             return None
         return self._above(self.losses) if len(self.losses) >= min(self.window, max(self.warmup_steps, 1)) else inf

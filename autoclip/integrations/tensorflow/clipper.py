@@ -1,6 +1,6 @@
 """The clipper of TensorFlow: a policy in Python, for gradients in eager mode and in graphs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, Literal
