@@ -31,6 +31,11 @@ class ClipConfig(Section):
     response: Literal["scale", "reciprocal", "skip"] | None = Field(
         default=None, description="What happens to a norm above the threshold. null: the policy's own."
     )
+    skip: AnyPolicySection | None = Field(
+        default=None,
+        description="A second policy that clips nothing: a step whose norm is above its threshold has no effect; of "
+        "skip_step also one whose loss is. null: none.",
+    )
     relearn_after: Annotated[
         int | Literal["auto"] | None, Number(1, inf, high_open=True, integer=True, also=(None, "auto"))
     ] = Field(
@@ -38,8 +43,10 @@ class ClipConfig(Section):
         description="After this many clipped steps in a row, the policy starts again from their norms. auto: 20 if "
         "they are skipped, else ten windows. null: never.",
     )
-    on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
-        default="skip", description="A step with a non-finite norm has no effect, acts as in torch, or is an error."
+    on_nonfinite: Literal["skip", "zero", "propagate", "raise"] = Field(
+        default="skip",
+        description="A step with a non-finite norm has no effect, is taken with gradients of zero, acts as in torch, "
+        "or is an error.",
     )
     max_nonfinite_in_a_row: OptionalWindow = Field(
         default=None,

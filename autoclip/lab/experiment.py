@@ -19,7 +19,7 @@ from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.claimed_directory import claimed, for_seconds
 from autoclip.lab.code_version import code_version, refuse_other_code
-from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
+from autoclip.lab.config import ExperimentConfig, differences, load_config, policies_of, to_yaml, trained_task
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.output_directory import ERROR, cannot_begin, refuse_for_run
@@ -113,11 +113,11 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         RunError: the disk refused.
     """
     task = make_task(config)
-    policy = build_policy(config.clip.policy)  # fails, as the device does, before anything is written
+    policies = policies_of(config.clip)  # fails, as the device does, before anything is written
     choose_device(config.device)
     make_sinks(config, 0, output_dir, None, print)
     try:
-        _prepare(config, output_dir, code_version(type(task), type(policy)), resume=resume)
+        _prepare(config, output_dir, code_version(type(task), *map(type, policies)), resume=resume)
     except OSError as error:
         raise cannot_begin(output_dir, error) from None
     summaries = []
@@ -157,7 +157,7 @@ def run_quietly(config: ExperimentConfig, task: Task, seed: int, directory: Path
         RunError: the task raised, or the disk refused.
     """
     try:
-        _begin(config, directory, code_version(type(task), type(build_policy(config.clip.policy))))
+        _begin(config, directory, code_version(type(task), *map(type, policies_of(config.clip))))
         with (
             claimed(directory, lambda: not interrupt.asked) as mine,
             TrainingProgress("", config.steps, bar=False) as progress,

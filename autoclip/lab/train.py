@@ -19,7 +19,7 @@ from autoclip.errors import RunError, UsageError
 from autoclip.flow import UseOrder
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.code_version import code_version, refuse_other_code
-from autoclip.lab.config import ExperimentConfig, clip_arguments, trained_optimizer
+from autoclip.lab.config import ExperimentConfig, clip_arguments, policies_of, trained_optimizer
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task, batches_of, description_of, loss_of, lr_factor_of, model_of, validation_loss_of
@@ -101,7 +101,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.batches = batches_of(task, seed)
         self.tally = Tally()
-        self.code = code_version(type(task), type(self.clipper.policy))
+        self.code = code_version(type(task), *map(type, policies_of(config.clip)))
         description_of(task)  # fails before anything is trained
         self._order: list[str] = []  # in which the parameters are used, known after a step
 
