@@ -18,6 +18,7 @@ clip:
   on_nonfinite: propagate
   max_nonfinite_in_a_row: 30
   policy: {kind: fixed, threshold: 0.5}
+  skip: {kind: skip_step, on: loss or norm, sigmas: 5}
 """
 
 

@@ -17,7 +17,7 @@ from autoclip.lab.yaml_source import read_document
 TRAINED = ("task", "optimizer", "steps", "precision", "accumulate", "clip")
 """Sections of a configuration that decide what comes out of a run."""
 LATER = {"max_nonfinite_in_a_row": None, "skip": None, "on": "norm"}
-"""Keys of the clip section and of its policy, younger than finished runs: at these values they are no part of the hash."""
+"""Keys of the clip section and its policy, younger than finished runs: at these values they are not in the hash."""
 
 
 class StudyTask(Section):
