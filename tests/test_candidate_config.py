@@ -14,7 +14,10 @@ optimizer: {kind: sgd, lr: 0.5, momentum: 0.9}
 steps: 12
 seeds: [7]
 clip:
-  {mode: value, on_nonfinite: zero, skip: {kind: skip_step, on: loss}, policy: {kind: running_quantile, percentile: 20, warmup_steps: 5}}
+  mode: value
+  on_nonfinite: zero
+  skip: {kind: skip_step, on: loss}
+  policy: {kind: running_quantile, percentile: 20, warmup_steps: 5}
 log: {layers_every: 2}
 sweep:
   thresholds: [0.1]

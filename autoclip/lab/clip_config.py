@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection
 from autoclip.lab.values import Section
-from autoclip.policies import DEFAULT_KIND
+from autoclip.policies import DEFAULT_KIND, POLICIES
 from autoclip.policies.parameters import Number, OptionalWindow
 
 
@@ -57,6 +57,13 @@ class ClipConfig(Section):
         default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
         description="What sets the threshold, with its parameters; probing_quantile by default.",
     )
+
+    @model_validator(mode="after")
+    def _the_rule_judges_all_gradients(self) -> Self:
+        kind = "" if self.skip is None else self.skip.kind
+        if kind in POLICIES and POLICIES[kind].scope != "global":
+            raise ValueError(f"must have a skip rule for all gradients together, such as skip_step, got {kind}")
+        return self
 
     @model_validator(mode="after")
     def _groups_go_with_their_scope(self) -> Self:
