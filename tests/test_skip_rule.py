@@ -12,6 +12,8 @@ import torch
 
 import autoclip
 from autoclip import Clipper, Fixed, NoClip, RunningQuantile, SkipStep, Tuner, ZClip, attach, replay
+from autoclip.lab.clip_config import ClipConfig
+from autoclip.report.sweep_findings import clipper_call
 from tests import golden
 from tests.references import skip_step_left_out
 from tests.small_network import Records, equal, one_weight, steps
@@ -267,3 +269,12 @@ def test_scaled_gradients_cannot_be_taken_away_by_hand_but_by_an_attached_clippe
         assert weight.item() == moved
     assert clipper.last.skipped_by == "norm"
     assert scaler.get_scale() == 8.0
+
+
+def test_a_sweep_recommends_the_rule_with_the_policy():
+    rule = {"kind": "skip_step", "on": "loss"}
+    clip = ClipConfig.model_validate({"policy": {"kind": "fixed", "threshold": 1.0}, "skip": rule}).model_dump()
+    code = clipper_call(clip, "x.yaml")
+    assert code == "autoclip.Clipper(model, autoclip.Fixed(threshold=1.0), skip=autoclip.SkipStep(on='loss'))"
+    clip["skip"] = {"kind": "my_module:Rule"}
+    assert clipper_call(clip, "x.yaml") == "autoclip.Clipper(model, **autoclip.from_config('x.yaml'))"

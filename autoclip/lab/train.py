@@ -351,7 +351,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "trivial_loss": getattr(training.task, "trivial_loss", None),
         "train_loss": fmean(recent) if recent else None,
         "validation": tally.validation,
-        "policy": repr(clipper.policy),
+        "policy": ", skip=".join(map(repr, policies_of(config.clip))),
         "threshold": tally.threshold,
         "clip_rate": finite_or_none(clipper.clip_rate),
         "mean_coefficient": finite_or_none(clipper.mean_coefficient),

@@ -5,8 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from autoclip.lab.clip_config import ClipConfig
-from autoclip.policies import POLICIES
 from autoclip.records import finite_or_none, rate_text
+from autoclip.report.how_to_use import python_of
 from autoclip.report.page import Reading
 from autoclip.sweep.outcome import Result, alike, degenerate, differ, pareto_front
 from autoclip.sweep.picks import Picks, eligible
@@ -112,20 +112,21 @@ def label(one: Result) -> str:
 
 
 def clipper_call(clip: Mapping[str, Any], path: str) -> str:
-    """Code `autoclip.Clipper(model, ...)` of a clip section: the policy, and values other than the defaults.
+    """Code `autoclip.Clipper(model, ...)` of a clip section: its policies, and values other than the defaults.
 
     Args:
         clip: the section, complete.
         path: the file that holds it; the code for the user's own policy reads it.
     """
-    policy = {name: value for name, value in clip["policy"].items() if name != "kind"}
     try:
-        built = POLICIES[clip["policy"]["kind"]](**policy)
+        built = {name: python_of(clip[name]) for name in ("policy", "skip") if clip.get(name)}
     except (KeyError, TypeError, ValueError):
         return f"autoclip.Clipper(model, **autoclip.from_config({path!r}))"
     defaults = ClipConfig().model_dump()
-    others = [f"{name}={value!r}" for name, value in clip.items() if name != "policy" and value != defaults.get(name)]
-    return f"autoclip.Clipper({', '.join(['model', f'autoclip.{built!r}', *others])})"
+    policy = built.pop("policy")
+    changed = {name: repr(value) for name, value in clip.items() if name != "policy" and value != defaults.get(name)}
+    others = [f"{name}={value}" for name, value in (changed | built).items()]
+    return f"autoclip.Clipper({', '.join(['model', policy, *others])})"
 
 
 def as_json(picks: Picks | None) -> Mapping[str, object]:
