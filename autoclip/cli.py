@@ -320,20 +320,20 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
     """Construct all that a run needs except the model; print what the run would do."""
     from textwrap import wrap
 
-    from autoclip.lab.config import build_policy, trained_task
+    from autoclip.lab.config import policies_of, trained_task
     from autoclip.lab.experiment import make_task
     from autoclip.lab.yaml_source import dump
     from autoclip.terminal import console
 
     make_task(config)
-    policy = build_policy(config.clip.policy)
+    policy = ", skip=".join(map(repr, policies_of(config.clip)))
     directories = [str(directory / f"seed-{seed}") for seed in config.seeds]
     if output_format == Format.json:
-        _print_json({"config": config.model_dump(), "policy": repr(policy), "run_directories": directories})
+        _print_json({"config": config.model_dump(), "policy": policy, "run_directories": directories})
         return
     width = console().width
     typer.echo(dump(config.model_dump(), min(width - LONGEST_ITEM, 110)), nl=False)
-    plan = f"would train {trained_task(config).target} under {policy!r}, {config.steps} steps each, into"
+    plan = f"would train {trained_task(config).target} under {policy}, {config.steps} steps each, into"
     for line in wrap(plan, width, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False):
         typer.echo(line)
     for name in directories:

@@ -11,6 +11,7 @@ MOST_SKIPPED = 20
 """Skipped steps in a row that show a new level of the norms, with the response "skip"."""
 
 RelearnAfter = int | Literal["auto"] | None
+SkippedBy = Literal["norm", "loss", "loss and norm"]
 
 
 @dataclass(slots=True)
@@ -21,10 +22,11 @@ class Decision:
         norm: before clipping.
         threshold: the one in force.
         phase: "warmup" or "active": which of the two set the threshold.
-        clipped: the norm is finite and above the threshold.
+        clipped: the norm is finite and above the threshold, or `by_loss`.
         clipped_norm: norm to leave: as it was, or at most the threshold; 0: the step is skipped.
         is_shared: the threshold bounds the norm of all groups together, not of this one.
         relearned: steps clipped in a row after which the policy started again from their norms; 0: it did not.
+        by_loss: the loss is above its threshold, and the step is skipped.
     """
 
     norm: float
@@ -34,6 +36,14 @@ class Decision:
     clipped_norm: float
     is_shared: bool = False
     relearned: int = 0
+    by_loss: bool = False
+
+    @property
+    def skipped_by(self) -> SkippedBy | None:
+        """What stood out, if the step is skipped for it."""
+        if not self.clipped or self.clipped_norm > 0:
+            return None
+        return "norm" if not self.by_loss else "loss and norm" if self.norm > self.threshold else "loss"
 
     @property
     def limit(self) -> float | None:
@@ -65,12 +75,34 @@ def share_bound(norm: float, total: float, bound: float) -> Decision:
     return Decision(norm, bound, "warmup", clipped, norm * (bound / total) if clipped else norm, is_shared=True)
 
 
+def skip_rule(policy: Policy | None) -> "Controller | None":
+    """A controller that says which whole steps are left out, whatever else clips; None without a policy.
+
+    In the warm-up of its policy it leaves out none. After 20 steps left out in a row the policy starts again.
+
+    Raises:
+        TypeError: it is no policy.
+        ValueError: it has a threshold for each parameter.
+    """
+    if policy is None:
+        return None
+    if not isinstance(policy, Policy):
+        raise TypeError(f"skip must be a policy such as SkipStep(on='loss or norm'), or None, got {policy!r:.100}")
+    if policy.scope != "global":
+        raise ValueError(
+            f"skip leaves out whole steps by the norm of all gradients, but {type(policy).__name__} has a threshold "
+            f"for each {policy.scope}: use a policy such as SkipStep(on='loss or norm')"
+        )
+    policy.clone()  # raises now what would keep it from being resumed later
+    return Controller(policy, "skip")
+
+
 class Controller:
     """Asks a policy for its threshold, decides on the norm, and lets the policy learn.
 
         scale:       n becomes c            where n > c
         reciprocal:  n becomes c * c / n, or what the policy has instead (see `Policy.reciprocal`)
-        skip:        n becomes 0
+        skip:        n becomes 0, also where the loss is above its threshold (see `Policy.loss_threshold`)
 
     In the warm-up every response scales, because its threshold is a guess.
 
@@ -88,6 +120,7 @@ class Controller:
         self.policy: Final = policy
         self.response: Final = response
         self.relearn_after: Final = self._steps(relearn_after)
+        self.judges_loss: Final = response == "skip" and policy.loss_threshold() is not None
         self.active_steps = 0
         self.clipped_steps = 0
         self._streak = 0
@@ -112,25 +145,34 @@ class Controller:
         learns_first = policy.inclusive and not ahead
         if learns_first:
             policy.observe(norm, loss)
-        decision = self.judge(norm, total)
+        decision = self.judge(norm, total, loss)
         if not learns_first:
             policy.observe(decision.clipped_norm if decision.is_shared else norm, loss)
         if decision.phase == "active" and 0 < norm < inf:
             self._count(decision)
         return decision
 
-    def judge(self, norm: float, total: float | None = None) -> Decision:
+    def judge(self, norm: float, total: float | None = None, loss: float | None = None) -> Decision:
         """Decide without learning or counting; the arguments are those of `decide`."""
         policy = self.policy
         phase = policy.phase
         if phase == "warmup" and total is not None and (bound := policy.warmup_total) is not None:
             return share_bound(norm, total, bound)
         threshold = policy.threshold()
+        if self.judges_loss and phase == "active" and loss is not None and 0 < norm < inf:
+            loss_threshold = policy.loss_threshold()
+            if loss_threshold is not None and loss > loss_threshold:
+                return Decision(norm, threshold, phase, True, 0.0, by_loss=True)
         if not threshold < norm < inf:
             return Decision(norm, threshold, phase, False, norm)
         if phase == "warmup" or self.response == "scale":
             return Decision(norm, threshold, phase, True, threshold)
         return Decision(norm, threshold, phase, True, 0.0 if self.response == "skip" else policy.reciprocal(norm))
+
+    @property
+    def skips_above(self) -> float:
+        """Norm above which the next step is left out, as far as it is known before; inf: none is (for its norm)."""
+        return self.policy.threshold() if self.policy.phase == "active" else inf
 
     def judge_again(self, norm: float, total: float, before: Decision) -> Decision:
         """Decide on another norm of the same step, at that step's threshold.
@@ -140,6 +182,8 @@ class Controller:
         threshold = before.threshold
         if before.is_shared:
             return share_bound(norm, total, threshold)
+        if before.by_loss:
+            return Decision(norm, threshold, before.phase, True, 0.0, by_loss=True)
         if not threshold < norm < inf:
             return Decision(norm, threshold, before.phase, False, norm)
         if before.phase == "warmup" or self.response == "scale":
@@ -180,7 +224,8 @@ class Controller:
         self.active_steps += 1
         self.clipped_steps += decision.clipped
         # Clipping at the user's own bound says nothing about the policy.
-        if self.relearn_after is None or decision.threshold >= self.policy.max_threshold:
+        at_bound = decision.threshold >= self.policy.max_threshold and not self.judges_loss
+        if self.relearn_after is None or at_bound:
             return
         if not decision.clipped:
             self._streak = 0

@@ -1,14 +1,11 @@
 """The history of a clipper's steps: counts, records, sinks and warnings. Without torch."""
 
-import weakref
-from abc import ABC
 from collections import deque
 from collections.abc import Iterable
 from math import inf, isfinite
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
-from autoclip.controller import Decision
+from autoclip.controller import Controller, Decision, SkippedBy
 from autoclip.policies.policy import ALL, Phase, Policy
 from autoclip.records import ClipRecord, Sink, clip_rate, mean_coefficient
 from autoclip.warn_once import WarnOnce
@@ -23,6 +20,12 @@ TOLD_AGAIN = (10, 100, 1000)
 """The user is warned at these counts of steps in a row without a finite norm, besides the first."""
 BY_CLIPPER = "clipper.report_loss(loss) before optimizer.step(), or {} where it is called by hand"
 """Words for how to give a clipper the loss."""
+EFFECTS = {
+    "skip": "the step has no effect on the parameters",
+    "zero": "the gradients become zeros",
+    "propagate": "passed on as it is",
+}
+"""What becomes of a step whose norm is not finite."""
 TOLD_OF_NO_LOSS = 100
 """Steps after which the user is warned that none had a loss, if the policy reads it."""
 
@@ -130,6 +133,7 @@ class History:
         clipped: bool,
         skipped: bool,
         loss: float | None,
+        skipped_by: SkippedBy | None = None,
     ) -> None:
         """Count and record a step; the record is made only when somebody wants it.
 
@@ -146,7 +150,9 @@ class History:
                     f"again from their norms",
                 )
         finite = isfinite(norm)
-        self._recent.append((self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss))
+        self._recent.append(
+            (self.steps, phase, norm, threshold, coefficient, clipped, skipped, finite, loss, skipped_by)
+        )
         self.steps += 1
         if self.without_loss is not None:
             self._look_for_loss(finite, loss)
@@ -163,13 +169,29 @@ class History:
         if not finite:
             self._meet_many_nonfinite()
 
+    def ask(self, rule: Controller, norm: float, loss: float | None, *, ahead: bool = False) -> SkippedBy | None:
+        """Ask a skip rule about a step, from which it learns: what stands out, if the step is to be left out."""
+        decision = rule.decide(norm, loss, ahead=ahead)
+        if loss is None and rule.judges_loss:
+            self.warn_once(
+                "no loss to skip by",
+                f"step {self.steps} has no loss, and {rule.policy!r} leaves out no step for a loss that it does not "
+                f"know: call {self._give_loss}",
+            )
+        if decision.relearned:
+            self.warn_once(
+                "relearned to skip",
+                f"{decision.relearned} steps in a row were left out by step {self.steps}: {rule.policy!r} starts again "
+                f"from their norms",
+            )
+        return decision.skipped_by
+
     def meet_nonfinite(self, where: str, on_nonfinite: str, cure: str = "") -> None:
         """Raise or warn because the norm of this step is not finite, in some parameters."""
         found = f"non-finite gradient norm at step {self.steps}, in {where}"
         if on_nonfinite == "raise":
             raise RuntimeError(f"{found}; on_nonfinite='skip' would leave such a step without effect{cure}")
-        effect = "the step has no effect on the parameters" if on_nonfinite == "skip" else "passed on as it is"
-        self.warn_once("nonfinite", f"{found}: {effect}{cure}")
+        self.warn_once("nonfinite", f"{found}: {EFFECTS[on_nonfinite]}{cure}")
 
     def _expect_loss(self) -> None:
         """Count the steps without a loss from here on.
@@ -247,97 +269,3 @@ class History:
         self._recent.clear()
         self.decisions = {}
         self._expect_loss()
-
-
-_OWNERS: WeakKeyDictionary[Policy, "weakref.ref[Recorded]"] = WeakKeyDictionary()
-"""Policy -> the clipper or tuner that it belongs to."""
-
-
-class Recorded(ABC):
-    """The properties of clippers and tuners that show their steps."""
-
-    _history: History
-
-    def _own(self, policy: Policy) -> None:
-        """Take over a policy.
-
-        Raises:
-            ValueError: it belongs to another clipper or tuner, which is still there.
-        """
-        owner = _OWNERS.get(policy)
-        if owner is not None and owner() not in (None, self):
-            raise ValueError(
-                f"{policy!r} belongs to another clipper already, and would learn from the norms of both: give each its "
-                f"own, such as policy.clone()"
-            )
-        _OWNERS[policy] = weakref.ref(self)
-
-    def settle(self) -> None:  # noqa: B027 - only a clipper has steps that are not recorded yet
-        """Record what was not recorded yet."""
-
-    def layer_norms(self) -> dict[str, float]:
-        """Norm of each parameter's gradient in the latest step, by name; none where only the total norm is known."""
-        return {}
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Name -> parameter that is clipped; none where only the total norm is known."""
-        return {}
-
-    @property
-    def is_settled(self) -> bool:
-        """True if every step was learned from and recorded, so that reading it does not wait."""
-        return True
-
-    @property
-    def last(self) -> ClipRecord | None:
-        """Record of the latest step; None before the first.
-
-        With several groups its threshold is the bound that theirs set on the norm of all gradients together, its
-        coefficient the share of that norm that was left. Its phase is "warmup" as long as any group's is.
-        """
-        self.settle()
-        return self._history.last
-
-    @property
-    def sinks(self) -> tuple[Sink, ...]:
-        """The objects that get every record. You may replace them in the middle of training."""
-        return self._history.sinks
-
-    @sinks.setter
-    def sinks(self, sinks: Iterable[Sink]) -> None:
-        self.settle()
-        self._history.sinks = checked_sinks(sinks)
-        self._history.watch(self)
-
-    @property
-    def clip_rate(self) -> float:
-        """Share of the active steps in which anything was clipped, in [0, 1]; NaN before the first.
-
-        Steps in the warm-up (of any group) do not count, nor do those whose norm is zero or not finite.
-        """
-        self.settle()
-        return self._history.clip_rate
-
-    @property
-    def mean_coefficient(self) -> float:
-        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
-
-        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
-        """
-        self.settle()
-        return self._history.mean_coefficient
-
-    @property
-    def skipped_steps(self) -> int:
-        """Number of skipped steps, which had no effect."""
-        self.settle()
-        return self._history.skipped_steps
-
-    def close(self) -> None:
-        """Close the sinks."""
-        try:
-            self.settle()
-        finally:
-            for sink in self.sinks:
-                sink.close()

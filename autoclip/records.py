@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf, isfinite, nan
 from typing import Any
 
+from autoclip.controller import SkippedBy
 from autoclip.policies.policy import Phase
 
 ROLLING_STEPS = 200
@@ -24,11 +25,13 @@ class ClipRecord:
         coefficient: norm after clipping over norm before, in [0, 1]: 1 left the gradients untouched, 0 skipped the
             step. With one group it is the factor on them; with several, both norms are those of all gradients together.
             The modes "value" and "agc" do not measure the norm after: there it is that of the largest element or ratio.
-            NaN if `on_nonfinite="propagate"` passed on a NaN, as torch does.
+            NaN if `on_nonfinite="propagate"` passed on a NaN, as torch does; 0 if "zero" made the gradients zeros.
         clipped: the norm was above its threshold; with several groups, that of at least one.
         skipped: the step was skipped: it had no effect on the parameters.
         finite: the norm was finite.
         loss: of the step, the mean over its micro-batches and over the ranks; None if none was given.
+        skipped_by: what stood out in a skipped step: "norm", "loss", or "loss and norm"; None if it was skipped for a
+            norm that is not finite, or by an engine of its own accord.
     """
 
     step: int
@@ -40,6 +43,7 @@ class ClipRecord:
     skipped: bool
     finite: bool
     loss: float | None = None
+    skipped_by: SkippedBy | None = None
 
     def as_json(self, lr: float | None = None) -> dict[str, Any]:
         """The line of `metrics.jsonl`, see `to_json`. Here `finite` means that norm and loss are finite.
@@ -55,6 +59,7 @@ class ClipRecord:
             "coefficient": self.coefficient,
             "clipped": self.clipped,
             "skipped": self.skipped,
+            "skipped_by": self.skipped_by,
             "finite": self.finite and (self.loss is None or isfinite(self.loss)),
             "phase": self.phase,
             "lr": lr,

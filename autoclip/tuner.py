@@ -1,15 +1,16 @@
 """The threshold for an engine that clips by itself: ask before the step, tell the norm after it. Without torch."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from math import isfinite, nan
+from collections.abc import Iterable
+from math import inf, isfinite, nan
 from typing import Any, ClassVar, SupportsFloat
 
-from autoclip.controller import Controller, RelearnAfter
-from autoclip.history import STATE, History, Recorded
+from autoclip.controller import Controller, RelearnAfter, SkippedBy, skip_rule
+from autoclip.history import History
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
+from autoclip.recorded import Recorded
 from autoclip.records import ClipRecord, Sink
 
 
@@ -23,6 +24,7 @@ class OneThreshold(Recorded):
         max_nonfinite_in_a_row: as of `Tuner`.
         relearn_after: as of `Tuner`.
         give_loss: how to give the loss, for the warning that none was given.
+        skip: as of `Tuner`.
 
     Raises:
         TypeError: `policy` is no policy, or `sinks` holds something that is no sink.
@@ -37,6 +39,7 @@ class OneThreshold(Recorded):
         max_nonfinite_in_a_row: int | None,
         relearn_after: RelearnAfter,
         give_loss: str,
+        skip: Policy | None = None,
     ) -> None:
         self.policy = checked_policy(policy)
         self.policy.clone()  # raises now what would keep it from being resumed later
@@ -48,6 +51,7 @@ class OneThreshold(Recorded):
         self._controller = Controller(
             self.policy, choice("response", response or self.policy.response, Response), relearn_after
         )
+        self._rule = skip_rule(skip)
         self._own(self.policy)
         self._history = History(sinks, max_nonfinite_in_a_row, self.policy, give_loss)
 
@@ -58,21 +62,22 @@ class OneThreshold(Recorded):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values; that of a `Clipper` of scope "global" fits too."""
-        return {**self._history.state_dict(), "groups": {ALL: self._controller.state_dict()}}
+        return self._state({ALL: self._controller.state_dict()})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` made with the same policy.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` made with the same policy and skip rule.
 
         Raises:
-            ValueError: keys are missing, or the state is that of another policy or of groups; nothing is changed.
+            TypeError: the state is no dict.
+            ValueError: keys are missing or unknown, or the state is that of another policy or of groups; nothing is
+                changed.
         """
-        if missing := [name for name in (*STATE, "groups") if name not in state]:
-            raise ValueError(f"the state of a clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-        if list(state["groups"]) != [ALL]:
-            raise ValueError(f"the state must be of one group called all, it is of {', '.join(state['groups'])}")
-        History(()).load_state_dict(dict(state))  # raises before anything is changed
-        self._controller.load_state_dict(state["groups"][ALL])
-        self._history.load_state_dict(dict(state))
+        self._load(state, self._load_one)
+
+    def _load_one(self, groups: dict[str, Any]) -> None:
+        if list(groups) != [ALL]:
+            raise ValueError(f"the state must be of one group called all, it is of {', '.join(groups)}")
+        self._controller.load_state_dict(groups[ALL])
 
     @abstractmethod
     def __repr__(self) -> str: ...
@@ -94,9 +99,12 @@ class Tuner(OneThreshold):
     Call `observe` once for each optimizer step, so not for each micro-batch. Where several processes train together,
     each needs the same norm and the same loss, or their thresholds differ: average the loss over the ranks first.
 
-    An engine scales the gradients down to the threshold. So a step cannot be skipped from here, responses other than
-    "scale" have no effect, and the very first step has a threshold of inf unless the policy has a constant. What the
-    engine does with a norm that is not finite is its own matter; nothing is learned from one.
+    An engine scales the gradients down to the threshold. So responses other than "scale" have no effect, and the very
+    first step has a threshold of inf unless the policy has a constant. What the engine does with a norm that is not
+    finite is its own matter; nothing is learned from one.
+
+    A step cannot be skipped from here. With `skip` the engine can ask: `tuner.skips(norm, loss)` before its step, or by
+    its own rule with `tuner.skip_threshold` as the largest norm; it then says so by `observe(..., skipped=True)`.
 
     Args:
         policy: what sets the threshold; None is `ProbingQuantile()`.
@@ -105,6 +113,7 @@ class Tuner(OneThreshold):
             does. A warning tells of 10, 100 and 1000 in a row.
         relearn_after: after this many steps clipped in a row the policy starts again from their norms; "auto": ten
             windows of the policy; None: never.
+        skip: a rule for steps to leave out, as of `Clipper`.
 
     Raises:
         TypeError: `policy` is no policy, or `sinks` holds something that is no sink.
@@ -126,9 +135,19 @@ class Tuner(OneThreshold):
         sinks: Iterable[Sink] = (),
         max_nonfinite_in_a_row: int | None = None,
         relearn_after: RelearnAfter = "auto",
+        skip: Policy | None = None,
     ) -> None:
-        super().__init__(policy, "scale", sinks, max_nonfinite_in_a_row, relearn_after, self.give_loss)
+        super().__init__(policy, "scale", sinks, max_nonfinite_in_a_row, relearn_after, self.give_loss, skip)
         self._history.watch(self)
+
+    @property
+    def skip_threshold(self) -> float:
+        """Norm above which the skip rule leaves the next step out; inf: none is left out for its norm."""
+        return inf if self._rule is None else self._rule.skips_above
+
+    def skips(self, norm: float, loss: float | None = None) -> SkippedBy | None:
+        """What stands out, if the skip rule leaves a step of this norm and loss out; nothing is learned."""
+        return None if self._rule is None else self._rule.judge(norm, loss=loss).skipped_by
 
     def observe(
         self, norm: SupportsFloat | None, loss: SupportsFloat | None = None, *, skipped: bool = False
@@ -158,6 +177,7 @@ class Tuner(OneThreshold):
         value = nan if norm is None else float(norm)
         given = None if loss is None else float(loss)
         decision = self._controller.decide(value, given, ahead=True)
+        skipped_by = None if self._rule is None else self._history.ask(self._rule, value, given, ahead=True)
         shrunk = decision.clipped_norm / value if decision.clipped else 1.0
         coefficient = 0.0 if skipped else shrunk if isfinite(value) else nan
         self._history.add(
@@ -169,6 +189,7 @@ class Tuner(OneThreshold):
             decision.clipped,
             skipped=skipped,
             loss=given,
+            skipped_by=skipped_by if skipped else None,
         )
         assert self.last is not None
         return self.last

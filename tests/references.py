@@ -5,7 +5,7 @@ of its own: step `warmup_steps` for rules that collect first.
 """
 
 from collections.abc import Iterable, Sequence
-from math import exp, fsum, inf, isfinite, log
+from math import exp, fsum, inf, isfinite, log, nan
 
 import numpy as np
 from scipy.special import betaincinv
@@ -304,6 +304,30 @@ def skip_step_thresholds(
         before = history[max(0, step - window) : step]
         thresholds.append(float(before.mean() + sigmas * before.std(ddof=1)))
     return thresholds
+
+
+def skip_step_left_out(
+    losses: Sequence[float], norms: Sequence[float], sigmas: float = 6, window: int = 128
+) -> list[bool]:
+    """OLMo-core's `SkipStepOptimizer.get_step_factor`: whether the factor of each step is 0.
+
+    It keeps the last `window` + 1 losses and norms, those of the step included. Once it has half a window of losses it
+    takes a step only if neither is more than `sigmas` deviations (`torch.std_mean`) above the mean of the others.
+    """
+    left_out, kept_losses, kept_norms = [], [], []
+    for loss, norm in zip(losses, norms, strict=True):
+        kept_losses = [*kept_losses, loss][-window - 1 :]
+        kept_norms = [*kept_norms, norm][-window - 1 :]
+        if len(kept_losses) < max(2, window // 2):
+            left_out.append(False)
+            continue
+        takes = True
+        for values in (kept_losses, kept_norms):
+            before = np.array(values[:-1])
+            deviation = before.std(ddof=1) if len(before) > 1 else nan
+            takes = takes and bool(values[-1] - before.mean() <= sigmas * deviation)
+        left_out.append(not takes)
+    return left_out
 
 
 def adagc(

@@ -13,7 +13,11 @@ task: {target: "tests.tiny_task:TinyTask"}
 optimizer: {kind: sgd, lr: 0.5, momentum: 0.9}
 steps: 12
 seeds: [7]
-clip: {mode: value, on_nonfinite: propagate, policy: {kind: running_quantile, percentile: 20, warmup_steps: 5}}
+clip:
+  mode: value
+  on_nonfinite: zero
+  skip: {kind: skip_step, on: loss}
+  policy: {kind: running_quantile, percentile: 20, warmup_steps: 5}
 log: {layers_every: 2}
 sweep:
   thresholds: [0.1]

@@ -18,6 +18,7 @@ clip:
   on_nonfinite: propagate
   max_nonfinite_in_a_row: 30
   policy: {kind: fixed, threshold: 0.5}
+  skip: {kind: skip_step, on: loss or norm, sigmas: 5}
 """
 
 
@@ -45,6 +46,7 @@ def test_a_clipper_is_built_from_a_file_with_only_a_clip_section():
         *("global", "value", "scale", "propagate"),
     )
     assert from_config(write(ALL))["max_nonfinite_in_a_row"] == 30
+    assert repr(from_config(write(ALL))["skip"]) == "SkipStep(sigmas=5.0, on='loss or norm')"
 
 
 def test_what_is_left_out_has_its_default():
@@ -55,6 +57,7 @@ def test_what_is_left_out_has_its_default():
         "groups": None,
         "mode": "norm",
         "response": None,
+        "skip": None,
         "on_nonfinite": "skip",
         "max_nonfinite_in_a_row": None,
         "relearn_after": "auto",
@@ -63,7 +66,25 @@ def test_what_is_left_out_has_its_default():
 
 def test_every_call_makes_a_new_policy():
     path = write(ALL)
-    assert from_config(path)["policy"] is not from_config(path)["policy"]
+    for key in ("policy", "skip"):
+        assert from_config(path)[key] is not from_config(path)[key]
+
+
+@pytest.mark.parametrize(
+    ("skip", "expected"),
+    [
+        (
+            "{kind: skip_step, on: los}",
+            "x.yaml:1:36: clip.skip.on: must be 'norm', 'loss' or 'loss or norm', got",
+        ),
+        ("{kind: skip_stp}", "x.yaml:1:21: clip.skip.kind: must be one of none, fixed"),
+        ("{kind: nowhere:Rule}", "x.yaml:1:21: clip.skip: nowhere:Rule: there is no module 'nowhere'"),
+        ("{kind: adagc}", "x.yaml:1:7: clip: must have a skip rule for all gradients together, such as skip_step"),
+        ("3", "x.yaml:1:14: clip.skip: must be a mapping of keys to values, got 3"),
+    ],
+)
+def test_a_fault_in_a_skip_rule_has_its_place(skip, expected):
+    assert message(f"clip: {{skip: {skip}}}").startswith(expected)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -91,8 +112,7 @@ def test_other_keys_are_not_read():
         (
             "clip: {polcy: {}}",
             "x.yaml:1:8: clip.polcy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
-            "relearn_after, on_nonfinite, "
-            "max_nonfinite_in_a_row, policy",
+            "skip, relearn_after, on_nonfinite, max_nonfinite_in_a_row, policy",
         ),
         (
             "clip: {policy: {kind: fixed, threshold: 0}, mode: 1}",

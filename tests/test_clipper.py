@@ -322,7 +322,11 @@ def test_the_options_that_others_hand_on_are_all_there_are():
         ({"mode": "values"}, ValueError, "mode must be one of norm, value, agc, got 'values'"),
         ({"scope": "layer"}, ValueError, "scope must be one of global.*, got 'layer'"),
         ({"response": "explode"}, ValueError, "response must be one of scale.*, got 'explode'"),
-        ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite must be one of skip, propagate, raise, got 'ignore'"),
+        (
+            {"on_nonfinite": "ignore"},
+            ValueError,
+            "must be one of skip, zero, propagate, raise, got 'ignore'",
+        ),
         ({"norm_type": 0}, ValueError, "norm_type must be > 0 or inf, got 0"),
         ({"source": []}, ValueError, "the source holds no parameters"),
         ({"source": 3}, TypeError, "expected a module, parameters"),

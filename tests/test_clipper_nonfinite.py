@@ -49,6 +49,82 @@ def test_a_skipped_step_leaves_parameters_and_optimizer_state_as_they_are(optimi
     assert not equal(weights_of(net), before)
 
 
+OPTIMIZERS = sorted(
+    name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+)
+
+
+def states(value):
+    """Every tensor and number in a state, however nested."""
+    if isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from states(one)
+    elif isinstance(value, torch.Tensor | float):
+        yield torch.as_tensor(value.coalesce().values() if getattr(value, "is_sparse", False) else value)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm", "ignore:LBFGS measures")
+@pytest.mark.parametrize("host_wait", [True, False])
+@pytest.mark.parametrize("bad", [nan, inf])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Optimizer"])
+def test_zero_poisons_no_optimizer_of_torch(name, bad, host_wait):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 3))
+    optimizer = getattr(torch.optim, name)([weight], lr=0.01)
+    clipper = attach(optimizer, Fixed(1.0), on_nonfinite="zero", host_wait=host_wait)
+
+    def closure(step):
+        gradient = torch.full((4, 3), 0.5)
+        gradient[1, 2] = bad if step in (4, 6) else -0.5
+        weight.grad = gradient.to_sparse(1) if name == "SparseAdam" else gradient
+        return torch.tensor(1.0)
+
+    for step in range(8):
+        if name == "LBFGS":
+            optimizer.step(lambda step=step: closure(step))
+            continue
+        closure(step)
+        optimizer.step()
+        if step in (4, 6):
+            assert not weight.grad.to_dense().any()
+    assert weight.isfinite().all()
+    assert all(one.isfinite().all() for one in states(optimizer.state_dict()["state"]))
+    assert (clipper.skipped_steps, clipper.policy.nonfinite_norms) == (0, 2)
+
+
+@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+def test_zero_lets_momentum_decay_by_one_step(scope, mode):
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.5)
+    clipper = Clipper(net, RunningQuantile(warmup_steps=2), scope=scope, mode=mode, on_nonfinite="zero")
+    train(net, optimizer, clipper, range(4))
+    before = weights_of(net)
+    momentum = [optimizer.state[one]["momentum_buffer"].clone() for one in net.parameters()]
+    net.zero_grad()
+    F.mse_loss(net(batch(4)[0]), batch(4)[1]).backward()
+    net[2].weight.grad[0, 3] = nan
+    with pytest.warns(UserWarning, match=r"at step 4, in 2\.weight: the gradients become zeros"):
+        clipper.step()
+    optimizer.step()
+    for was, now, moved in zip(before, weights_of(net), momentum, strict=True):
+        torch.testing.assert_close(now, was - 0.1 * 0.5 * moved)
+    assert (clipper.last.skipped, clipper.last.skipped_by, clipper.last.coefficient) == (False, None, 0.0)
+    assert not any(one.grad.any() for one in net.parameters())
+
+
+def test_zero_holds_for_a_clip_function_and_for_gradients_computed_again():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0), on_nonfinite="zero")
+    weight.grad = torch.tensor([nan])
+    with pytest.warns(UserWarning, match="become zeros"):
+        clipper.step(clip_fn=lambda most: torch.nn.utils.clip_grad_norm_([weight], most))
+    assert weight.grad.tolist() == [0.0]
+    weight.grad = torch.tensor([inf])
+    clipper.reclip()
+    assert weight.grad.tolist() == [0.0]
+
+
 @pytest.mark.parametrize("bad", [nan, inf])
 def test_propagate_does_as_torch_and_learns_nothing(bad):
     ours, theirs = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))

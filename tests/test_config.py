@@ -200,7 +200,7 @@ def test_a_configuration_does_not_change(load):
         (
             "clip: {polciy: 1}",
             "1:8: clip.polciy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
-            "relearn_after, on_nonfinite, max_nonfinite_in_a_row, policy",
+            "skip, relearn_after, on_nonfinite, max_nonfinite_in_a_row, policy",
         ),
         (
             "log: {sinks: [csv]}",

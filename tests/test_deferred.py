@@ -74,7 +74,7 @@ def attached(kind="adamw", policy=None, *, host_wait=False, **options):
     return net, optimizer, autoclip.attach(optimizer, policy, host_wait=host_wait, **options)
 
 
-def both(policy, scope="global", kind="adamw", bad=BAD, **options):
+def both(policy, scope="global", kind="adamw", bad=BAD, rule=lambda: None, **options):
     """Weights, optimizer, clipper and records of a run that waits, and of one that does not."""
     runs = []
     for wait in (True, False):
@@ -82,7 +82,15 @@ def both(policy, scope="global", kind="adamw", bad=BAD, **options):
         groups = {"groups": {"weights": "weight", "biases": "bias"}} if scope == "group" else {}
         optimizer = OPTIMIZERS[kind](net.named_parameters() if groups else net.parameters())
         clipper = autoclip.attach(
-            optimizer, policy(), scope=scope, response="scale", sinks=[records], host_wait=wait, **groups, **options
+            optimizer,
+            policy(),
+            scope=scope,
+            response="scale",
+            skip=rule(),
+            sinks=[records],
+            host_wait=wait,
+            **groups,
+            **options,
         )
         train(net, optimizer, clipper, bad=bad)
         clipper.settle()
@@ -106,6 +114,18 @@ def test_a_run_that_does_not_wait_is_the_same(kind, scope):
 def test_other_optimizers_and_norms(kind, order):
     waiting, late = both(quantile, kind=kind, norm_type=order)
     assert equal(late, waiting)
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("on_nonfinite", ["skip", "zero"])
+@pytest.mark.parametrize("scope", ["global", "parameter"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_rule_that_looks_at_norms_decides_on_the_device(kind, scope, on_nonfinite):
+    options = {"rule": lambda: SkipStep(2, 10, warmup_steps=5), "on_nonfinite": on_nonfinite}
+    waiting, late = both(quantile, scope, kind, **options)
+    assert equal(late, waiting)
+    assert sum(one["skipped_by"] == "norm" for one in late[3]) >= 2
+    assert late[2]["skipped_steps"] == sum(one["skipped"] for one in late[3])
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
@@ -161,12 +181,14 @@ def test_sinks_are_closed_where_the_latest_step_is_the_last_of_too_many_in_a_row
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("options", [{}, {"skip": SkipStep(2, 10, warmup_steps=5), "on_nonfinite": "zero"}], ids=str)
 @pytest.mark.parametrize("scope", ["global", "group", "parameter"])
-def test_no_tensor_is_read_in_a_step_that_does_not_wait(scope):
+def test_no_tensor_is_read_in_a_step_that_does_not_wait(scope, options):
     net = network()
+    options = {**options, "skip": options["skip"].clone()} if options else {}
     optimizer = OPTIMIZERS["adamw"](net.named_parameters())
     groups = {"weights": "weight", "biases": "bias"} if scope == "group" else None
-    clipper = autoclip.attach(optimizer, quantile(), scope=scope, groups=groups, host_wait=False)
+    clipper = autoclip.attach(optimizer, quantile(), scope=scope, groups=groups, host_wait=False, **options)
     train(net, optimizer, clipper, steps=3, bad={})
     with HostReads() as reads:
         for step in range(3, STEPS):
@@ -180,10 +202,11 @@ def test_no_tensor_is_read_in_a_step_that_does_not_wait(scope):
     assert reads.count > 0  # the instrument does see reads
 
 
-def test_no_tensor_is_read_in_a_loop_of_ones_own():
+@pytest.mark.parametrize("on_nonfinite", ["propagate", "zero"])
+def test_no_tensor_is_read_in_a_loop_of_ones_own(on_nonfinite):
     net = network()
     optimizer = torch.optim.AdamW(net.parameters())
-    clipper = Clipper(net, on_nonfinite="propagate", host_wait=False)
+    clipper = Clipper(net, on_nonfinite=on_nonfinite, host_wait=False)
     for step in range(10):
         loss = backward(net, step)
         with HostReads() as reads:
@@ -313,6 +336,8 @@ def test_found_inf_is_left_behind_on_no_optimizer():
         (RunningQuantile, {"mode": "agc"}, "mode='agc'"),
         (RunningQuantile, {"response": "reciprocal"}, "response='reciprocal'"),
         (SkipStep, {}, "response='skip'"),
+        (RunningQuantile, {"skip": AutoClip()}, "AutoClip counts the norm"),
+        (RunningQuantile, {"skip": SkipStep(on="loss or norm")}, "skip=SkipStep.* looks at the loss"),
         (RunningQuantile, {"on_nonfinite": "raise"}, "on_nonfinite='raise'"),
         (RunningQuantile, {"host_wait": "never"}, "True, False or 'auto'"),
         (RunningQuantile, {"host_wait": 0}, "host_wait must be True, False or 'auto', got 0"),
@@ -331,8 +356,9 @@ def test_a_step_cannot_be_left_out_of_an_optimizer_that_is_not_fused():
     assert not optimizer._optimizer_step_pre_hooks
     weight = one_weight()
     weight.grad = torch.ones(1)
-    with pytest.raises(ValueError, match="propagate"):
-        Clipper([weight], host_wait=False).step()
+    for options in ({}, {"skip": Fixed(1.0), "on_nonfinite": "propagate"}):
+        with pytest.raises(ValueError, match="on_nonfinite='zero' without a rule"):
+            Clipper([weight], host_wait=False, **options).step()
 
 
 def test_parameters_on_the_host_wait_of_themselves():
@@ -344,12 +370,14 @@ def test_parameters_on_the_host_wait_of_themselves():
 class Captured:
     """A training step of fixed tensors, recorded as a CUDA graph would, and a clipper that takes part in it."""
 
-    def __init__(self, monkeypatch, scope="global"):
+    def __init__(self, monkeypatch, scope="global", policy=None, **options):
         self.net = network()
         self.x, self.y = (one.clone() for one in batch(0))
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=torch.tensor(0.01), fused=True)
         self.records = Records()
-        self.clipper = autoclip.attach(self.optimizer, quantile(), scope=scope, sinks=[self.records], host_wait=False)
+        self.clipper = autoclip.attach(
+            self.optimizer, policy or quantile(), scope=scope, sinks=[self.records], host_wait=False, **options
+        )
         self.monkeypatch = monkeypatch
 
     def step(self):
@@ -381,9 +409,12 @@ class Captured:
         return graph
 
 
+@pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("scope", ["global", "parameter"])
-def test_a_replayed_graph_learns_and_clips_as_steps_do(monkeypatch, scope):
-    eager, captured = Captured(monkeypatch, scope), Captured(monkeypatch, scope)
+def test_a_replayed_graph_learns_and_clips_as_steps_do(monkeypatch, scope, skips):
+    eager, captured = (
+        Captured(monkeypatch, scope, skip=SkipStep(2, 10, warmup_steps=4) if skips else None) for _ in range(2)
+    )
     eager.run(range(20))
     captured.run(range(4))
     captured.run(range(4, 20), captured.capture())
@@ -391,6 +422,7 @@ def test_a_replayed_graph_learns_and_clips_as_steps_do(monkeypatch, scope):
     assert captured.clipper.threshold == eager.clipper.threshold
     assert [one.as_json() for one in captured.records] == [one.as_json() for one in eager.records]
     assert any(one.clipped for one in captured.records[5:])
+    assert any(one.skipped_by == "norm" for one in captured.records[5:]) == skips
     assert equal(weights_of(captured.net), weights_of(eager.net))
 
 
@@ -439,9 +471,10 @@ def test_a_step_that_raised_leaves_nothing_on_the_optimizer():
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm", "ignore:step.. was called again")
-def test_the_gradients_of_a_step_that_was_left_out_do_no_harm_in_another():
-    net, optimizer, clipper = attached("adamw", quantile(), host_wait=False)
-    train(net, optimizer, clipper, steps=8, bad={7: nan})
+@pytest.mark.parametrize("bad", [{7: nan}, {7: 1e6}])
+def test_the_gradients_of_a_step_that_was_left_out_do_no_harm_in_another(bad):
+    net, optimizer, clipper = attached("adamw", quantile(), skip=Fixed(1e5), host_wait=False)
+    train(net, optimizer, clipper, steps=8, bad=bad)
     before = weights_of(net)
     optimizer.step()  # again, without zero_grad() and backward()
     assert equal(weights_of(net), before)

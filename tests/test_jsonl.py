@@ -14,7 +14,19 @@ import autoclip
 from autoclip.records import ClipRecord
 from autoclip.sinks import JSONLSink
 
-KEYS = ["step", "loss", "total_norm", "threshold", "coefficient", "clipped", "skipped", "finite", "phase", "lr"]
+KEYS = [
+    "step",
+    "loss",
+    "total_norm",
+    "threshold",
+    "coefficient",
+    "clipped",
+    "skipped",
+    "skipped_by",
+    "finite",
+    "phase",
+    "lr",
+]
 
 
 def record(step: int, loss: float | None = 0.5) -> ClipRecord:

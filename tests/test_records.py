@@ -14,7 +14,7 @@ def test_as_json_is_the_line_of_the_metrics_in_its_order():
     record = ClipRecord(7, "active", 5.0, 1.0, 0.2, clipped=True, skipped=False, finite=True, loss=0.75)
     assert json.dumps(record.as_json(lr=0.1)) == (
         '{"step": 7, "loss": 0.75, "total_norm": 5.0, "threshold": 1.0, "coefficient": 0.2, "clipped": true, '
-        '"skipped": false, "finite": true, "phase": "active", "lr": 0.1}'
+        '"skipped": false, "skipped_by": null, "finite": true, "phase": "active", "lr": 0.1}'
     )
 
 
@@ -31,6 +31,7 @@ def test_json_has_null_for_what_it_lacks_with_the_field_that_says_which():
         "coefficient_is": "nan",
         "clipped": False,
         "skipped": True,
+        "skipped_by": None,
         "finite": False,
         "phase": "warmup",
         "lr": None,

@@ -1,3 +1,4 @@
+import json
 from math import inf, nextafter, sqrt
 
 import pytest
@@ -66,3 +67,31 @@ def test_norms_that_explode_within_the_warmup_count_as_the_largest_of_the_others
 def test_one_norm_is_enough_to_go_on():
     policy = SkipStep(window=1, warmup_steps=0)
     assert follow(policy, [3.0, 3.0, 5.0, 5.0]) == pytest.approx([inf, 3.18, 3.18, 5.3], rel=1e-12)
+
+
+@pytest.mark.parametrize("on", ["loss", "loss or norm"])
+def test_the_loss_has_a_threshold_of_the_same_formula_from_earlier_losses(on):
+    norms = norm_streams(300)["lognormal"]
+    policy = SkipStep(2.0, 10, on=on, warmup_steps=5, **PUBLISHED)
+    found = []
+    for norm, loss in zip(norms, norms[::-1], strict=True):
+        found.append(policy.loss_threshold())
+        policy.observe(norm, loss)
+    assert found[:5] == [inf] * 5
+    assert found[5:] == pytest.approx(skip_step_thresholds(norms[::-1], 2.0, 10, 5), rel=1e-9, abs=0)
+    assert (policy.threshold() == inf) == (on == "loss")
+    assert SkipStep().loss_threshold() is None
+
+
+def test_losses_of_any_sign_and_size_give_a_threshold():
+    policy = SkipStep(on="loss or norm", warmup_steps=3)
+    for step in range(200):
+        policy.observe(1.0, (-1.7e308, 1.7e308, 0.0, -1.0)[step % 4])
+        assert policy.loss_threshold() == policy.loss_threshold()  # no NaN
+    resumed = policy.clone()
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    assert resumed.loss_threshold() == policy.loss_threshold()
+    negative = SkipStep(2, 10, on="loss", warmup_steps=3)
+    for _ in range(5):
+        negative.observe(1.0, -2.0)
+    assert negative.loss_threshold() == pytest.approx(-2.0 + 2 * 0.01 * 2.0)

@@ -63,11 +63,12 @@ def backward(net, scale=1.0):
 @pytest.mark.filterwarnings("ignore:non-finite")
 @pytest.mark.parametrize("before", [0, 3])
 @pytest.mark.parametrize("scale", [float("nan"), 1e9])
+@pytest.mark.parametrize("by_rule", [False, True])
 @pytest.mark.parametrize("cls", [ZeroFilling, Refusing])
-def test_a_skipped_step_has_no_effect(cls, scale, before):
+def test_a_skipped_step_has_no_effect(cls, by_rule, scale, before):
     net = network()
     optimizer = cls(net.parameters())
-    clipper = attach(optimizer, Fixed(1e3), response="skip")
+    clipper = attach(optimizer, skip=Fixed(1e3)) if by_rule else attach(optimizer, Fixed(1e3), response="skip")
     for _ in range(before):
         backward(net)
         optimizer.step()

@@ -6,7 +6,7 @@ from math import exp, inf, isnan, log
 
 import numpy as np
 import pytest
-from autoclip.sweep.scoring import Run
+from autoclip.sweeps.scoring import Run
 from scipy import stats
 
 from autoclip.policies import Fixed, NoClip, RunningQuantile

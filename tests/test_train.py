@@ -87,7 +87,8 @@ def test_a_run_writes_one_line_a_step_in_the_format_of_the_run_directory(
     assert said == []
     assert [line["step"] for line in metrics] == list(range(40))
     assert list(metrics[0]) == [
-        *("step", "loss", "total_norm", "threshold", "coefficient", "clipped", "skipped", "finite", "phase", "lr")
+        *("step", "loss", "total_norm", "threshold", "coefficient"),
+        *("clipped", "skipped", "skipped_by", "finite", "phase", "lr"),
     ]
     assert [line["phase"] for line in metrics] == ["warmup"] * 10 + ["active"] * 30
     assert metrics[0]["threshold"] is None

@@ -9,7 +9,8 @@ measured.py        norms group by group, and the decisions carried out on the te
 checks.py          a second call in the same step; mistakes of the first three steps
 losses.py          the loss of a step: micro-batches and ranks
 clip_function.py   somebody else's clip function
-deferred.py        steps without a host wait, and CUDA graphs; found_inf.py leaves out a step on the device
+deferred.py        steps without a host wait, and CUDA graphs; thresholds.py holds their thresholds on the device, and
+                   found_inf.py leaves out a step there
 attach.py          the clipper as a hook of an optimizer
 options.py         types of the choices; uncompiled.py keeps autograd and the compiler out
 """

@@ -15,13 +15,14 @@ from autoclip.clipper.losses import ProcessGroup
 from autoclip.clipper.options import Mode, OnNonfinite
 from autoclip.clipper.step import Step
 from autoclip.clipper.uncompiled import uncompiled
-from autoclip.controller import RelearnAfter
+from autoclip.controller import RelearnAfter, skip_rule
 from autoclip.gradients import Source, checked_norm_type
-from autoclip.history import STATE, History, Recorded
+from autoclip.history import History
 from autoclip.pictures import need_matplotlib
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
+from autoclip.recorded import Recorded
 from autoclip.records import Sink
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ class Clipper(Recorded):
         norm_type: p > 0 or inf, order of the norm in mode "norm"; unused in the others.
         response: what happens to a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
             own formula. "skip": the gradients are removed, and the step has no effect. None is the policy's own.
+        skip: a second policy, which clips nothing: a step whose norm is above its threshold has no effect, as by
+            response "skip". It judges the norm of all gradients, whatever the scope; `SkipStep` the loss too.
         on_nonfinite: for a step whose norm is NaN or Inf. "skip" removes its gradients (each `grad` becomes None), so
             that the optimizer leaves parameters and momentum as they are (without a host wait they stay, and a fused
-            optimizer leaves out the step). "propagate" does as torch. "raise" raises. No policy learns from such a
-            step.
+            optimizer leaves out the step). "zero" makes them zeros: any optimizer takes its step, momentum decays.
+            "propagate" does as torch. "raise" raises. No policy learns from such a step.
         max_nonfinite_in_a_row: this many steps in a row with a non-finite norm raise a RuntimeError, once the last is
             recorded (without a host wait at the next step, or when the clipper is read). None: never. A warning comes
             at the first, and after 10, 100 and 1000 in a row.
@@ -95,6 +98,7 @@ class Clipper(Recorded):
         mode: Mode = "norm",
         norm_type: float = 2.0,
         response: Response | None = None,
+        skip: Policy | None = None,
         on_nonfinite: OnNonfinite = "skip",
         max_nonfinite_in_a_row: int | None = None,
         sinks: Iterable[Sink] = (),
@@ -114,14 +118,16 @@ class Clipper(Recorded):
         self.process_group = process_group
         self._groups = Groups(source, policy, self.scope, self.response, groups, relearn_after)
         self._history = History(sinks, max_nonfinite_in_a_row, policy)
-        obstacle = why_wait(policy, self.mode, self.response, self.on_nonfinite)
+        self._rule = skip_rule(skip)
+        obstacle = why_wait(policy, self.mode, self.response, self.on_nonfinite, self._rule)
         self._step = Step(
             self._groups,
-            Deferred(host_wait, obstacle, skips=self.on_nonfinite == "skip"),
+            Deferred(host_wait, obstacle, self.on_nonfinite, self._rule),
             self._history,
             mode=self.mode,
             norm_type=self.norm_type,
             on_nonfinite=self.on_nonfinite,
+            rule=self._rule,
             ranks=process_group,
         )
         self._own(policy)
@@ -164,13 +170,14 @@ class Clipper(Recorded):
                 to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
-            ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; response "skip" with one; or a
-                `loss_scale` that is not above 0.
+            ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; steps that are skipped with one; or
+                a `loss_scale` that is not above 0.
         """
-        if loss_scale is not None and self.response == "skip" and self._step.deferred.found_inf is None:
+        skips = self.response == "skip" or self._rule is not None
+        if loss_scale is not None and skips and self._step.deferred.found_inf is None:
             raise ValueError(
-                "response='skip' and a loss_scale do not go together, as a GradScaler needs gradients to look at: call "
-                "scaler.unscale_(optimizer) before step()"
+                "response='skip' or a skip rule, and a loss_scale do not go together, as a GradScaler needs gradients "
+                "to look at: call scaler.unscale_(optimizer) before step()"
             )
         return self._step.run(loss, clip_fn, loss_scale)
 
@@ -208,7 +215,7 @@ class Clipper(Recorded):
         """Clip gradients that were computed again within the same optimizer step, as in a line search.
 
         The thresholds are those of the step. Nothing is learned, counted or recorded. Non-finite gradients are left as
-        they are.
+        they are, or become zeros under `on_nonfinite="zero"`.
 
         Args:
             loss_scale: as in `step`.
@@ -329,31 +336,22 @@ class Clipper(Recorded):
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, group by group."""
         self.settle()
-        return {**self._history.state_dict(), "groups": self._groups.state_dict()}
+        return self._state(self._groups.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` of the same policy and the same groups.
+        """Continue exactly from a `state_dict()` of the same policy, groups and skip rule.
 
         Raises:
             TypeError: the state is no dict.
             ValueError: keys are missing or unknown, or the state is of another policy or other groups. Nothing is
                 changed.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"the state of a Clipper is the dict that state_dict() returned, got {state!r:.100}")
-        keys = (*STATE, "groups")
-        if missing := [name for name in keys if name not in state]:
-            raise ValueError(f"the state of a Clipper needs {', '.join(missing)}; it has {', '.join(state)}")
-        if unknown := [str(name) for name in state if name not in keys]:
-            raise ValueError(f"the state of a Clipper has {', '.join(keys)}; this one also has {', '.join(unknown)}")
-        self.settle()
-        History(()).load_state_dict(state)  # raises before anything is changed
-        self._groups.load_state_dict(state["groups"])
-        self._history.load_state_dict(state)
+        self._load(state, self._groups.load_state_dict)
         self._step.forget()
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
+        scope += f", skip={self._rule.policy!r}" if self._rule is not None else ""
         policy, steps = self.policy, self._history.without_loss
         loss = f", no loss in {steps} steps" if steps else ""
         return f"Clipper({len(self._groups.parameters)} parameters, {policy!r}, mode={self.mode!r}{scope}{loss})"

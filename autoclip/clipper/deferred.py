@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
-from struct import pack, unpack
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -14,19 +13,22 @@ from autoclip.clipper.checks import CHECKED_STEPS
 from autoclip.clipper.found_inf import FoundInf
 from autoclip.clipper.groups import Groups
 from autoclip.clipper.losses import StepLoss
-from autoclip.gradients import fast_norms, multiply_, multiply_each_
+from autoclip.clipper.thresholds import Thresholds
+from autoclip.controller import Controller
+from autoclip.gradients import fast_norms, zero_
 from autoclip.gradients.host import PinnedCopy, on_device
 from autoclip.policies import Policy
 
-LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
-
-def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str) -> str | None:
+def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str, rule: Controller | None) -> str | None:
     """Why a clipper with these choices needs the norm of a step in that step; None: it does not."""
-    later = policy.clone()
-    later.observe(1.0)  # some count only their first norm
-    if later.inclusive:
-        return f"{type(policy).__name__} counts the norm of a step before it sets the threshold of that step"
+    for one in [policy] if rule is None else [policy, rule.policy]:
+        later = one.clone()
+        later.observe(1.0)  # some count only their first norm
+        if later.inclusive:
+            return f"{type(one).__name__} counts the norm of a step before it sets the threshold of that step"
+    if rule is not None and rule.judges_loss:
+        return f"skip={rule.policy!r} looks at the loss of the step"
     if mode != "norm":
         return f"mode={mode!r} is not done without a look at the norm"
     if response != "scale":
@@ -34,76 +36,6 @@ def why_wait(policy: Policy, mode: str, response: str, on_nonfinite: str) -> str
     if on_nonfinite == "raise":
         return "on_nonfinite='raise' has to see the norm before the optimizer's step"
     return None
-
-
-class Thresholds:
-    """The groups of a step on the device, and a buffer for their thresholds, which a CUDA graph can keep.
-
-    The host compares norms, which are float32, with thresholds in float64. The device compares with the threshold
-    rounded down to the next float32, so that both find the same.
-
-    Args:
-        members: group's name -> positions of its parameters among the gradients.
-        like: a tensor of the device.
-    """
-
-    def __init__(self, members: Mapping[str, Sequence[int]], like: Tensor) -> None:
-        self.members = members
-        self.device = like.device
-        self._buffer = torch.full((2 * len(members),), inf, dtype=torch.float64, device=like.device)
-        self._is_one = len(members) == 1
-        self._is_each = all(list(own) == [place] for place, own in enumerate(members.values()))
-        if not (self._is_one or self._is_each):
-            group_of = {place: group for group, own in enumerate(members.values()) for place in own}
-            self._group_of = on_device([group_of[place] for place in sorted(group_of)], like, torch.int64)
-            self._places = [on_device(list(own), like, torch.int64) for own in members.values()]
-
-    def write(self, thresholds: Sequence[float]) -> None:
-        """Set the threshold of each group; inf: none."""
-        numbers = [*thresholds, *map(rounded_down, thresholds)]
-        self._buffer.copy_(on_device(numbers, self._buffer), non_blocking=True)
-
-    def norms(self, each: Tensor, total: Tensor, order: float) -> Tensor:
-        """Norm of each group, shape (groups,), from those of the gradients and of all together."""
-        if self._is_one:
-            return total.reshape(1)
-        if self._is_each:
-            return each
-        return torch.stack([torch.linalg.vector_norm(each.index_select(0, own), order) for own in self._places])
-
-    def factors(self, norms: Tensor) -> Tensor:
-        """Factor of each group, shape (groups,): NaN for a NaN norm, 0 for an infinite one, 1 without a threshold.
-
-        `torch.where` would do, but copies a number from the host to the device, and waits.
-        """
-        thresholds, below = self._buffer.chunk(2)
-        compared = (thresholds if norms.dtype is torch.float64 else below).to(norms.dtype)
-        added = (1e-3 * thresholds).clamp(max=1e-6).to(norms.dtype)
-        thresholds = thresholds.to(norms.dtype)
-        kept = (norms <= compared).logical_or_(thresholds == inf)
-        # The reciprocal may be infinite.
-        factors: Tensor = ((norms + added).reciprocal() * thresholds).clamp(max=1.0)
-        return factors.masked_fill_(kept, 1.0)
-
-    def multiply_(self, gradients: Sequence[Tensor], factors: Tensor) -> None:
-        """Multiply every gradient by the factor of its group, in place."""
-        if self._is_one:
-            multiply_(gradients, factors[0])
-        else:
-            multiply_each_(gradients, factors if self._is_each else factors.index_select(0, self._group_of))
-
-
-def rounded_down(number: float) -> float:
-    """The largest float32 that is not above a number >= 0."""
-    if number in (0.0, inf):
-        return number
-    if number > LARGEST_FLOAT32:
-        return LARGEST_FLOAT32
-    rounded: float = unpack("f", pack("f", number))[0]
-    if rounded <= number:
-        return rounded
-    below: float = unpack("f", pack("I", unpack("I", pack("f", number))[0] - 1))[0]
-    return below
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +75,7 @@ def clip_on_device(
     any_limit: bool = True,
     scale: Tensor | float | None = None,
     overflow: Tensor | None = None,
+    zeroes: bool = False,
 ) -> DeviceStep:
     """Scale the gradients of each group down to its threshold, without a look at their norms from the host.
 
@@ -160,6 +93,7 @@ def clip_on_device(
         any_limit: False: all thresholds are inf.
         scale: that the gradients still carry; the norms are those without it.
         overflow: one element: not 0 if a scaler leaves the step out; None: there is no scaler.
+        zeroes: gradients that carry no scale and are not finite become zeros.
     """
     each, _ = fast_norms(gradients, order)
     total = torch.linalg.vector_norm(each, order)
@@ -174,6 +108,8 @@ def clip_on_device(
         factor = factors[0]
     else:
         factor = total.new_ones(())
+    if zeroes and scale is None:
+        zero_(list(gradients.values()), (total < inf).logical_not())
     found = total.new_zeros(()) if overflow is None else overflow.reshape(()).to(total.dtype)
     own = [norms] if len(thresholds.members) > 1 else []
     numbers = torch.cat([torch.stack([total, factor, found]), *own, each])
@@ -223,13 +159,16 @@ class Deferred:
         wait: True: every step waits. False: the first three wait. "auto": as False for parameters on a CUDA device, if
             no choice of the clipper needs the norm in its own step.
         obstacle: why a step has to wait, see `why_wait`; None: it does not.
-        skips: steps whose norm is not finite have no effect.
+        on_nonfinite: as of the clipper.
+        rule: says which steps are left out for their norm, if any.
 
     Raises:
         ValueError: `wait` is False and there is an obstacle.
     """
 
-    def __init__(self, wait: bool | Literal["auto"], obstacle: str | None, *, skips: bool) -> None:
+    def __init__(
+        self, wait: bool | Literal["auto"], obstacle: str | None, on_nonfinite: str, rule: Controller | None
+    ) -> None:
         if not isinstance(wait, bool) and wait != "auto":
             raise ValueError(f"host_wait must be True, False or 'auto', got {wait!r}")
         if wait is False and obstacle is not None:
@@ -238,14 +177,16 @@ class Deferred:
         self.pending: DeferredStep | None = None
         self.to_wait = CHECKED_STEPS  # steps that wait first
         self.wait = True if obstacle is not None else wait
-        self._skips = skips
+        self._on_nonfinite, self._rule = on_nonfinite, rule
+        self._skips = on_nonfinite == "skip" or rule is not None
+        self._limit: Tensor | None = None  # norm above which the rule leaves a step out
         self._thresholds: Thresholds | None = None
         self._unreplayed: DeviceStep | None = None
         self._captured: WeakKeyDictionary[Any, DeviceStep] | None = None  # by graph; it cannot be pickled
 
     def fresh(self) -> "Deferred":
         """The same choices, nothing under way."""
-        return Deferred(self.wait, None, skips=self._skips)
+        return Deferred(self.wait, None, self._on_nonfinite, self._rule)
 
     def is_next(self, groups: Groups, captured: bool) -> bool:
         """Return True if the next step does not wait; `captured`: it goes into a CUDA graph.
@@ -263,22 +204,23 @@ class Deferred:
         return is_next
 
     def check(self) -> None:
-        """Raise if no step may wait, but nothing could leave out a step that is not finite.
+        """Raise if no step may wait, but nothing could leave a step out.
 
         Raises:
             ValueError: that is so.
         """
         if self.wait is False and self._skips and (self.found_inf is None or not self.found_inf.is_fused):
             raise ValueError(
-                "host_wait=False: with on_nonfinite='skip' only autoclip.attach() on an optimizer of torch with "
-                "fused=True can leave out a step that the host has not seen; use that, or on_nonfinite='propagate'"
+                "host_wait=False: with on_nonfinite='skip' or a skip rule only autoclip.attach() on an optimizer of "
+                "torch with fused=True can leave out a step that the host has not seen; use that, or "
+                "on_nonfinite='zero' without a rule"
             )
 
     def not_capturable(self) -> RuntimeError:
         """The error for a step that has to wait, but is captured."""
         return RuntimeError(
             "a step that is captured in a CUDA graph cannot wait for its norm: take three steps before, attach to an "
-            "optimizer with fused=True (or choose on_nonfinite='propagate'), and see docs/gpu.md"
+            "optimizer with fused=True (or choose on_nonfinite='zero'), and see docs/gpu.md"
         )
 
     def is_captured(self, groups: Groups) -> bool:
@@ -340,12 +282,19 @@ class Deferred:
             if any_limit := min(values) < inf:
                 thresholds.write(values)
         overflow = self.found_inf.overflow if self.found_inf is not None else None
+        zeroes = self._on_nonfinite == "zero"
         done = clip_on_device(
-            gradients, thresholds, order, loss.send, any_limit=any_limit, scale=scale, overflow=overflow
+            gradients, thresholds, order, loss.send, any_limit=any_limit, scale=scale, overflow=overflow, zeroes=zeroes
         )
         loss.join()
         if self._skips and self.found_inf is not None:
-            self.found_inf.skip_step((done.total < inf).logical_not().float())
+            out = (done.total < inf).logical_not()
+            if self._rule is not None and self._limit is not None:
+                if not captured:
+                    _write_limit(self._rule, self._limit)
+                above = done.total > self._limit
+                out = out | above if self._on_nonfinite == "skip" else above & out.logical_not()
+            self.found_inf.skip_step(out.float())
         if captured:
             self._unreplayed = done
         else:
@@ -370,6 +319,8 @@ class Deferred:
                 )
             self._captured[graph] = step
         step.thresholds.write([groups.controllers[group].policy.threshold() for group in step.thresholds.members])
+        if self._rule is not None and self._limit is not None:
+            _write_limit(self._rule, self._limit)
         graph.replay()
         self.pending = step.send()
 
@@ -380,10 +331,16 @@ class Deferred:
             or self._thresholds.device != like.device
         ):
             self._thresholds = Thresholds(members, like)
+        if self._rule is not None and (self._limit is None or self._limit.device != like.device):
+            self._limit = torch.full((), inf, dtype=torch.float64, device=like.device)
         return self._thresholds
 
     def _can_skip(self) -> bool:
         return self.found_inf is not None and self.found_inf.can_skip
+
+
+def _write_limit(rule: Controller, limit: Tensor) -> None:
+    limit.copy_(on_device([rule.skips_above], limit)[0], non_blocking=True)
 
 
 def _parameter(groups: Groups) -> Tensor:

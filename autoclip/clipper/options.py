@@ -5,11 +5,12 @@ from typing import Literal, TypedDict
 
 from autoclip.clipper.losses import ProcessGroup
 from autoclip.controller import RelearnAfter
+from autoclip.policies import Policy
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import Sink
 
 Mode = Literal["norm", "value", "agc"]
-OnNonfinite = Literal["skip", "propagate", "raise"]
+OnNonfinite = Literal["skip", "zero", "propagate", "raise"]
 
 
 class ClipperOptions(TypedDict, total=False):
@@ -19,6 +20,7 @@ class ClipperOptions(TypedDict, total=False):
     mode: Mode
     norm_type: float
     response: Response | None
+    skip: Policy | None
     on_nonfinite: OnNonfinite
     max_nonfinite_in_a_row: int | None
     sinks: Iterable[Sink]

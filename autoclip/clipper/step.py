@@ -1,6 +1,6 @@
 """The steps of a clipper: measure, decide, clip, learn, record."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from autoclip.clipper.measured import (
     norms_left,
     shrink_,
 )
-from autoclip.controller import Decision
-from autoclip.gradients import Norms, gradients_of
+from autoclip.controller import Controller, Decision, SkippedBy
+from autoclip.gradients import Norms, gradients_of, zero_
 from autoclip.history import History
 from autoclip.policies import NoClip
 from autoclip.policies.policy import ALL
@@ -41,7 +41,8 @@ class Step:
         history: gets every step.
         mode: "norm", "value" or "agc".
         norm_type: order of the norm.
-        on_nonfinite: "skip", "propagate" or "raise".
+        on_nonfinite: "skip", "zero", "propagate" or "raise".
+        rule: says which steps are left out, whatever the groups decide; None: none.
         ranks: over which a loss is averaged, see `Clipper`.
     """
 
@@ -54,10 +55,12 @@ class Step:
         mode: str,
         norm_type: float,
         on_nonfinite: str,
+        rule: Controller | None,
         ranks: ProcessGroup | Literal["world"] | None,
     ) -> None:
         self.groups, self.deferred, self.history = groups, deferred, history
         self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
+        self.rule, self._is_left_out = rule, False
         self.losses = ReportedLosses()
         self.latest_norms: tuple[Collection[str], Tensor] | None = None
         self._mark: Mark | None = None
@@ -107,7 +110,7 @@ class Step:
         tensors = list(gradients.values())
         norms = measure_all(gradients, self.groups.parameters, self.mode, self.norm_type, loss_scale)
         if self._mark is not None and self._mark.fits(tensors, norms.value):
-            if was_to_defer and not isfinite(norms.value) and self.on_nonfinite == "skip":
+            if was_to_defer and self.history.last is not None and self.history.last.skipped:
                 self.groups.remove_gradients()  # the optimizer was to leave out one step, not two
             return self._repeated(self._mark)
         if not tensors:
@@ -130,11 +133,12 @@ class Step:
         self.latest_norms = (list(gradients), norms.each)
         measured = self.groups.measured(gradients, norms, self.norm_type)
         decisions = self.groups.decide(measured.values, norms.value, loss)
+        skipped_by = self._ask(norms.value, loss) if self.rule is not None else None
         coefficient, left = self._shrink(measured, decisions)
         skipped = bool(tensors) and not left
-        threshold = self._record(decisions, norms.value, coefficient, skipped, loss)
+        threshold = self._record(decisions, norms.value, coefficient, skipped, loss, skipped_by)
         if is_checked:
-            is_whole = by_hand and len(left) == len(tensors)
+            is_whole = by_hand and coefficient > 0 and len(left) == len(tensors)
             expected = norms_left(measured, decisions, self.mode) if is_whole else {}
             self._checks.after(expected, self.groups.parameters, threshold)
         return norms.total
@@ -143,9 +147,11 @@ class Step:
         """Carry out the decisions; returns the share of the norm that is left, and the gradients that are."""
         norm = measured.all.value
         left = list(measured.gradients.values())
-        if not isfinite(norm) and self.on_nonfinite == "skip":
+        if self._is_left_out or (not isfinite(norm) and self.on_nonfinite == "skip"):
             self.groups.remove_gradients()
             coefficient, left = 0.0, []
+        elif not isfinite(norm) and self.on_nonfinite == "zero":
+            coefficient = self._zero(left)
         else:
             removed, factor = shrink_(measured, decisions, self.groups.parameters, self.mode)
             if removed:
@@ -154,7 +160,8 @@ class Step:
             if factor is None:
                 factor = coefficient_of(decisions.values(), norm, self.mode, self.norm_type)
             coefficient = factor
-        self._leave(left, measured.all.total, norm * coefficient, is_removal=bool(measured.gradients) and not left)
+        norm_left = norm * coefficient if coefficient else 0.0
+        self._leave(left, measured.all.total, norm_left, is_removal=bool(measured.gradients) and not left)
         return coefficient, left
 
     def _defer(
@@ -184,8 +191,10 @@ class Step:
             self.history.meet_nonfinite(name_nonfinite(step.names, step.each), self.on_nonfinite)
         loss = step.loss()
         decisions = self.groups.decide(norms, total, loss)
-        skipped = self.on_nonfinite == "skip" and not isfinite(total)
-        if skipped:
+        skipped_by = self._ask(total, loss) if self.rule is not None else None
+        finite = isfinite(total)
+        skipped = self._is_left_out or (self.on_nonfinite == "skip" and not finite)
+        if not finite and self.on_nonfinite in ("skip", "zero"):
             coefficient = 0.0
         elif len(decisions) > 1:
             made = decisions.values()
@@ -193,8 +202,8 @@ class Step:
             coefficient = coefficient_of(made, total, "norm", self.norm_type) if touched else 1.0
         self.latest_norms = (step.names, step.each)
         if self._mark is not None:
-            self._mark.norm = total * coefficient
-        self._record(decisions, total, coefficient, skipped, loss)
+            self._mark.norm = total * coefficient if finite or self.on_nonfinite != "zero" else 0.0
+        self._record(decisions, total, 0.0 if skipped else coefficient, skipped, loss, skipped_by)
 
     def _run_by(self, clip_fn: ClipFn, pending: StepLoss, loss_scale: float | Tensor | None) -> Tensor:
         """A step in which somebody else's function clips."""
@@ -221,11 +230,18 @@ class Step:
             clip_fn, self.groups, read_loss, meet_nonfinite, skip=self.on_nonfinite == "skip"
         )
         self.latest_norms = None
-        self._leave([] if skipped else tensors, total, decision.norm * coefficient, is_removal=skipped)
+        skipped_by = self._ask(decision.norm, loss[0]) if self.rule is not None else None
+        if self._is_left_out:
+            self.groups.remove_gradients()
+            skipped, coefficient = True, 0.0
+        elif not isfinite(decision.norm) and self.on_nonfinite == "zero":
+            coefficient = self._zero(tensors)
+        norm_left = decision.norm * coefficient if coefficient else 0.0
+        self._leave([] if skipped else tensors, total, norm_left, is_removal=skipped)
         if self._checks.is_open:
             clipped = coefficient < 1 and not skipped
-            self._checks.after_clip_fn(decision.norm * coefficient if clipped else inf, self.norm_now)
-        self._record({ALL: decision}, decision.norm, coefficient, skipped, loss[0])
+            self._checks.after_clip_fn(norm_left if clipped else inf, self.norm_now)
+        self._record({ALL: decision}, decision.norm, coefficient, skipped, loss[0], skipped_by)
         return total
 
     def clip_again(self, loss_scale: float | Tensor | None) -> Tensor:
@@ -236,6 +252,8 @@ class Step:
         if isfinite(norms.value):
             measured = self.groups.measured(gradients, norms, self.norm_type)
             self._shrink(measured, self.groups.judge_again(measured.values, norms.value, self.history.decisions))
+        elif self.on_nonfinite == "zero" and loss_scale is None:
+            self._zero(list(gradients.values()))
         return norms.total
 
     def replay(self, graph: Any) -> None:
@@ -261,6 +279,7 @@ class Step:
     def forget(self) -> None:
         """Forget earlier steps, because another state was loaded."""
         self.latest_norms = self._mark = None
+        self._is_left_out = False
         self.losses.forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,6 +287,19 @@ class Step:
         self.settle()
         fresh = {"_mark": None, "_checks": self._checks.fresh(), "deferred": self.deferred.fresh()}
         return {**vars(self), **fresh}
+
+    def _ask(self, norm: float, loss: float | None) -> SkippedBy | None:
+        """Ask the skip rule about the latest step: what stands out in it."""
+        assert self.rule is not None
+        skipped_by = self.history.ask(self.rule, norm, loss)
+        self._is_left_out = skipped_by is not None
+        return skipped_by
+
+    def _zero(self, gradients: Sequence[Tensor]) -> float:
+        """Make gradients zeros; returns the share of them that is left."""
+        if gradients:
+            zero_(gradients, torch.ones((), dtype=torch.bool, device=gradients[0].device))
+        return 0.0
 
     def _leave(self, gradients: list[Tensor], total: Tensor, norm: float, *, is_removal: bool) -> None:
         """Remember how the gradients were left."""
@@ -277,7 +309,13 @@ class Step:
             self._checks.mark(gradients)
 
     def _record(
-        self, decisions: dict[str, Decision], norm: float, coefficient: float, skipped: bool, loss: float | None
+        self,
+        decisions: dict[str, Decision],
+        norm: float,
+        coefficient: float,
+        skipped: bool,
+        loss: float | None,
+        skipped_by: SkippedBy | None,
     ) -> float:
         """Record a step; returns the bound on the norm of all gradients together."""
         made = decisions.values()
@@ -287,7 +325,9 @@ class Step:
         else:
             phase, clipped = self.groups.phase(made), any(one.clipped for one in made)
             threshold = allowed_norm(made, self.norm_type)
-        self.history.add(decisions, phase, norm, threshold, coefficient, clipped, skipped, loss)
+        if skipped and skipped_by is None:
+            skipped_by = next((one.skipped_by for one in made), None)
+        self.history.add(decisions, phase, norm, threshold, coefficient, clipped, skipped, loss, skipped_by)
         return threshold
 
     def _repeated(self, mark: Mark) -> Tensor:

@@ -17,6 +17,7 @@ from autoclip.gradients.shrink import (
     multiply_each_,
     scale_,
     scale_each_,
+    zero_,
 )
 from autoclip.gradients.source import Source, gradients_of, named_parameters
 from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
@@ -44,4 +45,5 @@ __all__ = [
     "named_parameters",
     "scale_",
     "scale_each_",
+    "zero_",
 ]

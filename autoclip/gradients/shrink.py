@@ -122,6 +122,15 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
             gradient.clamp_(-threshold, threshold)
 
 
+def zero_(gradients: Sequence[Tensor], bad: Tensor) -> None:
+    """Make every element zero where `bad` (0-d, bool) is true, NaN too, in place and without a look at it."""
+    gradients = _parts(gradients)
+    own_memory_(gradients)
+    for gradient in gradients:
+        values = gradient._values() if gradient.is_sparse else gradient
+        values.masked_fill_(bad.to(values.device), 0.0)
+
+
 def multiply_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     """As `scale_`, without a look at the coefficient: one below 1e-30 may be inexact, or act as zero."""
     gradients = _parts(gradients)

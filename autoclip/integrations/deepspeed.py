@@ -36,6 +36,7 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "response": (None, "scale"),
     "on_nonfinite": ("skip",),
     "groups": (None,),
+    "skip": (None,),
     "host_wait": ("auto", True),
 }
 """Option of a clipper -> what it can be here."""
@@ -64,8 +65,8 @@ def attach(engine: Any, policy: Policy | None = None, **options: Unpack[ClipperO
         engine: what `deepspeed.initialize` returned; under accelerate the model that `accelerator.prepare` returned.
         policy: sets the threshold; None is `ProbingQuantile()`.
         options: as in `Clipper`. The engine scales all gradients at once by their 2-norm: `scope`, `mode`, `norm_type`,
-            `response`, `groups` and `on_nonfinite` can only be what they are without being given ("scale" for a policy
-            that has another response). Sinks get the records of rank 0 only, and stay open.
+            `response`, `groups`, `skip` and `on_nonfinite` can only be what they are without being given ("scale" for a
+            policy that has another response). Sinks get the records of rank 0 only, and stay open.
 
     Returns:
         A `Tuner`, which the engine asks and tells by itself; its `detach()` takes it off again.

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from autoclip.lab.policy_section import POLICY_SECTIONS, AnyPolicySection
 from autoclip.lab.values import Section
-from autoclip.policies import DEFAULT_KIND
+from autoclip.policies import DEFAULT_KIND, POLICIES
 from autoclip.policies.parameters import Number, OptionalWindow
 
 
@@ -31,6 +31,11 @@ class ClipConfig(Section):
     response: Literal["scale", "reciprocal", "skip"] | None = Field(
         default=None, description="What happens to a norm above the threshold. null: the policy's own."
     )
+    skip: AnyPolicySection | None = Field(
+        default=None,
+        description="A second policy that clips nothing: a step whose norm is above its threshold has no effect; of "
+        "skip_step also one whose loss is. null: none.",
+    )
     relearn_after: Annotated[
         int | Literal["auto"] | None, Number(1, inf, high_open=True, integer=True, also=(None, "auto"))
     ] = Field(
@@ -38,8 +43,10 @@ class ClipConfig(Section):
         description="After this many clipped steps in a row, the policy starts again from their norms. auto: 20 if "
         "they are skipped, else ten windows. null: never.",
     )
-    on_nonfinite: Literal["skip", "propagate", "raise"] = Field(
-        default="skip", description="A step with a non-finite norm has no effect, acts as in torch, or is an error."
+    on_nonfinite: Literal["skip", "zero", "propagate", "raise"] = Field(
+        default="skip",
+        description="A step with a non-finite norm has no effect, is taken with gradients of zero, acts as in torch, "
+        "or is an error.",
     )
     max_nonfinite_in_a_row: OptionalWindow = Field(
         default=None,
@@ -50,6 +57,13 @@ class ClipConfig(Section):
         default_factory=lambda: POLICY_SECTIONS[DEFAULT_KIND](kind=DEFAULT_KIND),
         description="What sets the threshold, with its parameters; probing_quantile by default.",
     )
+
+    @model_validator(mode="after")
+    def _the_rule_judges_all_gradients(self) -> Self:
+        kind = "" if self.skip is None else self.skip.kind
+        if kind in POLICIES and POLICIES[kind].scope != "global":
+            raise ValueError(f"must have a skip rule for all gradients together, such as skip_step, got {kind}")
+        return self
 
     @model_validator(mode="after")
     def _groups_go_with_their_scope(self) -> Self:

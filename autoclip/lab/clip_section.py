@@ -22,7 +22,7 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
             experiment. Its other keys are not read.
 
     Returns:
-        `policy` (a new one at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite`,
+        `policy` and `skip` (new ones at each call), `scope`, `groups`, `mode`, `response`, `on_nonfinite`,
         `max_nonfinite_in_a_row` and `relearn_after`.
 
     Raises:
@@ -40,7 +40,8 @@ def from_config(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         return clip_arguments(section)
     except ConfigError as error:
-        raise ConfigError(f"{place_of(document, ('clip', 'policy', 'kind'))}: {error}") from error
+        key = str(error).partition(":")[0].removeprefix("clip.")
+        raise ConfigError(f"{place_of(document, ('clip', key, 'kind'))}: {error}") from error
 
 
 def read_clip_file(path: Path) -> "ClipFile":

@@ -72,7 +72,8 @@ def _without_other_kinds(document: Document) -> list[str]:
     lines = []
     for path, before in document.replaced.items():
         section = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
-        if path[-1] != "kind" or section not in ("optimizer", "policy", "policies") or path not in document.places:
+        of_kind = ("optimizer", "policy", "policies", "skip")
+        if path[-1] != "kind" or section not in of_kind or path not in document.places:
             continue
         holder, models = document.value(path[:-1]), NESTED[section]
         kind = str(holder["kind"])
@@ -119,8 +120,8 @@ def checked(document: Document, model: type[_Model]) -> _Model:
     return values
 
 
-def build_policy(section: PolicySection) -> Policy:
-    """Construct the policy of a section; your own class is imported from the working directory.
+def build_policy(section: PolicySection, key: str = "policy") -> Policy:
+    """Construct the policy of a section of `clip`; your own class is imported from the working directory.
 
     Raises:
         ConfigError: the class is missing or is not a policy, or it refuses the parameters or does not keep them.
@@ -130,7 +131,7 @@ def build_policy(section: PolicySection) -> Policy:
     try:
         return custom_policy(section)
     except UsageError as error:
-        raise ConfigError(f"clip.policy: {error}") from error
+        raise ConfigError(f"clip.{key}: {error}") from error
 
 
 def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
@@ -139,7 +140,18 @@ def clip_arguments(section: "ClipConfig") -> dict[str, Any]:
     Raises:
         ConfigError: as in `build_policy`.
     """
-    return section.model_dump(exclude={"policy"}) | {"policy": build_policy(section.policy)}
+    policies = {"policy": build_policy(section.policy), "skip": section.skip and build_policy(section.skip, "skip")}
+    return section.model_dump(exclude={*policies}) | policies
+
+
+def policies_of(section: "ClipConfig") -> list[Policy]:
+    """New policies of a clip section: what sets the threshold, and the skip rule if there is one.
+
+    Raises:
+        ConfigError: as in `build_policy`.
+    """
+    given = clip_arguments(section)
+    return [given[key] for key in ("policy", "skip") if given[key] is not None]
 
 
 def trained_task(config: "ExperimentConfig") -> "TaskConfig":
@@ -346,6 +358,7 @@ NESTED: dict[str, Any] = {
     "optimizer": OPTIMIZER_SECTIONS,
     "clip": ClipConfig,
     "policy": POLICY_SECTIONS,
+    "skip": POLICY_SECTIONS,
     "log": LogConfig,
     "sweep": SweepConfig,
     "engine": ENGINE_SECTIONS,

@@ -19,7 +19,7 @@ from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.claimed_directory import claimed, for_seconds
 from autoclip.lab.code_version import code_version, warn_of_other_code
-from autoclip.lab.config import ExperimentConfig, build_policy, differences, load_config, to_yaml, trained_task
+from autoclip.lab.config import ExperimentConfig, differences, load_config, policies_of, to_yaml, trained_task
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.output_directory import ERROR, cannot_begin, refuse_for_run
@@ -113,7 +113,7 @@ def run_seeds(config: ExperimentConfig, output_dir: Path, *, resume: bool, inter
         RunError: the disk refused.
     """
     task = make_task(config)
-    build_policy(config.clip.policy)  # fails, as the device does, before anything is written
+    policies_of(config.clip)  # fails, as the device does, before anything is written
     choose_device(config.device)
     make_sinks(config, 0, output_dir, None, print)
     try:
@@ -242,7 +242,7 @@ def _run_seed(
     if before and (
         before["status"] == "diverged" or (before["status"] == "finished" and before["steps"] == config.steps)
     ):
-        code = code_version(type(task), type(build_policy(config.clip.policy)))
+        code = code_version(type(task), *map(type, policies_of(config.clip)))
         warn_of_other_code(before.get("code", {}), code, directory, progress.say)
         return before
     remove_asides(directory)

@@ -22,7 +22,7 @@ precision: float32              # or bfloat16, float16
 accumulate: 1                   # batches per step
 clip:
   mode: norm                    # of all gradients; or value: of each element, agc: of each unit, by its weights
-  on_nonfinite: skip            # or propagate, raise
+  on_nonfinite: skip            # or zero, propagate, raise
   policy:                       # what sets the threshold
     kind: probing_quantile
     percentile: 90              # of the norms: opens up to it, and steps back when the loss rises

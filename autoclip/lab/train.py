@@ -20,7 +20,7 @@ from autoclip.flow import UseOrder
 from autoclip.gradients.updates import UpdateNorm
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.code_version import code_version, warn_of_other_code
-from autoclip.lab.config import ExperimentConfig, clip_arguments
+from autoclip.lab.config import ExperimentConfig, clip_arguments, policies_of
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task, batches_of, description_of, loss_of, lr_factor_of, model_of, validation_loss_of
@@ -105,7 +105,7 @@ class Training:
         self.batches = batches_of(task, seed)
         self.tally = Tally()
         self.update = UpdateNorm()
-        self.code = code_version(type(task), type(self.clipper.policy))
+        self.code = code_version(type(task), *map(type, policies_of(config.clip)))
         description_of(task)  # fails before anything is trained
         self._order: list[str] = []  # in which the parameters are used, known after a step
 
@@ -357,7 +357,7 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "trivial_loss": getattr(training.task, "trivial_loss", None),
         "train_loss": fmean(recent) if recent else None,
         "validation": tally.validation,
-        "policy": repr(clipper.policy),
+        "policy": ", skip=".join(map(repr, policies_of(config.clip))),
         "threshold": tally.threshold,
         "clip_rate": finite_or_none(clipper.clip_rate),
         "mean_coefficient": finite_or_none(clipper.mean_coefficient),

@@ -129,6 +129,10 @@ class Policy(ABC):
             return value
         return self._bounded(value)
 
+    def loss_threshold(self) -> float | None:
+        """Loss above which a step is skipped, once active; inf: not known yet; None: only the norm counts."""
+        return None
+
     @final
     def observe(self, norm: float, loss: float | None = None) -> None:
         """Learn from one optimizer step.
@@ -156,7 +160,7 @@ class Policy(ABC):
             return
         self.warmup_norms.append(norm)
         self.warmup_tracker.update(norm)
-        if self.learned_norms == self._warmup_length:
+        if self.learned_norms == (self.warmup_steps or self.needs_norms):
             self._start(self.warmup_norms)
             self.warmup_norms = []
 
@@ -179,7 +183,7 @@ class Policy(ABC):
         fresh = self.clone()
         fresh.warmup_tracker.start(percentile_of(sorted(norms), 50))
         fresh._restart(list(norms))
-        fresh.learned_norms = max(self.learned_norms, self._warmup_length)
+        fresh.learned_norms = max(self.learned_norms, self.warmup_steps, int(self.needs_norms))
         fresh.nonfinite_norms, fresh.zero_norms = self.nonfinite_norms, self.zero_norms
         self.__dict__ = vars(fresh)
 
@@ -286,10 +290,6 @@ class Policy(ABC):
 
     def _bounded(self, threshold: float) -> float:
         return min(max(threshold, self.min_threshold), self.max_threshold)
-
-    @property
-    def _warmup_length(self) -> int:
-        return self.warmup_steps or int(self.needs_norms)
 
     def _warmup_bound(self) -> float:
         if self.warmup_threshold != "auto":

@@ -7,8 +7,8 @@ from typing import Any
 
 from autoclip.findings import Finding, Table
 from autoclip.lab.clip_config import ClipConfig
-from autoclip.policies import POLICIES
 from autoclip.records import finite_or_none, rate_text
+from autoclip.report.trace_findings import python_of
 from autoclip.sweeps.outcome import Result, alike, degenerate, differ, pareto_front
 from autoclip.sweeps.picks import Picks, eligible
 
@@ -101,20 +101,21 @@ def label(one: Result) -> str:
 
 
 def clipper_call(clip: Mapping[str, Any], path: Path) -> str:
-    """Code `autoclip.Clipper(model, ...)` of a clip section: the policy, and values other than the defaults.
+    """Code `autoclip.Clipper(model, ...)` of a clip section: its policies, and values other than the defaults.
 
     Args:
         clip: the section, complete.
         path: the file that holds it; the code for the user's own policy reads it.
     """
-    policy = {name: value for name, value in clip["policy"].items() if name != "kind"}
     try:
-        built = POLICIES[clip["policy"]["kind"]](**policy)
+        built = {name: python_of(clip[name]) for name in ("policy", "skip") if clip.get(name)}
     except (KeyError, TypeError, ValueError):
         return from_file(path)
     defaults = ClipConfig().model_dump()
-    others = [f"{name}={value!r}" for name, value in clip.items() if name != "policy" and value != defaults.get(name)]
-    return f"autoclip.Clipper({', '.join(['model', f'autoclip.{built!r}', *others])})"
+    policy = built.pop("policy")
+    changed = {name: repr(value) for name, value in clip.items() if name != "policy" and value != defaults.get(name)}
+    others = [f"{name}={value}" for name, value in (changed | built).items()]
+    return f"autoclip.Clipper({', '.join(['model', policy, *others])})"
 
 
 def from_file(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from math import ldexp, sqrt
+from math import inf, ldexp, sqrt
 from typing import Any
 
 UNIT = 1074
@@ -55,7 +55,7 @@ class SlidingMean:
         return (self._sum >> zeros) / (len(self._values) << UNIT - zeros)
 
     def std(self) -> float:
-        """Standard deviation of the values in the window, unbiased (n - 1); 0 for a single one."""
+        """Standard deviation of the values in the window, unbiased (n - 1); 0 for a single one, inf beyond a float."""
         count = len(self._values)
         if count == 1:
             return 0.0
@@ -74,7 +74,10 @@ class SlidingMean:
             denominator <<= 2 * exponent
         else:
             numerator <<= -2 * exponent
-        return ldexp(sqrt(numerator / denominator), exponent)
+        try:
+            return ldexp(sqrt(numerator / denominator), exponent)
+        except OverflowError:  # values of both signs, near the largest float
+            return inf
 
     def state_dict(self) -> dict[str, Any]:
         """The values in the order of their arrival."""

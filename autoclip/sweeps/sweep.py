@@ -215,6 +215,8 @@ class Sweep:
     def _code(self) -> dict[str, str]:
         """Versions, and files of the user's policies and task; the files of a training script are unknown."""
         kinds = {str(one.policy["kind"]) for one in self.candidates.values()}
+        if self.config.clip.skip is not None:
+            kinds.add(self.config.clip.skip.kind)
         targets = sorted(kind for kind in kinds if ":" in kind)
         if not self.settings.command:
             targets.append(trained_task(self.config).target)

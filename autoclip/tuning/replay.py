@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.controller import Controller, RelearnAfter
+from autoclip.controller import Controller, RelearnAfter, skip_rule
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.policy import Response
 from autoclip.records import ROLLING_STEPS, clip_rate, finite_or_none, is_active, to_json
@@ -28,7 +28,7 @@ class Replay:
     """The effect of a policy on a sequence of norms, step by step.
 
     Attributes:
-        policy: as Python code.
+        policy: as Python code, with the skip rule if there is one.
         norms: (n,) before clipping.
         thresholds: (n,) in force at each step; inf: none.
         left: (n,) norms after clipping; 0 if the step is skipped, NaN or inf if the norm is.
@@ -72,9 +72,9 @@ class Replay:
 
     @property
     def caught_spikes(self) -> tuple[int, int]:
-        """Number of spikes among the active steps that are clipped, and of all of them (see `spikes`)."""
+        """Number of spikes among the active steps that are clipped or skipped, and of all of them (see `spikes`)."""
         at = spikes(self.norms) & self.active
-        return int((at & self.clipped).sum()), int(at.sum())
+        return int((at & (self.clipped | (self.left == 0))).sum()), int(at.sum())
 
     @property
     def mean_coefficient(self) -> float:
@@ -112,6 +112,7 @@ def replay(
     losses: Sequence[float] | NDArray[Any] | None = None,
     response: Response | None = None,
     relearn_after: RelearnAfter = "auto",
+    skip: Policy | None = None,
 ) -> Replay:
     """Apply a policy to recorded norms, exactly as a training loop with these norms would.
 
@@ -124,9 +125,10 @@ def replay(
         losses: (n,) of the same steps, NaN if unknown; None: all unknown.
         response: as of `Clipper`.
         relearn_after: as of `Clipper`.
+        skip: as of `Clipper`; a clone of it is used.
 
     Raises:
-        TypeError: `policy` is not a policy.
+        TypeError: `policy` or `skip` is not a policy.
         ValueError: a negative norm, or arrays that do not fit each other.
 
     >>> from autoclip import Fixed
@@ -141,18 +143,20 @@ def replay(
     heard = [None] * len(values) if losses is None else _losses(losses, len(values))
     fresh = policy.clone()
     controller = Controller(fresh, response or fresh.response, relearn_after)
+    rule = skip_rule(skip.clone() if isinstance(skip, Policy) else skip)
     thresholds, left, clipped, active = array("d"), array("d"), array("b"), array("b")
     decide = controller.decide
     relearned = 0
     for norm, loss in zip(values.tolist(), heard, strict=True):
         decision = decide(norm, loss, norm)
         thresholds.append(decision.threshold)
-        left.append(decision.clipped_norm)
+        is_out = rule is not None and rule.decide(norm, loss).skipped_by is not None
+        left.append(0.0 if is_out else decision.clipped_norm)
         clipped.append(decision.clipped)
         active.append(is_active(decision.phase, norm))
         relearned += decision.relearned > 0
     return Replay(
-        policy=repr(policy),
+        policy=repr(policy) if rule is None else f"{policy!r}, skip={skip!r}",
         norms=values,
         thresholds=np.frombuffer(thresholds, dtype=np.float64),
         left=np.frombuffer(left, dtype=np.float64),

@@ -16,8 +16,8 @@ from autoclip.lab.yaml_source import read_document
 
 TRAINED = ("task", "optimizer", "steps", "precision", "accumulate", "clip")
 """Sections of a configuration that decide what comes out of a run."""
-LATER = {"max_nonfinite_in_a_row": None}
-"""Keys of the clip section that are younger than finished runs: at the value of before they are no part of the hash."""
+LATER = {"max_nonfinite_in_a_row": None, "skip": None, "on": "norm"}
+"""Keys of the clip section and its policy, younger than finished runs: at these values they are not in the hash."""
 
 
 class StudyTask(Section):
@@ -188,8 +188,13 @@ def _config(study: Study, name: str, arm: str, lr: float, root: Path) -> Experim
     return config.model_copy(update={"checkpoint_every": config.steps})  # a killed run starts anew
 
 
+def _without_later(section: dict[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in section.items() if name not in LATER or one != LATER[name]}
+
+
 def _setting(config: ExperimentConfig) -> str:
     values = config.model_dump()
-    values["clip"] = {name: one for name, one in values["clip"].items() if name not in LATER or one != LATER[name]}
+    clip = values["clip"] = _without_later(values["clip"])
+    clip["policy"] = _without_later(clip["policy"])
     decisive = json.dumps({name: values[name] for name in TRAINED}, sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]

@@ -1,6 +1,6 @@
 """The clipper of TensorFlow: a policy in Python, for gradients in eager mode and in graphs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, Literal
@@ -188,7 +188,7 @@ class GradientClipper(OneThreshold):
         """Forget what `report_loss` got, for a step that is left out."""
         self._losses.forget()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from a `state_dict()` made with the same policy; losses reported before are forgotten.
 
         Raises:
@@ -249,6 +249,7 @@ class GradientClipper(OneThreshold):
             decision.clipped,
             skipped=skipped,
             loss=loss,
+            skipped_by=decision.skipped_by if skipped else None,
         )
         return np.int32(action), np.float64(coefficient)
 

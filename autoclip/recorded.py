@@ -1,0 +1,141 @@
+"""What a clipper and a tuner have in common: they show their steps, and save what they learned. Without torch."""
+
+import weakref
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from autoclip.controller import Controller
+from autoclip.history import STATE, History, checked_sinks
+from autoclip.policies.policy import Policy
+from autoclip.records import ClipRecord, Sink
+
+_OWNERS: WeakKeyDictionary[Policy, "weakref.ref[Recorded]"] = WeakKeyDictionary()
+"""Policy -> the clipper or tuner that it belongs to."""
+
+
+class Recorded(ABC):
+    """The properties of clippers and tuners that show their steps."""
+
+    _history: History
+    _rule: Controller | None  # the skip rule
+
+    def _own(self, policy: Policy) -> None:
+        """Take over a policy, and that of the skip rule.
+
+        Raises:
+            ValueError: one belongs to another clipper or tuner, which is still there, or both are the same.
+        """
+        owned = [policy] if self._rule is None else [policy, self._rule.policy]
+        for one in owned:
+            owner = _OWNERS.get(one)
+            if (owner is not None and owner() not in (None, self)) or owned.count(one) > 1:
+                raise ValueError(
+                    f"{one!r} belongs to another clipper already, and would learn from the norms of both: give each "
+                    f"its own, such as policy.clone()"
+                )
+            _OWNERS[one] = weakref.ref(self)
+
+    def _state(self, groups: dict[str, Any]) -> dict[str, Any]:
+        """State of the counts, of the groups, and of the skip rule if there is one."""
+        rule = {} if self._rule is None else {"skip": self._rule.state_dict()}
+        return {**self._history.state_dict(), "groups": groups, **rule}
+
+    def _load(self, state: Any, load_groups: Callable[[Any], None]) -> None:
+        """Load a `_state`.
+
+        Args:
+            state: of the same policy, groups and skip rule.
+            load_groups: loads the groups, or raises and changes nothing.
+
+        Raises:
+            TypeError: the state is no dict.
+            ValueError: keys are missing or unknown, or a part does not fit. Nothing is changed.
+        """
+        name = f"the state of a {type(self).__name__}"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{name} is the dict that state_dict() returned, got {state!r:.100}")
+        keys = (*STATE, "groups", *(["skip"] if self._rule is not None else []))
+        if missing := [key for key in keys if key not in state]:
+            raise ValueError(f"{name} needs {', '.join(missing)}; it has {', '.join(state)}")
+        if unknown := [str(key) for key in state if key not in keys]:
+            raise ValueError(f"{name} has {', '.join(keys)}; this one also has {', '.join(unknown)}")
+        self.settle()
+        History(()).load_state_dict(dict(state))  # raises, as the next line, before anything is changed
+        if self._rule is not None:
+            Controller(self._rule.policy.clone(), "skip").load_state_dict(state["skip"])
+        load_groups(state["groups"])
+        if self._rule is not None:
+            self._rule.load_state_dict(state["skip"])
+        self._history.load_state_dict(dict(state))
+
+    def settle(self) -> None:  # noqa: B027 - only a clipper has steps that are not recorded yet
+        """Record what was not recorded yet."""
+
+    def layer_norms(self) -> dict[str, float]:
+        """Norm of each parameter's gradient in the latest step, by name; none where only the total norm is known."""
+        return {}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Name -> parameter that is clipped; none where only the total norm is known."""
+        return {}
+
+    @property
+    def is_settled(self) -> bool:
+        """True if every step was learned from and recorded, so that reading it does not wait."""
+        return True
+
+    @property
+    def last(self) -> ClipRecord | None:
+        """Record of the latest step; None before the first.
+
+        With several groups its threshold is the bound that theirs set on the norm of all gradients together, its
+        coefficient the share of that norm that was left. Its phase is "warmup" as long as any group's is.
+        """
+        self.settle()
+        return self._history.last
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """The objects that get every record. You may replace them in the middle of training."""
+        return self._history.sinks
+
+    @sinks.setter
+    def sinks(self, sinks: Iterable[Sink]) -> None:
+        self.settle()
+        self._history.sinks = checked_sinks(sinks)
+        self._history.watch(self)
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the active steps in which anything was clipped, in [0, 1]; NaN before the first.
+
+        Steps in the warm-up (of any group) do not count, nor do those whose norm is zero or not finite.
+        """
+        self.settle()
+        return self._history.clip_rate
+
+    @property
+    def mean_coefficient(self) -> float:
+        """Mean share of the norm that is left (norm after over norm before), in [0, 1]; NaN before the first step.
+
+        It is taken over the steps of `clip_rate`, from the coefficients of the records. A skipped step counts 0.
+        """
+        self.settle()
+        return self._history.mean_coefficient
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of skipped steps, which had no effect."""
+        self.settle()
+        return self._history.skipped_steps
+
+    def close(self) -> None:
+        """Close the sinks."""
+        try:
+            self.settle()
+        finally:
+            for sink in self.sinks:
+                sink.close()
