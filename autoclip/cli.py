@@ -320,13 +320,13 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
     """Construct all that a run needs except the model; print what the run would do."""
     from textwrap import wrap
 
-    from autoclip.lab.config import policies_of, trained_task
+    from autoclip.lab.config import policy_text, trained_task
     from autoclip.lab.experiment import make_task
     from autoclip.lab.yaml_source import dump
     from autoclip.terminal import console
 
     make_task(config)
-    policy = ", skip=".join(map(repr, policies_of(config.clip)))
+    policy = policy_text(config.clip)
     directories = [str(directory / f"seed-{seed}") for seed in config.seeds]
     if output_format == Format.json:
         _print_json({"config": config.model_dump(), "policy": policy, "run_directories": directories})

@@ -6,10 +6,10 @@ from math import exp, inf, isnan, log
 
 import numpy as np
 import pytest
-from autoclip.sweeps.scoring import Run
 from scipy import stats
 
 from autoclip.policies import Fixed, NoClip, RunningQuantile
+from autoclip.sweeps.scoring import Run
 from autoclip.traces import NormTrace
 from experiments.studies.costs import cost_sections, cost_table, is_saved, is_tame, ratio, told_apart
 from experiments.studies.drift.replays import replayed

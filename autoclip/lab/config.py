@@ -154,6 +154,11 @@ def policies_of(section: "ClipConfig") -> list[Policy]:
     return [given[key] for key in ("policy", "skip") if given[key] is not None]
 
 
+def policy_text(section: "ClipConfig") -> str:
+    """The policy as a call, and the skip rule if there is one."""
+    return ", skip=".join(map(repr, policies_of(section)))
+
+
 def trained_task(config: "ExperimentConfig") -> "TaskConfig":
     """Task section of an experiment that is trained here.
 

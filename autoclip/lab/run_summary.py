@@ -11,7 +11,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from autoclip.errors import RunError
 from autoclip.findings import Finding
 from autoclip.flow import GradientFlow, diagnose, flow_findings, read_samples
-from autoclip.lab.config import ExperimentConfig, policies_of
+from autoclip.lab.config import ExperimentConfig, policy_text
 from autoclip.pictures.series import read_series
 from autoclip.records import rate_text, threshold_text
 from autoclip.run_directory import LAYERS, METRICS, SUMMARY, read_json
@@ -82,7 +82,7 @@ def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output
     left = [share for summary in summaries if (share := summary.get("mean_coefficient")) is not None]
     return {
         "name": config.name,
-        "policy": ", skip=".join(map(repr, policies_of(config.clip))),
+        "policy": policy_text(config.clip),
         "seeds": [{name: summary.get(name) for name in SHOWN} for summary in summaries],
         "failed": sum(summary["status"] == "failed" for summary in summaries),
         "diverged": sum(summary["status"] == "diverged" for summary in summaries),

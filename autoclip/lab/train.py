@@ -20,7 +20,7 @@ from autoclip.flow import UseOrder
 from autoclip.gradients.updates import UpdateNorm
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.code_version import code_version, warn_of_other_code
-from autoclip.lab.config import ExperimentConfig, clip_arguments, policies_of
+from autoclip.lab.config import ExperimentConfig, clip_arguments, policies_of, policy_text
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
 from autoclip.lab.task import Task, batches_of, description_of, loss_of, lr_factor_of, model_of, validation_loss_of
@@ -345,7 +345,6 @@ def _until_done(
 def summarise(status: Status, training: Training) -> dict[str, Any]:
     """The `summary.json` of one seed."""
     config, tally, clipper = training.config, training.tally, training.clipper
-    recent = tally.recent_losses
     return {
         "name": config.name,
         "seed": training.seed,
@@ -355,9 +354,9 @@ def summarise(status: Status, training: Training) -> dict[str, Any]:
         "validation_loss": tally.validation[-1]["loss"] if tally.validation else None,
         "initial_validation_loss": tally.initial_validation_loss,
         "trivial_loss": getattr(training.task, "trivial_loss", None),
-        "train_loss": fmean(recent) if recent else None,
+        "train_loss": fmean(tally.recent_losses) if tally.recent_losses else None,
         "validation": tally.validation,
-        "policy": ", skip=".join(map(repr, policies_of(config.clip))),
+        "policy": policy_text(config.clip),
         "threshold": tally.threshold,
         "clip_rate": finite_or_none(clipper.clip_rate),
         "mean_coefficient": finite_or_none(clipper.mean_coefficient),
