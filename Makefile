@@ -50,12 +50,11 @@ check: setup
 
 # Sweeps of several workers, which are killed and continued.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
-# Kills, full disks, lost databases, files by somebody else; a table at the end tells what became of each.
+# Kills, full disks, lost databases, damaged files; a table at the end tells what became of each.
 test-faults: setup .venv/fuzz
-	PYTHONPATH=.venv/fuzz $(BIN)/python -m pytest tests/faults tests/test_damaged_logs.py tests/test_untrusted_configs.py \
-		tests/test_untrusted_logs.py tests/test_gradient_input.py
+	PYTHONPATH=.venv/fuzz $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
 # The fuzzer, in a folder that only these tests see; there are none for some systems and Pythons.
 .venv/fuzz: .venv/ready

@@ -1,32 +1,27 @@
-"""Prints the table of faults after the tests; tests elsewhere that belong to it are counted as they end."""
+"""Prints the table of faults after the tests."""
+
+from collections.abc import Callable
 
 import pytest
 
-from tests.faults.outcomes import Outcomes
-
-ELSEWHERE = {
-    "test_gradient_input.py": ("gradients of every kind", "as defined, or one error"),
-    "test_damaged_logs.py": ("damaged log: cut off, bytes changed, any bytes", "a trace or one error"),
-    "test_untrusted_configs.py": ("configuration by somebody else", "refused, nothing run"),
-    "test_untrusted_logs.py": ("log or run directory by somebody else", "shown as text, or one error"),
-}
-"""File of tests -> what its cases try, and what became of each that passed."""
-_ALL = Outcomes()
+from tests.faults.outcomes import Noted, Outcomes
 
 
-@pytest.fixture(scope="session")
-def outcomes() -> Outcomes:
+@pytest.fixture
+def outcomes(record_property: Callable[[str, object], None]) -> Noted:
     """Where tests note what became of each fault."""
-    return _ALL
+    return Noted(record_property)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
-    for report in terminalreporter.stats.get("passed", ()):
-        fault, outcome = ELSEWHERE.get(report.nodeid.partition("::")[0].rpartition("/")[2], ("", ""))
-        if fault and report.when == "call":
-            _ALL.add(fault, outcome)
-    if _ALL.counts:
+    table = Outcomes()
+    for report in terminalreporter.getreports("passed"):
+        for name, noted in report.user_properties if report.when == "call" else ():
+            if name == "fault":
+                fault, outcome, lost, times = noted
+                table.add(fault, outcome, lost=lost, times=times)
+    if table.counts:
         terminalreporter.section("faults")
-        for line in _ALL.table():
+        for line in table.table():
             terminalreporter.write_line(line)

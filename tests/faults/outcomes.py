@@ -1,6 +1,7 @@
 """What became of every fault that was tried, for the table at the end."""
 
 from collections import Counter
+from collections.abc import Callable
 
 
 class Outcomes:
@@ -28,3 +29,14 @@ class Outcomes:
             f"{fault:<{widths[0]}}  {tried:>{widths[1]}}  {told:<{widths[2]}}  {lost:>{widths[3]}}"
             for fault, tried, told, lost in rows
         ]
+
+
+class Noted:
+    """What became of the faults of one test, sent along with its report."""
+
+    def __init__(self, note: Callable[[str, object], None]) -> None:
+        self._note = note
+
+    def add(self, fault: str, outcome: str, *, lost: int = 0, times: int = 1) -> None:
+        """As in `Outcomes`."""
+        self._note("fault", [fault, outcome, lost, times])

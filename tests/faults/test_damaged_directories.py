@@ -10,7 +10,7 @@ import pytest
 
 from autoclip.errors import RunError, UsageError
 from autoclip.report.writing import write_report
-from tests.faults.outcomes import Outcomes
+from tests.faults.outcomes import Noted
 from tests.report_runs import Page, metrics_of, write_run, write_sweep
 
 NASTY: list[Any] = [
@@ -66,7 +66,7 @@ TOTAL = json.dumps({"name": "x", "seeds": [{"seed": 0, "status": "failed"}]})
 
 @pytest.mark.filterwarnings("ignore")  # matplotlib's, of what it has to draw
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_damaged_directory_is_reported_on_or_refused(tmp_path: Path, outcomes: Outcomes, kind: str) -> None:
+def test_a_damaged_directory_is_reported_on_or_refused(tmp_path: Path, outcomes: Noted, kind: str) -> None:
     generator = random.Random(11)
     for trial in range(30):
         directory = tmp_path / str(trial)

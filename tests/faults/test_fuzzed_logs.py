@@ -9,12 +9,12 @@ from importlib.util import find_spec
 import pytest
 
 from tests.faults.nursery import ROOT
-from tests.faults.outcomes import Outcomes
+from tests.faults.outcomes import Noted
 
 SECONDS = 30
 
 
-def test_the_readers_of_logs_under_atheris(outcomes: Outcomes) -> None:
+def test_the_readers_of_logs_under_atheris(outcomes: Noted) -> None:
     if find_spec("atheris") is None:
         pytest.skip("atheris is not installed: `make test-faults` tries to; there are none for some Pythons")
     done = subprocess.run(

@@ -17,7 +17,7 @@ from torch import nn
 from autoclip import POLICIES, Clipper, RunningQuantile, attach
 from autoclip.controller import Controller
 from autoclip.sinks import ConsoleSink, JSONLSink
-from tests.faults.outcomes import Outcomes
+from tests.faults.outcomes import Noted
 
 STEPS = 1_000_000
 TENTH = STEPS // 10
@@ -73,7 +73,7 @@ class Tenths:
 
 
 @resident
-def test_a_million_steps_of_a_clipper(outcomes: Outcomes) -> None:
+def test_a_million_steps_of_a_clipper(outcomes: Noted) -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(2))
     direction = torch.tensor([0.6, 0.8])
@@ -106,7 +106,7 @@ def test_a_million_steps_of_a_clipper(outcomes: Outcomes) -> None:
 
 
 @resident
-def test_training_with_hooks_groups_and_sinks(outcomes: Outcomes, tmp_path: Path) -> None:
+def test_training_with_hooks_groups_and_sinks(outcomes: Noted, tmp_path: Path) -> None:
     torch.manual_seed(0)
     steps = 20_000
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -139,7 +139,7 @@ def test_training_with_hooks_groups_and_sinks(outcomes: Outcomes, tmp_path: Path
     outcomes.add(f"{steps} steps of training with sinks", f"no growth; {tenths.told()}", lost=steps - len(written))
 
 
-def test_norms_of_every_policy(outcomes: Outcomes) -> None:
+def test_norms_of_every_policy(outcomes: Noted) -> None:
     ratios = []
     for kind, response in product(POLICIES, ("scale", "skip")):
         controller = Controller(POLICIES[kind](**({"threshold": 5.0} if kind == "fixed" else {})), response)

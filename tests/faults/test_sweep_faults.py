@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.large_study import build
 from tests.faults.nursery import ROOT
-from tests.faults.outcomes import Outcomes
+from tests.faults.outcomes import Noted
 from tests.forked import forked_workers
 from tests.postgresql import finished, server
 
@@ -142,7 +142,7 @@ def until(condition: Callable[[], object], command: Command) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_workers_killed_at_random(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes, seed: int
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted, seed: int
 ) -> None:
     generator = random.Random(seed)
     command = begin(config, tmp_path / "out", "--workers", "2")
@@ -165,7 +165,7 @@ def test_workers_killed_at_random(
 
 
 def test_a_database_that_is_locked_for_ten_seconds(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted
 ) -> None:
     out = tmp_path / "out"
     command = begin(config, out, "--workers", "2")
@@ -182,7 +182,7 @@ def test_a_database_that_is_locked_for_ten_seconds(
 
 
 def test_a_database_that_is_gone_for_ten_seconds(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted
 ) -> None:
     out = tmp_path / "out"
     command = begin(config, out, "--workers", "2")
@@ -204,7 +204,7 @@ def test_a_database_that_is_gone_for_ten_seconds(
 
 
 def test_a_database_server_that_is_stopped_for_ten_seconds(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted
 ) -> None:
     out = tmp_path / "out"
     with server() as database:
@@ -224,7 +224,7 @@ def test_a_database_server_that_is_stopped_for_ten_seconds(
 
 
 def test_a_database_that_stays_away(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted
 ) -> None:
     out = tmp_path / "out"
     command = begin(config, out)
@@ -245,7 +245,7 @@ def test_a_database_that_stays_away(
 
 
 def test_two_sweeps_at_once_in_one_directory(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted
 ) -> None:
     out = tmp_path / "out"
     first = begin(config, out)
@@ -269,7 +269,7 @@ def test_two_sweeps_at_once_in_one_directory(
 
 
 def test_eight_workers_on_one_sqlite_file(
-    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], config: Path, quiet: Path, tmp_path: Path, outcomes: Noted
 ) -> None:
     code, _, errors = begin(config, tmp_path / "out", "--workers", "8").ended()
     assert code == 0, errors
@@ -280,7 +280,7 @@ def test_eight_workers_on_one_sqlite_file(
 
 
 def test_a_study_of_ten_thousand_trials_is_resumed_in_seconds(
-    begin: Callable[..., Command], tmp_path: Path, outcomes: Outcomes
+    begin: Callable[..., Command], tmp_path: Path, outcomes: Noted
 ) -> None:
     candidates, unfinished = 3400, 2
     path = build(tmp_path / "large", candidates, unfinished)

@@ -17,7 +17,7 @@ import pytest
 from autoclip.errors import RunError
 from autoclip.lab.checkpoint import LATEST, PREVIOUS, fingerprint, load_checkpoint
 from tests.faults.nursery import ROOT, Ended, Nursery
-from tests.faults.outcomes import Outcomes
+from tests.faults.outcomes import Noted
 
 KILLS, CHAIN = 50, 5
 CONFIG = """
@@ -110,7 +110,7 @@ def test_sigkill_at_random_moments(nursery, config, undisturbed, tmp_path, outco
     assert wrong == 0
 
 
-def test_sigkill_beside_nan_losses(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_sigkill_beside_nan_losses(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Noted) -> None:
     command = ["run", str(config), "task.args={nan_at: 20}", "steps=40"]
     assert nursery.run(*command, "--output-dir", str(tmp_path / "whole")).code == 0
     expected = tmp_path / "whole" / "seed-0"
@@ -212,7 +212,7 @@ def small_run(nursery: Nursery, config: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_a_bit_flipped_anywhere_in_a_checkpoint(small_run: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_bit_flipped_anywhere_in_a_checkpoint(small_run: Path, tmp_path: Path, outcomes: Noted) -> None:
     """What is loaded is the state that was saved, or the one before, with a line that says so."""
     generator = random.Random(4)
     for name in (LATEST, PREVIOUS):
@@ -230,7 +230,7 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint(small_run: Path, tmp_path: Path,
         outcomes.add("bit flipped in a checkpoint", "the one before" if damaged else "does not matter")
 
 
-def test_a_checkpoint_cut_off_anywhere(small_run: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_a_checkpoint_cut_off_anywhere(small_run: Path, tmp_path: Path, outcomes: Noted) -> None:
     for name in (LATEST, PREVIOUS):
         shutil.copy(small_run / "seed-0" / name, tmp_path / name)
     good = (tmp_path / LATEST).read_bytes()
@@ -292,7 +292,7 @@ def test_a_task_that_raises(nursery, config, tmp_path, outcomes, where, leaves):
     outcomes.add("a task that raises or leaves", "one error")
 
 
-def test_nothing_but_nan(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_nothing_but_nan(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Noted) -> None:
     for options, steps in (
         (["task.args={nan_from: 0}"], 50),
         (["task.args={nan_from: 5}", "clip.on_nonfinite=propagate"], 6),
@@ -326,7 +326,7 @@ def test_a_configuration_that_changed(nursery, config, small_run, tmp_path, outc
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_code_that_changed(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Outcomes) -> None:
+def test_code_that_changed(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Noted) -> None:
     """The same task, whose file has another line: it goes on, and says so."""
     work = tmp_path / "work"
     work.mkdir()
