@@ -121,6 +121,13 @@ def test_the_axis_says_what_the_norm_is(tmp_path: Path, mode: str, words: str) -
     assert "Scope parameter" in page.text
 
 
+def test_updates_are_drawn_beside_gradients(tmp_path: Path) -> None:
+    lines = [{**line, "update_norm": 0.1} if line["step"] % 5 == 0 else line for line in metrics_of()]
+    page, pictures = report(write_run(tmp_path / "seed-0", lines, policy=QUANTILE))
+    assert pictures == [*ALL[:4], "updates"]
+    assert "Updates beside gradients" in page.text
+
+
 def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     nasty = "<script src='https://x'>$\\frac{</script>"
     run = write_run(tmp_path / "seed-0", metrics_of(), seed=nasty, policy=nasty and QUANTILE)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Series:
         clipped: whether the norm lay above the threshold.
         skipped: whether the step had no effect.
         warmup: whether the policy was still collecting norms.
+        updates: norm of what the optimizer changed; NaN: not measured.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Series:
     clipped: Flags
     skipped: Flags
     warmup: Flags
+    updates: Floats = field(default_factory=lambda: np.empty(0))
 
     @property
     def usable(self) -> Flags:
@@ -120,6 +122,7 @@ def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:
         clipped=np.array([line.get("clipped") is True for line in lines], dtype=np.bool_),
         skipped=np.array([line.get("skipped") is True for line in lines], dtype=np.bool_),
         warmup=np.array([line.get("phase") == "warmup" for line in lines], dtype=np.bool_),
+        updates=_numbers(lines, "update_norm"),
     )
 
 

@@ -236,6 +236,41 @@ def loss_picture(
     )
 
 
+def updates_picture(runs: Sequence[Series]) -> Picture | None:
+    """Norm of the updates and of the clipped gradients that they came from, each relative to its own median.
+
+    Returns:
+        None if no run has measured updates.
+    """
+    figure, axes = new_figure()
+    curves = []
+    for run in runs:
+        left = run.norms * run.coefficients
+        if not np.isfinite(run.updates).any():
+            continue
+        known = np.isfinite(run.updates) & (run.updates > 0) & (left > 0)
+        if known.any():
+            steps, update, gradient = run.steps[known], run.updates[known], left[known]
+            curves.append((run.label, steps, update / np.median(update)))
+            axes.plot(*thinned(steps, gradient / np.median(gradient)), color="#999999", linewidth=0.8, zorder=1)
+    if not curves:
+        return None
+    grey = axes.plot([], [], color="#999999", linewidth=0.8)[0]
+    entries = [*_many(axes, curves), (grey, "gradient, clipped")]
+    axes.set_yscale("log")
+    label_axes(axes, "", "norm / its median")
+    count_steps(axes)
+    put_legend(figure, entries)
+    return Picture(
+        name="updates",
+        title="Updates beside gradients",
+        caption="What the optimizer changed, parameters after a step minus before, and the clipped gradient of that step "
+        "(grey). An update that spikes by itself is of the optimizer's state, which no clipping bounds.",
+        alt="Norm of updates and of clipped gradients over optimizer steps, each divided by its median.",
+        png=png_of(figure),
+    )
+
+
 def scale_losses(axes: Axes, shown: Floats) -> None:
     """Set a logarithmic axis if losses are never negative and fall far; it ends a little below the least of them."""
     finite = shown[np.isfinite(shown)]

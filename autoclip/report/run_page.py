@@ -187,6 +187,7 @@ def _pictures(runs: Sequence[SeedRun], clip: Mapping[str, Any]) -> list[Picture]
         plots.loss_picture(all_series, validation, trivial if isinstance(trivial, int | float) else None),
         plots.clip_rate_picture(all_series, _promised(clip)),
         plots.histogram_picture(all_series, quantity),
+        plots.updates_picture(all_series),
     ]
     return [picture for picture in found if picture]
 
