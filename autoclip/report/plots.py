@@ -264,7 +264,7 @@ def updates_picture(runs: Sequence[Series]) -> Picture | None:
     return Picture(
         name="updates",
         title="Updates beside gradients",
-        caption="What the optimizer changed, parameters after a step minus before, and the clipped gradient of that step "
+        caption="What the optimizer changed, parameters after a step minus before, and that step's clipped gradient "
         "(grey). An update that spikes by itself is of the optimizer's state, which no clipping bounds.",
         alt="Norm of updates and of clipped gradients over optimizer steps, each divided by its median.",
         png=png_of(figure),
