@@ -1,3 +1,5 @@
+import math
+
 """What a resumed run and a resumed sweep do with files and trials that are not as they left them."""
 
 import json
@@ -80,7 +82,7 @@ def test_an_initial_loss_that_was_not_finite_is_not_measured_later(config: Exper
     stopped(config, tmp_path / "run", task, 9, resume=False)
     status, training = stopped(config, tmp_path / "run", task, 99, resume=True)
     assert status == "finished"
-    assert training.tally.initial_validation_loss is None
+    assert math.isnan(training.tally.initial_validation_loss)
     assert len(training.tally.validation) == 4
 
 

@@ -16,7 +16,7 @@ from autoclip.lab.yaml_source import read_document
 
 TRAINED = ("task", "optimizer", "steps", "precision", "accumulate", "clip")
 """Sections of a configuration that decide what comes out of a run."""
-LATER = {"max_nonfinite_in_a_row": None, "skip": None, "on": "norm"}
+LATER = {"max_nonfinite_in_a_row": None, "skip": None, "on": "norm", "learn_spikes": True}
 """Keys of the clip section and its policy, younger than finished runs: at these values they are not in the hash."""
 
 
