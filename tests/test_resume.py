@@ -1,8 +1,7 @@
-import math
-
 """What a resumed run and a resumed sweep do with files and trials that are not as they left them."""
 
 import json
+import math
 import sys
 import time
 from contextlib import ExitStack
