@@ -11,6 +11,7 @@ os.environ["DEEPSPEED_LOG_LEVEL"] = "error"
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -178,7 +179,6 @@ def refused():
         "twice": (attached, None, {}),
         "auto": (engine_of(1, gradient_clipping="auto"), None, {}),
         "no norm": (engine_of(1, **no_norm), None, {}),
-        "fp16": (engine_of(0, fp16={"enabled": True}), None, {}),
         "skips": (engine, autoclip.SkipStep(), {}),
         "reciprocal": (engine, autoclip.ZClip(), {}),
         "parameter": (engine, autoclip.AdaGC(), {}),
@@ -187,6 +187,8 @@ def refused():
         "norm_type": (engine, None, {"norm_type": 1.0}),
         "policy": (engine, 1.0, {}),
     }
+    if get_accelerator().is_fp16_supported():
+        tries["fp16"] = engine_of(0, fp16={"enabled": True}), None, {}
     said = {name: message_of(given, rule, **options) for name, (given, rule, options) in tries.items()}
     try:
         autoclip.attach(engine.optimizer)
@@ -204,7 +206,7 @@ def engines(directory):
         found[f"ZeRO {stage}, accumulated"] = equal_to_plain(stage, 2, directory / f"{stage}-2")
         found[f"ZeRO {stage}, bf16"] = with_a_broken_batch(stage, bf16={"enabled": True})
         found[f"ZeRO {stage}, fp32, broken"] = with_a_broken_batch(stage)
-        if stage:
+        if stage and get_accelerator().is_fp16_supported():  # not on every CPU
             fp16 = {"enabled": True, "initial_scale_power": 18}
             found[f"ZeRO {stage}, fp16"] = with_a_broken_batch(stage, fp16=fp16)
     offload = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
