@@ -366,7 +366,7 @@ def test_what_is_wrong_with_the_options_shows_at_once():
         AutoClipCallback(1.0)
     with pytest.raises(TypeError, match="no_such_option"):
         AutoClipCallback(no_such_option=1)
-    with pytest.raises(ValueError, match="on_nonfinite must be one of skip, propagate, raise"):
+    with pytest.raises(ValueError, match="on_nonfinite must be one of skip, zero, propagate, raise"):
         AutoClipCallback(on_nonfinite="stop")
     with pytest.raises(RuntimeError, match="no clipper before training has started"):
         _ = AutoClipCallback().clipper
