@@ -165,7 +165,7 @@ def test_a_disk_that_is_full(namespace, config, undisturbed, tmp_path, outcomes,
         assert nursery.shell(f"umount {place}") == 0
 
 
-@pytest.mark.parametrize("size", [0, 100, 3000, 100_000, 390_000])
+@pytest.mark.parametrize("size", [0, 190, 3000, 100_000, 390_000])
 def test_files_that_may_not_grow(nursery, config, undisturbed, tmp_path, outcomes, size):
     command = ["run", str(config), "--output-dir", str(tmp_path / "out")]
     ended = nursery.run(*command, file_size=size)
