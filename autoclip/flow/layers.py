@@ -49,7 +49,7 @@ def layer_of(parameter: str) -> str:
 
 
 def by_layer(norms: Mapping[str, float | None]) -> dict[str, float]:
-    """Layer -> norm of all its gradients together; NaN if one of them is not finite."""
+    """Layer -> norm of all its gradients together; NaN if any is not finite."""
     parts: dict[str, list[float]] = {}
     for name, norm in norms.items():
         parts.setdefault(layer_of(name), []).append(norm if norm is not None and isfinite(norm) else nan)

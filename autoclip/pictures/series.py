@@ -65,7 +65,7 @@ class Series:
 
     @property
     def mean_coefficient(self) -> float:
-        """Mean coefficient of the active steps; NaN without one, or if one of them is unknown."""
+        """Mean coefficient of the active steps; NaN without one, or if any is unknown."""
         return mean_coefficient(float(self.coefficients[self.active].sum()), int(self.active.sum()))
 
     def rolling_clip_rate(self) -> tuple[NDArray[np.int64], Floats, int]:

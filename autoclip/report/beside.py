@@ -19,7 +19,7 @@ soon: Start = partial
 
 @contextmanager
 def beside(size: int) -> Iterator[Start]:
-    """A process beside this one if so many bytes are worth it; without, work is done when its result is wanted."""
+    """Start a second process if there are many bytes to read; else work is done when its result is wanted."""
     if size < LARGE:
         yield soon
         return

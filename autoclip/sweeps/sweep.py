@@ -52,8 +52,7 @@ class Sweep:
         storage: URL of the database.
 
     Raises:
-        UsageError: the database holds a sweep of this name with another configuration or other code, or cannot be
-            opened.
+        UsageError: the database holds a sweep of this name with another configuration, or cannot be opened.
     """
 
     def __init__(self, config: ExperimentConfig, output_dir: Path, storage: str) -> None:
