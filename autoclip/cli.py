@@ -106,6 +106,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in the output directory.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="Replaces the file's seeds; repeat it for several.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
+    only_step: Annotated[
+        int | None, typer.Option(min=0, help="With --resume: take this step again; tell of it.")
+    ] = None,
     output_format: OutputFormat = Format.text,
 ) -> None:
     """Train every seed of an experiment."""
@@ -116,6 +119,14 @@ def run(
         directory = output_dir or Path("runs") / config.name
         if dry_run:
             _print_plan(config, directory, output_format)
+            return
+        if only_step is not None:
+            from autoclip.lab.only_step import look_at_step
+
+            looks = look_at_step(config, directory, only_step, resume=resume)
+            typer.echo("\n".join(map(str, looks))) if output_format == Format.text else _print_json(
+                [one.as_json() for one in looks]
+            )
             return
         from autoclip.lab.experiment import run_experiment
 
@@ -253,6 +264,22 @@ def report(
             _print_json(written.as_json())
         else:
             typer.echo(written.page)
+
+
+@app.command()
+def spikes(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run, its seeds, spikes, or logs.")],
+    output_format: OutputFormat = Format.text,
+) -> None:
+    """Tell which steps stood out, and why."""
+    with _exit_codes():
+        from autoclip.report.spikes import spikes_of
+
+        found = spikes_of(directory)
+        if output_format == Format.json:
+            _print_json([one.as_json() for one in found])
+        else:
+            typer.echo("\n".join(map(str, found)))
 
 
 @app.command()

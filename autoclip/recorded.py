@@ -2,7 +2,7 @@
 
 import weakref
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -76,6 +76,25 @@ class Recorded(ABC):
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient in the latest step, by name; none where only the total norm is known."""
         return {}
+
+    @property
+    def latest_norms(self) -> tuple[Collection[str], Any] | None:
+        """Names, and a tensor of what `layer_norms` reads, still on its device; None where it is not known."""
+        return None
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer that it was made from or is attached to; None: none."""
+        return None
+
+    def note(self, batch: Any) -> None:
+        """Say what the batch of the next step is called, for `SpikeRecorder`; with several batches, for each.
+
+        Args:
+            batch: a number, a text, or the ids of its samples as a list or tensor, which is read only at a spike.
+        """
+        for sink in self._history.sinks:
+            sink.note(batch)
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class Sink(AbstractContextManager["Sink"]):
     def announce(self, step: int) -> None:
         """Hear that a step is under way whose record follows at the next step (see `host_wait` of `Clipper`)."""
 
+    def note(self, batch: Any) -> None:
+        """Hear what the batch of the next step is called, see `Clipper.note`."""
+
     def __exit__(self, *error: object) -> None:
         self.close()
 

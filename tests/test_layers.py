@@ -44,6 +44,7 @@ LAYERS = [
     "clipper.clipper",
     "clipper",
     "clipper.attach",
+    "spikes",
     "sinks",
     "flow",
     "integrations",

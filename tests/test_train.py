@@ -14,7 +14,9 @@ import torch
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import load_checkpoint
 from autoclip.lab.config import ExperimentConfig, load_config
-from autoclip.lab.train import MAX_NONFINITE_IN_A_ROW, Step, Training, choose_device, summarise, to_device, train
+from autoclip.lab.device import choose_device, to_device
+from autoclip.lab.run_summary import summarise
+from autoclip.lab.train import MAX_NONFINITE_IN_A_ROW, Step, Training, train
 from autoclip.run_directory import json_text
 from tests.tiny_task import TinyTask
 

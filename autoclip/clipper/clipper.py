@@ -1,11 +1,12 @@
 """The clipper: it holds the parameters, a policy, and what happens above its threshold."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from autoclip.clipper.clip_function import ClipFn
 from autoclip.clipper.deferred import Deferred, why_wait
@@ -307,6 +308,16 @@ class Clipper(Recorded):
     def parameters(self) -> dict[str, Tensor]:
         """Name -> parameter that is clipped."""
         return self._groups.parameters
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that the clipper was made from; None: it was made from something else."""
+        return self._groups.optimizer
+
+    @property
+    def latest_norms(self) -> tuple[Collection[str], Tensor] | None:
+        """Names and norms that `layer_norms` reads, shape (n,), as they are on their device."""
+        return self._step.latest_norms
 
     def layer_norms(self) -> dict[str, float]:
         """Norm of each parameter's gradient before clipping in the latest step, by parameter name.

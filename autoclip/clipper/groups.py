@@ -54,7 +54,7 @@ class Groups:
         self._relearn_after = relearn_after
         self._named: list[str] = []
         self._members: dict[str, list[int]] = {}
-        self._optimizer = source if isinstance(source, Optimizer) else None
+        self.optimizer = source if isinstance(source, Optimizer) else None
         self._module = source if isinstance(source, Module) else None
         self._calls = 0  # of `refresh`
         self._read(kept_source(source))
@@ -64,9 +64,9 @@ class Groups:
 
         A module is looked through at every fiftieth call only, because that takes longer.
         """
-        if self._optimizer is not None:
-            if self._given != _identities(self._optimizer):
-                self._read(self._optimizer)
+        if self.optimizer is not None:
+            if self._given != _identities(self.optimizer):
+                self._read(self.optimizer)
         elif self._module is not None:
             self._calls += 1
             if self._calls % MODULE_EVERY == 0 and {*map(id, self._module.parameters())} != {
@@ -178,7 +178,7 @@ class Groups:
         self.parameters = named_parameters(source)
         if not self.parameters:
             raise ValueError("the source holds no parameters: nothing can be clipped")
-        self._given = _identities(self._optimizer) if self._optimizer else []
+        self._given = _identities(self.optimizer) if self.optimizer else []
         self._named = []
         self._group_of = group_by_parameter(source, self.parameters, self.scope, self._patterns)
         kept: dict[str, Controller] = {}

@@ -41,3 +41,11 @@ class UpdateNorm:
         differences = {name: to_local(one).float() - copied.float() for (name, one), copied in named}
         self._parameters, self._copies = {}, []
         return measure(differences).value if differences else None
+
+
+@torch.no_grad()
+def weight_norms(parameters: Mapping[str, Tensor]) -> Tensor:
+    """2-norm of each parameter, shape (n,), without a wait; of sharded parameters that of this rank's part."""
+    local = [to_local(one).detach().float() for one in parameters.values()]
+    first = local[0].device
+    return torch.stack([one.to(first) for one in torch._foreach_norm(local)])

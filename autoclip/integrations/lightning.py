@@ -17,6 +17,7 @@ from autoclip.clipper.uncompiled import uncompiled
 from autoclip.integrations.missing import missing
 from autoclip.policies import Policy
 from autoclip.records import ClipRecord
+from autoclip.spikes.event import batch_name
 from autoclip.warn_once import WarnOnce
 
 if TYPE_CHECKING:
@@ -129,13 +130,15 @@ class AutoClipCallback(Callback):
         self._pending = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Attach new clippers if the optimizers were exchanged."""
+        """Attach new clippers if the optimizers were exchanged; name the batch, for `SpikeRecorder`."""
         current = _trained(trainer)
         if len(current) != len(self._optimizers) or any(
             new is not old for new, old in zip(current, self._optimizers, strict=True)
         ):
             self._detach()
             self._attach(trainer)
+        for clipper in self._clippers:
+            clipper.note(batch_name(batch, f"{batch_idx} of epoch {trainer.current_epoch}"))
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Forget the losses of gradients that are thrown away (called in automatic optimization only)."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from autoclip.errors import RunError
 from autoclip.run_directory import written_aside
+from autoclip.spikes.event import FOLDER
 
 LATEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -50,10 +53,7 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
         if not path.exists():
             continue
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            state: dict[str, Any] = content["state"]
-            if fingerprint(state) != content["sha256"]:
-                raise ValueError("its checksum is wrong")
+            state = _whole(path)
         except Exception as error:  # noqa: BLE001 - a damaged file can raise anything while it is unpickled
             # Here torch's own text advises to load the file unsafely.
             refused = "torch.load(weights_only=True) refuses it"
@@ -64,6 +64,39 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if damaged:
         raise RunError(f"no checkpoint can be read: {'; '.join(damaged)}; choose another --output-dir to start over")
     return None, []
+
+
+def state_before(directory: Path, step: int) -> dict[str, Any] | None:
+    """State of the latest whole checkpoint with at most so many steps, of the run's or those kept at its spikes."""
+    states = [state for _, state in _states(directory) if state["tally"]["steps"] <= step]
+    return max(states, key=lambda state: int(state["tally"]["steps"]), default=None)
+
+
+def keep_checkpoint(directory: Path, step: int, path: Path) -> Path | None:
+    """Keep the latest whole checkpoint with at most so many steps under another name; None: there is none."""
+    found = [(state["tally"]["steps"], file) for file, state in _states(directory) if state["tally"]["steps"] <= step]
+    if not found:
+        return None
+    path.unlink(missing_ok=True)
+    path.hardlink_to(max(found)[1])
+    return path
+
+
+def _states(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every whole checkpoint of a run, and its state."""
+    for path in [directory / LATEST, directory / PREVIOUS, *sorted(directory.glob(f"{FOLDER}/*.pt"))]:
+        if path.exists():
+            with suppress(Exception):  # a damaged file can raise anything while it is unpickled
+                yield path, _whole(path)
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint; a damaged one raises, by whatever torch finds wrong."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = content["state"]
+    if fingerprint(state) != content["sha256"]:
+        raise ValueError("its checksum is wrong")
+    return state
 
 
 class _Watched:

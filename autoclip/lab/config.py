@@ -340,6 +340,12 @@ class ExperimentConfig(Section):
     clip: ClipConfig = Field(default_factory=ClipConfig, description="How gradients are clipped.")
     evaluate_every: CountOrNever = Field(default=None, description="Steps between evaluations; null: only at the end.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
+    on_spike: Literal["continue", "checkpoint", "stop", "rewind"] | None = Field(
+        default="continue",
+        description="At a spike, which is always written to spikes/: go on; keep the checkpoint before it; stop; or go "
+        "back to that checkpoint and leave out the batches since. null: do not look for spikes.",
+    )
+    max_rewinds: Count = Field(default=10, description="Times that on_spike: rewind goes back.")
     device: Annotated[str, Device] = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if present.")
     threads: Annotated[int, Number(1, 1024, integer=True)] = Field(
         default=1, description="Threads of torch on the CPU; with 1, results are repeatable."

@@ -20,13 +20,14 @@ from autoclip.lab.checkpoint import remove_checkpoints
 from autoclip.lab.claimed_directory import claimed, for_seconds
 from autoclip.lab.code_version import code_version, warn_of_other_code
 from autoclip.lab.config import ExperimentConfig, differences, load_config, policies_of, to_yaml, trained_task
+from autoclip.lab.device import choose_device
 from autoclip.lab.loading import construct, described, load_object, method_of
 from autoclip.lab.log_sinks import make_sinks, only_jsonl
 from autoclip.lab.output_directory import ERROR, cannot_begin, refuse_for_run
 from autoclip.lab.progress import TrainingProgress
-from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, table
+from autoclip.lab.run_summary import gradient_flow, over_seeds, read_summary, summarise, table
 from autoclip.lab.task import Task, check_attributes
-from autoclip.lab.train import choose_device, summarise, train
+from autoclip.lab.train import train
 from autoclip.policies import Policy
 from autoclip.run_directory import CONFIG, SUMMARY, json_text, remove_asides, write_atomically, write_json
 from autoclip.terminal import console

@@ -64,6 +64,7 @@ def make_sinks(
 
 
 def only_jsonl(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment; its steps go to the run directory alone."""
+    """The same experiment; its steps go to the run directory alone, without spikes that change nothing."""
     sinks: Sequence[str] = ("jsonl",)
-    return config.model_copy(update={"log": config.log.model_copy(update={"sinks": sinks})})
+    on_spike = None if config.on_spike == "continue" else config.on_spike
+    return config.model_copy(update={"log": config.log.model_copy(update={"sinks": sinks}), "on_spike": on_spike})

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
@@ -12,11 +12,15 @@ from autoclip.errors import RunError
 from autoclip.findings import Finding
 from autoclip.flow import GradientFlow, diagnose, flow_findings, read_samples
 from autoclip.lab.config import ExperimentConfig, policy_text
+from autoclip.lab.task import description_of
 from autoclip.pictures.series import read_series
-from autoclip.records import rate_text, threshold_text
+from autoclip.records import finite_or_none, rate_text, threshold_text
 from autoclip.run_directory import LAYERS, METRICS, SUMMARY, read_json
 from autoclip.terminal import aligned
 from autoclip.tuning.usual_rate import is_default, rate_finding, steps_of
+
+if TYPE_CHECKING:
+    from autoclip.lab.train import Training
 
 SHOWN = (
     "seed",
@@ -28,6 +32,7 @@ SHOWN = (
     "mean_coefficient",
     "threshold",
     "skipped_steps",
+    "spikes",
     "gradient_flow",
     "seconds",
     "error",
@@ -55,6 +60,38 @@ def read_summary(directory: Path) -> dict[str, Any]:
             f"{directory / SUMMARY} is damaged ({reason}); move it away; --resume does not need it"
         ) from None
     return summary
+
+
+def summarise(status: str, training: "Training") -> dict[str, Any]:
+    """The `summary.json` of one seed."""
+    config, tally, clipper = training.config, training.tally, training.clipper
+    return {
+        "name": config.name,
+        "seed": training.seed,
+        "status": status,
+        "steps": tally.steps,
+        "planned_steps": config.steps,
+        "validation_loss": tally.validation[-1]["loss"] if tally.validation else None,
+        "initial_validation_loss": tally.initial_validation_loss,
+        "trivial_loss": getattr(training.task, "trivial_loss", None),
+        "train_loss": fmean(tally.recent_losses) if tally.recent_losses else None,
+        "validation": tally.validation,
+        "policy": policy_text(config.clip),
+        "threshold": tally.threshold,
+        "clip_rate": finite_or_none(clipper.clip_rate),
+        "mean_coefficient": finite_or_none(clipper.mean_coefficient),
+        "skipped_steps": clipper.skipped_steps,
+        "spikes": training.recorder and training.recorder.events,
+        "rewinds": tally.rewinds,
+        "nonfinite_steps": tally.nonfinite_steps,
+        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        "task": description_of(training.task),
+        "data_hash": getattr(training.task, "data_hash", None),
+        "device": str(training.device),
+        "precision": config.precision,
+        "threads": config.threads,
+        "seconds": round(tally.seconds, 3),
+    }
 
 
 def gradient_flow(directory: Path) -> GradientFlow | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.yaml_source import shortened
+from autoclip.spikes.event import batch_name
 
 
 def check_attributes(task: "Task") -> None:
@@ -59,6 +60,11 @@ def loss_of(task: "Task", model: nn.Module, batch: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise _wrong(task, "loss", "a 0-d tensor that depends on the model's parameters", loss)
     return loss
+
+
+def ids_of(task: "Task", batch: Any, number: int) -> Any:
+    """What a batch is called in the events of spikes: the task's `ids` of it, its own "index" or so, else its number."""
+    return task.ids(batch) if hasattr(task, "ids") else batch_name(batch, number)
 
 
 def validation_loss_of(task: "Task", model: nn.Module) -> float:
@@ -125,7 +131,8 @@ class Task(Protocol):
     `trivial_loss` (validation loss of the best constant predictor, a finite float) and `describe()` (a flat dict of
     facts for `summary.json`: texts and finite numbers). `lr_factor(step)` is optional too: a schedule that gives the
     factor on the configured learning rate at `step`, counted from 0. It must depend on `step` alone, so that a resumed
-    run goes on as if it had never stopped.
+    run goes on as if it had never stopped. `ids(batch)` names the samples of a batch, as a list or tensor of whole
+    numbers, for the events of spikes; without it a batch is called by its entry "index", or by its number in the run.
     """
 
     def model(self, seed: int) -> nn.Module:

@@ -3,12 +3,12 @@
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +20,25 @@ from autoclip.flow import UseOrder
 from autoclip.gradients.updates import UpdateNorm
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from autoclip.lab.code_version import code_version, warn_of_other_code
-from autoclip.lab.config import ExperimentConfig, clip_arguments, policies_of, policy_text
+from autoclip.lab.config import ExperimentConfig, clip_arguments, policies_of
+from autoclip.lab.device import choose_device, to_device
 from autoclip.lab.loading import described, method_of
 from autoclip.lab.log_sinks import make_sinks
-from autoclip.lab.task import Task, batches_of, description_of, loss_of, lr_factor_of, model_of, validation_loss_of
-from autoclip.records import ClipRecord, Sink, finite_or_none
+from autoclip.lab.on_spike import react
+from autoclip.lab.task import (
+    Task,
+    batches_of,
+    description_of,
+    ids_of,
+    loss_of,
+    lr_factor_of,
+    model_of,
+    validation_loss_of,
+)
+from autoclip.records import ClipRecord, Sink
 from autoclip.run_directory import LAYERS, METRICS, SUMMARY, LineLog, earlier_lines
+from autoclip.spikes import SpikeEvent, SpikeRecorder
+from autoclip.spikes.event import FOLDER
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -57,6 +70,8 @@ class Tally:
     threshold: float | None = None  # of the last step; None: nothing was to be clipped
     diverged: bool = False
     validation: list[dict[str, float | None]] = field(default_factory=list)
+    left_out: int = 0  # batches, by rewinds
+    rewinds: list[dict[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,14 +123,24 @@ class Training:
         self.code = code_version(type(task), *map(type, policies_of(config.clip)))
         description_of(task)  # fails before anything is trained
         self._order: list[str] = []  # in which the parameters are used, known after a step
+        self.recorder: SpikeRecorder | None = None
+        self.spikes: list[SpikeEvent] = []  # of the latest step
+
+    def record_spikes(self, directory: Path) -> None:
+        """Write an event for every spike, and keep those of the latest step in `spikes`."""
+        self.recorder = SpikeRecorder(directory, optimizer=self.optimizer, on_event=self.spikes.append)
+        self.clipper.sinks = [self.recorder]
 
     def step(self) -> Step:
         """Take one optimizer step over `accumulate` batches."""
-        if self._order or not self.config.log.layers_every:
+        self.spikes.clear()
+        if self._order or not (self.config.log.layers_every or self.recorder):
             return self._step()
         with UseOrder(dict(self.model.named_parameters())) as used:
             step = self._step()
         self._order = used.names
+        if self.recorder is not None:
+            self.recorder.use_order(self._order)
         return step
 
     def layer_norms(self) -> dict[str, float]:
@@ -129,12 +154,13 @@ class Training:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for _ in range(self.config.accumulate):
+        for number in range(self.drawn, self.drawn + self.config.accumulate):
             try:
                 batch = next(self.batches)
             except StopIteration:
                 step = self.tally.steps
                 raise RunError(f"the task's batches() ended at step {step}; it must never end") from None
+            self.clipper.note(ids_of(self.task, batch, number))
             with torch.autocast(
                 self.device.type, PRECISIONS[self.config.precision], enabled=self.config.precision != "float32"
             ):
@@ -151,6 +177,11 @@ class Training:
         assert record is not None
         self._count(total, record)
         return Step(record, self.clipper.clip_rate, self.clipper.mean_coefficient, self.update.after())
+
+    @property
+    def drawn(self) -> int:
+        """Number of batches before the next step, with those that were left out."""
+        return self.tally.steps * self.config.accumulate + self.tally.left_out
 
     def evaluate(self) -> float:
         """Validation loss of the current model."""
@@ -172,14 +203,19 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "clipper": self.clipper.state_dict(),
+            "spikes": self.recorder and self.recorder.state_dict(),
             "random": random_state(),
             "tally": asdict(self.tally),
             "data_hash": getattr(self.task, "data_hash", None),
             "code": self.code,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], drawn: int | None = None) -> None:
         """Continue exactly from a `state_dict()` of the same configuration and seed.
+
+        Args:
+            state: of a checkpoint.
+            drawn: go on after this many batches; None: after those of the state.
 
         Raises:
             UsageError: the data changed since the run began.
@@ -194,9 +230,13 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.clipper.load_state_dict(state["clipper"])
+        if self.recorder is not None and state.get("spikes"):
+            self.recorder.load_state_dict(state["spikes"])
         self.tally = Tally(**state["tally"])
+        if drawn is not None:
+            self.tally.left_out += drawn - self.drawn
         self.batches = batches_of(self.task, self.seed)
-        deque(islice(self.batches, self.tally.steps * self.config.accumulate), maxlen=0)
+        deque(islice(self.batches, self.drawn), maxlen=0)
         # Last, as making the batches may draw from them.
         restore_random_state(state["random"])
 
@@ -245,6 +285,8 @@ def train(
         last_checkpoint: True: a finished run leaves a checkpoint, so that it can be extended.
     """
     training = Training(config, task, seed)
+    if config.on_spike is not None:
+        training.record_spikes(directory / FOLDER)
     damaged: list[str] = []
     if resume:
         state, damaged = load_checkpoint(directory)
@@ -256,7 +298,28 @@ def train(
         if training.tally.steps > config.steps:
             taken = training.tally.steps
             raise UsageError(f"{directory} has {taken} steps already, more than the configured steps={config.steps}")
-    keep = training.tally.steps
+    sinks: list[Sink] = []
+    try:
+        while True:
+            with _earlier(directory, training.tally.steps, say) as logs:
+                if damaged:  # else the next save would keep the damaged file as the previous one
+                    (directory / LATEST).unlink(missing_ok=True)
+                sinks = sinks or make_sinks(config, seed, directory, training.clipper, say)
+                status = _until_done(training, directory, *logs, sinks, on_step, should_stop, last_checkpoint, say)
+            if status != "rewound":
+                return status, training
+    finally:
+        for sink in [*sinks, *training.clipper.sinks]:
+            sink.close()
+
+
+@contextmanager
+def _earlier(directory: Path, keep: int, say: Callable[[str], None]) -> Iterator[tuple[LineLog, LineLog]]:
+    """The logs of steps and layers, without what is later than the steps to keep. From here on the directory changes.
+
+    Raises:
+        RunError: steps are missing.
+    """
     earlier, earlier_layers = (earlier_lines(directory / name, keep) for name in (METRICS, LAYERS))
     if len(earlier.steps) != keep:
         raise RunError(
@@ -265,18 +328,9 @@ def train(
         )
     if earlier_layers.damaged:
         say(f"{directory / LAYERS} has a gap: {earlier_layers.damaged} damaged lines are left out")
-    # From here on the directory changes.
-    if damaged:  # else the next save would keep the damaged file as the previous one
-        (directory / LATEST).unlink()
     (directory / SUMMARY).unlink(missing_ok=True)
     with LineLog(directory / METRICS, earlier) as metrics, LineLog(directory / LAYERS, earlier_layers) as layers:
-        sinks = make_sinks(config, seed, directory, training.clipper, say)
-        try:
-            status = _until_done(training, directory, metrics, layers, sinks, on_step, should_stop, last_checkpoint)
-        finally:
-            for sink in sinks:
-                sink.close()
-    return status, training
+        yield metrics, layers
 
 
 def _continue_from(state: dict[str, Any], training: Training, directory: Path) -> None:
@@ -302,7 +356,8 @@ def _until_done(
     on_step: Callable[[Step], None],
     should_stop: Callable[[], bool],
     last_checkpoint: bool,
-) -> Status:
+    say: Callable[[str], None],
+) -> Status | Literal["rewound"]:
     config, tally = training.config, training.tally
     began = time.monotonic() - tally.seconds
 
@@ -320,6 +375,7 @@ def _until_done(
 
     if tally.initial_validation_loss is None and not tally.steps:
         tally.initial_validation_loss = training.evaluate()
+        checkpoint(save=config.on_spike == "rewind")
     while tally.steps < config.steps and not tally.diverged:
         step = training.step()
         metrics.append(training.metrics(step))
@@ -328,9 +384,12 @@ def _until_done(
         for sink in sinks:
             sink.log(step.record)
         on_step(step)
+        reaction = react(training, directory, say) if training.spikes else None
+        if reaction == "rewound":
+            return reaction
         if config.evaluate_every and tally.steps % config.evaluate_every == 0:
             validate()
-        if should_stop() and tally.steps < config.steps:
+        if (reaction == "stop" or should_stop()) and tally.steps < config.steps:
             checkpoint()
             return "interrupted"
         if tally.steps % config.checkpoint_every == 0 and tally.steps < config.steps:
@@ -340,61 +399,3 @@ def _until_done(
     tally.diverged = tally.diverged or tally.nonfinite_steps == tally.steps
     checkpoint(save=last_checkpoint)
     return "diverged" if tally.diverged else "finished"
-
-
-def summarise(status: Status, training: Training) -> dict[str, Any]:
-    """The `summary.json` of one seed."""
-    config, tally, clipper = training.config, training.tally, training.clipper
-    return {
-        "name": config.name,
-        "seed": training.seed,
-        "status": status,
-        "steps": tally.steps,
-        "planned_steps": config.steps,
-        "validation_loss": tally.validation[-1]["loss"] if tally.validation else None,
-        "initial_validation_loss": tally.initial_validation_loss,
-        "trivial_loss": getattr(training.task, "trivial_loss", None),
-        "train_loss": fmean(tally.recent_losses) if tally.recent_losses else None,
-        "validation": tally.validation,
-        "policy": policy_text(config.clip),
-        "threshold": tally.threshold,
-        "clip_rate": finite_or_none(clipper.clip_rate),
-        "mean_coefficient": finite_or_none(clipper.mean_coefficient),
-        "skipped_steps": clipper.skipped_steps,
-        "nonfinite_steps": tally.nonfinite_steps,
-        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "task": description_of(training.task),
-        "data_hash": getattr(training.task, "data_hash", None),
-        "device": str(training.device),
-        "precision": config.precision,
-        "threads": config.threads,
-        "seconds": round(tally.seconds, 3),
-    }
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is a CUDA device if there is one, else the CPU.
-
-    Raises:
-        UsageError: the device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    count = torch.cuda.device_count()
-    if kind == "cuda" and int(index or 0) >= count:
-        raise UsageError(f"device {name} is not there: torch sees {count} CUDA devices; use device=cpu")
-    return torch.device(name)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch (tensor, tuple, list or dict, nested) to the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
-        return type(batch)(*(to_device(item, device) for item in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(item, device) for item in batch)
-    if isinstance(batch, dict):
-        return {key: to_device(item, device) for key, item in batch.items()}
-    return batch

@@ -21,6 +21,8 @@ from autoclip.report.flow_plot import flow_picture
 from autoclip.report.page import Block, render
 from autoclip.report.run_findings import norm_findings, rate_findings, status_findings
 from autoclip.report.series import read_configuration
+from autoclip.report.spikes import Spikes, of_run, spike_findings
+from autoclip.report.spikes_page import spike_blocks
 from autoclip.run_directory import CONFIG, SUMMARY, read_json
 from autoclip.tuning.usual_rate import is_default, rate_finding, steps_of
 
@@ -44,6 +46,7 @@ class SeedRun:
         summary: `summary.json`, empty if there is none yet.
         config: `config.yaml`, empty if there is none.
         flow: its gradient flow; None: no layers were logged.
+        spikes: its spikes.
     """
 
     directory: Path
@@ -51,6 +54,7 @@ class SeedRun:
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     flow: GradientFlow | None
+    spikes: Spikes
 
     def cells(self) -> dict[str, str]:
         """The figures of the run as text; a run that has not ended has them too."""
@@ -80,7 +84,8 @@ def read_seed_run(directory: Path) -> SeedRun:
     place = directory.resolve().name
     name = f"seed {shortened(str(summary['seed']), LONGEST_SEED)}" if "seed" in summary else _label(place)
     config = read_configuration(directory / CONFIG)
-    return SeedRun(directory, read_series(directory, name), summary, config, gradient_flow(directory))
+    series = read_series(directory, name)
+    return SeedRun(directory, series, summary, config, gradient_flow(directory), of_run(directory, series))
 
 
 def stepless_seeds(directory: Path, runs: Sequence[SeedRun], total: Mapping[str, Any]) -> list[str]:
@@ -119,6 +124,7 @@ def run_findings(
         *([rates] if rates else rate_findings(series, _promised(runs[0].config.get("clip")))),
         *norm_findings(series),
         *flow_findings({run.series.label: run.flow for run in runs if run.flow}),
+        *spike_findings([run.spikes for run in runs]),
     ]
     return sorted(found, key=lambda one: LEVELS.index(one.level))
 
@@ -157,6 +163,8 @@ def run_page(
     if not flow:
         told = "No norms of layers were logged; log.layers_every: 50 in the configuration logs them."
         blocks.append(("paragraph", told))
+    spike_part, spike_pictures = spike_blocks([run.spikes for run in runs])
+    blocks, pictures = blocks + spike_part, pictures + spike_pictures
     if config:
         text = (runs[0].directory / CONFIG).read_text(encoding="utf-8", errors="replace")
         blocks += [("heading", "Configuration"), ("folded", (f"{CONFIG} of {runs[0].series.label}", text))]

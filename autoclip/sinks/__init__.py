@@ -5,5 +5,6 @@ from autoclip.sinks.console import ConsoleSink
 from autoclip.sinks.jsonl import JSONLSink
 from autoclip.sinks.tensorboard import TensorBoardSink
 from autoclip.sinks.wandb import WandbSink
+from autoclip.spikes.recorder import SpikeRecorder
 
-__all__ = ["ConsoleSink", "JSONLSink", "Sink", "TensorBoardSink", "WandbSink"]
+__all__ = ["ConsoleSink", "JSONLSink", "Sink", "SpikeRecorder", "TensorBoardSink", "WandbSink"]

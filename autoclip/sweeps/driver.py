@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.config import ExperimentConfig, to_yaml
+from autoclip.lab.device import choose_device
 from autoclip.lab.experiment import Interrupt, make_task
 from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_for_sweep
-from autoclip.lab.train import choose_device
 from autoclip.run_directory import write_atomically
 from autoclip.sweeps.engine import Engine, results
 from autoclip.sweeps.job import Job, train
