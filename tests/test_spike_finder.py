@@ -101,14 +101,14 @@ def test_the_parameter_that_made_the_norm_rise_leads_with_its_ratio():
         [*calm(), record(100, 50.0), *map(record, range(101, 120))], {100: {"b.weight": 50.0, "a.bias": 2.0}}
     )
     assert event.leaders == [{"name": "b.weight", "norm": 50.0, "median": 1.0, "ratio": 50.0}]
-    assert (event.named, event.is_of_all) == ("b.weight", False)
+    assert (event.named, event.is_of_batch) == ("b.weight", False)
     assert event.norms["b.weight"][32:34] == [50.0, 1.0]
     assert {len(norms) for norms in event.norms.values()} == {len(event.steps)} == {52}
 
 
 def test_a_rise_of_all_layers_names_the_batch():
     (event,) = with_norms([*calm(), record(100, 50.0)], {100: dict.fromkeys(NAMES, 30.0)})
-    assert (event.is_of_all, event.named) == (True, "batch b100")
+    assert (event.is_of_batch, event.named) == (True, "batch b100")
 
 
 def test_a_nan_began_in_the_last_parameter_in_order_whose_gradient_has_one():

@@ -60,7 +60,7 @@ def test_a_broken_batch_is_written_with_what_is_known(tmp_path, attach):
     assert [line["step"] for line in event.steps] == [*range(88, 153)]
     assert event.lr == (1e-3 if attach else None)
     assert list(event.norms) == [name for name, _ in network().named_parameters()]
-    assert event.is_of_all
+    assert event.is_of_batch
     assert event.named == "batch 120, 121"
     assert str(event).startswith("Step 120: the norm was ")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["step-120.json"]

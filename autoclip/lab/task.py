@@ -63,7 +63,7 @@ def loss_of(task: "Task", model: nn.Module, batch: Any) -> Tensor:
 
 
 def ids_of(task: "Task", batch: Any, number: int) -> Any:
-    """What a batch is called in the events of spikes: the task's `ids` of it, its own "index" or so, else its number."""
+    """What a batch is called in the events of spikes: the task's `ids` of it, its "index" or so, else its number."""
     return task.ids(batch) if hasattr(task, "ids") else batch_name(batch, number)
 
 

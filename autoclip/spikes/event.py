@@ -117,9 +117,9 @@ class SpikeEvent:
         return told + (order if line["loss"] is not None else "")
 
     @property
-    def is_of_all(self) -> bool:
-        """True if half of the layers or more rose alike, as by a batch or a loss."""
-        return self.share >= HALF
+    def is_of_batch(self) -> bool:
+        """True if it looks like a batch, not a layer: half of the layers rose alike, or the loss with the norm."""
+        return self.share >= HALF or self.first == "both"
 
     def evidence(self) -> list[str]:
         """What may have caused it, the surest first, a sentence without its period each."""
@@ -139,10 +139,10 @@ class SpikeEvent:
         if self.leaders:
             ratios = ["new" if one["ratio"] is None else factor_text(one["ratio"]) for one in self.leaders]
             told = [f"{one['name']} ({ratio})" for one, ratio in zip(self.leaders, ratios, strict=True)]
-            rose = "gradients rose in most layers" if self.is_of_all else "gradients that led"
+            rose = "gradients rose in most layers" if self.share >= HALF else "gradients that led"
             found.append(f"{rose}, by their own median: {some(told)}")
         if self.batch is not None and not self.repeated:
-            found.append(f"batch {some(flat(self.batch))}")
+            found.insert(0 if self.is_of_batch and not found[1:] else len(found), f"batch {some(flat(self.batch))}")
         return found
 
     @property
@@ -154,7 +154,7 @@ class SpikeEvent:
             return "learning rate"
         if self.repeated:
             return f"batch {next(iter(self.repeated))}"
-        if self.moved or not self.is_of_all or self.batch is None:
+        if self.moved or not self.is_of_batch or self.batch is None:
             return next((str(one["name"]) for one in [*self.moved, *self.leaders]), None)
         return f"batch {some(flat(self.batch))}"
 

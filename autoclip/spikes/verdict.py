@@ -99,8 +99,8 @@ def _leaders(events: Sequence[SpikeEvent]) -> list[Finding]:
     """A parameter whose weights moved, or which led most spikes."""
     found = []
     moved = Counter(event.moved[0]["name"] for event in events if event.moved)
-    led = Counter(event.leaders[0]["name"] for event in events if event.leaders and not event.is_of_all)
-    of_all = sum(event.is_of_all for event in events)
+    led = Counter(event.leaders[0]["name"] for event in events if event.leaders and not event.is_of_batch)
+    of_batch = sum(event.is_of_batch for event in events)
     for name, count in moved.most_common(1):
         first = next(event.moved[0] for event in events if event.moved and event.moved[0]["name"] == name)
         told = (
@@ -116,12 +116,13 @@ def _leaders(events: Sequence[SpikeEvent]) -> list[Finding]:
                 f"for it, or a normalisation before it, removes the cause"
             )
             found.append(Finding("note", told, {"parameter": name, "events": count}))
-    if of_all >= SEVERAL and 2 * of_all > len(events) and not found:
+    if of_batch >= SEVERAL and 2 * of_batch > len(events) and not found:
         told = (
-            f"the gradients of most layers rose together ({_times(of_all, events)}), as by a batch or a loss, not by a "
-            f"layer: look at the batches (clipper.note names them), or add skip=SkipStep(on='loss or norm')"
+            f"the gradients of most layers rose together, or the loss with the norm ({_times(of_batch, events)}), as "
+            f"by a batch, not by a layer: look at the batches (clipper.note names them), or add skip=SkipStep(on='loss or "
+            f"norm')"
         )
-        found.append(Finding("note", told, {"events": of_all}))
+        found.append(Finding("note", told, {"events": of_batch}))
     return found
 
 
