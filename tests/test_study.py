@@ -32,13 +32,13 @@ def test_a_study_is_created_once_and_then_continued(url: str) -> None:
     assert first.optuna.user_attrs["configuration"] == "same"
     assert first.optuna.metric_names == ["a", "b"]
     assert [direction.name for direction in first.optuna.directions] == ["MINIMIZE", "MINIMIZE"]
-    first.add("one", [1.0, 2.0])
+    first.add("one", [1.0, 2.0], {})
     assert opened(url).done()["one"].values == [1.0, 2.0]
     assert optuna.study.get_all_study_names(open_storage(url)) == ["sweep"]
 
 
 def test_another_configuration_is_refused_with_the_difference_and_changes_nothing(url: str) -> None:
-    opened(url).add("one", [1.0, 2.0])
+    opened(url).add("one", [1.0, 2.0], {})
     with pytest.raises(UsageError) as error:
         opened(url, "another", ["lr: 1 -> 2", "steps: 3 -> 4"])
     assert str(error.value) == (
@@ -81,13 +81,6 @@ def test_an_added_trial_keeps_parameters_attributes_and_constraints(url: str) ->
     assert opened(url).optuna.best_trials == []
 
 
-def test_parameters_outside_their_distribution_are_not_added(url: str) -> None:
-    study = opened(url)
-    with pytest.raises(ValueError, match="distribution"):
-        study.add("one", [1.0, 2.0], params={"x": 11.0}, distributions={"x": FloatDistribution(0.1, 10.0)})
-    assert states(study) == {}
-
-
 def test_a_trial_that_was_asked_for_goes_on_with_its_value_after_its_process_ended(url: str) -> None:
     first = opened(url).ask("one", RandomSampler(seed=0))
     value = first.suggest_float("x", 0, 1)
@@ -112,9 +105,9 @@ def test_only_complete_trials_with_a_key_are_done(url: str) -> None:
 
 def test_two_studies_in_one_database_do_not_mix(url: str) -> None:
     study, other = opened(url), opened(url, name="sweep: runs")
-    study.add("one", [1.0, 2.0])
+    study.add("one", [1.0, 2.0], {})
     assert other.done() == {}
-    other.add("one", [3.0, 4.0])
+    other.add("one", [3.0, 4.0], {})
     assert study.done()["one"].values == [1.0, 2.0]
 
 
@@ -126,7 +119,7 @@ def test_a_frozen_number_stays_what_it_was_first(url: str) -> None:
 def test_names_with_quotes_and_umlauts_survive(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'stüdy.db'}"
     name, key = "it's \"größer\" 'n' this; DROP TABLE trials", "fixed 1, seed 0: ü"
-    opened(url, name=name).add(key, [1.0, 2.0])
+    opened(url, name=name).add(key, [1.0, 2.0], {})
     assert list(opened(url, name=name).done()) == [key]
 
 
@@ -158,22 +151,6 @@ def test_a_storage_that_cannot_be_opened_is_a_usage_error(bad: str) -> None:
     with pytest.raises(UsageError, match="cannot open the storage") as error:
         open_storage(bad)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "sqlite://",
-        "sqlite:///",
-        "sqlite:///:memory:",
-        "sqlite+pysqlite:///:memory:",
-        "sqlite:///file::memory:?cache=shared&uri=true",
-        "sqlite:///file:study?mode=memory&uri=true",
-    ],
-)
-def test_a_database_in_memory_is_a_usage_error(url: str) -> None:
-    with pytest.raises(UsageError, match="ends with this process: name a file"):
-        open_storage(url)
 
 
 def test_a_file_that_is_no_database_is_a_usage_error(tmp_path: Path) -> None:

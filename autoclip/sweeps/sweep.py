@@ -22,8 +22,7 @@ from autoclip.lab.sweep_section import LocalEngine, SweepConfig
 from autoclip.lab.yaml_source import read_text
 from autoclip.records import finite_or_none
 from autoclip.sweeps import outcome
-from autoclip.sweeps.candidate_config import candidates_of, percentile_parameters
-from autoclip.sweeps.candidates import Candidate, fixed, refined
+from autoclip.sweeps.candidates import Candidate, candidates_of, fixed, percentile_parameters, refined
 from autoclip.sweeps.job import Job
 from autoclip.sweeps.racing import Plan, Run, full_grid, most_runs, race
 from autoclip.sweeps.scoring import Score, base_scores, reference_loss, score_from

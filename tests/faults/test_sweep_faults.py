@@ -233,7 +233,7 @@ def test_a_database_that_stays_away(
     (out / "study.db").rename(away)
     code, printed, errors = command.ended()
     assert (code, printed) == (1, "")
-    assert "was lost" in errors.splitlines()[-1]
+    assert "does not answer" in errors.splitlines()[-1]
     assert "the same command continues once it is back" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     away.replace(out / "study.db")
