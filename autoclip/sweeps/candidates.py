@@ -9,11 +9,10 @@ from typing import Any
 
 from autoclip.errors import UsageError
 from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.lab.output_directory import RUNS
 from autoclip.lab.policy_section import POLICY_SECTIONS, CustomPolicySection, PolicySection, policy_parameters
 from autoclip.lab.sweep_section import SweepConfig
 
-RUNS = "runs"
-"""Folder of a sweep's runs in its output directory."""
 LONGEST_FOLDER = 100
 """Most characters in the name of a folder: file systems allow 255 bytes."""
 
