@@ -1,5 +1,4 @@
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
 
-    def write(name: str, text: str) -> Path:
+    def write(name, text):
         path = tmp_path / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -54,7 +54,7 @@ HOSTILE = {
 }
 
 
-def is_refused(*arguments: str) -> str:
+def is_refused(*arguments):
     """What a command says that must end with exit code 2 and lines of its own."""
     result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 2, result.output
@@ -66,7 +66,7 @@ def is_refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_file_is_refused_in_lines_of_text(tmp_path: Path, text: str | bytes) -> None:
+def test_a_hostile_file_is_refused_in_lines_of_text(tmp_path, text):
     path = tmp_path / "x.yaml"
     canary = tmp_path / "canary"
     path.write_bytes(text if isinstance(text, bytes) else text.replace("CANARY", str(canary)).encode())
@@ -82,7 +82,7 @@ def test_a_hostile_file_is_refused_in_lines_of_text(tmp_path: Path, text: str | 
     ],
     ids=["many tags", "many seeds"],
 )
-def test_a_long_file_has_all_its_faults_told(tmp_path: Path, text: str, faults: int) -> None:
+def test_a_long_file_has_all_its_faults_told(tmp_path, text, faults):
     """Both once took more than half a minute, four times as long for twice the lines: it must end."""
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError) as found:
@@ -91,7 +91,7 @@ def test_a_long_file_has_all_its_faults_told(tmp_path: Path, text: str, faults: 
 
 
 @pytest.mark.parametrize("kind", ["pipe", "directory", "missing", "device"])
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
     path = tmp_path / "x.yaml"
     if kind == "pipe":
         os.mkfifo(path)
@@ -106,9 +106,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str
     ("module", "section"),
     [("trap_task", "task.target=trap_task:Task"), ("trap_policy", "clip.policy={kind: 'trap_policy:Policy'}")],
 )
-def test_validate_imports_nothing_that_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, section: str
-) -> None:
+def test_validate_imports_nothing_that_is_named(tmp_path, monkeypatch, module, section):
     monkeypatch.chdir(tmp_path)
     Path(f"{module}.py").write_text(CANARY.format(path=str(tmp_path / "canary")))
     Path("x.yaml").write_text(CONFIG)
@@ -126,9 +124,7 @@ def test_validate_imports_nothing_that_is_named(
         ("{target: 'builtins:exec', args: {source: 'open(1)'}}", "must be a class"),
     ],
 )
-def test_what_is_installed_but_no_task_is_not_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, told: str
-) -> None:
+def test_what_is_installed_but_no_task_is_not_called(tmp_path, monkeypatch, task, told):
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text(CONFIG)
     with pytest.raises(UsageError, match=told):
@@ -137,7 +133,7 @@ def test_what_is_installed_but_no_task_is_not_called(
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "..", ".", "a/b", "a\\b", "", "x\0y", "-x", ".hidden"])
-def test_a_name_cannot_lead_out_of_the_output_directory(tmp_path: Path, name: str) -> None:
+def test_a_name_cannot_lead_out_of_the_output_directory(tmp_path, name):
     path = tmp_path / "x.yaml"
     path.write_text(CONFIG)
     quoted = name.replace("\\", "\\\\").replace("\0", "\\0")
