@@ -13,7 +13,6 @@ from autoclip.sweeps.scoring import (
     Run,
     aulc,
     base_scores,
-    instability,
     instability_of,
     learned_nothing,
     read_run,
@@ -45,7 +44,7 @@ def test_the_area_counts_the_initial_loss_for_what_is_missing():
     assert aulc(replace(GOOD, losses=())) == 2.0
 
 
-def test_instability_is_a_mean_over_runs():
+def test_the_instability_of_a_run():
     def scored(**changes):
         return score(replace(GOOD, **changes), multiplier=1.0, seed=0)
 
@@ -56,7 +55,7 @@ def test_instability_is_a_mean_over_runs():
     assert dead.failed
     assert broken.failed
     assert broken.validation_loss is None
-    assert instability([scored(validation_loss=0.5), dead, broken, broken], reference=0.5) == 0.75
+    assert instability_of(dead, 0.5) == instability_of(broken, 0.5) == 1.0
 
 
 def test_the_reference_is_the_best_mean_over_seeds():

@@ -10,7 +10,7 @@ from autoclip.sweeps import progress as sweep_progress
 def sweep(done, most, undecided=()):
     """Runs of three learning rates, of which the first `done` pairs of candidate and seed are finished."""
     scores = {number: [] for number in range(done)}
-    figures = {"candidate": "fixed 1", "failed runs at any rate": 1, "seeds": 2}
+    figures = {"candidate": "fixed 1", "failed_at_any_rate": 1, "seeds": 2}
     trials = {"fixed 1": SimpleNamespace(values=[0.5, 0.25], user_attrs=figures)} if done else {}
     return SimpleNamespace(
         config=SimpleNamespace(name="tiny"),

@@ -48,7 +48,7 @@ def sweep_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
                 (convergence, instability), told = trial.values, trial.user_attrs
                 out.print(
                     f"{told['candidate']}: training loss {convergence:.4f}, instability {instability:.3f}, "
-                    f"failed {told['failed runs at any rate']} of {rates * told['seeds']}"
+                    f"failed {told['failed_at_any_rate']} of {rates * told['seeds']}"
                 )
 
     update()

@@ -20,7 +20,6 @@ from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differen
 from autoclip.lab.loading import load_object
 from autoclip.lab.sweep_section import LocalEngine, SweepConfig
 from autoclip.lab.yaml_source import read_text
-from autoclip.records import finite_or_none
 from autoclip.sweeps import outcome
 from autoclip.sweeps.candidates import Candidate, candidates_of, fixed, percentile_parameters, refined
 from autoclip.sweeps.job import Job
@@ -109,7 +108,7 @@ class Sweep:
             self.trials.tell(
                 self._asked[job.key],
                 [result.convergence, result.instability],
-                user_attrs={**_user_attrs(result), **attributes},
+                user_attrs={**result.figures, POLICY: dict(result.candidate.policy), **attributes},
                 constraints={"diverged": float(result.failures)},
             )
             del self._asked[job.key]
@@ -176,7 +175,7 @@ class Sweep:
                 [result.convergence, result.instability],
                 params=params,
                 distributions=distributions,
-                user_attrs=_user_attrs(result),
+                user_attrs={**result.figures, POLICY: dict(candidate.policy)},
                 constraints={"diverged": float(result.failures)},
             )
 
@@ -261,25 +260,6 @@ def references_of(settings: SweepConfig) -> list[Candidate]:
 def scores_of(trial: FrozenTrial) -> list[Score]:
     """Scores that a complete trial holds."""
     return [score_from(fields) for fields in trial.user_attrs[SCORES]]
-
-
-def _user_attrs(result: outcome.Result) -> dict[str, Any]:
-    """Raw figures of a candidate, as the study keeps them."""
-    return {
-        "candidate": result.candidate.name,
-        POLICY: dict(result.candidate.policy),
-        "seeds": result.seeds,
-        "validation loss": result.validation_loss,
-        "steps to target": result.steps_to_target,
-        "failed runs": result.failures,
-        "failed runs at any rate": result.all_failures,
-        "spikes": sum(one.spikes for one in result.base),
-        "clip rate": finite_or_none(result.clip_rate),
-        "mean coefficient": finite_or_none(result.mean_coefficient),
-        "convergence spread": result.convergence_spread,
-        "instability spread": result.instability_spread,
-        "seconds": result.seconds,
-    }
 
 
 def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistribution]]:
