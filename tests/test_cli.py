@@ -38,7 +38,7 @@ def call(*arguments):
 
 
 def process(*arguments, code=COMMAND):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def files():

@@ -17,8 +17,8 @@ def url(tmp_path):
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def opened(url, configuration="same", changes=(), name="sweep"):
-    return KeyedStudy(open_storage(url), name, ["a", "b"], configuration, lambda _: changes)
+def opened(url, name="sweep"):
+    return KeyedStudy(open_storage(url), name, ["a", "b"])
 
 
 def states(study):
@@ -27,38 +27,11 @@ def states(study):
 
 def test_a_study_is_created_once_and_then_continued(url):
     first = opened(url)
-    assert first.optuna.user_attrs["configuration"] == "same"
     assert first.optuna.metric_names == ["a", "b"]
     assert [direction.name for direction in first.optuna.directions] == ["MINIMIZE", "MINIMIZE"]
     first.add("one", [1.0, 2.0], {})
     assert opened(url).done()["one"].values == [1.0, 2.0]
     assert optuna.study.get_all_study_names(open_storage(url)) == ["sweep"]
-
-
-def test_another_configuration_is_refused_with_the_difference_and_changes_nothing(url):
-    opened(url).add("one", [1.0, 2.0], {})
-    with pytest.raises(UsageError) as error:
-        opened(url, "another", ["lr: 1 -> 2", "steps: 3 -> 4"])
-    assert str(error.value) == (
-        "the sweep 'sweep' was begun with another configuration: lr: 1 -> 2; steps: 3 -> 4. Continue it with the same "
-        "one, or choose another --output-dir"
-    )
-    study = opened(url)
-    assert study.optuna.user_attrs["configuration"] == "same"
-    assert list(study.done()) == ["one"]
-
-
-def test_what_changed_is_asked_of_the_text_that_the_study_was_begun_with_and_only_where_it_differs(url):
-    seen = []
-
-    def changes(before):
-        seen.append(before)
-        return []
-
-    for configuration in ("first", "first", "second", "second"):
-        study = KeyedStudy(open_storage(url), "sweep", ["a", "b"], configuration, changes)
-        assert study.optuna.user_attrs["configuration"] == "first"  # a difference that does not count is let through
-    assert seen == ["first", "first"]
 
 
 def test_an_added_trial_keeps_parameters_attributes_and_constraints(url):

@@ -112,7 +112,7 @@ def test_a_task_without_a_finite_loss_at_the_beginning_is_one_error(configure, t
 )
 def test_a_sweep_begun_by_another_version_is_refused(configure, tmp_path, text, told):
     swept(configure("sweep.thresholds=[1.0]", "sweep.none=false", "sweep.seeds=[0]"), tmp_path / "out")
-    study = optuna.load_study(study_name="tiny: runs", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
     study.set_user_attr("configuration", text)
     with pytest.raises(
         UsageError, match=rf"begun by another version of autoclip.*{told}choose another --output-dir"

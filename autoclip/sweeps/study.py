@@ -1,7 +1,7 @@
 """An Optuna study with a key for each trial, written by one process."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,34 +65,14 @@ class KeyedStudy:
         storage: its database; the study is created there, or continued.
         name: of the study.
         metric_names: of the objectives, all minimised.
-        configuration: everything that the results depend on, as text.
-        changes: lists the differences from the text that the study was begun with, a line each.
-
-    Raises:
-        UsageError: the study was begun with another configuration; the message shows the difference.
     """
 
-    def __init__(
-        self,
-        storage: RDBStorage,
-        name: str,
-        metric_names: Sequence[str],
-        configuration: str,
-        changes: Callable[[str], Sequence[str]],
-    ) -> None:
+    def __init__(self, storage: RDBStorage, name: str, metric_names: Sequence[str]) -> None:
         directions = [StudyDirection.MINIMIZE] * len(metric_names)
         self.optuna = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        self._done: dict[str, FrozenTrial] | None = None
-        if "configuration" not in self.optuna.user_attrs:
+        if self.optuna.metric_names is None:
             self.optuna.set_metric_names(list(metric_names))
-            self.optuna.set_user_attr("configuration", configuration)
-        before = self.optuna.user_attrs["configuration"]
-        changed = changes(before) if before != configuration else []
-        if changed:
-            raise UsageError(
-                f"the sweep {name!r} was begun with another configuration: {'; '.join(changed)}. Continue it with "
-                f"the same one, or choose another --output-dir"
-            )
+        self._done: dict[str, FrozenTrial] | None = None
 
     def done(self) -> dict[str, FrozenTrial]:
         """Key -> its complete trial. The database is read again only after a change, as nobody else writes it."""

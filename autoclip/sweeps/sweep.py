@@ -34,6 +34,7 @@ REFERENCE = "reference"
 POLICY = "policy"
 SCORES = "scores"
 CODE = "code"
+CONFIGURATION = "configuration"
 MOST_NAMED = 100
 """With at most this many candidates, a trial has its candidate as a parameter too, not only as an attribute."""
 REFINED_PERCENTILES = (1.0, 99.9)
@@ -62,24 +63,14 @@ class Sweep:
         self.url = storage
         database = open_storage(storage)
 
-        def changes(before: str) -> list[str]:
-            try:
-                begun = checked(read_text(before, "its configuration"), ExperimentConfig)
-            except ConfigError as error:
-                raise UsageError(
-                    f"the sweep {config.name!r} was begun by another version of autoclip; this one "
-                    f"cannot read its configuration ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
-                ) from None
-            return differences(_comparable(begun), _comparable(config))
-
-        def study(name: str, metric_names: Sequence[str]) -> KeyedStudy:
-            return KeyedStudy(database, name, metric_names, to_yaml(config), changes)
-
-        self.runs = study(f"{config.name}: runs", [AULC])
-        self.trials = study(config.name, [AULC, S])
+        self.runs = KeyedStudy(database, f"{config.name}: runs", [AULC])
+        self.trials = KeyedStudy(database, config.name, [AULC, S])
+        self._yaml = to_yaml(config)
+        begun = self.trials.frozen(CONFIGURATION, self._yaml)
+        if begun != self._yaml:
+            _refuse_changes(begun, config)
         code = self._code()
         warn_of_other_code(self.trials.frozen(CODE, code), code, output_dir)
-        self._yaml = to_yaml(config)
         self._asked: dict[str, optuna.Trial] = {}  # the refinements that are under way
         self._reference: float | None = None
         self._known: dict[str, tuple[Run, list[Score]]] = {}
@@ -277,6 +268,23 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
     if settings.refine_trials and not space:
         raise UsageError("sweep.refine_trials: there are no thresholds and no percentiles to refine")
     return space
+
+
+def _refuse_changes(begun: str, config: ExperimentConfig) -> None:
+    """Raise if what a sweep was begun with, as YAML, differs in what its trials depend on."""
+    try:
+        before = checked(read_text(begun, "its configuration"), ExperimentConfig)
+    except ConfigError as error:
+        raise UsageError(
+            f"the sweep {config.name!r} was begun by another version of autoclip; this one cannot read its "
+            f"configuration ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
+        ) from None
+    changed = differences(_comparable(before), _comparable(config))
+    if changed:
+        raise UsageError(
+            f"the sweep {config.name!r} was begun with another configuration: {'; '.join(changed)}. Continue it with "
+            f"the same one, or choose another --output-dir"
+        )
 
 
 def _comparable(config: ExperimentConfig) -> ExperimentConfig:
