@@ -74,7 +74,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (kind, keys.tolist(), *others),
+        "numpy": (kind, np.asarray(keys).tolist(), *others),
         "python": random.getstate(),
     }
 

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from math import inf, isfinite
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.yaml_source import shortened
+
+Value = TypeVar("Value")
 
 
 def check_attributes(task: "Task") -> None:
@@ -56,21 +58,21 @@ def validation_loss_of(task: "Task", model: nn.Module) -> float:
 
 def lr_factor_of(task: "Task", step: int) -> float:
     """The task's factor on the learning rate at `step`, from 0 on; 1 if it has no `lr_factor`; a RunError if wrong."""
-    factor = getattr(task, "lr_factor", lambda _: 1.0)(step)
+    factor: float = getattr(task, "lr_factor", lambda _: 1.0)(step)
     fits = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 <= factor < inf
-    return _checked(task, "lr_factor", fits, factor, "a finite number of at least 0")
+    return float(_checked(task, "lr_factor", fits, factor, "a finite number of at least 0"))
 
 
 def description_of(task: "Task") -> dict[str, Any]:
     """The task's facts for the summary, empty if it has no `describe`; a RunError if JSON cannot hold them."""
-    facts: Any = getattr(task, "describe", dict)()
+    facts: dict[str, Any] = getattr(task, "describe", dict)()
     fits = False
     with suppress(TypeError, ValueError, RecursionError):
         fits = isinstance(facts, dict) and bool(json.dumps(facts, allow_nan=False))
     return _checked(task, "describe", fits, facts, "a dict of texts and finite numbers")
 
 
-def _checked(task: "Task", method: str, fits: bool, value: Any, expected: str) -> Any:
+def _checked(task: "Task", method: str, fits: bool, value: Value, expected: str) -> Value:
     if not fits:
         raise RunError(f"{_name(task)}: {method}() must return {expected}, got {_shown(value)}")
     return value
