@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from enum import StrEnum
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from autoclip.errors import RunError, UsageError, visible
 from autoclip.version import __version__
@@ -22,19 +22,29 @@ if TYPE_CHECKING:
 LONGEST_ITEM = len("warmup_threshold: auto, ")
 """A line of YAML may be wider than asked by this many characters."""
 
+
+class Commands(TyperGroup):
+    """Turns errors into one message and an exit code: 2 usage or configuration, 1 a failed run, 130 interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (UsageError, RunError) as error:
+            _tell(str(error))
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # importing rich would double the time of --help
     pretty_exceptions_enable=False,
 )
-
-
-class Format(StrEnum):
-    """Output format of the results."""
-
-    text = "text"
-    json = "json"
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; `autoclip init` writes one.")]
@@ -49,6 +59,7 @@ TracePaths = Annotated[
 TraceColumn = Annotated[str | None, typer.Option(help="Column or tag of the gradient norms; by default found by name.")]
 StepColumn = Annotated[str | None, typer.Option(help="Column of the steps; by default found by name.")]
 OutputDir = Path | None
+Format = Literal["text", "json"]
 OutputFormat = Annotated[Format, typer.Option("--format", "-f", help="Output format of the results.")]
 
 
@@ -109,29 +120,29 @@ def run(
     only_step: Annotated[
         int | None, typer.Option(min=0, help="With --resume: take this step again; tell of it.")
     ] = None,
-    output_format: OutputFormat = Format.text,
+    output_format: OutputFormat = "text",
 ) -> None:
     """Train every seed of an experiment."""
-    with _exit_codes():
-        from autoclip.lab.config import load_config
+    from autoclip.lab.config import load_config
 
-        config = load_config(config_file, [*(overrides or ()), *([f"seeds={seed}"] if seed else ())], _tell)
-        directory = output_dir or Path("runs") / config.name
-        if dry_run:
-            _print_plan(config, directory, output_format)
-            return
-        if only_step is not None:
-            from autoclip.lab.only_step import look_at_step
+    config = load_config(config_file, [*(overrides or ()), *([f"seeds={seed}"] if seed else ())], _tell)
+    directory = output_dir or Path("runs") / config.name
+    if dry_run:
+        _print_plan(config, directory, output_format)
+        return
+    if only_step is not None:
+        from autoclip.lab.only_step import look_at_step
 
-            looks = look_at_step(config, directory, only_step, resume=resume)
-            typer.echo("\n".join(map(str, looks))) if output_format == Format.text else _print_json(
-                [one.as_json() for one in looks]
-            )
-            return
-        from autoclip.lab.experiment import run_experiment
+        looks = look_at_step(config, directory, only_step, resume=resume)
+        if output_format == "json":
+            _print_json([one.as_json() for one in looks])
+        else:
+            typer.echo("\n".join(map(str, looks)))
+        return
+    from autoclip.lab.experiment import run_experiment
 
-        code = run_experiment(config, directory, resume=resume, output_format=output_format.value)
-        raise typer.Exit(code)
+    code = run_experiment(config, directory, resume=resume, output_format=output_format)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -149,37 +160,36 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show candidates, number of runs and their duration; write nothing.")
     ] = False,
-    output_format: OutputFormat = Format.text,
+    output_format: OutputFormat = "text",
 ) -> None:
     """Compare the candidates of the sweep section; recommend one."""
-    with _exit_codes():
-        from autoclip.lab.config import load_config
+    from autoclip.lab.config import load_config
 
-        config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())], _tell)
-        try:
-            from autoclip.sweeps.forkserver import begin_imports
+    config = load_config(config_file, [*(overrides or ()), *([f"sweep.prefer={prefer}"] if prefer else ())], _tell)
+    try:
+        from autoclip.sweeps.forkserver import begin_imports
 
-            if not dry_run and engine is None:
-                begin_imports()
-            from autoclip.sweeps.clusters import asked_for, at_once, make_engine
-            from autoclip.sweeps.driver import run_sweep
-            from autoclip.sweeps.plan import print_plan
-        except ModuleNotFoundError as error:
-            raise UsageError(f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'") from None
-        section = asked_for(config, engine, workers)
-        if dry_run:
-            print_plan(config, workers=at_once(section, config), output_format=output_format.value)
-            return
-        directory = output_dir or Path("sweeps") / config.name
+        if not dry_run and engine is None:
+            begin_imports()
+        from autoclip.sweeps.clusters import asked_for, at_once, make_engine
+        from autoclip.sweeps.driver import run_sweep
+        from autoclip.sweeps.plan import print_plan
+    except ModuleNotFoundError as error:
+        raise UsageError(f"a sweep needs {error.name}: pip install 'autoclip-tuner[sweep,plot]'") from None
+    section = asked_for(config, engine, workers)
+    if dry_run:
+        print_plan(config, workers=at_once(section, config), output_format=output_format)
+        return
+    directory = output_dir or Path("sweeps") / config.name
 
-        def load_report() -> "Callable[[Sweep], int]":
-            from autoclip.report.sweep_text import report
+    def load_report() -> "Callable[[Sweep], int]":
+        from autoclip.report.sweep_text import report
 
-            return partial(report, output_format=output_format.value)
+        return partial(report, output_format=output_format)
 
-        begin = partial(make_engine, section, config, directory)
-        code = run_sweep(config, directory, engine=begin, storage=storage, load_report=load_report)
-        raise typer.Exit(code)
+    begin = partial(make_engine, section, config, directory)
+    code = run_sweep(config, directory, engine=begin, storage=storage, load_report=load_report)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -189,35 +199,34 @@ def suggest(
     step_column: StepColumn = None,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots to this file.")] = None,
     details: Annotated[bool, typer.Option("--details", help="Show all of each log, also for several logs.")] = False,
-    output_format: OutputFormat = Format.text,
+    output_format: OutputFormat = "text",
 ) -> None:
     """Recommend a setting from logged gradient norms."""
-    with _exit_codes():
-        from autoclip.report.trace_text import print_suggestions, suggestions_as_json
-        from autoclip.traces import read_logs, told_of
-        from autoclip.tuning.suggest import suggest_each
+    from autoclip.report.trace_text import print_suggestions, suggestions_as_json
+    from autoclip.traces import read_logs, told_of
+    from autoclip.tuning.suggest import suggest_each
 
-        try:
-            traces, unread = read_logs(paths, column=column, step_column=step_column)
-        except UsageError as error:
-            if output_format == Format.json:
-                _print_json(suggestions_as_json(refused=[{"source": ", ".join(map(str, paths)), "reason": str(error)}]))
-            raise
-        suggestions, refused = suggest_each(traces)
-        if output_format == Format.json:
-            _print_json(suggestions_as_json(suggestions, [one.figures for one in refused], unread))
-        left_out = [*(f"no advice: {one}" for one in refused), *told_of(unread)]
-        if not suggestions:
-            raise UsageError("\n".join(left_out))
-        if html:
-            from autoclip.report.writing import write_suggestions
+    try:
+        traces, unread = read_logs(paths, column=column, step_column=step_column)
+    except UsageError as error:
+        if output_format == "json":
+            _print_json(suggestions_as_json(refused=[{"source": ", ".join(map(str, paths)), "reason": str(error)}]))
+        raise
+    suggestions, refused = suggest_each(traces)
+    if output_format == "json":
+        _print_json(suggestions_as_json(suggestions, [one.figures for one in refused], unread))
+    left_out = [*(f"no advice: {one}" for one in refused), *told_of(unread)]
+    if not suggestions:
+        raise UsageError("\n".join(left_out))
+    if html:
+        from autoclip.report.writing import write_suggestions
 
-            write_suggestions(suggestions, html, left_out)
-            _tell(f"wrote {html}")
-        if output_format == Format.text:
-            print_suggestions(suggestions, details=details)
-        if left_out:
-            _tell("\n".join(left_out))
+        write_suggestions(suggestions, html, left_out)
+        _tell(f"wrote {html}")
+    if output_format == "text":
+        print_suggestions(suggestions, details=details)
+    if left_out:
+        _tell("\n".join(left_out))
 
 
 @app.command()
@@ -229,21 +238,20 @@ def replay(
     ] = None,
     column: TraceColumn = None,
     step_column: StepColumn = None,
-    output_format: OutputFormat = Format.text,
+    output_format: OutputFormat = "text",
 ) -> None:
     """Show what policies would do to logged gradient norms."""
-    with _exit_codes():
-        from autoclip.lab.policy_option import USUAL_POLICIES, policy_of, replay_policies
-        from autoclip.report.trace_text import print_replays, replays_as_json
-        from autoclip.traces import read_traces
+    from autoclip.lab.policy_option import USUAL_POLICIES, policy_of, replay_policies
+    from autoclip.report.trace_text import print_replays, replays_as_json
+    from autoclip.traces import read_traces
 
-        policies = [policy_of(text) for text in policy or USUAL_POLICIES]
-        results = [(trace, replay_policies(trace, policies)) for trace in read_traces(paths, column, step_column)]
-        if output_format == Format.json:
-            _print_json([replays_as_json(trace, replays) for trace, replays in results])
-            return
-        for trace, replays in results:
-            print_replays(trace, replays)
+    policies = [policy_of(text) for text in policy or USUAL_POLICIES]
+    results = [(trace, replay_policies(trace, policies)) for trace in read_traces(paths, column, step_column)]
+    if output_format == "json":
+        _print_json([replays_as_json(trace, replays) for trace, replays in results])
+        return
+    for trace, replays in results:
+        print_replays(trace, replays)
 
 
 @app.command()
@@ -251,66 +259,62 @@ def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run, its seeds, a sweep, or logs.")],
     column: TraceColumn = None,
     step_column: StepColumn = None,
-    output_format: OutputFormat = Format.text,
+    output_format: OutputFormat = "text",
 ) -> None:
     """Write DIR/report.html, which explains a run, a sweep or a log."""
-    with _exit_codes():
-        from autoclip.report.writing import write_report
+    from autoclip.report.writing import write_report
 
-        written = write_report(directory, column, step_column)
-        for note in written.notes:
-            _tell(f"note: {note}")
-        if output_format == Format.json:
-            _print_json(written.as_json())
-        else:
-            typer.echo(written.page)
+    written = write_report(directory, column, step_column)
+    for note in written.notes:
+        _tell(f"note: {note}")
+    if output_format == "json":
+        _print_json(written.as_json())
+    else:
+        typer.echo(written.page)
 
 
 @app.command()
 def spikes(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run, its seeds, spikes, or logs.")],
-    output_format: OutputFormat = Format.text,
+    output_format: OutputFormat = "text",
 ) -> None:
     """Tell which steps stood out, and why."""
-    with _exit_codes():
-        from autoclip.report.spikes import spikes_of
+    from autoclip.report.spikes import spikes_of
 
-        found = spikes_of(directory)
-        if output_format == Format.json:
-            _print_json([one.as_json() for one in found])
-        else:
-            typer.echo("\n".join(map(str, found)))
+    found = spikes_of(directory)
+    if output_format == "json":
+        _print_json([one.as_json() for one in found])
+    else:
+        typer.echo("\n".join(map(str, found)))
 
 
 @app.command()
-def validate(config_file: ConfigFile, overrides: Overrides = None, output_format: OutputFormat = Format.text) -> None:
+def validate(config_file: ConfigFile, overrides: Overrides = None, output_format: OutputFormat = "text") -> None:
     """Check a configuration without importing what it names."""
-    with _exit_codes():
-        from autoclip.lab.config import ConfigError, config_hash, load_config
+    from autoclip.lab.config import ConfigError, config_hash, load_config
 
-        try:
-            config = load_config(config_file, overrides or (), _tell)
-        except ConfigError as error:
-            if output_format == Format.text:
-                raise
-            faults = [
-                {"place": str(fault.place), "key": list(fault.path), "message": fault.message} for fault in error.faults
-            ]
-            _print_json({"valid": False, "faults": faults})
-            raise typer.Exit(2) from None
-        if output_format == Format.json:
-            _print_json({"valid": True, "hash": config_hash(config), "config": config.model_dump()})
-        else:
-            typer.echo(f"{config_file}: valid")
+    try:
+        config = load_config(config_file, overrides or (), _tell)
+    except ConfigError as error:
+        if output_format == "text":
+            raise
+        faults = [
+            {"place": str(fault.place), "key": list(fault.path), "message": fault.message} for fault in error.faults
+        ]
+        _print_json({"valid": False, "faults": faults})
+        raise typer.Exit(2) from None
+    if output_format == "json":
+        _print_json({"valid": True, "hash": config_hash(config), "config": config.model_dump()})
+    else:
+        typer.echo(f"{config_file}: valid")
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of the configuration."""
-    with _exit_codes():
-        from autoclip.lab.config import json_schema
+    from autoclip.lab.config import json_schema
 
-        _print_json(json_schema())
+    _print_json(json_schema())
 
 
 @app.command()
@@ -319,28 +323,26 @@ def init(
     task: Annotated[Path | None, typer.Option(help="Also write the example's task here, for you to change.")] = None,
 ) -> None:
     """Write an example experiment, ready to run."""
-    with _exit_codes():
-        from autoclip.lab.starter import starter_files
+    from autoclip.lab.starter import starter_files
 
-        _write_new(starter_files(path, task))
+    _write_new(starter_files(path, task))
 
 
 @app.command()
-def doctor(output_format: OutputFormat = Format.text) -> None:
+def doctor(output_format: OutputFormat = "text") -> None:
     """Check the installation; show versions."""
-    with _exit_codes():
-        from autoclip.doctor import examine
+    from autoclip.doctor import examine
 
-        rows = examine()
-        well = all(row.ok for row in rows)
-        if output_format == Format.json:
-            _print_json({"ok": well, "rows": [vars(row) for row in rows]})
-        else:
-            width = max(len(row.name) for row in rows)
-            for row in rows:
-                advice = "" if row.ok else f"\n{'':<{width}}  -> {row.advice}"
-                typer.echo(f"{row.name:<{width}}  {row.value}{advice}")
-        raise typer.Exit(0 if well else 1)
+    rows = examine()
+    well = all(row.ok for row in rows)
+    if output_format == "json":
+        _print_json({"ok": well, "rows": [vars(row) for row in rows]})
+    else:
+        width = max(len(row.name) for row in rows)
+        for row in rows:
+            advice = "" if row.ok else f"\n{'':<{width}}  -> {row.advice}"
+            typer.echo(f"{row.name:<{width}}  {row.value}{advice}")
+    raise typer.Exit(0 if well else 1)
 
 
 def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Format) -> None:
@@ -355,7 +357,7 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
     make_task(config)
     policy = policy_text(config.clip)
     directories = [str(directory / f"seed-{seed}") for seed in config.seeds]
-    if output_format == Format.json:
+    if output_format == "json":
         _print_json({"config": config.model_dump(), "policy": policy, "run_directories": directories})
         return
     width = console().width
@@ -384,19 +386,6 @@ def _write_new(texts: dict[Path, str]) -> None:
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from None
         _tell(f"wrote {path}")
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn errors into one message and an exit code: 2 usage or configuration, 1 a failed run, 130 interrupted."""
-    try:
-        yield
-    except (UsageError, RunError) as error:
-        _tell(str(error))
-        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
 
 
 def _tell(message: str) -> None:

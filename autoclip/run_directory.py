@@ -16,6 +16,7 @@ METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+SPIKES = "spikes"
 ASIDE = ".tmp"
 """Suffix of a file that is being written and will replace another."""
 

@@ -33,15 +33,15 @@ def experiment():
     return "experiment.yaml"
 
 
-def call(*arguments: str):
+def call(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
-def process(*arguments: str, code: str = COMMAND) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+def process(*arguments, code=COMMAND):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
 
 
-def files() -> list[str]:
+def files():
     return sorted(str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts)
 
 

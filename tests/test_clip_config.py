@@ -7,8 +7,8 @@ from autoclip.lab.config import ConfigError
 
 
 @pytest.fixture
-def read(tmp_path: Path):
-    def load(text: str):
+def read(tmp_path):
+    def load(text):
         path = tmp_path / "clip.yaml"
         path.write_text(f"clip: {text}\n")
         return autoclip.from_config(path)
@@ -63,7 +63,7 @@ def test_a_fault_is_told_with_its_place(read, section, message):
     assert "clip.yaml:1:" in str(caught.value)
 
 
-def test_a_pattern_that_fits_no_parameter_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_pattern_that_fits_no_parameter_is_a_usage_error(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from autoclip.cli import app

@@ -28,12 +28,12 @@ def _empty_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
-def write(text: str) -> Path:
+def write(text):
     Path("x.yaml").write_text(text, encoding="utf-8")
     return Path("x.yaml")
 
 
-def message(text: str) -> str:
+def message(text):
     with pytest.raises(ConfigError) as error:
         from_config(write(text))
     return str(error.value)

@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Iterator
 from importlib import import_module, reload
 from pathlib import Path
 
@@ -17,19 +16,19 @@ from tests.sweeps import finish
 from tests.tiny_task import TinyTask
 
 
-def test_versions_and_the_files_of_the_users_classes_are_told() -> None:
+def test_versions_and_the_files_of_the_users_classes_are_told():
     found = code_version(TinyTask, Fixed, Spirals)
     assert set(found) == {"autoclip", "torch", "tests.tiny_task:TinyTask"}
     assert (found["autoclip"], found["torch"]) == (__version__, torch.__version__)
     assert len(found["tests.tiny_task:TinyTask"]) == 64
 
 
-def test_a_class_without_a_file_is_left_out() -> None:
+def test_a_class_without_a_file_is_left_out():
     cls = type("Interactive", (), {"__module__": "__no_such_module__"})
     assert set(code_version(cls)) == {"autoclip", "torch"}
 
 
-def test_an_edited_file_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_file_is_other_code(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "edited_task.py").write_text("class Task:\n    pass\n")
     module = import_module("edited_task")
@@ -39,16 +38,14 @@ def test_an_edited_file_is_other_code(tmp_path: Path, monkeypatch: pytest.Monkey
         now = code_version(reload(module).Task)
     finally:
         del sys.modules["edited_task"]
-    told: list[str] = []
+    told = []
     warn_of_other_code(before, before, tmp_path, told.append)
     assert told == []
     warn_of_other_code(before, now, tmp_path, told.append)
     assert told == [f"warning: {tmp_path} was begun with other code: the file of edited_task:Task changed"]
 
 
-def test_another_version_is_other_code_and_what_was_not_recorded_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_version_is_other_code_and_what_was_not_recorded_is_not(tmp_path, capsys):
     now = code_version(TinyTask)
     warn_of_other_code({}, now, tmp_path)
     assert capsys.readouterr().err == ""
@@ -77,7 +74,7 @@ TOLD = "begun with other code: the file of changing_task:{} changed"
 
 
 @pytest.fixture
-def changing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def changing(tmp_path, monkeypatch):
     """The file of a task and a policy in the working directory, beside the configuration of an experiment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -87,7 +84,7 @@ def changing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("changing_task", None)
 
 
-def test_a_finished_seed_of_other_code_is_told(changing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_seed_of_other_code_is_told(changing, capsys):
     out = Path("out")
     assert run_experiment(load_config(Path("tiny.yaml"), ["seeds=[0]"]), out, resume=False) == 0
     changing.write_text(CHANGING + "# a loss a hundred times as high\n")
@@ -97,13 +94,11 @@ def test_a_finished_seed_of_other_code_is_told(changing: Path, capsys: pytest.Ca
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize(("policies", "name"), [("[]", "Changing"), ("[{kind: 'changing_task:Own'}]", "Own")])
-def test_a_sweep_that_goes_on_with_other_code_says_so(
-    changing: Path, capsys: pytest.CaptureFixture[str], policies: str, name: str
-) -> None:
+def test_a_sweep_that_goes_on_with_other_code_says_so(changing, capsys, policies, name):
     out = Path("out")
     out.mkdir()
 
-    def swept(*changes: str) -> list[str]:
+    def swept(*changes):
         config = load_config(Path("tiny.yaml"), [f"sweep.policies={policies}", *changes])
         sweep = finish(Sweep(config, out, "sqlite:///study.db"))
         return [one.candidate.name for one in sweep.results()]

@@ -61,7 +61,7 @@ def load(tmp_path, monkeypatch):
     """Loads a text as the file `x.yaml`."""
     monkeypatch.chdir(tmp_path)
 
-    def load_text(text: str, *overrides: str) -> ExperimentConfig:
+    def load_text(text, *overrides):
         Path("x.yaml").write_text(text, encoding="utf-8")
         return load_config(Path("x.yaml"), overrides)
 
@@ -72,7 +72,7 @@ def load(tmp_path, monkeypatch):
 def faults(load):
     """The lines of the error that a text and overrides raise."""
 
-    def lines(text: str, *overrides: str) -> list[str]:
+    def lines(text, *overrides):
         with pytest.raises(ConfigError) as error:
             load(text, *overrides)
         assert [str(fault) for fault in error.value.faults] == str(error.value).split("\n")
@@ -81,12 +81,12 @@ def faults(load):
     return lines
 
 
-def reloaded(config: ExperimentConfig, path: Path) -> ExperimentConfig:
+def reloaded(config, path):
     path.write_text(to_yaml(config), encoding="utf-8")
     return load_config(path)
 
 
-def required(kind: str) -> dict[str, object]:
+def required(kind):
     """A value for each parameter of a policy that has no default."""
     return {name: 1.0 for name, setting in settings_of(POLICIES[kind]).items() if setting.default is MISSING}
 
@@ -107,7 +107,6 @@ def test_defaults(load):
 
 def test_defaults_of_the_sweep(load):
     sweep = load(GOOD + "sweep: {}").sweep
-    assert sweep is not None
     assert sweep.model_dump() == {
         "none": True,
         "thresholds": (1.0, 5.0, 10.0),

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from autoclip.errors import UsageError
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
 from autoclip.policies import Policy
 from tests.tiny_task import TinyTask
@@ -30,10 +29,10 @@ clip: {policy: {kind: running_quantile, warmup_steps: 5}}
 
 
 @pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentConfig]:
+def configure(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
-    def load(*overrides: str) -> ExperimentConfig:
+    def load(*overrides):
         path = tmp_path / "tiny.yaml"
         path.write_text(CONFIG)
         return load_config(path, overrides)
@@ -41,9 +40,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return load
 
 
-def test_every_seed_gets_a_run_directory_and_a_row_of_the_table(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_seed_gets_a_run_directory_and_a_row_of_the_table(configure, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_experiment(configure(), out, resume=False) == 0
     printed = capsys.readouterr().out
@@ -64,9 +61,7 @@ def test_every_seed_gets_a_run_directory_and_a_row_of_the_table(
     assert load_config(out / "seed-0" / "config.yaml") == configure()
 
 
-def test_the_verdict_on_the_gradient_flow_is_printed_and_kept(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_verdict_on_the_gradient_flow_is_printed_and_kept(configure, tmp_path, capsys):
     deep = ("task.target=experiments.digits:DigitsCNN", "task.args={depth: 12, channels: 4, batch_size: 8}", "steps=6")
     lost = configure(*deep, "task.args.initialisation=default", "log.layers_every=2", "seeds=[0, 1]")
     run_experiment(lost, tmp_path / "lost", resume=False)
@@ -85,9 +80,7 @@ def test_the_verdict_on_the_gradient_flow_is_printed_and_kept(
     assert json.loads((tmp_path / "unseen" / "summary.json").read_text())["seeds"][0]["gradient_flow"] is None
 
 
-def test_layers_are_logged_in_the_order_of_the_forward_pass(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_layers_are_logged_in_the_order_of_the_forward_pass(configure, tmp_path):
     config = configure("task.target=tests.test_experiment:HeadFirst", "log.layers_every=5", "seeds=[0]")
     assert run_experiment(config, tmp_path / "out", resume=False) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "seed-0" / "layers.jsonl").read_text().splitlines()]
@@ -95,9 +88,7 @@ def test_layers_are_logged_in_the_order_of_the_forward_pass(
     assert all(list(line["norms"]) == ["body.weight", "body.bias", "head.weight", "head.bias"] for line in lines)
 
 
-def test_lines_go_to_the_console_and_runs_of_a_sweep_are_silent(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_go_to_the_console_and_runs_of_a_sweep_are_silent(configure, tmp_path, capsys):
     config = configure("log.sinks=[jsonl, console]", "seeds=[0]", "steps=40")
     run_experiment(config, tmp_path / "out", resume=False)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
@@ -114,31 +105,27 @@ def test_lines_go_to_the_console_and_runs_of_a_sweep_are_silent(
 class HeadFirst(TinyTask):
     """A model whose last layer is registered first."""
 
-    def model(self, seed: int) -> torch.nn.Module:
+    def model(self, seed):
         torch.manual_seed(seed)
 
         class Model(torch.nn.Module):
-            def __init__(self, features: int) -> None:
+            def __init__(self, features):
                 super().__init__()
                 self.head = torch.nn.Linear(4, 1)
                 self.body = torch.nn.Linear(features, 4)
 
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def forward(self, x):
                 return self.head(self.body(x))
 
         return Model(self.features)
 
 
-def test_json_output_is_the_summary(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_output_is_the_summary(configure, tmp_path, capsys):
     run_experiment(configure("seeds=[4]"), tmp_path / "out", resume=False, output_format="json")
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "summary.json").read_text())
 
 
-def test_a_directory_that_holds_a_run_is_not_touched_without_resume(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_directory_that_holds_a_run_is_not_touched_without_resume(configure, tmp_path):
     run_experiment(configure("seeds=[0]"), tmp_path / "out", resume=False)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="--resume"):
@@ -150,9 +137,7 @@ def test_a_directory_that_holds_a_run_is_not_touched_without_resume(
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_resume_leaves_finished_seeds_alone_and_adds_seeds_and_steps(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_resume_leaves_finished_seeds_alone_and_adds_seeds_and_steps(configure, tmp_path):
     out = tmp_path / "out"
     run_experiment(configure("seeds=[0]"), out, resume=False)
     first = (out / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
@@ -167,16 +152,14 @@ def test_resume_leaves_finished_seeds_alone_and_adds_seeds_and_steps(
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
-def test_a_diverged_seed_gives_exit_code_1(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_a_diverged_seed_gives_exit_code_1(configure, tmp_path):
     config = configure("seeds=[0]", "task.args={nan_at: 3}", "clip.on_nonfinite=propagate")
     assert run_experiment(config, tmp_path / "out", resume=False) == 1
     total = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (total["diverged"], total["median_validation_loss"]) == (1, None)
 
 
-def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(configure, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_experiment(configure("task.args={fail_at: 3}", "seeds=[0, 1]"), out, resume=False) == 1
     captured = capsys.readouterr()
@@ -192,9 +175,7 @@ def test_an_error_in_the_task_is_one_line_and_its_traceback_is_kept(
     assert not (out / "seed-0" / "summary.json").exists()
 
 
-def test_an_error_in_a_policy_is_not_blamed_on_the_task(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_in_a_policy_is_not_blamed_on_the_task(configure, tmp_path, capsys):
     policy = "clip.policy={kind: 'tests.test_experiment:Negative', warmup_steps: 3}"
     assert run_experiment(configure(policy, "seeds=[0]"), tmp_path / "out", resume=False) == 1
     told = capsys.readouterr().err
@@ -205,26 +186,22 @@ def test_an_error_in_a_policy_is_not_blamed_on_the_task(
 class Negative(Policy):
     """A policy whose threshold is none."""
 
-    def _start(self, warmup_norms: list[float]) -> None:
+    def _start(self, warmup_norms):
         pass
 
-    def _threshold(self) -> float:
+    def _threshold(self):
         return -1.0
 
-    def _observe(self, norm: float, loss: float | None) -> None:
+    def _observe(self, norm, loss):
         pass
 
 
-def test_a_task_whose_batches_end_is_told_so(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_whose_batches_end_is_told_so(configure, tmp_path, capsys):
     assert run_experiment(configure("task.args={end_at: 7}", "seeds=[0]"), tmp_path / "out", resume=False) == 1
     assert "batches() ended at step 7" in capsys.readouterr().err
 
 
-def test_what_the_task_prints_stays_out_of_the_result(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_task_prints_stays_out_of_the_result(configure, tmp_path, capsys):
     config = configure("task.args={speaks: true}", "seeds=[0]")
     run_experiment(config, tmp_path / "out", resume=False, output_format="json")
     captured = capsys.readouterr()
@@ -232,9 +209,7 @@ def test_what_the_task_prints_stays_out_of_the_result(
     assert "hello from the task" in captured.err
 
 
-def test_another_experiment_is_not_mixed_into_a_directory(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_another_experiment_is_not_mixed_into_a_directory(configure, tmp_path):
     run_experiment(configure("seeds=[0]"), tmp_path / "out", resume=False)
     with pytest.raises(UsageError, match="already holds a run"):
         run_experiment(configure("seeds=[1]", "optimizer.lr=9"), tmp_path / "out", resume=False)
@@ -242,7 +217,7 @@ def test_another_experiment_is_not_mixed_into_a_directory(
         run_experiment(configure("seeds=[1]", "optimizer.lr=9"), tmp_path / "out", resume=True)
 
 
-def test_tasks_that_cannot_be_made_are_usage_errors(configure: Callable[..., ExperimentConfig]) -> None:
+def test_tasks_that_cannot_be_made_are_usage_errors(configure):
     assert make_task(configure()).batches(0)
     for override, expected in (
         ("task.args={features: 0}", "features must be at least 1, got 0"),
@@ -255,16 +230,14 @@ def test_tasks_that_cannot_be_made_are_usage_errors(configure: Callable[..., Exp
             make_task(configure(override))
 
 
-def test_what_cannot_start_leaves_no_directory(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_what_cannot_start_leaves_no_directory(configure, tmp_path):
     for override in ("device=cuda:999", "clip.policy.kind=tests.no_such_module:Policy", "task.args={features: 0}"):
         with pytest.raises(UsageError):
             run_experiment(configure(override), tmp_path / "out", resume=False)
         assert not (tmp_path / "out").exists()
 
 
-def test_an_output_directory_that_cannot_be_written_is_named(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_an_output_directory_that_cannot_be_written_is_named(configure, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         run_experiment(configure(), tmp_path / "file", resume=False)
@@ -275,9 +248,7 @@ def test_an_output_directory_that_cannot_be_written_is_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_a_checkpoint_exits_130_and_resumes_exactly(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupt_leaves_a_checkpoint_exits_130_and_resumes_exactly(configure, tmp_path, number):
     configure()
     command = [
         sys.executable,

@@ -28,16 +28,16 @@ time.sleep(60)
 """
 
 
-def guarded(*command: str) -> subprocess.Popen[bytes]:
+def guarded(*command):
     words = [sys.executable, "-I", "-S", guard.__file__, *command]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
 
 
-def python(code: str) -> subprocess.Popen[bytes]:
+def python(code):
     return guarded(sys.executable, "-c", code)
 
 
-def is_gone(pid: int) -> bool:
+def is_gone(pid):
     for _ in range(100):
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -46,7 +46,7 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+def finish(process):
     with process:
         rest = process.stdout.read()
         return process.wait(20), rest

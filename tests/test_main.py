@@ -28,34 +28,34 @@ main()
 """
 
 
-def ended(*arguments: str, while_importing: str = "pass", before: str = "") -> subprocess.CompletedProcess[str]:
+def ended(*arguments, while_importing="pass", before=""):
     code = PROGRAM.format(root=str(ROOT), while_importing=while_importing, before=before)
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_without_ctrl_c_the_command_runs_as_it_does() -> None:
+def test_without_ctrl_c_the_command_runs_as_it_does():
     done = ended("--version")
     assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "autoclip", "")
     assert ended("no-such-command").returncode == 2
 
 
-def test_ctrl_c_while_the_command_line_is_imported() -> None:
+def test_ctrl_c_while_the_command_line_is_imported():
     done = ended("--version", while_importing=INTERRUPT)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-def test_ctrl_c_while_python_exits_ends_it_at_once() -> None:
+def test_ctrl_c_while_python_exits_ends_it_at_once():
     done = ended("--version", while_importing=f"atexit.register(lambda: {INTERRUPT})")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     assert done.stdout.startswith("autoclip ")
 
 
-def test_the_last_of_the_exit_is_not_interrupted() -> None:
+def test_the_last_of_the_exit_is_not_interrupted():
     done = ended("--version", before=f"atexit.register(lambda: {INTERRUPT})")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_where_ctrl_c_is_ignored_from_outside_it_stays_so() -> None:
+def test_where_ctrl_c_is_ignored_from_outside_it_stays_so():
     done = ended(
         "--version", before="signal.signal(signal.SIGINT, signal.SIG_IGN)", while_importing=f"{INTERRUPT}; {INTERRUPT}"
     )
@@ -63,7 +63,7 @@ def test_where_ctrl_c_is_ignored_from_outside_it_stays_so() -> None:
 
 
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="the system cannot fork")
-def test_ctrl_c_in_a_terminal_while_the_workers_imports_are_made(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_while_the_workers_imports_are_made(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "autoclip", "init"], cwd=tmp_path, env=environment, check=True)
     process = subprocess.Popen(
@@ -82,7 +82,7 @@ def test_ctrl_c_in_a_terminal_while_the_workers_imports_are_made(tmp_path: Path)
     assert "Traceback" not in errors
 
 
-def test_a_closed_output_is_no_traceback(tmp_path: Path) -> None:
+def test_a_closed_output_is_no_traceback(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "autoclip"]
     subprocess.run([*command, "init"], cwd=tmp_path, env=environment, check=True, capture_output=True)

@@ -13,7 +13,7 @@ from autoclip.sweeps.racing import survivors
 from tests.scores import score_with
 
 
-def found(candidate: Candidate, area: float, loss: float, *, seeds: int = 2, failed: bool = False) -> Result:
+def found(candidate, area, loss, *, seeds=2, failed=False):
     scores = [
         score_with(seed=seed, aulc=area + 0.01 * seed, validation_loss=loss, bounded_loss=loss, failed=failed)
         for seed in range(seeds)
@@ -22,7 +22,7 @@ def found(candidate: Candidate, area: float, loss: float, *, seeds: int = 2, fai
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_front_is_who_is_beaten_by_nobody(seed: int) -> None:
+def test_the_front_is_who_is_beaten_by_nobody(seed):
     generator = random.Random(seed)
     coarse = [generator.randrange(1, 6) / 5 for _ in range(80)]
     results = [
@@ -31,7 +31,7 @@ def test_the_front_is_who_is_beaten_by_nobody(seed: int) -> None:
     ]
     able = [one for one in results if not one.failures]
 
-    def beats(other: Result, one: Result) -> bool:
+    def beats(other, one):
         pairs = (other.convergence, other.instability), (one.convergence, one.instability)
         return pairs[0] != pairs[1] and all(a <= b for a, b in zip(*pairs, strict=True))
 
@@ -42,7 +42,7 @@ def test_the_front_is_who_is_beaten_by_nobody(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_survivors_of_the_first_seed_are_who_is_clearly_beaten_by_nobody(seed: int) -> None:
+def test_the_survivors_of_the_first_seed_are_who_is_clearly_beaten_by_nobody(seed):
     generator = random.Random(seed)
     figures = {f"c{n}": (generator.randrange(10, 20) / 10, generator.randrange(1, 9) / 10) for n in range(30)}
     results = [
@@ -66,7 +66,7 @@ def test_the_survivors_of_the_first_seed_are_who_is_clearly_beaten_by_nobody(see
     assert set(survivors(results, most=30)) == (figures.keys() - beaten) | fast
 
 
-def test_thousands_of_candidates_take_seconds() -> None:
+def test_thousands_of_candidates_take_seconds():
     began = time.monotonic()
     candidates = grid(none=True, thresholds=[n / 100 for n in range(1, 3001)], percentiles=[], kinds=[])
     results = [found(one, 1 + n * 7919 % 1000 / 1000, n * 31 % 97 / 100) for n, one in enumerate(candidates)]
@@ -77,7 +77,7 @@ def test_thousands_of_candidates_take_seconds() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_few_thresholds_are_compared_with_each_other_and_many_with_the_next() -> None:
+def test_few_thresholds_are_compared_with_each_other_and_many_with_the_next():
     few = [found(fixed(n + 1.0), 1.0, 0.5, seeds=3) for n in range(5)]
     assert len(degenerate(few)) == 5 * 4 / 2 + sum("clipped" in line for line in degenerate(few))
     many = [found(fixed(n + 1.0), 1.0, 0.5, seeds=3) for n in reversed(range(30))]

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -21,16 +20,16 @@ sweep: {none: false, thresholds: [1.0], percentiles: [], seeds: [0], lr_multipli
 """
 
 
-def call(*arguments: str) -> Any:
+def call(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
-def content(directory: Path) -> dict[Path, bytes]:
+def content(directory):
     return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(autouse=True)
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(CONFIG)
 
@@ -49,7 +48,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sweep", "recommended.yaml"),
     ],
 )
-def test_files_that_autoclip_did_not_write_are_left_as_they_are(command: str, name: str) -> None:
+def test_files_that_autoclip_did_not_write_are_left_as_they_are(command, name):
     place = Path("out", name)
     place.parent.mkdir(parents=True)
     place.write_text("my data")
@@ -60,7 +59,7 @@ def test_files_that_autoclip_did_not_write_are_left_as_they_are(command: str, na
     assert content(Path("out")) == {place: b"my data"}
 
 
-def test_files_by_other_names_are_no_hindrance() -> None:
+def test_files_by_other_names_are_no_hindrance():
     Path("out/seed-1").mkdir(parents=True)
     Path("out/notes.txt").write_text("mine")
     Path("out/seed-1/metrics.jsonl").write_text("of a seed that is not trained")
@@ -68,7 +67,7 @@ def test_files_by_other_names_are_no_hindrance() -> None:
     assert Path("out/seed-1/metrics.jsonl").read_text() == "of a seed that is not trained"
 
 
-def test_a_sweep_is_not_mixed_into_a_run_and_a_run_not_into_a_sweep() -> None:
+def test_a_sweep_is_not_mixed_into_a_run_and_a_run_not_into_a_sweep():
     assert call("run", "tiny.yaml", "--output-dir", "out").exit_code == 0
     shutil.copytree("out", "whole")
     before = content(Path("out"))
@@ -84,7 +83,7 @@ def test_a_sweep_is_not_mixed_into_a_run_and_a_run_not_into_a_sweep() -> None:
         assert (done.exit_code, done.output) == (2, "swept holds a sweep: choose another --output-dir for a run\n")
 
 
-def test_what_a_command_that_was_killed_at_its_start_leaves_is_no_hindrance() -> None:
+def test_what_a_command_that_was_killed_at_its_start_leaves_is_no_hindrance():
     Path("out/seed-0").mkdir(parents=True)
     Path("out/seed-0/config.yaml.123.tmp").write_text("na")
     refuse_for_run(Path("out"), [0], resume=False)
@@ -97,7 +96,7 @@ def test_what_a_command_that_was_killed_at_its_start_leaves_is_no_hindrance() ->
     assert Path("swept/trials.csv").read_text() == "of the sweep"
 
 
-def test_a_sweep_with_its_runs_elsewhere_is_told() -> None:
+def test_a_sweep_with_its_runs_elsewhere_is_told():
     Path("joined").mkdir()
     Path("joined/trials.csv").write_text("of the sweep")
     Path("joined/sweep.yaml").write_text(to_yaml(load_config(Path("tiny.yaml"))))
@@ -111,7 +110,7 @@ def test_a_sweep_with_its_runs_elsewhere_is_told() -> None:
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
 @pytest.mark.parametrize("given", ["", " "])
-def test_an_empty_output_directory_is_a_fault_of_usage(command: str, given: str) -> None:
+def test_an_empty_output_directory_is_a_fault_of_usage(command, given):
     done = call(command, "tiny.yaml", "--output-dir", given)
     assert done.exit_code == 2
     assert "must be a directory, got an empty text" in done.output

@@ -1,6 +1,4 @@
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from autoclip.sweeps import pareto_plot
 from autoclip.sweeps.candidates import Candidate, fixed, of_percentile
@@ -12,7 +10,7 @@ from tests.scores import score_with
 NONE = Candidate("none", {"kind": "none"})
 
 
-def found(candidate: Candidate, areas: list[float], loss: float = 0.5, failed: bool = False) -> Result:
+def found(candidate, areas, loss=0.5, failed=False):
     scores = [
         score_with(seed=seed, aulc=area, validation_loss=loss, bounded_loss=loss, failed=failed)
         for seed, area in enumerate(areas)
@@ -44,7 +42,7 @@ RESULTS = {
 
 
 @pytest.mark.parametrize("results", RESULTS.values(), ids=RESULTS)
-def test_no_candidate_lies_outside_the_picture(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_candidate_lies_outside_the_picture(results, monkeypatch):
     assert pareto_picture(results, pick(results)).png.startswith(b"\x89PNG")
     axes, caption = drawn(results, monkeypatch)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
@@ -56,18 +54,18 @@ def test_no_candidate_lies_outside_the_picture(results: list[Result], monkeypatc
             assert low <= y <= high
 
 
-def test_of_many_candidates_the_front_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_candidates_the_front_is_named(monkeypatch):
     many = [found(fixed(n), [1 + n / 9, 1 + n / 7], 1 - n / 200) for n in range(1, 101)]
     named = {text.get_text() for text in drawn(many, monkeypatch)[0].texts}
     assert 0 < len(named) <= len(pareto_front(many))
     assert named <= {one.candidate.name for one in pareto_front(many)}
 
 
-def drawn(results: list[Result], monkeypatch: pytest.MonkeyPatch) -> tuple[Axes, str]:
+def drawn(results, monkeypatch):
     """The axes and the caption."""
-    figures: list[Figure] = []
+    figures = []
 
-    def keep(figure: Figure) -> bytes:
+    def keep(figure):
         figures.append(figure)
         return b""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoclip.lab.config import ConfigError, ExperimentConfig, build_policy, json_schema, load_config
+from autoclip.lab.config import ConfigError, build_policy, json_schema, load_config
 from autoclip.lab.values import argument_descriptions
 from autoclip.policies import POLICIES, LossAwareQuantile, RunningQuantile
 from autoclip.policies.parameters import settings_of
@@ -24,14 +24,14 @@ def load(tmp_path, monkeypatch):
     """Loads an experiment with a policy section, from the working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def load_section(section: str) -> ExperimentConfig:
+    def load_section(section):
         Path("x.yaml").write_text(f"{EXPERIMENT}clip: {{policy: {section}}}\n", encoding="utf-8")
         return load_config(Path("x.yaml"))
 
     return load_section
 
 
-def required(kind: str) -> dict[str, object]:
+def required(kind):
     """A value for each parameter of a policy that has no default."""
     return {name: 1.0 for name, setting in settings_of(POLICIES[kind]).items() if setting.default is MISSING}
 
@@ -97,7 +97,7 @@ def test_the_section_of_a_policy_with_defaults_builds_the_policy_with_defaults(l
     assert policy.parameters() == POLICIES[kind](**required(kind)).parameters()
 
 
-def policy_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def policy_module(folder, monkeypatch, name):
     """A module with policies good and bad, in what becomes the working directory."""
     monkeypatch.setattr(sys, "path", [*sys.path])  # which the loader adds to
     monkeypatch.delitem(sys.modules, name, raising=False)

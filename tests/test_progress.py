@@ -1,5 +1,4 @@
 from math import inf
-from typing import Literal
 
 import pytest
 from rich.cells import cell_len
@@ -10,12 +9,12 @@ from autoclip.records import ClipRecord
 from tests.terminals import seen
 
 
-def step(number: int, threshold: float, phase: Literal["warmup", "active"]) -> Step:
+def step(number, threshold, phase):
     record = ClipRecord(number, phase, 12.5, threshold, 0.2, True, False, True, loss=0.6931)
     return Step(record, clip_rate=0.25, mean_coefficient=0.85)
 
 
-def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys):
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.update(step(0, inf, "warmup"))
     captured = capsys.readouterr()
@@ -23,7 +22,7 @@ def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys: pytest.CaptureFixt
     assert captured.err.strip() == ""
 
 
-def test_a_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_is_printed_as_it_is(capsys):
     with TrainingProgress("tiny seed 0", 10) as progress:
         progress.say("checkpoint [bold]x[/bold] of :smile: is damaged")
     assert "checkpoint [bold]x[/bold] of :smile: is damaged" in capsys.readouterr().err

@@ -5,9 +5,7 @@ import math
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Timer
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ import torch
 from autoclip.errors import RunError
 from autoclip.lab.checkpoint import LATEST, load_checkpoint, save_checkpoint
 from autoclip.lab.claimed_directory import claimed
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.lab.experiment import Interrupt, make_task, run_experiment, run_quietly
 from autoclip.lab.train import train
 from autoclip.sweeps.scoring import read_run
@@ -24,14 +22,14 @@ from tests.tiny_task import TinyTask
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> ExperimentConfig:
+def config(tmp_path):
     (tmp_path / "x.yaml").write_text(CONFIG)
     return load_config(tmp_path / "x.yaml")
 
 
-def stopped(config: ExperimentConfig, directory: Path, task: Any, after: int, *, resume: bool, said: Any = None) -> Any:
+def stopped(config, directory, task, after, *, resume, said=None):
     directory.mkdir(exist_ok=True)
-    seen: list[Any] = []
+    seen = []
     said = [] if said is None else said
     return train(
         config,
@@ -50,7 +48,7 @@ class LateLoss(TinyTask):
 
     calls = 0
 
-    def evaluate(self, model: torch.nn.Module) -> float:
+    def evaluate(self, model):
         self.calls += 1
         return float("nan") if self.calls == 1 else super().evaluate(model)
 
@@ -58,17 +56,16 @@ class LateLoss(TinyTask):
 class Scheduled(TinyTask):
     """Its learning rate falls with every step."""
 
-    def lr_factor(self, step: int) -> float:
+    def lr_factor(self, step):
         return 1 / (1 + step)
 
 
-def test_a_schedule_is_kept_to_and_a_resumed_run_goes_on_in_it(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_schedule_is_kept_to_and_a_resumed_run_goes_on_in_it(config, tmp_path):
     ends = {}
     for name, stops in {"whole": [config.steps], "halves": [7, config.steps]}.items():
         for after in stops:
             _, training = stopped(config, tmp_path / name, Scheduled(), after, resume=True)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        assert config.optimizer is not None
         assert [line["lr"] for line in lines] == [
             config.optimizer.lr * (1 / (1 + step)) for step in range(config.steps)
         ]
@@ -76,7 +73,7 @@ def test_a_schedule_is_kept_to_and_a_resumed_run_goes_on_in_it(config: Experimen
     assert torch.equal(ends["whole"], ends["halves"])
 
 
-def test_an_initial_loss_that_was_not_finite_is_not_measured_later(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_an_initial_loss_that_was_not_finite_is_not_measured_later(config, tmp_path):
     task = LateLoss()
     stopped(config, tmp_path / "run", task, 9, resume=False)
     status, training = stopped(config, tmp_path / "run", task, 99, resume=True)
@@ -85,7 +82,7 @@ def test_an_initial_loss_that_was_not_finite_is_not_measured_later(config: Exper
     assert len(training.tally.validation) == 4
 
 
-def test_a_checkpoint_of_another_model_or_layout_is_one_error(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_or_layout_is_one_error(config, tmp_path):
     stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
     with pytest.raises(
         RunError, match=r"does not fit this task or this version of autoclip \(RuntimeError: .*size"
@@ -93,25 +90,23 @@ def test_a_checkpoint_of_another_model_or_layout_is_one_error(config: Experiment
         stopped(config, tmp_path / "run", TinyTask(features=5), 99, resume=True)
     assert "\n" not in str(met.value)
     state, _ = load_checkpoint(tmp_path / "run")
-    assert state is not None
     del state["scaler"]
     save_checkpoint(tmp_path / "run", state)
     with pytest.raises(RunError, match=r"does not fit this task or this version of autoclip \(KeyError: 'scaler'"):
         stopped(config, tmp_path / "run", TinyTask(), 99, resume=True)
 
 
-def test_a_checkpoint_tells_the_code_and_other_code_is_told(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_tells_the_code_and_other_code_is_told(config, tmp_path):
     stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
     state, _ = load_checkpoint(tmp_path / "run")
-    assert state is not None
     assert set(state["code"]) == {"autoclip", "torch", "tests.tiny_task:TinyTask"}
     save_checkpoint(tmp_path / "run", {**state, "code": {**state["code"], "torch": "1.0"}})
-    said: list[str] = []
+    said = []
     stopped(config, tmp_path / "run", TinyTask(), 99, resume=True, said=said)
     assert said == [f"warning: {tmp_path / 'run'} was begun with other code: torch 1.0 is now {torch.__version__}"]
 
 
-def test_a_repeat_in_the_metrics_is_no_substitute_for_a_gap(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_repeat_in_the_metrics_is_no_substitute_for_a_gap(config, tmp_path):
     stopped(config, tmp_path / "run", TinyTask(), 9, resume=False)
     path = tmp_path / "run" / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -152,7 +147,6 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(config, 
     stopped(config, tmp_path / "run", TinyTask(), 1, resume=True)
     (tmp_path / "run" / LATEST).write_bytes(b"broken")
     state, damaged = load_checkpoint(tmp_path / "run")
-    assert state is not None
     assert (state["tally"]["steps"], len(damaged)) == (7, 1)
 
 
@@ -160,7 +154,7 @@ def test_a_seed_that_fails_when_it_is_resumed_is_not_told_to_be_finished(config,
     out, loss = tmp_path / "out", TinyTask.loss
     assert run_experiment(config, out, resume=False) == 0
 
-    def breaks(self: TinyTask, model: Any, batch: Any) -> Any:
+    def breaks(self, model, batch):
         return loss(self, model, batch) if int(batch["index"]) < 45 else 1 / 0
 
     with monkeypatch.context() as patched:
@@ -187,7 +181,7 @@ def test_a_damaged_summary_is_one_error_and_an_empty_one_is_none(config, tmp_pat
     capsys.readouterr()
 
 
-def test_a_finished_run_of_a_sweep_that_was_damaged_is_one_error(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_finished_run_of_a_sweep_that_was_damaged_is_one_error(config, tmp_path):
     run_quietly(config, make_task(config), 0, tmp_path / "run", Interrupt())
     assert len(read_run(tmp_path / "run").losses) == 40
     path = tmp_path / "run" / "metrics.jsonl"
@@ -208,7 +202,7 @@ def test_a_finished_run_of_a_sweep_that_was_damaged_is_one_error(config: Experim
 def test_a_task_that_leaves_fails_its_seed_only(config, tmp_path, monkeypatch):
     """A task that calls `sys.exit` fails its seed, and the next seed is trained."""
 
-    def leave(self: TinyTask, model: Any, batch: Any) -> Any:
+    def leave(self, model, batch):
         sys.exit(0)
 
     monkeypatch.setattr(TinyTask, "loss", leave)
@@ -218,7 +212,7 @@ def test_a_task_that_leaves_fails_its_seed_only(config, tmp_path, monkeypatch):
     assert "SystemExit" in total["seeds"][1]["error"]
 
 
-def test_a_run_of_a_sweep_waits_for_whoever_trains_it(config: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_run_of_a_sweep_waits_for_whoever_trains_it(config, tmp_path):
     directory, task, interrupt = tmp_path / "run", make_task(config), Interrupt()
     directory.mkdir()
     release = ExitStack()

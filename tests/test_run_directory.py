@@ -1,7 +1,6 @@
 import json
 import math
 import os
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +17,18 @@ from autoclip.run_directory import (
 )
 
 
-def steps(path: Path) -> list[int]:
+def steps(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path):
     with LineLog(tmp_path / "log.jsonl", EarlierLines()) as log:
         for step in range(3):
             log.append({"step": step})
             assert steps(tmp_path / "log.jsonl") == list(range(step + 1))
 
 
-def test_a_new_log_starts_empty(tmp_path: Path) -> None:
+def test_a_new_log_starts_empty(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n')
     with LineLog(path, EarlierLines()):
@@ -37,7 +36,7 @@ def test_a_new_log_starts_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 5, "lo', "\n\n", "garbage\n", '{"nothing": 1}\n'])
-def test_a_resumed_log_drops_later_lines_and_a_torn_tail(tmp_path: Path, tail: str) -> None:
+def test_a_resumed_log_drops_later_lines_and_a_torn_tail(tmp_path, tail):
     path = tmp_path / "log.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)) + tail)
     earlier = earlier_lines(path, 3)
@@ -47,7 +46,7 @@ def test_a_resumed_log_drops_later_lines_and_a_torn_tail(tmp_path: Path, tail: s
     assert steps(path) == [0, 1, 2, 3]
 
 
-def test_lines_before_the_first_step_and_of_no_file_are_none(tmp_path: Path) -> None:
+def test_lines_before_the_first_step_and_of_no_file_are_none(tmp_path):
     path = tmp_path / "log.jsonl"
     assert earlier_lines(path, 9) == EarlierLines([], [], 0)
     path.write_text('{"step": 0}\n{"step": 1}\n')
@@ -55,7 +54,7 @@ def test_lines_before_the_first_step_and_of_no_file_are_none(tmp_path: Path) -> 
     assert earlier_lines(path, 9) == EarlierLines([0, 1], ['{"step": 0}', '{"step": 1}'], 0)
 
 
-def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
+def test_a_closed_log_takes_no_more_lines(tmp_path):
     log = LineLog(tmp_path / "log.jsonl", EarlierLines())
     log.append({"step": 0})
     log.close()
@@ -72,7 +71,7 @@ def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
         {"a": None, "a_is": "word", "b": "nan", "c_is": "nan"},
     ],
 )
-def test_numbers_that_json_lacks_are_read_back(tmp_path: Path, values: dict[str, object]) -> None:
+def test_numbers_that_json_lacks_are_read_back(tmp_path, values):
     with LineLog(tmp_path / "log.jsonl", EarlierLines()) as log:
         log.append(values)
     write_json(tmp_path / "a.json", values)
@@ -81,7 +80,7 @@ def test_numbers_that_json_lacks_are_read_back(tmp_path: Path, values: dict[str,
         assert read_json(path) == values
 
 
-def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
     write_atomically(path, "new")
@@ -89,14 +88,14 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_is_read_back_and_a_missing_file_is_none(tmp_path: Path) -> None:
+def test_json_is_read_back_and_a_missing_file_is_none(tmp_path):
     write_json(tmp_path / "a.json", {"x": [1, None]})
     assert read_json(tmp_path / "a.json") == {"x": [1, None]}
     assert read_json(tmp_path / "b.json") is None
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "", "\x00"])
-def test_a_broken_json_file_is_named(tmp_path: Path, content: str) -> None:
+def test_a_broken_json_file_is_named(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(RunError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
@@ -117,11 +116,11 @@ def test_a_damaged_line_in_the_middle_is_left_out_and_counted(tmp_path, damaged)
         assert steps(path) == [0, 1, 2, 4, 5]
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
 
-    def write_half() -> None:
+    def write_half():
         with written_aside(path) as file:
             file.write(b"new")
             raise RuntimeError("midway")
@@ -132,7 +131,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_in_the_place_of_the_file_aside_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_file_aside_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("kept")
     (tmp_path / f"file.txt.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
     write_atomically(tmp_path / "file.txt", "new")
@@ -140,7 +139,7 @@ def test_a_link_in_the_place_of_the_file_aside_is_not_followed(tmp_path: Path) -
     assert (tmp_path / "file.txt").read_text() == "new"
 
 
-def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+def test_what_killed_processes_left_is_removed(tmp_path):
     others = ["cache.tmp", "metrics.jsonl", "mine.x1.tmp"]
     for name in ("metrics.jsonl.123.tmp", "checkpoint.pt.9.tmp", *others):
         (tmp_path / name).touch()
@@ -148,6 +147,6 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == others
 
 
-def test_text_that_is_in_no_encoding_is_written_as_escapes(tmp_path: Path) -> None:
+def test_text_that_is_in_no_encoding_is_written_as_escapes(tmp_path):
     write_atomically(tmp_path / "file.txt", "a\ud800b")
     assert (tmp_path / "file.txt").read_text() == "a\\ud800b"

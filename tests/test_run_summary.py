@@ -1,12 +1,10 @@
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from autoclip.errors import RunError, UsageError
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.lab.experiment import Interrupt, run_experiment, run_seeds
 from autoclip.lab.run_summary import findings, read_summary, table
 from autoclip.policies import POLICIES
@@ -15,19 +13,19 @@ from tests.tiny_task import TinyTask
 
 
 @pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentConfig]:
+def configure(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     return lambda *overrides: load_config(tmp_path / "tiny.yaml", ["seeds=[0]", *overrides])
 
 
-def row(printed: str) -> str:
+def row(printed):
     (line,) = [line for line in printed.splitlines() if " finished " in line]
     return line
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, capsys, kind) -> None:
+def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, capsys, kind):
     needed = ", threshold: 1.0" if kind == "fixed" else ", multiple: 2" if kind == "center_multiple" else ""
     config = configure(f"clip.policy={{kind: {kind}{needed}, warmup_steps: 5}}")
     assert run_experiment(config, tmp_path / "out", resume=False) == 0
@@ -36,7 +34,7 @@ def test_the_table_shows_the_threshold_of_every_policy(configure, tmp_path, caps
 
 @pytest.mark.parametrize(("threshold", "shown"), [(None, "none"), (0.123456, "0.1235")])
 @pytest.mark.parametrize(("rate", "clipped", "left"), [(0.25, "25.0%", "75.0%"), (None, "-", "-")])
-def test_the_columns_of_the_table_are_in_line(tmp_path, threshold, shown, rate, clipped, left) -> None:
+def test_the_columns_of_the_table_are_in_line(tmp_path, threshold, shown, rate, clipped, left):
     seed = {"seed": 7, "status": "finished", "steps": 3, "validation_loss": 0.5, "clip_rate": rate, "skipped_steps": 0}
     seed |= {} if rate is None else {"mean_coefficient": 0.75}  # not in the summaries of before it was kept
     failed = {**seed, "seed": 8, "status": "failed", "threshold": None}
@@ -59,7 +57,7 @@ def test_the_columns_of_the_table_are_in_line(tmp_path, threshold, shown, rate, 
         '"threshold": {"a": 1.0}}',
     ],
 )
-def test_a_summary_that_lacks_what_is_read_of_it_is_one_error(configure, tmp_path, damaged) -> None:
+def test_a_summary_that_lacks_what_is_read_of_it_is_one_error(configure, tmp_path, damaged):
     out = tmp_path / "out"
     assert run_experiment(configure(), out, resume=False) == 0
     (out / "seed-0" / "summary.json").write_text(damaged)
@@ -69,11 +67,11 @@ def test_a_summary_that_lacks_what_is_read_of_it_is_one_error(configure, tmp_pat
     assert run_experiment(configure(), out, resume=True) == 0
 
 
-def test_there_is_no_summary_before_the_first_end(tmp_path) -> None:
+def test_there_is_no_summary_before_the_first_end(tmp_path):
     assert read_summary(tmp_path) == {}
 
 
-def test_steps_reduced_to_where_a_run_was_interrupted_finish_it(configure, tmp_path, capsys, monkeypatch) -> None:
+def test_steps_reduced_to_where_a_run_was_interrupted_finish_it(configure, tmp_path, capsys, monkeypatch):
     out, interrupt, loss = tmp_path / "out", Interrupt(), TinyTask.loss
 
     def interrupted(self, model, batch):
@@ -95,7 +93,7 @@ def test_steps_reduced_to_where_a_run_was_interrupted_finish_it(configure, tmp_p
     assert (found["threshold"], found["clip_rate"]) == (before["threshold"], before["clip_rate"])
 
 
-def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path) -> None:
+def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path):
     metrics = tmp_path / "out" / "seed-0" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
     metrics.write_text('{"step": 0}\n')
@@ -104,7 +102,7 @@ def test_metrics_without_a_configuration_are_not_overwritten(configure, tmp_path
     assert metrics.read_text() == '{"step": 0}\n'
 
 
-def test_the_clip_rate_of_the_default_is_told_with_what_is_usual(configure, tmp_path, capsys) -> None:
+def test_the_clip_rate_of_the_default_is_told_with_what_is_usual(configure, tmp_path, capsys):
     default = configure("clip.policy={kind: probing_quantile}", "seeds=[0, 1]")
     assert run_experiment(default, tmp_path / "out", resume=False) == 0
     told = json.loads((tmp_path / "out" / "summary.json").read_text())["findings"][0]["text"]
@@ -115,7 +113,7 @@ def test_the_clip_rate_of_the_default_is_told_with_what_is_usual(configure, tmp_
     assert "the default clips" not in capsys.readouterr().out
 
 
-def test_lines_that_somebody_changed_have_no_clip_rate_to_tell(configure, tmp_path) -> None:
+def test_lines_that_somebody_changed_have_no_clip_rate_to_tell(configure, tmp_path):
     config = configure("clip.policy={kind: probing_quantile}")
     summary = {"seed": 0, "status": "finished", "steps": 5}
     assert findings(config, [summary], tmp_path) == []

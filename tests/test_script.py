@@ -10,7 +10,7 @@ import pytest
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.clip_section import from_config
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.lab.experiment import Interrupt
 from autoclip.records import ClipRecord
 from autoclip.sweeps import guard, script
@@ -51,11 +51,11 @@ RESULT = "log(losses())\n"
 class OnceThere:
     """An interrupt that comes when a file is there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
     @property
-    def asked(self) -> bool:
+    def asked(self):
         return self.path.exists()
 
 
@@ -65,12 +65,12 @@ def _work_here(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
-def configure(*overrides: str) -> ExperimentConfig:
+def configure(*overrides):
     Path("mine.yaml").write_text(CONFIG, encoding="utf-8")
     return load_config(Path("mine.yaml"), overrides)
 
 
-def run(body: str, *overrides: str, command=None, interrupt=None, seed=4, multiplier=3) -> Path:
+def run(body, *overrides, command=None, interrupt=None, seed=4, multiplier=3):
     Path("train.py").write_text(SCRIPT + body, encoding="utf-8")
     config = configure(*overrides)
     directory = Path("runs/one")
@@ -85,11 +85,11 @@ def run(body: str, *overrides: str, command=None, interrupt=None, seed=4, multip
     return directory
 
 
-def summary(directory: Path) -> dict[str, object]:
+def summary(directory):
     return json.loads((directory / "summary.json").read_text())
 
 
-def failure(body: str, *overrides: str, **arguments) -> str:
+def failure(body, *overrides, **arguments):
     with pytest.raises(RunError) as error:
         run(body, *overrides, **arguments)
     own = Path("runs/one/summary.json")

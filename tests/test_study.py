@@ -1,6 +1,4 @@
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 import pytest
@@ -15,55 +13,28 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def url(tmp_path):
     return f"sqlite:///{tmp_path / 'study.db'}"
 
 
-def opened(url: str, configuration: str = "same", changes: Sequence[str] = (), name: str = "sweep") -> KeyedStudy:
-    return KeyedStudy(open_storage(url), name, ["a", "b"], configuration, lambda _: changes)
+def opened(url, name="sweep"):
+    return KeyedStudy(open_storage(url), name, ["a", "b"])
 
 
-def states(study: KeyedStudy) -> Counter[str]:
+def states(study):
     return Counter(trial.state.name for trial in study.optuna.get_trials(deepcopy=False))
 
 
-def test_a_study_is_created_once_and_then_continued(url: str) -> None:
+def test_a_study_is_created_once_and_then_continued(url):
     first = opened(url)
-    assert first.optuna.user_attrs["configuration"] == "same"
     assert first.optuna.metric_names == ["a", "b"]
     assert [direction.name for direction in first.optuna.directions] == ["MINIMIZE", "MINIMIZE"]
-    first.add("one", [1.0, 2.0])
+    first.add("one", [1.0, 2.0], {})
     assert opened(url).done()["one"].values == [1.0, 2.0]
     assert optuna.study.get_all_study_names(open_storage(url)) == ["sweep"]
 
 
-def test_another_configuration_is_refused_with_the_difference_and_changes_nothing(url: str) -> None:
-    opened(url).add("one", [1.0, 2.0])
-    with pytest.raises(UsageError) as error:
-        opened(url, "another", ["lr: 1 -> 2", "steps: 3 -> 4"])
-    assert str(error.value) == (
-        "the sweep 'sweep' was begun with another configuration: lr: 1 -> 2; steps: 3 -> 4. Continue it with the same "
-        "one, or choose another --output-dir"
-    )
-    study = opened(url)
-    assert study.optuna.user_attrs["configuration"] == "same"
-    assert list(study.done()) == ["one"]
-
-
-def test_what_changed_is_asked_of_the_text_that_the_study_was_begun_with_and_only_where_it_differs(url: str) -> None:
-    seen: list[str] = []
-
-    def changes(before: str) -> list[str]:
-        seen.append(before)
-        return []
-
-    for configuration in ("first", "first", "second", "second"):
-        study = KeyedStudy(open_storage(url), "sweep", ["a", "b"], configuration, changes)
-        assert study.optuna.user_attrs["configuration"] == "first"  # a difference that does not count is let through
-    assert seen == ["first", "first"]
-
-
-def test_an_added_trial_keeps_parameters_attributes_and_constraints(url: str) -> None:
+def test_an_added_trial_keeps_parameters_attributes_and_constraints(url):
     space = {"form": CategoricalDistribution(["fixed", "none"]), "threshold": FloatDistribution(0.1, 10.0, log=True)}
     params = {"form": "fixed", "threshold": 2.5}
     opened(url).add(
@@ -81,14 +52,7 @@ def test_an_added_trial_keeps_parameters_attributes_and_constraints(url: str) ->
     assert opened(url).optuna.best_trials == []
 
 
-def test_parameters_outside_their_distribution_are_not_added(url: str) -> None:
-    study = opened(url)
-    with pytest.raises(ValueError, match="distribution"):
-        study.add("one", [1.0, 2.0], params={"x": 11.0}, distributions={"x": FloatDistribution(0.1, 10.0)})
-    assert states(study) == {}
-
-
-def test_a_trial_that_was_asked_for_goes_on_with_its_value_after_its_process_ended(url: str) -> None:
+def test_a_trial_that_was_asked_for_goes_on_with_its_value_after_its_process_ended(url):
     first = opened(url).ask("one", RandomSampler(seed=0))
     value = first.suggest_float("x", 0, 1)
     study = opened(url)
@@ -103,34 +67,34 @@ def test_a_trial_that_was_asked_for_goes_on_with_its_value_after_its_process_end
     assert states(study) == {"COMPLETE": 1, "RUNNING": 1}
 
 
-def test_only_complete_trials_with_a_key_are_done(url: str) -> None:
+def test_only_complete_trials_with_a_key_are_done(url):
     study = opened(url)
     study.optuna.tell(study.optuna.ask().number, [1.0, 2.0])
     study.optuna.tell(study.ask("one", RandomSampler()).number, state=TrialState.FAIL)
     assert study.done() == {}
 
 
-def test_two_studies_in_one_database_do_not_mix(url: str) -> None:
+def test_two_studies_in_one_database_do_not_mix(url):
     study, other = opened(url), opened(url, name="sweep: runs")
-    study.add("one", [1.0, 2.0])
+    study.add("one", [1.0, 2.0], {})
     assert other.done() == {}
-    other.add("one", [3.0, 4.0])
+    other.add("one", [3.0, 4.0], {})
     assert study.done()["one"].values == [1.0, 2.0]
 
 
-def test_a_frozen_number_stays_what_it_was_first(url: str) -> None:
+def test_a_frozen_number_stays_what_it_was_first(url):
     assert opened(url).frozen("reference", 0.25) == 0.25
     assert opened(url).frozen("reference", 0.5) == 0.25
 
 
-def test_names_with_quotes_and_umlauts_survive(tmp_path: Path) -> None:
+def test_names_with_quotes_and_umlauts_survive(tmp_path):
     url = f"sqlite:///{tmp_path / 'stüdy.db'}"
     name, key = "it's \"größer\" 'n' this; DROP TABLE trials", "fixed 1, seed 0: ü"
-    opened(url, name=name).add(key, [1.0, 2.0])
+    opened(url, name=name).add(key, [1.0, 2.0], {})
     assert list(opened(url, name=name).done()) == [key]
 
 
-def test_a_file_that_is_gone_or_empty_is_told_and_a_server_is_not_looked_for(url: str, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_or_empty_is_told_and_a_server_is_not_looked_for(url, tmp_path):
     with pytest.raises(GoneError, match=r"study\.db is gone"):
         look_for(url)
     (tmp_path / "study.db").touch()
@@ -154,29 +118,13 @@ def test_a_file_that_is_gone_or_empty_is_told_and_a_server_is_not_looked_for(url
         "postgresql://nobody@127.0.0.1:port/none",
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_a_usage_error(bad: str) -> None:
+def test_a_storage_that_cannot_be_opened_is_a_usage_error(bad):
     with pytest.raises(UsageError, match="cannot open the storage") as error:
         open_storage(bad)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "sqlite://",
-        "sqlite:///",
-        "sqlite:///:memory:",
-        "sqlite+pysqlite:///:memory:",
-        "sqlite:///file::memory:?cache=shared&uri=true",
-        "sqlite:///file:study?mode=memory&uri=true",
-    ],
-)
-def test_a_database_in_memory_is_a_usage_error(url: str) -> None:
-    with pytest.raises(UsageError, match="ends with this process: name a file"):
-        open_storage(url)
-
-
-def test_a_file_that_is_no_database_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_a_usage_error(tmp_path):
     (tmp_path / "study.db").write_text("not a database " * 100)
     with pytest.raises(UsageError, match="not a database"):
         open_storage(f"sqlite:///{tmp_path / 'study.db'}")

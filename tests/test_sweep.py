@@ -1,19 +1,16 @@
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from autoclip.errors import RunError, UsageError
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.policies import Policy
 from autoclip.report.sweep_text import report
 from autoclip.sweeps.job import train
-from autoclip.sweeps.outcome import Result
 from autoclip.sweeps.study import KeyedStudy
 from autoclip.sweeps.sweep import REFERENCE, Sweep
 from tests.sweeps import finish
@@ -40,30 +37,28 @@ WIDE = ("steps=40", "sweep.percentiles=[10, 50, 90]", "sweep.kinds=[running_quan
 
 
 @pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
-def configure(tmp_path: Path) -> Callable[..., ExperimentConfig]:
+def configure(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(CONFIG)
     return lambda *changes: load_config(path, changes)
 
 
-def trials(out: Path, name: str = "tiny") -> list[FrozenTrial]:
+def trials(out, name="tiny"):
     return optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'study.db'}").get_trials(deepcopy=False)
 
 
-def swept(config: ExperimentConfig, out: Path) -> Sweep:
+def swept(config, out):
     """A sweep in this process, without workers."""
     out.mkdir(exist_ok=True)
     return finish(Sweep(config, out, f"sqlite:///{out / 'study.db'}"))
 
 
-def test_where_every_candidate_fails_nothing_is_recommended(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_every_candidate_fails_nothing_is_recommended(configure, tmp_path, capsys):
     sweep = swept(configure("task.args={nan_from: 3}"), tmp_path / "out")
     assert report(sweep, "text") == 1
     assert "every candidate failed" in capsys.readouterr().out
@@ -78,9 +73,7 @@ def test_where_every_candidate_fails_nothing_is_recommended(
     assert not sweep.trials.optuna.best_trials
 
 
-def test_without_thresholds_the_reference_comes_from_a_grid_of_its_own(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_without_thresholds_the_reference_comes_from_a_grid_of_its_own(configure, tmp_path):
     sweep = swept(configure("sweep.thresholds=[]", "sweep.lr_multipliers=[1]"), tmp_path / "out")
     trained = {trial.user_attrs["candidate"] for trial in trials(tmp_path / "out", "tiny: runs")}
     assert trained == {"fixed 1", "fixed 5", "fixed 10", "none"}
@@ -88,7 +81,7 @@ def test_without_thresholds_the_reference_comes_from_a_grid_of_its_own(
     assert [one.candidate.name for one in sweep.results()] == ["none"]
 
 
-def test_the_reference_stays_frozen(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_the_reference_stays_frozen(configure, tmp_path):
     sweep = swept(configure(), tmp_path / "out")
     before = sweep.reference({})
     sweep.trials.optuna.set_user_attr(REFERENCE, 0.125)
@@ -96,14 +89,12 @@ def test_the_reference_stays_frozen(configure: Callable[..., ExperimentConfig], 
     assert again.reference({}) == 0.125 != before
 
 
-def test_a_task_without_a_finite_loss_at_the_beginning_is_one_error(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_without_a_finite_loss_at_the_beginning_is_one_error(configure, tmp_path, monkeypatch):
     from tests.tiny_task import TinyTask
 
     out, calls, evaluate = tmp_path / "out", [], TinyTask.evaluate
 
-    def late(self: TinyTask, model: Any) -> float:
+    def late(self, model):
         calls.append(model)
         return evaluate(self, model) if model in calls[:-1] else float("inf")
 
@@ -119,11 +110,9 @@ def test_a_task_without_a_finite_loss_at_the_beginning_is_one_error(
         ("name: [tiny\n", r"must be valid YAML.*"),
     ],
 )
-def test_a_sweep_begun_by_another_version_is_refused(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, text: str, told: str
-) -> None:
+def test_a_sweep_begun_by_another_version_is_refused(configure, tmp_path, text, told):
     swept(configure("sweep.thresholds=[1.0]", "sweep.none=false", "sweep.seeds=[0]"), tmp_path / "out")
-    study = optuna.load_study(study_name="tiny: runs", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}")
     study.set_user_attr("configuration", text)
     with pytest.raises(
         UsageError, match=rf"begun by another version of autoclip.*{told}choose another --output-dir"
@@ -132,9 +121,7 @@ def test_a_sweep_begun_by_another_version_is_refused(
     assert "\n" not in str(met.value)
 
 
-def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(configure, tmp_path, monkeypatch):
     from tests.tiny_task import TinyTask
 
     out = tmp_path / "out"
@@ -147,9 +134,7 @@ def test_an_error_in_the_task_ends_the_sweep_and_the_candidate_is_tried_again(
     assert [one.candidate.name for one in sweep.results()] == ["fixed 0.1", "fixed 1", "none"]
 
 
-def test_a_race_recommends_what_the_full_grid_does_with_at_most_half_of_the_steps(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_race_recommends_what_the_full_grid_does_with_at_most_half_of_the_steps(configure, tmp_path, capsys):
     full = swept(configure(*WIDE), tmp_path / "full")
     race = swept(configure(*WIDE, "sweep.race=true"), tmp_path / "race")
     assert full.share_of_steps() <= 1
@@ -174,7 +159,7 @@ def test_a_race_recommends_what_the_full_grid_does_with_at_most_half_of_the_step
         assert path.read_bytes() == (full.output_dir / path.relative_to(race.output_dir)).read_bytes()
 
 
-def test_a_race_continues_where_it_was_left(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_a_race_continues_where_it_was_left(configure, tmp_path):
     config = configure(*WIDE, "sweep.race=true")
     whole = swept(config, tmp_path / "whole")
     out = tmp_path / "parts"
@@ -194,13 +179,11 @@ def test_a_race_continues_where_it_was_left(configure: Callable[..., ExperimentC
     ]
 
 
-def untimed(sweep: Sweep) -> list[Result]:
+def untimed(sweep):
     return [replace(one, scores=tuple(replace(score, seconds=0.0) for score in one.scores)) for one in sweep.results()]
 
 
-def test_refinements_follow_the_grid_and_lie_within_their_bounds(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_refinements_follow_the_grid_and_lie_within_their_bounds(configure, tmp_path):
     changes = ("sweep.percentiles=[50]", "sweep.kinds=[running_quantile]", "sweep.seeds=[0]")
     grid = swept(configure(*changes), tmp_path / "out")
     assert grid.is_done()
@@ -231,12 +214,10 @@ def test_refinements_follow_the_grid_and_lie_within_their_bounds(
     assert swept(configure(*changes, "sweep.refine_trials=2"), tmp_path / "out").is_done()
 
 
-def test_a_lost_refinement_goes_on_with_the_value_that_was_proposed(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_refinement_goes_on_with_the_value_that_was_proposed(configure, tmp_path, monkeypatch):
     changes = ("sweep.percentiles=[50]", "sweep.kinds=[running_quantile]", "sweep.seeds=[0]", "sweep.refine_trials=1")
 
-    def killed(*_: object, **__: object) -> None:
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -254,9 +235,7 @@ def test_a_lost_refinement_goes_on_with_the_value_that_was_proposed(
     assert len(list((tmp_path / "out").glob("runs/*/*/*/metrics.jsonl"))) == len(before)
 
 
-def test_a_candidate_whose_runs_are_finished_is_completed_by_the_next_command(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_candidate_whose_runs_are_finished_is_completed_by_the_next_command(configure, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Sweep, "settle", lambda self: None)
         assert not swept(configure(), tmp_path / "out").is_done()
@@ -265,14 +244,12 @@ def test_a_candidate_whose_runs_are_finished_is_completed_by_the_next_command(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_without_thresholds_and_percentiles_there_is_nothing_to_refine(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_without_thresholds_and_percentiles_there_is_nothing_to_refine(configure, tmp_path):
     with pytest.raises(UsageError, match="no thresholds and no percentiles to refine"):
         swept(configure("sweep.thresholds=[]", "sweep.refine_trials=1"), tmp_path / "out")
 
 
-def test_finished_runs_keep_no_checkpoints(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_finished_runs_keep_no_checkpoints(configure, tmp_path):
     swept(configure(), tmp_path / "out")
     directories = list((tmp_path / "out").glob("runs/*/*/seed-*"))
     assert len(directories) == 3 * 2 * 2
@@ -281,9 +258,7 @@ def test_finished_runs_keep_no_checkpoints(configure: Callable[..., ExperimentCo
         assert names == {"config.yaml", "metrics.jsonl", "layers.jsonl", "summary.json"}
 
 
-def test_a_refinement_after_a_race_is_measured_as_the_finalists_were(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_refinement_after_a_race_is_measured_as_the_finalists_were(configure, tmp_path):
     changes = ("sweep.race=true", "sweep.refine_trials=1", "sweep.kinds=[running_quantile]", "sweep.percentiles=[50]")
     sweep = swept(configure(*changes), tmp_path / "out")
     *grid, refined = sweep.results()
@@ -291,7 +266,7 @@ def test_a_refinement_after_a_race_is_measured_as_the_finalists_were(
 
 
 @pytest.mark.slow
-def test_a_script_is_swept_like_a_task(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_a_script_is_swept_like_a_task(configure, tmp_path):
     config = configure(
         "task=null",
         "optimizer=null",
@@ -316,19 +291,17 @@ def test_a_script_is_swept_like_a_task(configure: Callable[..., ExperimentConfig
 class TwiceTheLast(Policy):
     """A policy of a user's own."""
 
-    def _start(self, warmup_norms: list[float]) -> None:
+    def _start(self, warmup_norms):
         self.latest = warmup_norms[-1]
 
-    def _threshold(self) -> float:
+    def _threshold(self):
         return 2 * self.latest
 
-    def _observe(self, norm: float, loss: float | None) -> None:
+    def _observe(self, norm, loss):
         self.latest = norm
 
 
-def test_a_policy_of_ones_own_is_a_candidate(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_policy_of_ones_own_is_a_candidate(configure, tmp_path, capsys):
     own = "sweep.policies=[{kind: 'tests.test_sweep:TwiceTheLast', warmup_steps: 2}]"
     changes = ("sweep.none=false", "sweep.thresholds=[5.0]", "sweep.seeds=[0]", "sweep.lr_multipliers=[1]", "steps=60")
     sweep = swept(configure(own, *changes, "optimizer.lr=0.05"), tmp_path / "out")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 import autoclip
@@ -60,28 +59,28 @@ FOLDERS = dict(
 QUICK = ("steps=12", "sweep.policies=[]", "sweep.percentiles=[]")
 
 
-def command(config: Path, out: Path, *options: str) -> list[str]:
+def command(config, out, *options):
     return [sys.executable, "-m", "autoclip", "sweep", str(config), "--output-dir", str(out), *options]
 
 
-def call(*arguments: str) -> Any:
+def call(*arguments):
     return CliRunner().invoke(app, ["sweep", *arguments])
 
 
-def trials(out: Path, name: str = "tiny") -> list[FrozenTrial]:
+def trials(out, name="tiny"):
     with suppress(KeyError):  # the study is not there yet
         return optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'study.db'}").get_trials(deepcopy=False)
     return []
 
 
-def complete(out: Path, name: str = "tiny") -> dict[str, FrozenTrial]:
+def complete(out, name="tiny"):
     done = [trial for trial in trials(out, name) if trial.state == TrialState.COMPLETE]
     found = {trial.user_attrs["key"]: trial for trial in done}
     assert len(found) == len(done), f"something was done twice: {Counter(one.user_attrs['key'] for one in done)}"
     return found
 
 
-def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+def until(condition, process):
     deadline = time.monotonic() + 120
     while True:
         found = condition()
@@ -92,7 +91,7 @@ def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
         time.sleep(0.02)
 
 
-def lives(pid: int) -> bool:
+def lives(pid):
     """Whether a process runs; one that ended and was not waited for does not."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -100,15 +99,15 @@ def lives(pid: int) -> bool:
         return False
 
 
-def kill_at_work(out: Path, parent: subprocess.Popen[str], *, all_of_them: bool) -> list[int]:
+def kill_at_work(out, parent, *, all_of_them):
     """Kill a worker in the middle of a run, or the whole process group; return the workers there were."""
 
-    def at_work() -> list[int]:
+    def at_work():
         begun = [path for path in metrics(out) if not (path.parent / "summary.json").exists()]
         pids = forked_workers(parent.pid)
         return pids if begun and len(pids) == 2 else []
 
-    pids: list[int] = until(at_work, parent)
+    pids = until(at_work, parent)
     if all_of_them:
         os.killpg(parent.pid, signal.SIGKILL)
     else:
@@ -116,19 +115,19 @@ def kill_at_work(out: Path, parent: subprocess.Popen[str], *, all_of_them: bool)
     return pids
 
 
-def metrics(out: Path) -> list[Path]:
+def metrics(out):
     return list(out.glob("runs/*/*/*/metrics.jsonl"))
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(CONFIG)
     return path
 
 
 @pytest.fixture(autouse=True)
-def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
@@ -143,7 +142,7 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def quiet(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def quiet(config_file, tmp_path_factory):
     """One worker, undisturbed."""
     out = tmp_path_factory.mktemp("quiet") / "out"
     done = subprocess.run(command(config_file, out), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -152,15 +151,15 @@ def quiet(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 
 @pytest.fixture(scope="module")
-def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+def disturbed(config_file, tmp_path_factory):
     """Two workers: Ctrl-C, then the whole process group killed, then one worker killed; finished at last."""
     if not Path("/proc/self/stat").exists():
         pytest.skip("finds the workers in Linux's /proc")
     out = tmp_path_factory.mktemp("disturbed") / "out"
-    seen: dict[str, Any] = {}
-    running: list[subprocess.Popen[str]] = []
+    seen = {}
+    running = []
 
-    def start(seconds_per_batch: float) -> subprocess.Popen[str]:
+    def start(seconds_per_batch):
         process = subprocess.Popen(
             command(config_file, out, "--workers", "2", "-f", "json"),
             cwd=ROOT,
@@ -204,7 +203,7 @@ def disturbed(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             process.communicate()
 
 
-def test_the_output_directory_holds_all_that_was_promised(quiet: Swept) -> None:
+def test_the_output_directory_holds_all_that_was_promised(quiet):
     names = {path.name for path in quiet.out.iterdir()}
     picks = {"recommended.yaml", "fastest.yaml", "steadiest.yaml", "balanced.yaml"}
     promised = {"runs", "study.db", "sweep.yaml", "trials.csv", "pareto.png", *picks}
@@ -217,7 +216,7 @@ def test_the_output_directory_holds_all_that_was_promised(quiet: Swept) -> None:
                 assert (quiet.out / "runs" / folder / rate / f"seed-{seed}" / "summary.json").exists()
 
 
-def test_the_table_and_the_csv_name_every_candidate(quiet: Swept) -> None:
+def test_the_table_and_the_csv_name_every_candidate(quiet):
     rows = (quiet.out / "trials.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["candidate", *NAMES]
     table, _, rest = quiet.printed.partition("* on the Pareto front")
@@ -232,7 +231,7 @@ def test_the_table_and_the_csv_name_every_candidate(quiet: Swept) -> None:
     assert "Warning" not in quiet.errors
 
 
-def test_the_recommended_section_runs_when_it_is_pasted_into_the_configuration(quiet: Swept, tmp_path: Path) -> None:
+def test_the_recommended_section_runs_when_it_is_pasted_into_the_configuration(quiet, tmp_path):
     recommended = yaml.safe_load((quiet.out / "recommended.yaml").read_text())
     assert list(recommended) == ["clip"]
     path = tmp_path / "better.yaml"
@@ -245,7 +244,7 @@ def test_the_recommended_section_runs_when_it_is_pasted_into_the_configuration(q
 
 
 @pytest.mark.parametrize("which", ["quiet", "disturbed"])
-def test_every_candidate_is_finished_exactly_once(which: str, request: pytest.FixtureRequest) -> None:
+def test_every_candidate_is_finished_exactly_once(which, request):
     out = request.getfixturevalue(which).out
     assert set(complete(out, "tiny: runs")) == {f"{name}, seed {seed}" for name in NAMES for seed in (0, 1)}
     assert set(complete(out)) == set(NAMES)
@@ -253,13 +252,13 @@ def test_every_candidate_is_finished_exactly_once(which: str, request: pytest.Fi
     assert {trial.state.name for trial in trials(out)} == {"COMPLETE"}
 
 
-def test_workers_kills_and_interrupts_do_not_change_a_single_value(quiet: Swept, disturbed: Swept) -> None:
-    def values(out: Path) -> dict[str, list[float]]:
+def test_workers_kills_and_interrupts_do_not_change_a_single_value(quiet, disturbed):
+    def values(out):
         return {name: trial.values for name, trial in complete(out).items()}
 
     assert values(disturbed.out) == values(quiet.out)
 
-    def figures(out: Path) -> list[list[str]]:  # all columns but the seconds
+    def figures(out):  # all columns but the seconds
         return [row.split(",")[:-2] for row in (out / "trials.csv").read_text().splitlines()]
 
     assert figures(disturbed.out) == figures(quiet.out)
@@ -268,7 +267,7 @@ def test_workers_kills_and_interrupts_do_not_change_a_single_value(quiet: Swept,
         assert (disturbed.out / path.relative_to(quiet.out)).read_bytes() == path.read_bytes()
 
 
-def test_an_interrupt_exits_130_and_completes_nothing_falsely(disturbed: Swept) -> None:
+def test_an_interrupt_exits_130_and_completes_nothing_falsely(disturbed):
     printed, errors, code = disturbed.seen["interrupt"]
     assert code == 130, errors
     assert f"interrupted; the same command continues in {disturbed.out}" in errors
@@ -285,16 +284,16 @@ def test_an_interrupt_exits_130_and_completes_nothing_falsely(disturbed: Swept) 
     assert any(steps < 150 for steps in after["steps"].values()), "it came too late"
 
 
-def test_a_killed_process_group_leaves_only_finished_trials(disturbed: Swept) -> None:
+def test_a_killed_process_group_leaves_only_finished_trials(disturbed):
     assert disturbed.seen["after the kill"] == {"COMPLETE"}
 
 
-def test_no_worker_outlives_a_killed_process_group_or_a_killed_worker(disturbed: Swept) -> None:
+def test_no_worker_outlives_a_killed_process_group_or_a_killed_worker(disturbed):
     assert not any(map(lives, disturbed.seen["group"] + disturbed.seen["killed"]))
 
 
-def test_json_is_the_only_thing_on_the_standard_output(quiet: Swept, disturbed: Swept) -> None:
-    def refused(constant: str) -> None:
+def test_json_is_the_only_thing_on_the_standard_output(quiet, disturbed):
+    def refused(constant):
         raise AssertionError(f"{constant} is no JSON")
 
     found = json.loads(disturbed.printed, parse_constant=refused)
@@ -316,7 +315,7 @@ class Measured:
     failed: bool
 
 
-def measured(directory: Path) -> Measured:
+def measured(directory):
     summary = json.loads((directory / "summary.json").read_text())
     initial = summary["initial_validation_loss"]
     total = 0.0
@@ -336,12 +335,12 @@ def measured(directory: Path) -> Measured:
     )
 
 
-def runs_of(out: Path, name: str) -> dict[str, list[Measured]]:
+def runs_of(out, name):
     folder = out / "runs" / FOLDERS[name]
     return {rate: [measured(folder / rate / f"seed-{seed}") for seed in (0, 1)] for rate in ("lr-x0.2", "lr-x1")}
 
 
-def test_the_values_are_those_of_the_formulas(quiet: Swept) -> None:
+def test_the_values_are_those_of_the_formulas(quiet):
     grid = [runs for name in GRID for runs in runs_of(quiet.out, name).values()]
     reference = min(sum(run.bounded for run in runs) / 2 for runs in grid)
     for name, trial in complete(quiet.out).items():
@@ -358,7 +357,7 @@ def test_the_values_are_those_of_the_formulas(quiet: Swept) -> None:
     assert 0 < reference < 0.5
 
 
-def test_a_candidate_that_diverges_is_infeasible_with_finite_values(quiet: Swept) -> None:
+def test_a_candidate_that_diverges_is_infeasible_with_finite_values(quiet):
     done = complete(quiet.out)
     folder = quiet.out / "runs" / "none" / "lr-x1"
     for seed in (0, 1):
@@ -373,7 +372,7 @@ def test_a_candidate_that_diverges_is_infeasible_with_finite_values(quiet: Swept
     assert [trial.params["candidate"] for trial in study.best_trials] == ["fixed 0.1"]
 
 
-def test_a_finished_sweep_reports_again_without_training(quiet: Swept) -> None:
+def test_a_finished_sweep_reports_again_without_training(quiet):
     before = {path: path.stat().st_mtime_ns for path in metrics(quiet.out)}
     (quiet.out / "trials.csv").unlink()
     done = call(str(quiet.out / "sweep.yaml"), "--output-dir", str(quiet.out), "--workers", "3")
@@ -383,7 +382,7 @@ def test_a_finished_sweep_reports_again_without_training(quiet: Swept) -> None:
     assert {path: path.stat().st_mtime_ns for path in metrics(quiet.out)} == before
 
 
-def test_a_changed_configuration_is_refused_with_the_difference(quiet: Swept, config_file: Path) -> None:
+def test_a_changed_configuration_is_refused_with_the_difference(quiet, config_file):
     before = (quiet.out / "sweep.yaml").read_bytes()
     for change, expected in (
         ("optimizer.lr=0.25", "optimizer.lr: 0.5 -> 0.25"),
@@ -409,42 +408,40 @@ def test_a_changed_configuration_is_refused_with_the_difference(quiet: Swept, co
         (["--workers", "0"], "workers"),
     ],
 )
-def test_what_cannot_be_swept_exits_2_and_leaves_no_runs(
-    config_file: Path, tmp_path: Path, changes: list[str], expected: str
-) -> None:
+def test_what_cannot_be_swept_exits_2_and_leaves_no_runs(config_file, tmp_path, changes, expected):
     done = call(str(config_file), *changes, "--output-dir", str(tmp_path / "out"))
     assert done.exit_code == 2, done.output
     assert expected in done.output
     assert not metrics(tmp_path / "out")
 
 
-def test_a_storage_that_cannot_be_opened_exits_2(config_file: Path, tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_opened_exits_2(config_file, tmp_path):
     for url in ("nonsense://x/y", f"sqlite:///{tmp_path}/no/such/folder/study.db"):
         done = call(str(config_file), "--output-dir", str(tmp_path / "out"), "--storage", url)
         assert done.exit_code == 2, done.output
         assert f"cannot open the storage {url}" in done.output
 
 
-def test_an_output_directory_that_is_a_file_is_one_line(config_file: Path, tmp_path: Path) -> None:
+def test_an_output_directory_that_is_a_file_is_one_line(config_file, tmp_path):
     (tmp_path / "file").write_text("")
     done = call(str(config_file), "--output-dir", str(tmp_path / "file"))
     assert (done.exit_code, done.output) == (2, f"{tmp_path / 'file'} is a file; --output-dir needs a directory\n")
 
 
-def test_an_output_directory_that_cannot_be_written_exits_2(config_file: Path) -> None:
+def test_an_output_directory_that_cannot_be_written_exits_2(config_file):
     done = call(str(config_file), "--output-dir", "/dev/null/x")
     assert done.exit_code == 2
     assert done.output == "cannot write into /dev/null/x: Not a directory; choose another --output-dir\n"
 
 
-def test_a_worker_that_fails_ends_the_command_with_exit_code_1(config_file: Path, tmp_path: Path) -> None:
+def test_a_worker_that_fails_ends_the_command_with_exit_code_1(config_file, tmp_path):
     done = call(str(config_file), *QUICK, "task.args={fail_at: 3}", "--output-dir", str(tmp_path / "out"))
     assert done.exit_code == 1, done.output
     assert "RuntimeError: the task broke" in done.output
     assert "Traceback" not in done.output
 
 
-def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_path: Path) -> None:
+def test_workers_do_not_outlive_a_command_that_is_killed(config_file, tmp_path):
     if not Path("/proc/self/stat").exists():
         pytest.skip("finds the workers in Linux's /proc")
     process = subprocess.Popen(
@@ -473,16 +470,14 @@ def test_workers_do_not_outlive_a_command_that_is_killed(config_file: Path, tmp_
 @pytest.mark.parametrize(
     ("engine", "package", "extra"), [("slurm", "submitit", "slurm"), ("tcp://127.0.0.1:1", "distributed", "dask")]
 )
-def test_an_engine_that_is_not_installed_is_one_line(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str, extra: str
-) -> None:
+def test_an_engine_that_is_not_installed_is_one_line(config_file, tmp_path, monkeypatch, engine, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     done = call(str(config_file), "--output-dir", str(tmp_path), "--engine", engine)
     assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
     assert done.output.endswith(f"pip install 'autoclip-tuner[sweep,plot,{extra}]'\n")
 
 
-def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
+def test_a_command_that_is_no_program_exits_2(tmp_path):
     path = tmp_path / "script.yaml"
     command_line = ["no-such-program", "{clip_config}", "{seed}", "{run_dir}"]
     path.write_text(yaml.safe_dump({"name": "script", "steps": 5, "sweep": {"command": command_line}}))
@@ -492,7 +487,7 @@ def test_a_command_that_is_no_program_exits_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -> None:
+def test_run_sweep_asks_for_a_sweep_section(config_file, tmp_path):
     config = load_config(config_file).model_copy(update={"sweep": None})
     with pytest.raises(UsageError, match=r"add `sweep: \{\}`"):
         run_sweep(config, tmp_path / "out", engine=lambda: ProcessPool(1), storage=None, load_report=lambda: len)
@@ -502,13 +497,13 @@ def test_run_sweep_asks_for_a_sweep_section(config_file: Path, tmp_path: Path) -
 class Broken(Executor):
     """An executor whose workers are gone."""
 
-    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+    def submit(self, function, /, *arguments, **named):
+        future = Future()
         future.set_exception(ConnectionError("nobody there"))
         return future
 
 
-def test_any_executor_trains_and_the_result_is_what_the_command_prints(tmp_path: Path, disturbed: Swept) -> None:
+def test_any_executor_trains_and_the_result_is_what_the_command_prints(tmp_path, disturbed):
     with ThreadPoolExecutor(2) as executor:
         found = autoclip.sweep(yaml.safe_load(CONFIG), tmp_path / "out", executor=executor)
     seconds = {"share_of_steps"}
@@ -518,7 +513,7 @@ def test_any_executor_trains_and_the_result_is_what_the_command_prints(tmp_path:
     }
 
 
-def environment(job: "Numbered") -> str | None:
+def environment(job):
     time.sleep(0.3)  # so that the other worker gets one too
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -528,7 +523,7 @@ class Numbered:
     key: int
 
 
-def test_each_worker_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_sees_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     config = load_config(ROOT / "configs" / "sweep_corrupted_digits.yaml")
@@ -539,17 +534,17 @@ def test_each_worker_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         assert {ended[1] for ended in jobs if ended is not None} == {"5", "7"}
 
 
-def test_an_executor_that_cannot_reach_its_workers_is_one_error(config_file: Path, tmp_path: Path) -> None:
+def test_an_executor_that_cannot_reach_its_workers_is_one_error(config_file, tmp_path):
     engine = GivenExecutor(Broken(), at_once=1)
     with pytest.raises(RunError, match=r"seed 0 failed on its worker: ConnectionError: nobody there"):
         run_sweep(load_config(config_file), tmp_path, engine=lambda: engine, storage=None, load_report=reported)
 
 
-def reported() -> Callable[[Any], int]:
+def reported():
     return lambda sweep: 0 if sweep.is_done() else 1
 
 
-def test_the_database_is_whole_after_everything(disturbed: Swept) -> None:
+def test_the_database_is_whole_after_everything(disturbed):
     with sqlite3.connect(disturbed.out / "study.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,17 +34,17 @@ class Finished:
     trials: Any = field(default_factory=lambda: SimpleNamespace(optuna=SimpleNamespace(user_attrs={"reference": 0.0})))
 
     @property
-    def settings(self) -> Any:
+    def settings(self):
         return self.config.sweep
 
-    def results(self) -> list[Result]:
+    def results(self):
         return list(self.found)
 
-    def share_of_steps(self) -> float:
+    def share_of_steps(self):
         return 0.4321
 
 
-def scored(candidate: Candidate, area: float, loss: float, seeds: int = 2) -> Result:
+def scored(candidate, area, loss, seeds=2):
     runs = [
         score_with(seed=seed, aulc=area + 0.01 * seed, validation_loss=loss, bounded_loss=loss, initial_loss=1.0)
         for seed in range(seeds)
@@ -53,8 +53,8 @@ def scored(candidate: Candidate, area: float, loss: float, seeds: int = 2) -> Re
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> Callable[..., Finished]:
-    def make(results: Sequence[Result], *changes: str) -> Finished:
+def finished(tmp_path):
+    def make(results, *changes):
         path = tmp_path / "tiny.yaml"
         path.write_text(CONFIG)
         return Finished(load_config(path, changes), tmp_path, results)
@@ -118,7 +118,7 @@ def test_a_pick_that_is_another_one_too_is_said_to_be(finished, capsys):
     )
 
 
-def failing(candidate: Candidate) -> Result:
+def failing(candidate):
     runs = [score_with(seed=seed, aulc=0.2, validation_loss=0.3, initial_loss=1.0) for seed in range(2)]
     runs.append(score_with(seed=0, multiplier=10.0, aulc=1.0, validation_loss=1.0, initial_loss=1.0, failed=True))
     return Result(candidate, tuple(runs), 0.0)
@@ -193,7 +193,7 @@ def test_the_snippet_is_the_clip_section_as_python(finished, capsys):
     assert report(sweep, "text") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "clipper = " in line]
     model = __import__("torch").nn.Linear(2, 1)
-    names: dict[str, Any] = {"autoclip": autoclip, "model": model}
+    names = {"autoclip": autoclip, "model": model}
     exec(line.strip(), names)
     clipper = names["clipper"]
     from_file = autoclip.Clipper(model, **autoclip.from_config(sweep.output_dir / "recommended.yaml"))

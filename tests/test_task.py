@@ -1,6 +1,5 @@
 """What a task returns, and where it is told that it is wrong."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from autoclip.errors import UsageError
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.lab.experiment import make_task, run_experiment
 from tests.tiny_task import TinyTask
 
@@ -26,17 +25,17 @@ class Wrong(TinyTask):
 
     given: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         for name, value in self.given.items():
             setattr(self, name, value if name in ("trivial_loss", "data_hash") else lambda *_, value=value: value)
 
 
 @pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentConfig]:
+def configure(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
-    def load(**given: Any) -> ExperimentConfig:
+    def load(**given):
         monkeypatch.setattr(Wrong, "given", given)
         (tmp_path / "tiny.yaml").write_text(CONFIG)
         return load_config(tmp_path / "tiny.yaml")
@@ -60,7 +59,7 @@ def test_attributes_of_another_type_are_refused_where_the_task_is_made(configure
 
 
 @pytest.mark.parametrize("value", [None, 2, 0.5])
-def test_a_trivial_loss_may_be_any_number_or_none(configure: Callable[..., ExperimentConfig], value: Any) -> None:
+def test_a_trivial_loss_may_be_any_number_or_none(configure, value):
     assert make_task(configure(trivial_loss=value, data_hash=None)).trivial_loss == value
 
 

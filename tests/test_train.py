@@ -4,19 +4,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.checkpoint import load_checkpoint
-from autoclip.lab.config import ExperimentConfig, load_config
+from autoclip.lab.config import load_config
 from autoclip.lab.device import choose_device, to_device
 from autoclip.lab.run_summary import summarise
-from autoclip.lab.train import MAX_NONFINITE_IN_A_ROW, Step, Training, train
+from autoclip.lab.train import MAX_NONFINITE_IN_A_ROW, Training, train
 from autoclip.run_directory import json_text
 from tests.tiny_task import TinyTask
 
@@ -34,8 +32,8 @@ log: {layers_every: 5}
 
 
 @pytest.fixture
-def configure(tmp_path: Path) -> Callable[..., ExperimentConfig]:
-    def load(*overrides: str) -> ExperimentConfig:
+def configure(tmp_path):
+    def load(*overrides):
         path = tmp_path / "tiny.yaml"
         path.write_text(CONFIG)
         return load_config(path, overrides)
@@ -43,12 +41,10 @@ def configure(tmp_path: Path) -> Callable[..., ExperimentConfig]:
     return load
 
 
-def run(
-    config: ExperimentConfig, directory: Path, task: Any = None, stop_after: int = 10**9, resume: bool = False
-) -> Any:
+def run(config, directory, task=None, stop_after=10**9, resume=False):
     directory.mkdir(exist_ok=True)
-    seen: list[Step] = []
-    said: list[str] = []
+    seen = []
+    said = []
     status, training = train(
         config,
         task or TinyTask(**config.task.args),
@@ -62,13 +58,11 @@ def run(
     return status, training, seen, said
 
 
-def lines(directory: Path, name: str = "metrics.jsonl") -> list[str]:
+def lines(directory, name="metrics.jsonl"):
     return (directory / name).read_text().splitlines()
 
 
-def test_norms_of_updates_are_logged_where_asked_for_and_resumed(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_norms_of_updates_are_logged_where_asked_for_and_resumed(configure, tmp_path):
     config = configure(
         "optimizer.momentum=0", "steps=12", "log.updates_every=3", "clip.policy={kind: fixed, threshold: 0.1}"
     )
@@ -82,9 +76,7 @@ def test_norms_of_updates_are_logged_where_asked_for_and_resumed(
     assert metrics[3]["update_norm"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_run_writes_one_line_a_step_in_the_format_of_the_run_directory(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_run_writes_one_line_a_step_in_the_format_of_the_run_directory(configure, tmp_path):
     status, training, seen, said = run(configure(), tmp_path / "run")
     metrics = [json.loads(line) for line in lines(tmp_path / "run")]
     assert status == "finished"
@@ -108,9 +100,7 @@ def test_a_run_writes_one_line_a_step_in_the_format_of_the_run_directory(
     assert total == pytest.approx(metrics[10]["total_norm"], rel=1e-6)
 
 
-def test_training_lowers_the_loss_and_the_summary_tells(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_training_lowers_the_loss_and_the_summary_tells(configure, tmp_path):
     status, training, seen, _ = run(configure(), tmp_path / "run")
     summary = summarise(status, training)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -134,9 +124,7 @@ def test_training_lowers_the_loss_and_the_summary_tells(
         ["clip.mode=value", "clip.policy={kind: center_multiple, warmup_steps: 4}", "optimizer.momentum=0"],
     ],
 )
-def test_an_interrupted_run_continues_bit_for_bit(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path, overrides: list[str]
-) -> None:
+def test_an_interrupted_run_continues_bit_for_bit(configure, tmp_path, overrides):
     config = configure(*overrides)
     whole, uninterrupted, *_ = run(config, tmp_path / "whole")
     for stop_after in (1, 6, 7, 23):
@@ -153,9 +141,7 @@ def test_an_interrupted_run_continues_bit_for_bit(
             assert torch.equal(mine, other)
 
 
-def test_a_kill_that_left_lines_after_the_checkpoint_repeats_and_skips_no_step(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_kill_that_left_lines_after_the_checkpoint_repeats_and_skips_no_step(configure, tmp_path):
     config = configure()
     run(config, tmp_path / "whole")
     directory = tmp_path / "killed"
@@ -167,7 +153,7 @@ def test_a_kill_that_left_lines_after_the_checkpoint_repeats_and_skips_no_step(
 
 
 @pytest.mark.parametrize("lines_before_kill", [1, 60, 130])
-def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path: Path, lines_before_kill: int) -> None:
+def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, lines_before_kill):
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "autoclip", "run", str(tmp_path / "tiny.yaml"), "steps=400", "checkpoint_every=50"]
     config = load_config(tmp_path / "tiny.yaml", command[5:])
@@ -188,9 +174,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path: Path, lines_be
     assert lines(killed) == lines(tmp_path / "whole")
 
 
-def test_a_single_nan_batch_is_skipped_and_training_goes_on(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_single_nan_batch_is_skipped_and_training_goes_on(configure, tmp_path):
     with pytest.warns(UserWarning, match="non-finite gradient norm at step 12"):
         status, training, *_ = run(configure("task.args={nan_at: 12}"), tmp_path / "run")
     metrics = [json.loads(line) for line in lines(tmp_path / "run")]
@@ -202,9 +186,7 @@ def test_a_single_nan_batch_is_skipped_and_training_goes_on(
     assert summarise(status, training)["skipped_steps"] == 1
 
 
-def test_a_nan_that_is_passed_on_ends_the_run_as_diverged(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_nan_that_is_passed_on_ends_the_run_as_diverged(configure, tmp_path):
     config = configure("task.args={nan_at: 12}", "clip.on_nonfinite=propagate")
     with pytest.warns(UserWarning, match="passed on"):
         status, training, *_ = run(config, tmp_path / "run")
@@ -215,47 +197,41 @@ def test_a_nan_that_is_passed_on_ends_the_run_as_diverged(
     assert json.loads(json_text(summary))["validation_loss_is"] == "nan"
 
 
-def test_a_run_without_a_single_finite_step_is_diverged(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_run_without_a_single_finite_step_is_diverged(configure, tmp_path):
     with pytest.warns(UserWarning, match="non-finite"):
         status, *_ = run(configure("task.args={nan_from: 0}", "steps=5"), tmp_path / "run")
     assert status == "diverged"
     assert len(lines(tmp_path / "run")) == 5
 
 
-def test_nothing_but_nan_ends_the_run_as_diverged(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_nothing_but_nan_ends_the_run_as_diverged(configure, tmp_path):
     with pytest.warns(UserWarning, match="non-finite"):
         status, *_ = run(configure("task.args={nan_from: 12}", "steps=500"), tmp_path / "run")
     assert status == "diverged"
     assert len(lines(tmp_path / "run")) == 12 + MAX_NONFINITE_IN_A_ROW
 
 
-def test_so_many_steps_in_a_row_that_are_not_finite_end_the_run_as_diverged(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_so_many_steps_in_a_row_that_are_not_finite_end_the_run_as_diverged(configure, tmp_path):
     with pytest.warns(UserWarning, match="non-finite"):
         status, *_ = run(configure("task.args={nan_from: 12}", "clip.max_nonfinite_in_a_row=3"), tmp_path / "run")
     assert status == "diverged"
     assert len(lines(tmp_path / "run")) == 12 + 3
 
 
-def test_accumulation_observes_once_a_step_and_equals_one_large_batch(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_accumulation_observes_once_a_step_and_equals_one_large_batch(configure, tmp_path):
     class Plain(TinyTask):
-        def model(self, seed: int) -> torch.nn.Module:
+        def model(self, seed):
             torch.manual_seed(seed)
             return torch.nn.Linear(self.features, 1)
 
     class Large(Plain):
-        def batches(self, seed: int) -> Any:
+        def batches(self, seed):
             small = super().batches(seed)
             while True:
                 first, second = next(small), next(small)
                 yield {key: torch.cat([first[key], second[key]]) for key in ("x", "y")}
 
-        def loss(self, model: Any, batch: Any) -> Any:
+        def loss(self, model, batch):
             return super().loss(model, batch | {"index": torch.tensor(0)})
 
     *_, halves, _ = run(configure("accumulate=2"), tmp_path / "halves", Plain())
@@ -267,16 +243,14 @@ def test_accumulation_observes_once_a_step_and_equals_one_large_batch(
 
 
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")  # float16 finds its scale by overflowing
-def test_float16_norms_are_measured_unscaled(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_float16_norms_are_measured_unscaled(configure, tmp_path):
     *_, half, _ = run(configure("precision=float16", "steps=12"), tmp_path / "half")
     *_, full, _ = run(configure("steps=12"), tmp_path / "full")
     first = next(step for step in half if step.record.finite)
     assert first.record.total_norm == pytest.approx(full[0].record.total_norm, rel=0.5)
 
 
-def test_one_damaged_checkpoint_falls_back_and_two_are_refused(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_one_damaged_checkpoint_falls_back_and_two_are_refused(configure, tmp_path):
     config = configure()
     run(config, tmp_path / "whole")
     run(config, tmp_path / "run", stop_after=23)
@@ -293,17 +267,15 @@ def test_one_damaged_checkpoint_falls_back_and_two_are_refused(
     assert lines(tmp_path / "run") == before
 
 
-def test_fewer_steps_than_taken_are_refused(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_fewer_steps_than_taken_are_refused(configure, tmp_path):
     run(configure(), tmp_path / "run", stop_after=20)
     with pytest.raises(UsageError, match=r"has 20 steps already, more than the configured steps=8"):
         run(configure("steps=8"), tmp_path / "run", resume=True)
 
 
-def test_skipping_ahead_makes_the_batches_before_the_random_state_is_restored(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_skipping_ahead_makes_the_batches_before_the_random_state_is_restored(configure, tmp_path):
     class Augmented(TinyTask):
-        def batches(self, seed: int) -> Any:
+        def batches(self, seed):
             for batch in super().batches(seed):
                 torch.rand(3)  # a task that draws from the global generator, as it should not
                 yield batch
@@ -314,7 +286,7 @@ def test_skipping_ahead_makes_the_batches_before_the_random_state_is_restored(
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_changed_data_and_lost_lines_are_refused(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_changed_data_and_lost_lines_are_refused(configure, tmp_path):
     config = configure()
     run(config, tmp_path / "run", stop_after=20)
     with pytest.raises(UsageError, match="data changed"):
@@ -325,19 +297,16 @@ def test_changed_data_and_lost_lines_are_refused(configure: Callable[..., Experi
         run(config, tmp_path / "run", resume=True)
 
 
-def test_a_checkpoint_loads_with_weights_only(configure: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+def test_a_checkpoint_loads_with_weights_only(configure, tmp_path):
     run(configure(), tmp_path / "run")
     content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     state, _ = load_checkpoint(tmp_path / "run")
-    assert state is not None
-    assert content["state"]["tally"]["steps"] == state["tally"]["steps"] == 40
+    assert content["tally"]["steps"] == state["tally"]["steps"] == 40
     model = TinyTask().model(1)
     model.load_state_dict(content["state"]["model"])
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(
-    configure: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure, tmp_path):
     config = configure()
     first, again, other = (Training(config, TinyTask(), seed) for seed in (3, 3, 4))
     losses = [[training.step().loss for _ in range(3)] for training in (first, again, other)]
@@ -348,7 +317,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert repeated[0] == repeated[1]
 
 
-def test_batches_of_any_nesting_move_to_the_device() -> None:
+def test_batches_of_any_nesting_move_to_the_device():
     from collections import namedtuple
 
     pair = namedtuple("pair", "x y")
@@ -360,7 +329,7 @@ def test_batches_of_any_nesting_move_to_the_device() -> None:
     assert isinstance(moved["b"], pair)
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_device_that_is_not_there_is_refused():
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(UsageError, match="use device=cpu"):
         choose_device(f"cuda:{torch.cuda.device_count()}")

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autoclip.lab.yaml_source import MAX_BYTES, MAX_DEPTH, Document, dump, read_document
+from autoclip.lab.yaml_source import MAX_BYTES, MAX_DEPTH, dump, read_document
 
 PLAIN = st.recursive(
     st.none()
@@ -24,7 +24,7 @@ def read(tmp_path, monkeypatch):
     """Reads a text as the file `x.yaml`."""
     monkeypatch.chdir(tmp_path)
 
-    def read_text(text: str | bytes, *overrides: str) -> Document:
+    def read_text(text, *overrides):
         path = Path("x.yaml")
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return read_document(path, overrides)
@@ -32,7 +32,7 @@ def read(tmp_path, monkeypatch):
     return read_text
 
 
-def faults(document: Document) -> list[str]:
+def faults(document):
     return [str(fault) for fault in document.faults]
 
 

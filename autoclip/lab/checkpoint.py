@@ -1,20 +1,19 @@
 """Checkpoints that survive a kill at any moment: written aside, checked on reading, the last two kept."""
 
-import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from autoclip.errors import RunError
-from autoclip.run_directory import written_aside
-from autoclip.spikes.event import FOLDER
+from autoclip.run_directory import SPIKES, written_aside
 
 LATEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
@@ -26,14 +25,10 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     The file gets its name only when it is complete and on the disk. At every moment one of the two is there.
     """
     latest = directory / LATEST
+    content = BytesIO()  # torch.save into the file would hide why a disk refuses
+    torch.save(state, content)
     with written_aside(latest) as file:
-        watched = _Watched(file)
-        try:
-            torch.save({"sha256": fingerprint(state), "state": state}, watched)  # type: ignore[arg-type]
-        except RuntimeError:
-            if watched.error is None:
-                raise
-            raise watched.error from None  # torch's own error gives a position in the file instead
+        file.write(content.getbuffer())
         if latest.exists():
             latest.replace(directory / PREVIOUS)
 
@@ -84,37 +79,19 @@ def keep_checkpoint(directory: Path, step: int, path: Path) -> Path | None:
 
 def _states(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every whole checkpoint of a run, and its state."""
-    for path in [directory / LATEST, directory / PREVIOUS, *sorted(directory.glob(f"{FOLDER}/*.pt"))]:
+    for path in [directory / LATEST, directory / PREVIOUS, *sorted(directory.glob(f"{SPIKES}/*.pt"))]:
         if path.exists():
             with suppress(Exception):  # a damaged file can raise anything while it is unpickled
                 yield path, _whole(path)
 
 
 def _whole(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint; a damaged one raises, by whatever torch finds wrong."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    state: dict[str, Any] = content["state"]
-    if fingerprint(state) != content["sha256"]:
-        raise ValueError("its checksum is wrong")
+    """The state in a checkpoint; a damaged one raises, by whatever is found wrong."""
+    with ZipFile(path) as archive:  # torch.load does not look at its checksums
+        if archive.testzip():
+            raise ValueError("its checksum is wrong")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-class _Watched:
-    """A file for `torch.save` that remembers why a write failed."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def remove_checkpoints(directory: Path) -> None:
@@ -123,39 +100,14 @@ def remove_checkpoints(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def fingerprint(value: Any) -> str:
-    """sha256 over nested dicts, lists, tensors and plain values."""
-    digest = hashlib.sha256()
-
-    def feed(item: Any) -> None:
-        if isinstance(item, Tensor):
-            dense = item.detach().cpu().contiguous()
-            digest.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
-            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, dict):
-            for key, entry in item.items():
-                feed(key)
-                feed(entry)
-        elif isinstance(item, list | tuple):
-            digest.update(f"[{len(item)}".encode())
-            for entry in item:
-                feed(entry)
-        else:
-            digest.update(f"{type(item).__name__}:{item!r};".encode())
-
-    feed(value)
-    return digest.hexdigest()
-
-
 def random_state() -> dict[str, Any]:
     """State of the global random generators of torch, NumPy and Python, as plain values and tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
+    kind, keys, *others = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
-        "python": [version, list(internal), gauss_next],
+        "numpy": (kind, np.asarray(keys).tolist(), *others),
+        "python": random.getstate(),
     }
 
 
@@ -164,7 +116,5 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])

@@ -28,17 +28,15 @@ def claimed(directory: Path, wait: Callable[[], bool]) -> Iterator[bool]:
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
-        mine = True
         while True:
+            mine = True
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                mine = wait()
+                mine = False
             except OSError:  # a file system without locks
-                break
-            else:
-                break
-            if not mine:
+                pass
+            if mine or not wait():
                 break
             time.sleep(POLL_SECONDS)
         yield mine

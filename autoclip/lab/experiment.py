@@ -189,7 +189,7 @@ def make_task(config: ExperimentConfig) -> Task:
     missing = [name for name in ("model", "batches", "loss", "evaluate") if not callable(getattr(cls, name, None))]
     if missing:
         raise UsageError(f"{target} has no {', '.join(missing)}; a task has model, batches, loss and evaluate")
-    task: Task = construct(target, section.args, Path.cwd())
+    task: Task = construct(target, cls, section.args)
     check_attributes(task)
     return task
 

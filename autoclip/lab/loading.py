@@ -32,15 +32,13 @@ def load_object(target: str, search: Path) -> Any:
     try:
         with _first_on_path(search):
             module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+    except (Exception, SystemExit) as error:  # a module can raise anything
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             close = suggestion(module_name, sorted(file.stem for file in search.glob("*.py")))
             raise UsageError(
                 f"{target}: there is no module {error.name!r}{close}; looked in {search.resolve()} and among the "
                 f"installed packages"
             ) from None
-        raise UsageError(f"{target}: importing {module_name} failed: {described(error)}") from error
-    except (Exception, SystemExit) as error:  # a module can raise anything
         raise UsageError(f"{target}: importing {module_name} failed: {described(error)}") from error
     try:
         return getattr(module, attribute)
@@ -51,15 +49,12 @@ def load_object(target: str, search: Path) -> Any:
         raise UsageError(f"{target}: {module_name} ({origin}) has no {attribute!r}{close}") from None
 
 
-def construct(target: str, arguments: Mapping[str, Any], search: Path) -> Any:
-    """Import a class (or function) and call it with keyword arguments.
+def construct(target: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a class, or a function, that was loaded as `target` with keyword arguments.
 
     Raises:
-        UsageError: as in `load_object`, or the arguments do not fit, or the class raises an error.
+        UsageError: the arguments do not fit, or it raises an error.
     """
-    factory = load_object(target, search)
-    if not callable(factory):
-        raise UsageError(f"{target} must be a class, got {type(factory).__name__}")
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):

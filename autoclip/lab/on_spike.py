@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoclip.lab.checkpoint import keep_checkpoint, save_checkpoint, state_before
+from autoclip.run_directory import SPIKES
 from autoclip.spikes import SpikeEvent
-from autoclip.spikes.event import FOLDER
 
 if TYPE_CHECKING:
     from autoclip.lab.train import Training
@@ -42,7 +42,7 @@ def react(training: "Training", directory: Path, say: Callable[[str], object]) -
 
 def _keep(directory: Path, step: int) -> Path | None:
     """Keep the checkpoint before a step beside the event; None: there is none, or enough are kept."""
-    folder = directory / FOLDER
+    folder = directory / SPIKES
     if len([*folder.glob("*.pt")]) >= MOST_KEPT:
         return None
     return keep_checkpoint(directory, step, folder / f"step-{step}.pt")
@@ -69,7 +69,7 @@ def _rewind(training: "Training", directory: Path, event: SpikeEvent, say: Calla
     tally = training.tally
     tally.rewinds, tally.seconds = [*rewinds, {"from": now, "to": tally.steps}], seconds
     event.rewound_to = tally.steps
-    event.write(directory / FOLDER, f".rewound-{len(tally.rewinds)}")
+    event.write(directory / SPIKES, f".rewound-{len(tally.rewinds)}")
     save_checkpoint(directory, training.state_dict())
     say(f"{event.told()}; back to step {tally.steps}, without the batches since")
     return True

@@ -1,11 +1,16 @@
 """The `optimizer` section of the YAML: torch's optimizers by `kind`, with torch's defaults."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
 from autoclip.lab.values import Section, by_kind
 from autoclip.policies.parameters import Decay, Floor, Positive
+
+Betas = Annotated[tuple[Decay, Decay], Field(description="Decays of the two moving averages.")]
+Epsilon = Annotated[Floor, Field(description="Added to the denominator.")]
+Momentum = Annotated[Floor, Field(description="Weight of the past steps.")]
+L2 = Annotated[Floor, Field(description="L2 penalty, added to the gradient.")]
 
 
 class OptimizerConfig(Section):
@@ -19,10 +24,10 @@ class SgdConfig(OptimizerConfig):
     """`torch.optim.SGD`."""
 
     kind: Literal["sgd"]
-    momentum: Floor = Field(default=0.0, description="Weight of the past steps.")
+    momentum: Momentum = 0.0
     dampening: Floor = Field(default=0.0, description="Share of the gradient that is kept out of the momentum.")
     nesterov: StrictBool = Field(default=False, description="Nesterov's momentum.")
-    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    weight_decay: L2 = 0.0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -36,17 +41,17 @@ class AdamConfig(OptimizerConfig):
     """`torch.optim.Adam`."""
 
     kind: Literal["adam"]
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
-    eps: Floor = Field(default=1e-8, description="Added to the denominator.")
-    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    betas: Betas = (0.9, 0.999)
+    eps: Epsilon = 1e-8
+    weight_decay: L2 = 0.0
 
 
 class AdamWConfig(OptimizerConfig):
     """`torch.optim.AdamW`."""
 
     kind: Literal["adamw"]
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decays of the two moving averages.")
-    eps: Floor = Field(default=1e-8, description="Added to the denominator.")
+    betas: Betas = (0.9, 0.999)
+    eps: Epsilon = 1e-8
     weight_decay: Floor = Field(default=0.01, description="Weight decay, decoupled from the gradient.")
 
 
@@ -55,8 +60,8 @@ class AdagradConfig(OptimizerConfig):
 
     kind: Literal["adagrad"]
     lr_decay: Floor = Field(default=0.0, description="Decay of the learning rate per step.")
-    eps: Floor = Field(default=1e-10, description="Added to the denominator.")
-    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    eps: Epsilon = 1e-10
+    weight_decay: L2 = 0.0
 
 
 class RmspropConfig(OptimizerConfig):
@@ -64,10 +69,10 @@ class RmspropConfig(OptimizerConfig):
 
     kind: Literal["rmsprop"]
     alpha: Decay = Field(default=0.99, description="Decay of the average of squares.")
-    eps: Floor = Field(default=1e-8, description="Added to the denominator.")
-    momentum: Floor = Field(default=0.0, description="Weight of the past steps.")
+    eps: Epsilon = 1e-8
+    momentum: Momentum = 0.0
     centered: StrictBool = Field(default=False, description="Divide by the standard deviation instead.")
-    weight_decay: Floor = Field(default=0.0, description="L2 penalty, added to the gradient.")
+    weight_decay: L2 = 0.0
 
 
 OPTIMIZER_SECTIONS: dict[str, type[Section]] = {

@@ -11,6 +11,7 @@ from autoclip.run_directory import CONFIG, LAYERS, METRICS, SUMMARY
 
 SWEEP = "sweep.yaml"
 DATABASE = "study.db"
+RUNS = "runs"
 TRIALS, PARETO, RECOMMENDED = "trials.csv", "pareto.png", "recommended.yaml"
 PICKS = {name: f"{name}.yaml" for name in ("fastest", "steadiest", "balanced")}
 ERROR = "error.txt"
@@ -85,7 +86,7 @@ def _holds_sweep(output_dir: Path) -> bool:
     path = output_dir / SWEEP
     if not path.exists():
         return False
-    if (output_dir / DATABASE).exists() or any(output_dir.glob("runs/*/lr-x*/seed-*")):
+    if (output_dir / DATABASE).exists() or any(output_dir.glob(f"{RUNS}/*/lr-x*/seed-*")):
         return True
     try:
         return path.read_text(encoding="utf-8", errors="replace") == to_yaml(load_config(path))

@@ -9,7 +9,7 @@ from autoclip.lab.config import ConfigError, build_policy, checked
 from autoclip.lab.loading import described
 from autoclip.lab.policy_section import AnyPolicySection
 from autoclip.lab.values import Section
-from autoclip.lab.yaml_source import Document, KeyPath, Place, read_value
+from autoclip.lab.yaml_source import Document, Place, put
 from autoclip.policies import Policy
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import Replay, replay, replay_all
@@ -36,7 +36,8 @@ def policy_of(text: str) -> Policy:
         UsageError: a pair is malformed, a key is unknown or given twice, a value is not allowed, or the user's own
             class does not work as a policy.
     """
-    section: dict[str, Any] = {}
+    place = Place(1, 0, 0, f"--policy {text}")
+    document = Document({"policy": {}}, {(): place, ("policy",): place})
     for pair in text.split(","):
         name, equals, value = pair.partition("=")
         name = name.strip()
@@ -44,16 +45,11 @@ def policy_of(text: str) -> Policy:
             raise UsageError(
                 f"--policy {text}: expected KEY=VALUE, got {pair!r}, as in kind=running_quantile,percentile=50"
             )
-        if name in section:
+        if ("policy", name) in document.places:
             raise UsageError(f"--policy {text}: {name}: must be given once, got it again")
-        try:
-            section[name] = read_value(value)
-        except ValueError as error:
-            raise UsageError(f"--policy {text}: {name}: {error}") from None
-    place = Place(1, 0, 0, f"--policy {text}")
-    places: dict[KeyPath, Place] = dict.fromkeys(((), ("policy",), *(("policy", name) for name in section)), place)
+        put(document, ("policy", name), value, place)
     try:
-        policy = build_policy(checked(Document({"policy": section}, places, places), PolicyOption).policy)
+        policy = build_policy(checked(document, PolicyOption).policy)
     except ConfigError as error:
         faults = [f"{'.'.join(map(str, fault.path[1:])) or 'kind'}: {fault.message}" for fault in error.faults]
         raise UsageError(f"--policy {text}: {'; '.join(faults) or error}") from None

@@ -32,7 +32,7 @@ def custom_policy(section: "PolicySection") -> Policy:
     cls = load_object(section.kind, Path.cwd())
     if not isinstance(cls, type) or not issubclass(cls, Policy):
         raise UsageError(f"{section.kind} must be a subclass of autoclip.Policy, got {shown(cls)}")
-    policy: Policy = construct(section.kind, policy_parameters(section), Path.cwd())
+    policy: Policy = construct(section.kind, cls, policy_parameters(section))
     try:
         policy.parameters()
     except TypeError as error:

@@ -1,11 +1,12 @@
 """The `sweep` section of the YAML: the candidates that `autoclip sweep` compares."""
 
+from collections.abc import Iterable
 from math import inf
+from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
-from autoclip.lab.command import PLACEHOLDERS, checked_argument, checked_command, uses
 from autoclip.lab.policy_section import AnyPolicySection
 from autoclip.lab.values import Count, Items, Section, Seeds, WholeNumber, by_kind, matching, one_of
 from autoclip.policies import POLICIES
@@ -13,8 +14,56 @@ from autoclip.policies.parameters import Floor, Number, Percentile, Positive, se
 
 PERCENTILE_KINDS = [kind for kind, cls in POLICIES.items() if "percentile" in settings_of(cls)]
 
+PLACEHOLDERS = {
+    "clip_config": "file with the clip section of the run, for `autoclip.from_config`",
+    "seed": "seed of the run",
+    "run_dir": "directory of the run, where the script writes metrics.jsonl",
+    "lr_multiplier": "factor on the script's learning rate",
+}
+"""Placeholder of a command -> what takes its place."""
+REQUIRED = ("clip_config", "seed", "run_dir")
+_KNOWN = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+_RULE = f"must hold no placeholders other than {_KNOWN} (write a plain brace twice)"
+
+
+def placeholders(argument: str) -> list[str]:
+    """Names of the placeholders of an argument.
+
+    Raises:
+        ValueError: an unbalanced brace, or a placeholder that is unknown or has a format.
+    """
+    try:
+        found = [field for _, *field in Formatter().parse(argument) if field[0] is not None]
+    except ValueError as error:
+        raise ValueError(f"{_RULE}, got {argument!r}: {error}") from None
+    for name, form, conversion in found:
+        if name not in PLACEHOLDERS or form or conversion:
+            written = f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+            raise ValueError(f"{_RULE}, got {{{written}}}")
+    return [str(name) for name, *_ in found]
+
+
+def _checked_argument(argument: str) -> str:
+    if "\0" in argument:
+        raise ValueError(f"must hold no character U+0000, got {argument!r}")
+    placeholders(argument)
+    return argument
+
+
+def _checked_command(command: tuple[str, ...]) -> tuple[str, ...]:
+    missing = [f"{{{name}}}" for name in REQUIRED if not uses(command, name)]
+    if missing:  # every run would be the same
+        raise ValueError(f"must hold {', '.join(missing)} too; known: {_KNOWN}")
+    return command
+
+
+def uses(command: Iterable[str], name: str) -> bool:
+    """True if the command has this placeholder."""
+    return any(name in placeholders(argument) for argument in command)
+
+
 Command = Annotated[
-    tuple[Annotated[str, AfterValidator(checked_argument)], ...], Items(least=1), AfterValidator(checked_command)
+    tuple[Annotated[str, AfterValidator(_checked_argument)], ...], Items(least=1), AfterValidator(_checked_command)
 ]
 Url = matching(r"[a-z][a-z0-9+]*://\S+", "a URL, as in sqlite:///study.db")
 
@@ -83,9 +132,8 @@ class SweepConfig(Section):
     race: StrictBool = Field(default=False, description="Train more seeds only for candidates that may still win.")
     command: Command | None = Field(
         default=None,
-        description="Your own training script: program and arguments, with the placeholders "
-        + ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-        + "; null trains the task.",
+        description=f"Your own training script: program and arguments, with the placeholders {_KNOWN}; null trains the "
+        "task.",
     )
     refine_trials: WholeNumber = Field(default=0, description="Further trials after the grid, with continuous values.")
     engine: AnyEngine = Field(

@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from math import inf, isfinite
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.yaml_source import shortened
 from autoclip.spikes.event import batch_name
+
+Value = TypeVar("Value")
 
 
 def check_attributes(task: "Task") -> None:
@@ -27,39 +30,23 @@ def check_attributes(task: "Task") -> None:
 
 
 def model_of(task: "Task", seed: int) -> nn.Module:
-    """The task's model.
-
-    Raises:
-        RunError: it is not a `torch.nn.Module`.
-    """
+    """The task's model; a RunError if it is none."""
     model = task.model(seed)
-    if not isinstance(model, nn.Module):
-        raise _wrong(task, "model", "a torch.nn.Module", model)
-    return model
+    return _checked(task, "model", isinstance(model, nn.Module), model, "a torch.nn.Module")
 
 
 def batches_of(task: "Task", seed: int) -> Iterator[Any]:
-    """The task's batches.
-
-    Raises:
-        RunError: they cannot be iterated over.
-    """
+    """The task's batches; a RunError if they cannot be iterated over."""
     batches = task.batches(seed)
-    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
-        raise _wrong(task, "batches", "an iterator", batches)
-    return iter(batches)
+    fits = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    return iter(_checked(task, "batches", fits, batches, "an iterator"))
 
 
 def loss_of(task: "Task", model: nn.Module, batch: Any) -> Tensor:
-    """The task's loss of a batch.
-
-    Raises:
-        RunError: it is not a single number with a gradient.
-    """
+    """The task's loss of a batch; a RunError if it is not a single number with a gradient."""
     loss = task.loss(model, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        raise _wrong(task, "loss", "a 0-d tensor that depends on the model's parameters", loss)
-    return loss
+    fits = isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad
+    return _checked(task, "loss", fits, loss, "a 0-d tensor that depends on the model's parameters")
 
 
 def ids_of(task: "Task", batch: Any, number: int) -> Any:
@@ -68,48 +55,33 @@ def ids_of(task: "Task", batch: Any, number: int) -> Any:
 
 
 def validation_loss_of(task: "Task", model: nn.Module) -> float:
-    """The task's validation loss of the model.
-
-    Raises:
-        RunError: it is not a number.
-    """
+    """The task's validation loss of the model; a RunError if it is not a number."""
     loss = task.evaluate(model)
-    try:
+    with suppress(TypeError, ValueError, RuntimeError):
         return float(loss)
-    except (TypeError, ValueError, RuntimeError):
-        raise _wrong(task, "evaluate", "a number", loss) from None
+    return _checked(task, "evaluate", False, loss, "a number")
 
 
 def lr_factor_of(task: "Task", step: int) -> float:
-    """The task's factor on the learning rate at `step`, counted from 0; 1 if the task has no `lr_factor`.
-
-    Raises:
-        RunError: it is not a finite number of at least 0.
-    """
-    factor = getattr(task, "lr_factor", lambda _: 1.0)(step)
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < inf:
-        raise _wrong(task, "lr_factor", "a finite number of at least 0", factor)
-    return float(factor)
+    """The task's factor on the learning rate at `step`, from 0 on; 1 if it has no `lr_factor`; a RunError if wrong."""
+    factor: float = getattr(task, "lr_factor", lambda _: 1.0)(step)
+    fits = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 <= factor < inf
+    return float(_checked(task, "lr_factor", fits, factor, "a finite number of at least 0"))
 
 
 def description_of(task: "Task") -> dict[str, Any]:
-    """The task's facts for the summary; empty if it has no `describe`.
-
-    Raises:
-        RunError: they are not a dict that JSON can hold.
-    """
-    facts: Any = getattr(task, "describe", dict)()
-    try:
-        json.dumps(facts, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise _wrong(task, "describe", "a dict of texts and finite numbers", facts) from None
-    if not isinstance(facts, dict):
-        raise _wrong(task, "describe", "a dict of texts and finite numbers", facts)
-    return facts
+    """The task's facts for the summary, empty if it has no `describe`; a RunError if JSON cannot hold them."""
+    facts: dict[str, Any] = getattr(task, "describe", dict)()
+    fits = False
+    with suppress(TypeError, ValueError, RecursionError):
+        fits = isinstance(facts, dict) and bool(json.dumps(facts, allow_nan=False))
+    return _checked(task, "describe", fits, facts, "a dict of texts and finite numbers")
 
 
-def _wrong(task: "Task", method: str, expected: str, got: object) -> RunError:
-    return RunError(f"{_name(task)}: {method}() must return {expected}, got {_shown(got)}")
+def _checked(task: "Task", method: str, fits: bool, value: Value, expected: str) -> Value:
+    if not fits:
+        raise RunError(f"{_name(task)}: {method}() must return {expected}, got {_shown(value)}")
+    return value
 
 
 def _name(task: "Task") -> str:

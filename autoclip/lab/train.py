@@ -36,9 +36,8 @@ from autoclip.lab.task import (
     validation_loss_of,
 )
 from autoclip.records import ClipRecord, Sink
-from autoclip.run_directory import LAYERS, METRICS, SUMMARY, LineLog, earlier_lines
+from autoclip.run_directory import LAYERS, METRICS, SPIKES, SUMMARY, LineLog, earlier_lines
 from autoclip.spikes import SpikeEvent, SpikeRecorder
-from autoclip.spikes.event import FOLDER
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -124,7 +123,7 @@ class Training:
         description_of(task)  # fails before anything is trained
         self._order: list[str] = []  # in which the parameters are used, known after a step
         self.recorder: SpikeRecorder | None = None
-        self.spikes: list[SpikeEvent] = []  # of the latest step
+        self.spikes: list[SpikeEvent] = []  # that began in the latest step
 
     def record_spikes(self, directory: Path) -> None:
         """Write an event for every spike, and keep those of the latest step in `spikes`."""
@@ -286,7 +285,7 @@ def train(
     """
     training = Training(config, task, seed)
     if config.on_spike is not None:
-        training.record_spikes(directory / FOLDER)
+        training.record_spikes(directory / SPIKES)
     damaged: list[str] = []
     if resume:
         state, damaged = load_checkpoint(directory)

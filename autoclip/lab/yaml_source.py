@@ -40,7 +40,15 @@ def read_document(path: Path, overrides: Sequence[str] = ()) -> "Document":
         return Document(faults=[error.fault(str(path))])
     if document.values is not None:
         for number, override in enumerate(overrides, start=1):
-            _apply(document, number, override)
+            written_as = shortened(override if override.isprintable() else repr(override), 120)
+            place = Place(number, 0, 0, f"command line: {written_as}")
+            key, equals, written = override.partition("=")
+            parts = key.split(".")
+            if equals and all(parts) and len(parts) <= MAX_DEPTH:
+                put(document, parts, written, place)
+            else:
+                message = f"must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got {shown(override)}"
+                document.faults.append(Fault(place, (), message))
     return document
 
 
@@ -62,23 +70,6 @@ def read_text(text: str, name: str) -> "Document":
     document = Document()
     document.values = _Reading(document, place_of).value(node, ())
     return document
-
-
-def read_value(text: str) -> Any:
-    """The value of a text that stands alone, as on the command line.
-
-    Raises:
-        ValueError: the text is not a value; the message says why.
-    """
-    document = Document()
-    try:
-        node = _compose(text)
-    except _UnreadableError as error:
-        raise ValueError(str(error)) from None
-    value = None if node is None else _Reading(document, lambda _: Place(0, 0, 0, text)).value(node, ())
-    if document.faults:
-        raise ValueError(document.faults[0].message)
-    return value
 
 
 def dump(values: dict[str, Any], width: int = 110) -> str:
@@ -153,16 +144,15 @@ def _end(text: str) -> tuple[int, int]:
     return text.count("\n") + 1, len(text) - text.rfind("\n")
 
 
-def _apply(document: "Document", number: int, override: str) -> None:
-    """Replace or add one value, or add a fault that names the override."""
-    written_as = shortened(override if override.isprintable() else repr(override), 120)
-    place = Place(number, 0, 0, f"command line: {written_as}")
-    key, equals, written = override.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
-        message = f"must be KEY=VALUE with dots in the key, as in optimizer.lr=0.1, got {shown(override)}"
-        document.faults.append(Fault(place, (), message))
-        return
+def put(document: "Document", parts: Sequence[str], written: str, place: "Place") -> None:
+    """Replace or add one value, or add a fault.
+
+    Args:
+        document: that has values.
+        parts: of the dotted key.
+        written: the value in YAML.
+        place: where it was written.
+    """
     holder: Any = document.values
     path: KeyPath = ()
     try:

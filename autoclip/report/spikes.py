@@ -13,9 +13,8 @@ from autoclip.findings import Finding
 from autoclip.pictures.series import Series, read_series
 from autoclip.records import ClipRecord
 from autoclip.report.series import is_metrics, logged_series
-from autoclip.run_directory import METRICS
+from autoclip.run_directory import METRICS, SPIKES
 from autoclip.spikes import SpikeEvent, event_findings, events_of, read_events
-from autoclip.spikes.event import FOLDER
 
 TOTALS_ONLY = (
     "only total norms are known here: which parameter or batch it was cannot be told (autoclip.sinks.SpikeRecorder, or "
@@ -70,7 +69,7 @@ def spikes_of(directory: Path) -> list[Spikes]:
     )
     if runs:
         return [of_run(run, read_series(run, run.resolve().name.replace("seed-", "seed "))) for run in runs]
-    for folder in (directory, directory / FOLDER):
+    for folder in (directory, directory / SPIKES):
         if any(folder.glob("step-*.json")):
             events = read_events(folder)
             return [Spikes(directory.resolve().name, events, event_findings(events))]
@@ -93,9 +92,9 @@ def spike_findings(spikes: Sequence[Spikes]) -> list[Finding]:
 
 def of_run(directory: Path, series: Series) -> Spikes:
     """The spikes of a run directory; where none were recorded, those that its norms and losses show."""
-    if not (directory / FOLDER).is_dir():
+    if not (directory / SPIKES).is_dir():
         return of_series(series, series.label)
-    events = read_events(directory / FOLDER)
+    events = read_events(directory / SPIKES)
     measured = np.isfinite(series.updates)
     updates = (series.steps[measured], series.updates[measured]) if measured.any() else None
     return Spikes(series.label, events, event_findings(events, updates))

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from autoclip.errors import UsageError
+from autoclip.lab.output_directory import RECOMMENDED, RUNS, SWEEP, TRIALS
 from autoclip.pictures.series import Series, read_series
 from autoclip.report.series import read_configuration
 from autoclip.run_directory import CONFIG, SUMMARY, read_json
-from autoclip.sweeps.candidates import RUNS, Candidate
+from autoclip.sweeps.candidates import Candidate
 from autoclip.sweeps.outcome import Result
 from autoclip.sweeps.picks import PREFERENCES, Picks, pick
 from autoclip.sweeps.scoring import read_run, score
 
-TRIALS = "trials.csv"
-SWEEP = "sweep.yaml"
-RECOMMENDED = "recommended.yaml"
 SCRIPTS_CLIP = "clip.yaml"
 """File with the clip section of a training script's run."""
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import yaml
 
+from autoclip.lab.output_directory import RECOMMENDED, SWEEP
 from autoclip.lab.yaml_source import read_document
 from autoclip.pictures.picture import Picture
 from autoclip.report.page import Block, render
-from autoclip.report.sweep_data import RECOMMENDED, SWEEP, SweepResult
+from autoclip.report.sweep_data import SweepResult
 from autoclip.report.sweep_findings import (
     candidates_table,
     clipper_call,

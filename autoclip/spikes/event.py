@@ -11,8 +11,6 @@ from autoclip.run_directory import json_text, read_json, write_atomically
 from autoclip.spikes.detector import Kind
 
 HALF = 0.5
-FOLDER = "spikes"
-"""Where a run directory keeps its events."""
 
 
 @dataclass
@@ -29,6 +27,7 @@ class SpikeEvent:
         leaders: parameters that made the norm rise, largest ratio first: `name`, `norm`, `median` of the steps before,
             `ratio` of the two (None where there is no median).
         share: of the layers, whose norms rose at least a quarter as much as that of the layer that rose most.
+        sudden: the loss of this one step was far above those before.
         nonfinite: the first parameter on the way back whose gradient is not finite, and the one before it there, if
             any; empty: none is so, or all are, as after a loss that is not finite.
         broken_weights: parameters whose weights are not finite.
@@ -53,6 +52,7 @@ class SpikeEvent:
     loss_limit: float
     leaders: list[dict[str, Any]] = field(default_factory=list)
     share: float = 0.0
+    sudden: bool = False
     nonfinite: list[str] = field(default_factory=list)
     broken_weights: list[str] = field(default_factory=list)
     moved: list[dict[str, Any]] = field(default_factory=list)
@@ -118,8 +118,8 @@ class SpikeEvent:
 
     @property
     def is_of_batch(self) -> bool:
-        """True if it looks like a batch, not a layer: half of the layers rose alike, or the loss with the norm."""
-        return self.share >= HALF or self.first == "both"
+        """True if it looks like a batch, not a layer: half of the layers rose alike, or the loss jumped."""
+        return self.share >= HALF or self.sudden
 
     def evidence(self) -> list[str]:
         """What may have caused it, the surest first, a sentence without its period each."""

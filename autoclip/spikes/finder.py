@@ -106,6 +106,7 @@ class SpikeFinder:
             ratio=norm / middle if middle and isfinite(norm) else None,
             norm_limit=self._detector.norm_limit,
             loss_limit=self._detector.loss_limit,
+            sudden=at.record.loss is not None and at.record.loss > self._detector.wild_limit,
             lr=at.lr,
             lr_before=_before_jump([one.lr for one in [*before, at]]),
             batch=ids(at.batch),

@@ -11,7 +11,8 @@ from typing import Any
 
 from autoclip.recorded import Recorded
 from autoclip.records import ClipRecord, Sink
-from autoclip.spikes.event import FOLDER, SpikeEvent
+from autoclip.run_directory import SPIKES
+from autoclip.spikes.event import SpikeEvent
 from autoclip.spikes.finder import MOST_LEADERS, SpikeFinder, Step
 from autoclip.warn_once import WarnOnce
 
@@ -60,7 +61,7 @@ class SpikeRecorder(Sink):
 
     def __init__(
         self,
-        directory: str | PathLike[str] = FOLDER,
+        directory: str | PathLike[str] = SPIKES,
         *,
         optimizer: Any = None,
         order: Sequence[str] | None = None,

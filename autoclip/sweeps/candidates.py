@@ -1,14 +1,18 @@
 """The candidates of a sweep: no clipping, fixed thresholds, percentiles in each form, policies written out."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-RUNS = "runs"
-"""Folder of a sweep's runs in its output directory."""
+from autoclip.errors import UsageError
+from autoclip.lab.config import ExperimentConfig, build_policy
+from autoclip.lab.output_directory import RUNS
+from autoclip.lab.policy_section import POLICY_SECTIONS, CustomPolicySection, PolicySection, policy_parameters
+from autoclip.lab.sweep_section import SweepConfig
+
 LONGEST_FOLDER = 100
 """Most characters in the name of a folder: file systems allow 255 bytes."""
 
@@ -70,36 +74,53 @@ def written_out(policy: Mapping[str, Any]) -> Candidate:
     return Candidate(f"{policy['kind']}({given})" if given else str(policy["kind"]), policy)
 
 
-def grid(
-    *,
-    none: bool,
-    thresholds: Sequence[float],
-    percentiles: Sequence[float],
-    kinds: Sequence[str],
-    policies: Iterable[Mapping[str, Any]] = (),
-    **parameters: Any,
-) -> list[Candidate]:
-    """All candidates of a sweep, fixed thresholds first.
-
-    Args:
-        none: include no clipping.
-        thresholds: constants.
-        percentiles: tried in each of the kinds.
-        kinds: percentile policies.
-        policies: further policy sections.
-        **parameters: given to every percentile policy, such as `warmup_steps`.
+def candidates_of(config: ExperimentConfig, settings: SweepConfig) -> list[Candidate]:
+    """Candidates of the sweep section, fixed thresholds first.
 
     Raises:
-        ValueError: two candidates are the same, or there are none.
+        UsageError: two candidates are the same, there are none, or one cannot be constructed.
     """
-    candidates = [fixed(threshold) for threshold in thresholds]
-    candidates += [Candidate("none", {"kind": "none"})] if none else []
-    candidates += [of_percentile(kind, percentile, **parameters) for kind in kinds for percentile in percentiles]
-    candidates += [written_out(policy) for policy in policies]
+    shared = percentile_parameters(config, settings)
+    candidates = [
+        *map(fixed, settings.thresholds),
+        *([Candidate("none", {"kind": "none"})] if settings.none else []),
+        *(of_percentile(kind, each, **shared) for kind in settings.kinds for each in settings.percentiles),
+        *(written_out({"kind": one.kind} | one.model_dump(exclude_defaults=True)) for one in settings.policies),
+    ]
     folders = Counter(candidate.folder for candidate in candidates)
     repeated = sorted({candidate.name for candidate in candidates if folders[candidate.folder] > 1})
     if repeated:
-        raise ValueError(f"two candidates are the same: {', '.join(repeated)}")
+        raise UsageError(f"sweep: two candidates are the same: {', '.join(repeated)}")
     if not candidates:
-        raise ValueError("there are no candidates: the sweep section names no threshold, percentile or policy")
+        raise UsageError("sweep: there are no candidates: the section names no threshold, percentile or policy")
+    for candidate in candidates:
+        build_policy(section_of(candidate))
     return candidates
+
+
+def percentile_parameters(config: ExperimentConfig, settings: SweepConfig) -> dict[str, Any]:
+    """The length of the configured policy's warm-up, as parameters of the percentile candidates."""
+    if config.clip.policy.kind not in settings.kinds:
+        return {}
+    return {"warmup_steps": policy_parameters(config.clip.policy)["warmup_steps"]}
+
+
+def section_of(candidate: Candidate) -> PolicySection:
+    """The `clip.policy` section of a candidate."""
+    return POLICY_SECTIONS.get(candidate.policy["kind"], CustomPolicySection).model_validate(dict(candidate.policy))
+
+
+def candidate_config(
+    config: ExperimentConfig, settings: SweepConfig, candidate: Candidate, multiplier: float
+) -> ExperimentConfig:
+    """The experiment under a candidate, at a multiple of its learning rate."""
+    optimizer = config.optimizer and config.optimizer.model_copy(update={"lr": config.optimizer.lr * multiplier})
+    return config.model_copy(
+        update={
+            "clip": config.clip.model_copy(update={"policy": section_of(candidate)}),
+            "optimizer": optimizer,
+            "seeds": settings.seeds,
+            "sweep": None,
+            "log": config.log.model_copy(update={"layers_every": None}),
+        }
+    )

@@ -1,6 +1,5 @@
 """`autoclip sweep`: one process owns the study, decides what is trained next, and keeps the scores."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -20,14 +19,15 @@ from autoclip.lab.output_directory import DATABASE, SWEEP, cannot_begin, refuse_
 from autoclip.run_directory import write_atomically
 from autoclip.sweeps.engine import Engine, results
 from autoclip.sweeps.job import Job, train
-from autoclip.sweeps.progress import SweepProgress
-from autoclip.sweeps.study import GoneError, is_plain_path, look_for, sqlite_file, without_password
+from autoclip.sweeps.progress import sweep_progress
+from autoclip.sweeps.study import GoneError, look_for, without_password
 from autoclip.sweeps.sweep import Sweep
 
 P = ParamSpec("P")
 R = TypeVar("R")
 PATIENCE_SECONDS = 60.0
 """A sweep waits this long for its database."""
+CONTINUES = "the same command continues once it is back"
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError, GoneError)
 
 
@@ -61,7 +61,11 @@ def run_sweep(
     if not config.sweep.command:
         make_task(config)
         choose_device(config.device)
-    url = without_password(storage or config.sweep.storage or DATABASE)
+    url = storage or config.sweep.storage
+    if url is None:
+        url = f"sqlite:///{output_dir.resolve() / DATABASE}"
+        if "?" in url:
+            raise UsageError(f"{output_dir} holds a question mark, which a database's URL cannot: choose another name")
     try:
         refuse_for_sweep(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -71,13 +75,12 @@ def run_sweep(
         if not mine:
             raise UsageError(f"another command sweeps in {output_dir}: wait for it, or choose another --output-dir")
         try:
-            opened = storage or _configured_database(config.sweep.storage, output_dir) or _own_database(output_dir)
-            sweep = Sweep(config, output_dir, opened)
+            sweep = Sweep(config, output_dir, url)
             write_atomically(output_dir / SWEEP, to_yaml(config))
         except OSError as error:
             raise cannot_begin(output_dir, error) from None
         except DATABASE_ERRORS as error:
-            raise RunError(f"the storage {url} does not answer: {str(error).splitlines()[0]}") from None
+            raise RunError(_silent(url, error)) from None
         interrupt = Interrupt()
         try:
             with interrupt.listening():
@@ -87,8 +90,7 @@ def run_sweep(
                 return 130
             return load_report()(sweep)
         except DATABASE_ERRORS as error:
-            lost = f"the storage {url} was lost: {str(error).splitlines()[0]}"
-            raise RunError(f"{lost}; the same command continues once it is back") from None
+            raise RunError(f"{_silent(url, error)}: {CONTINUES}") from None
         except BrokenPipeError:
             raise  # nobody reads what is printed
         except OSError as error:
@@ -100,22 +102,17 @@ def _drive(sweep: Sweep, engine: Callable[[], Engine], interrupt: Interrupt, loa
     sweep.settle()  # what an earlier command did not come to
     if sweep.is_done():
         return
-    began: dict[str, float] = {}
 
     def next_job(under_way: Collection[str]) -> Job | None:
-        job = None if interrupt.asked else _answer(sweep.url, interrupt, sweep.next_job, under_way)
-        if job is not None:
-            began[job.key] = time.monotonic()
-        return job
+        return None if interrupt.asked else _answer(sweep.url, interrupt, sweep.next_job, under_way)
 
-    with closing(engine()) as workers, SweepProgress(sweep, workers.at_once, began) as progress:
+    with closing(engine()) as workers, sweep_progress(sweep) as update:
         for ended in results(workers, train, next_job):
             if interrupt.asked:
                 return
             if ended is not None:
-                del began[ended[0].key]
                 _answer(sweep.url, interrupt, sweep.finish, *ended)
-            _answer(sweep.url, interrupt, progress.update, ended is not None)
+                _answer(sweep.url, interrupt, update)
             load_report()  # takes a second, for which the workers need not wait
 
 
@@ -128,46 +125,22 @@ def _answer(url: str, interrupt: Interrupt, function: Callable[P, R], *args: P.a
     Raises:
         RunError: the database has been away for a minute.
     """
-    since: float | None = None
+    until: float | None = None
     while True:
         try:
             look_for(url)
             return function(*args, **named)
         except DATABASE_ERRORS as error:
-            shown, reason = without_password(url), str(error).splitlines()[0]
-            if since is None:
-                since = time.monotonic()
-                waits = f"waiting up to {PATIENCE_SECONDS:.0f} s for it"
-                print(f"the storage {shown} does not answer ({reason}): {waits}", file=sys.stderr)  # noqa: T201
-            if time.monotonic() - since > PATIENCE_SECONDS:
-                lost = f"the storage {shown} was lost: {reason}"
-                raise RunError(f"{lost}; the same command continues once it is back") from None
+            silent = _silent(url, error)
+        if until is None:
+            until = time.monotonic() + PATIENCE_SECONDS
+            print(f"{silent}: waiting up to {PATIENCE_SECONDS:.0f} s for it", file=sys.stderr)  # noqa: T201
+        if time.monotonic() > until:
+            raise RunError(f"{silent}: {CONTINUES}")
         if interrupt.asked:
             return None
         time.sleep(0.5)
 
 
-def _configured_database(url: str | None, output_dir: Path) -> str | None:
-    """The URL that a configuration names; it may not write a file outside the output directory."""
-    path = sqlite_file(url) if url else None
-    if url is None or path is None:
-        return url
-    if not is_plain_path(url):
-        raise UsageError(
-            f"sweep.storage: must be a plain path, as in sqlite:///{output_dir}/study.db, got {url}: options of SQLite "
-            f"are for the command line, --storage {url}"
-        )
-    opened = Path(os.path.abspath(path))  # noqa: PTH100 - as SQLAlchemy has it, a .. goes before links are followed
-    if not opened.resolve().is_relative_to(output_dir.resolve()):
-        raise UsageError(
-            f"sweep.storage: {path} lies outside the output directory {output_dir}, where a configuration may "
-            f"not write: name it on the command line, --storage {url}"
-        )
-    return url
-
-
-def _own_database(output_dir: Path) -> str:
-    path = output_dir.resolve() / DATABASE
-    if "?" in str(path):
-        raise UsageError(f"{output_dir} holds a question mark, which a database's URL cannot: choose another name")
-    return f"sqlite:///{path}"
+def _silent(url: str, error: Exception) -> str:
+    return f"the storage {without_password(url)} does not answer ({str(error).splitlines()[0]})"

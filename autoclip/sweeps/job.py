@@ -17,8 +17,7 @@ from autoclip.lab.config import ExperimentConfig, checked
 from autoclip.lab.experiment import Interrupt, make_task, run_quietly
 from autoclip.lab.task import Task
 from autoclip.lab.yaml_source import read_text
-from autoclip.sweeps.candidate_config import candidate_config
-from autoclip.sweeps.candidates import Candidate
+from autoclip.sweeps.candidates import Candidate, candidate_config
 from autoclip.sweeps.scoring import Score, base_scores, read_run, score
 from autoclip.sweeps.script import run_script
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from scipy import stats
 
+from autoclip.records import finite_or_none
 from autoclip.sweeps.candidates import Candidate
 from autoclip.sweeps.scoring import Score, base_scores, instability_of, steps_to_target
 
@@ -105,14 +106,12 @@ class Result:
     @property
     def clip_rate(self) -> float:
         """Mean clip rate at the configured learning rate, over the runs that have one; NaN without."""
-        known = [one.clip_rate for one in self.base if one.clip_rate is not None]
-        return fmean(known) if known else nan
+        return _mean(one.clip_rate for one in self.base)
 
     @property
     def mean_coefficient(self) -> float:
         """Mean of the mean coefficients at the configured learning rate, over the runs that have one; NaN without."""
-        known = [one.mean_coefficient for one in self.base if one.mean_coefficient is not None]
-        return fmean(known) if known else nan
+        return _mean(one.mean_coefficient for one in self.base)
 
     @property
     def never_clipped(self) -> bool:
@@ -130,6 +129,29 @@ class Result:
     def seconds(self) -> float:
         """Seconds of training, over all runs."""
         return sum(one.seconds for one in self.scores)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All figures by name, as the study and `trials.csv` keep them; None for one that there is not."""
+        return {
+            "candidate": self.candidate.name,
+            "convergence": self.convergence,
+            "convergence_sd": self.convergence_spread,
+            "instability": self.instability,
+            "instability_sd": self.instability_spread,
+            "validation_loss": self.validation_loss,
+            "failed": self.failures,
+            "failed_at_any_rate": self.all_failures,
+            "seeds": self.seeds,
+            "runs": len(self.scores),
+            "clip_rate": finite_or_none(self.clip_rate),
+            "mean_coefficient": finite_or_none(self.mean_coefficient),
+            "steps_to_target": self.steps_to_target,
+            "spikes": sum(one.spikes for one in self.base),
+            "steps": sum(one.steps for one in self.scores),
+            "reference": self.reference,
+            "seconds": self.seconds,
+        }
 
 
 def pareto_front(results: Iterable[Result]) -> list[Result]:
@@ -176,7 +198,7 @@ def degenerate(results: Sequence[Result]) -> list[str]:
 def as_csv(results: Sequence[Result]) -> str:
     """CSV text with all figures, one line per candidate."""
     front = set(pareto_front(results))
-    rows = [_row(one, pareto=one in front) for one in results]
+    rows = [one.figures | {"pareto": one in front} for one in results]
     text = StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -184,27 +206,9 @@ def as_csv(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def _row(one: Result, *, pareto: bool) -> dict[str, Any]:
-    return {
-        "candidate": one.candidate.name,
-        "convergence": f"{one.convergence:.6g}",
-        "convergence_sd": f"{one.convergence_spread:.6g}",
-        "instability": f"{one.instability:.6g}",
-        "instability_sd": f"{one.instability_spread:.6g}",
-        "validation_loss": f"{one.validation_loss:.6g}",
-        "failed": one.failures,
-        "failed_at_any_rate": one.all_failures,
-        "seeds": one.seeds,
-        "runs": len(one.scores),
-        "clip_rate": "" if isnan(one.clip_rate) else f"{one.clip_rate:.4f}",
-        "mean_coefficient": "" if isnan(one.mean_coefficient) else f"{one.mean_coefficient:.4f}",
-        "steps_to_target": "" if one.steps_to_target is None else f"{one.steps_to_target:g}",
-        "spikes": sum(score.spikes for score in one.base),
-        "steps": sum(score.steps for score in one.scores),
-        "reference": repr(one.reference),
-        "seconds": f"{one.seconds:.2f}",
-        "pareto": pareto,
-    }
+def _mean(values: Iterable[float | None]) -> float:
+    known = [one for one in values if one is not None]
+    return fmean(known) if known else nan
 
 
 def _spread(values: Iterable[float]) -> float:

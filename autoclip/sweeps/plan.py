@@ -9,7 +9,7 @@ from autoclip.lab.config import ExperimentConfig
 from autoclip.lab.experiment import make_task
 from autoclip.lab.train import Training
 from autoclip.run_directory import json_text
-from autoclip.sweeps.candidate_config import candidate_config, candidates_of
+from autoclip.sweeps.candidates import candidate_config, candidates_of
 from autoclip.sweeps.racing import most_runs
 from autoclip.sweeps.sweep import references_of
 from autoclip.terminal import aligned, console

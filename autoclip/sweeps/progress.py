@@ -1,111 +1,56 @@
 """The progress of a sweep: runs done, time left, and a line for each finished candidate."""
 
-import heapq
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autoclip.sweeps.racing import Run
-from autoclip.sweeps.scoring import Score
 from autoclip.sweeps.sweep import Sweep
 from autoclip.terminal import console
 
-LEAST_LEFT = 0.1
-"""A job that is overdue is assumed to need this share of its expected time in addition."""
-UPDATE_SECONDS = 1.0
 
+@contextmanager
+def sweep_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
+    """Show a bar over the runs with the time left, and a line for each finished candidate, on stderr.
 
-class SweepProgress:
-    """A bar over the runs with the time left, and a line for each finished candidate, on stderr.
-
-    The total is known from the start; for a race it is an upper bound.
-
-    Args:
-        sweep: the sweep to show.
-        workers: number of jobs that are trained at once.
-        began: key of each job under way -> `time.monotonic()` of its start; the driver keeps it up to date.
+    The block gets a function that shows what has finished since its last call. The total of a race is an upper bound
+    until it is decided.
     """
+    out = console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=out,
+        disable=not sys.stderr.isatty(),
+        speed_estimate_period=inf,  # of the whole command: a run may take an hour
+    )
+    task = bar.add_task(sweep.config.name[:24], total=None)
+    shown = set(sweep.trials.done())
+    rates, seeds = len(sweep.settings.lr_multipliers), len(sweep.settings.seeds)
 
-    def __init__(self, sweep: Sweep, workers: int, began: Mapping[str, float]) -> None:
-        self._sweep, self._workers, self._began = sweep, workers, began
-        self._updated = 0.0
-        self._console = console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("runs"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=self._console,
-            disable=not sys.stderr.isatty(),
-        )
-        self._shown = set(sweep.trials.done())
-        self._bar = self._progress.add_task(sweep.config.name[:24], total=None, left="")
-        self.update()
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.update(self._bar, left="")
-        self._progress.stop()
-
-    def update(self, changed: bool = True) -> None:
-        """Show what has finished since the last call; once a second the time left, even if nothing has changed."""
-        if not changed and time.monotonic() - self._updated < UPDATE_SECONDS:
-            return
-        self._updated = time.monotonic()
-        sweep, rates = self._sweep, len(self._sweep.settings.lr_multipliers)
+    def update() -> None:
         done, scores = sweep.trials.done(), sweep.scores()
-        seeds = len(sweep.settings.seeds)
-        refined = seeds * sum(name not in sweep.candidates for name in done)
-        total = sweep.most_runs() + seeds * sweep.settings.refine_trials
-        completed = len(scores) + refined
         plan = sweep.plan(scores)
-        missing = total - completed if plan.undecided else total - sweep.most_runs() + len(plan.runs) - completed
-        left = self._left(scores, missing) if missing > 0 else ""
-        self._progress.update(self._bar, total=rates * total, completed=rates * completed, left=left)
+        planned = sweep.most_runs() if plan.undecided else len(plan.runs)
+        refined = seeds * sum(name not in sweep.candidates for name in done)
+        total = rates * (planned + seeds * sweep.settings.refine_trials)
+        bar.update(task, total=total, completed=rates * (len(scores) + refined))
         for key, trial in done.items():
-            if key not in self._shown:
-                self._shown.add(key)
-                convergence, unsteadiness = trial.values
-                told = trial.user_attrs
-                self._console.print(
-                    f"{told['candidate']}: training loss {convergence:.4f}, instability {unsteadiness:.3f}, "
-                    f"failed {told['failed runs at any rate']} of {rates * told['seeds']}"
+            if key not in shown:
+                shown.add(key)
+                (convergence, instability), told = trial.values, trial.user_attrs
+                out.print(
+                    f"{told['candidate']}: training loss {convergence:.4f}, instability {instability:.3f}, "
+                    f"failed {told['failed_at_any_rate']} of {rates * told['seeds']}"
                 )
 
-    def _left(self, scores: Mapping[Run, Sequence[Score]], missing: int) -> str:
-        ended = [one for of_run in scores.values() for one in of_run]
-        steps = sum(one.steps for one in ended)
-        if not steps:
-            return ""
-        now = time.monotonic()
-        ages = [now - began for began in self._began.values()]
-        # Runs that diverged were short: the missing ones count as whole.
-        planned = self._sweep.config.steps * len(self._sweep.settings.lr_multipliers)
-        each = sum(one.seconds for one in ended) / steps * planned
-        seconds = seconds_left(each, ages, missing, max(self._workers, len(ages)))
-        return f"about {timedelta(seconds=round(seconds))} left"
-
-
-def seconds_left(each: float, ages: Sequence[float], missing: int, workers: int) -> float:
-    """Seconds until the missing jobs are done; each worker takes one after the other.
-
-    Args:
-        each: seconds that a job takes.
-        ages: seconds since each job under way was begun.
-        missing: number of jobs that are not finished, those under way included.
-        workers: number of processes, at least the number of jobs under way.
-    """
-    free = [max(each - age, LEAST_LEFT * each) for age in ages] + [0.0] * (workers - len(ages))
-    heapq.heapify(free)
-    for _ in range(missing - len(ages)):
-        heapq.heapreplace(free, free[0] + each)
-    return max(free)
+    update()
+    with bar:
+        yield update

@@ -187,21 +187,18 @@ def base_scores(scores: Sequence[Score]) -> tuple[Score, ...]:
     return tuple(one for one in scores if one.multiplier == nearest)
 
 
-def instability(scores: Sequence[Score], reference: float) -> float:
-    """S = mean over runs (seeds and learning-rate multipliers) of (Vc - V*) / (L0 - V*); a failed run counts 1.
+def instability_of(one: Score, reference: float) -> float:
+    """One run's share in S, (Vc - V*) / (L0 - V*): 0 at the reference, 1 if nothing was learned or the run failed.
+
+    S is the mean over seeds and learning rates.
 
     Args:
-        scores: at least one.
+        one: of a run.
         reference: V*, the best mean validation loss over the fixed grid.
 
     Reference: Wortsman et al., "Small-scale proxies for large-scale Transformer training instabilities", 2023,
     arXiv 2309.14322 (learning-rate sensitivity), here normalised.
     """
-    return fmean(instability_of(one, reference) for one in scores)
-
-
-def instability_of(one: Score, reference: float) -> float:
-    """One run's share in S: 0 at the reference, 1 if nothing was learned or the run failed."""
     if one.failed or not one.initial_loss > reference:
         return 1.0
     return (one.bounded_loss - reference) / (one.initial_loss - reference)

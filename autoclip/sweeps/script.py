@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.claimed_directory import claimed
 from autoclip.lab.clip_section import ClipFile, read_clip_file
-from autoclip.lab.command import filled_in
 from autoclip.lab.config import ExperimentConfig, differences, to_yaml
 from autoclip.lab.yaml_source import shortened
 from autoclip.records import finite_or_none
@@ -88,9 +87,11 @@ def run_script(
                 return
             write_atomically(directory / CLIP, to_yaml(ClipFile(clip=config.clip)))
             (directory / SUMMARY).unlink(missing_ok=True)  # of a run with other steps, or of an earlier attempt
-            words = filled_in(
-                command, clip_config=directory / CLIP, seed=seed, run_dir=directory, multiplier=multiplier
-            )
+            place = directory.resolve()  # a script may change its directory
+            words = [
+                word.format(clip_config=place / CLIP, seed=seed, run_dir=place, lr_multiplier=float(multiplier))
+                for word in command
+            ]
             began = time.monotonic()
             code = _execute(words, directory / OUTPUT, config.threads, interrupt)
             if code is None:

@@ -1,17 +1,16 @@
 """An Optuna study with a key for each trial, written by one process."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from autoclip.errors import UsageError
@@ -26,10 +25,8 @@ def open_storage(url: str) -> RDBStorage:
     """Open a database.
 
     Raises:
-        UsageError: it cannot be opened, or is a SQLite database in memory.
+        UsageError: it cannot be opened.
     """
-    if _lives_in_memory(url):
-        raise UsageError(f"{url} ends with this process: name a file, as in sqlite:///study.db")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are, in Optuna 5
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
@@ -40,40 +37,12 @@ def open_storage(url: str) -> RDBStorage:
         raise UsageError(f"cannot open the storage {without_password(url)}: {reason}") from error
 
 
-def sqlite_file(url: str) -> Path | None:
-    """File of a SQLite database; None for another database, or for a text that is not a URL."""
-    parts = _parsed(url)
-    if parts is None or parts.get_backend_name() != "sqlite" or not parts.database:
-        return None
-    return Path(parts.database.removeprefix("file:"))
-
-
-def is_plain_path(url: str) -> bool:
-    """Return True if the URL of a SQLite database is only a path, without `file:` or `?` for SQLite's options."""
-    parts = _parsed(url)
-    return parts is not None and not parts.query and not (parts.database or "").startswith("file:")
-
-
 def without_password(url: str) -> str:
     """The URL without its password, to be shown."""
-    parts = _parsed(url)
-    return parts.render_as_string(hide_password=True) if parts else url
-
-
-def _lives_in_memory(url: str) -> bool:
-    parts = _parsed(url)
-    if parts is None or parts.get_backend_name() != "sqlite":
-        return False
-    file = (parts.database or "").removeprefix("file:")
-    return file in ("", ":memory:") or parts.query.get("mode") == "memory"
-
-
-def _parsed(url: str) -> URL | None:
-    """Parts of a URL; None if the text is not a URL."""
     try:
-        return make_url(url)
-    except (ArgumentError, ValueError):  # such as a port that is not a number
-        return None
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):  # no URL; a port that is not a number
+        return url
 
 
 class GoneError(Exception):
@@ -82,9 +51,11 @@ class GoneError(Exception):
 
 def look_for(url: str) -> None:
     """Raise a GoneError if the file of a SQLite database is missing or empty: opening it would make an empty one."""
-    path = sqlite_file(url)
-    if path is not None and not (path.is_file() and path.stat().st_size):
-        raise GoneError(f"{path} is gone")
+    parts = make_url(url)
+    if parts.get_backend_name() == "sqlite" and parts.database not in (None, ":memory:") and not parts.query:
+        path = Path(str(parts.database))
+        if not (path.is_file() and path.stat().st_size):
+            raise GoneError(f"{path} is gone")
 
 
 class KeyedStudy:
@@ -94,34 +65,14 @@ class KeyedStudy:
         storage: its database; the study is created there, or continued.
         name: of the study.
         metric_names: of the objectives, all minimised.
-        configuration: everything that the results depend on, as text.
-        changes: lists the differences from the text that the study was begun with, a line each.
-
-    Raises:
-        UsageError: the study was begun with another configuration; the message shows the difference.
     """
 
-    def __init__(
-        self,
-        storage: RDBStorage,
-        name: str,
-        metric_names: Sequence[str],
-        configuration: str,
-        changes: Callable[[str], Sequence[str]],
-    ) -> None:
+    def __init__(self, storage: RDBStorage, name: str, metric_names: Sequence[str]) -> None:
         directions = [StudyDirection.MINIMIZE] * len(metric_names)
         self.optuna = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        self._done: dict[str, FrozenTrial] | None = None
-        if "configuration" not in self.optuna.user_attrs:
+        if self.optuna.metric_names is None:
             self.optuna.set_metric_names(list(metric_names))
-            self.optuna.set_user_attr("configuration", configuration)
-        before = self.optuna.user_attrs["configuration"]
-        changed = changes(before) if before != configuration else []
-        if changed:
-            raise UsageError(
-                f"the sweep {name!r} was begun with another configuration: {'; '.join(changed)}. Continue it with "
-                f"the same one, or choose another --output-dir"
-            )
+        self._done: dict[str, FrozenTrial] | None = None
 
     def done(self) -> dict[str, FrozenTrial]:
         """Key -> its complete trial. The database is read again only after a change, as nobody else writes it."""
@@ -129,36 +80,17 @@ class KeyedStudy:
             self._done = self._trials(TrialState.COMPLETE)
         return self._done
 
-    def add(
-        self,
-        key: str,
-        values: Sequence[float],
-        *,
-        params: Mapping[str, Any] | None = None,
-        distributions: Mapping[str, BaseDistribution] | None = None,
-        user_attrs: Mapping[str, Any] | None = None,
-        constraints: Mapping[str, float] | None = None,
-    ) -> None:
+    def add(self, key: str, values: Sequence[float], user_attrs: Mapping[str, Any], **others: Any) -> None:
         """Add the complete trial of a key, in one transaction.
 
         Args:
             key: of which there is no trial.
             values: one for each objective, finite.
-            params: by name, with their distributions.
-            distributions: by name.
             user_attrs: further results.
-            constraints: each above 0 makes the trial infeasible.
+            **others: of `optuna.create_trial`: params, distributions, constraints.
         """
         self._done = None
-        self.optuna.add_trial(
-            create_trial(
-                values=list(values),
-                params=dict(params or {}),
-                distributions=dict(distributions or {}),
-                user_attrs={KEY: key, **(user_attrs or {})},
-                constraints=dict(constraints or {}),
-            )
-        )
+        self.optuna.add_trial(create_trial(values=list(values), user_attrs={KEY: key, **user_attrs}, **others))
 
     def ask(self, key: str, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
         """Begin the trial of a key; the one that was begun before goes on, with the parameters that it has."""
@@ -174,7 +106,6 @@ class KeyedStudy:
         self,
         trial: optuna.Trial,
         values: Sequence[float],
-        *,
         user_attrs: Mapping[str, Any],
         constraints: Mapping[str, float],
     ) -> None:

@@ -20,10 +20,8 @@ from autoclip.lab.config import ConfigError, ExperimentConfig, checked, differen
 from autoclip.lab.loading import load_object
 from autoclip.lab.sweep_section import LocalEngine, SweepConfig
 from autoclip.lab.yaml_source import read_text
-from autoclip.records import finite_or_none
 from autoclip.sweeps import outcome
-from autoclip.sweeps.candidate_config import candidates_of, percentile_parameters
-from autoclip.sweeps.candidates import Candidate, fixed, refined
+from autoclip.sweeps.candidates import Candidate, candidates_of, fixed, percentile_parameters, refined
 from autoclip.sweeps.job import Job
 from autoclip.sweeps.racing import Plan, Run, full_grid, most_runs, race
 from autoclip.sweeps.scoring import Score, base_scores, reference_loss, score_from
@@ -36,6 +34,7 @@ REFERENCE = "reference"
 POLICY = "policy"
 SCORES = "scores"
 CODE = "code"
+CONFIGURATION = "configuration"
 MOST_NAMED = 100
 """With at most this many candidates, a trial has its candidate as a parameter too, not only as an attribute."""
 REFINED_PERCENTILES = (1.0, 99.9)
@@ -64,24 +63,14 @@ class Sweep:
         self.url = storage
         database = open_storage(storage)
 
-        def changes(before: str) -> list[str]:
-            try:
-                begun = checked(read_text(before, "its configuration"), ExperimentConfig)
-            except ConfigError as error:
-                raise UsageError(
-                    f"the sweep {config.name!r} was begun by another version of autoclip; this one "
-                    f"cannot read its configuration ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
-                ) from None
-            return differences(_comparable(begun), _comparable(config))
-
-        def study(name: str, metric_names: Sequence[str]) -> KeyedStudy:
-            return KeyedStudy(database, name, metric_names, to_yaml(config), changes)
-
-        self.runs = study(f"{config.name}: runs", [AULC])
-        self.trials = study(config.name, [AULC, S])
+        self.runs = KeyedStudy(database, f"{config.name}: runs", [AULC])
+        self.trials = KeyedStudy(database, config.name, [AULC, S])
+        self._yaml = to_yaml(config)
+        begun = self.trials.frozen(CONFIGURATION, self._yaml)
+        if begun != self._yaml:
+            _refuse_changes(begun, config)
         code = self._code()
         warn_of_other_code(self.trials.frozen(CODE, code), code, output_dir)
-        self._yaml = to_yaml(config)
         self._asked: dict[str, optuna.Trial] = {}  # the refinements that are under way
         self._reference: float | None = None
         self._known: dict[str, tuple[Run, list[Score]]] = {}
@@ -110,7 +99,7 @@ class Sweep:
             self.trials.tell(
                 self._asked[job.key],
                 [result.convergence, result.instability],
-                user_attrs={**_user_attrs(result), **attributes},
+                user_attrs={**result.figures, POLICY: dict(result.candidate.policy), **attributes},
                 constraints={"diverged": float(result.failures)},
             )
             del self._asked[job.key]
@@ -177,7 +166,7 @@ class Sweep:
                 [result.convergence, result.instability],
                 params=params,
                 distributions=distributions,
-                user_attrs=_user_attrs(result),
+                user_attrs={**result.figures, POLICY: dict(candidate.policy)},
                 constraints={"diverged": float(result.failures)},
             )
 
@@ -264,25 +253,6 @@ def scores_of(trial: FrozenTrial) -> list[Score]:
     return [score_from(fields) for fields in trial.user_attrs[SCORES]]
 
 
-def _user_attrs(result: outcome.Result) -> dict[str, Any]:
-    """Raw figures of a candidate, as the study keeps them."""
-    return {
-        "candidate": result.candidate.name,
-        POLICY: dict(result.candidate.policy),
-        "seeds": result.seeds,
-        "validation loss": result.validation_loss,
-        "steps to target": result.steps_to_target,
-        "failed runs": result.failures,
-        "failed runs at any rate": result.all_failures,
-        "spikes": sum(one.spikes for one in result.base),
-        "clip rate": finite_or_none(result.clip_rate),
-        "mean coefficient": finite_or_none(result.mean_coefficient),
-        "convergence spread": result.convergence_spread,
-        "instability spread": result.instability_spread,
-        "seconds": result.seconds,
-    }
-
-
 def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistribution]]:
     """Form -> its parameter and the values that may be proposed.
 
@@ -298,6 +268,23 @@ def _refinement_space(settings: SweepConfig) -> dict[str, tuple[str, FloatDistri
     if settings.refine_trials and not space:
         raise UsageError("sweep.refine_trials: there are no thresholds and no percentiles to refine")
     return space
+
+
+def _refuse_changes(begun: str, config: ExperimentConfig) -> None:
+    """Raise if what a sweep was begun with, as YAML, differs in what its trials depend on."""
+    try:
+        before = checked(read_text(begun, "its configuration"), ExperimentConfig)
+    except ConfigError as error:
+        raise UsageError(
+            f"the sweep {config.name!r} was begun by another version of autoclip; this one cannot read its "
+            f"configuration ({str(error).replace(chr(10), '; ')}): choose another --output-dir"
+        ) from None
+    changed = differences(_comparable(before), _comparable(config))
+    if changed:
+        raise UsageError(
+            f"the sweep {config.name!r} was begun with another configuration: {'; '.join(changed)}. Continue it with "
+            f"the same one, or choose another --output-dir"
+        )
 
 
 def _comparable(config: ExperimentConfig) -> ExperimentConfig:

@@ -2,24 +2,20 @@
 
 import json
 import random
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from autoclip.errors import RunError, UsageError
 from autoclip.report.writing import write_report
-from tests.faults.outcomes import Noted
 from tests.report_runs import Page, metrics_of, write_run, write_sweep
 
-NASTY: list[Any] = [
+NASTY = [
     None, True, -1, 0, 10**400, -1e308, 1e308, float("nan"), float("inf"), "", "</style><script>alert(1)</script>",
     "\ud800", "\x00\x1b[2J", "../../etc", [], [[]], {}, {"a": {"b": []}}, [None] * 3, "x" * 5000,
 ]  # fmt: skip
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(value, path=()):
     """Every place in nested JSON values."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -27,7 +23,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(entry, (*path, key))
 
 
-def with_change(generator: random.Random, value: Any) -> Any:
+def with_change(generator, value):
     """The value with one thing in it replaced or removed."""
     path = generator.choice(list(places(value)))
     new = generator.choice(NASTY)
@@ -43,7 +39,7 @@ def with_change(generator: random.Random, value: Any) -> Any:
     return value
 
 
-def damage(generator: random.Random, path: Path) -> None:
+def damage(generator, path):
     """Change one file, in its values where it holds any, else in its bytes."""
     content = path.read_bytes()
     if path.suffix in (".json", ".jsonl") and generator.random() < 0.7:
@@ -66,7 +62,7 @@ TOTAL = json.dumps({"name": "x", "seeds": [{"seed": 0, "status": "failed"}]})
 
 @pytest.mark.filterwarnings("ignore")  # matplotlib's, of what it has to draw
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_damaged_directory_is_reported_on_or_refused(tmp_path: Path, outcomes: Noted, kind: str) -> None:
+def test_a_damaged_directory_is_reported_on_or_refused(tmp_path, outcomes, kind):
     generator = random.Random(11)
     for trial in range(30):
         directory = tmp_path / str(trial)

@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from autoclip.errors import RunError
-from autoclip.lab.checkpoint import LATEST, PREVIOUS, fingerprint, load_checkpoint
-from tests.faults.nursery import ROOT, Ended, Nursery
-from tests.faults.outcomes import Noted
+from autoclip.lab.checkpoint import LATEST, PREVIOUS, load_checkpoint
+from tests.faults.nursery import ROOT, Nursery
+from tests.small_network import equal
 
 KILLS, CHAIN = 50, 5
 CONFIG = """
@@ -33,20 +31,20 @@ FILES = ("metrics.jsonl", "layers.jsonl")
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def nursery(tmp_path_factory):
     with Nursery(tmp_path_factory.mktemp("nursery")) as nursery:
         yield nursery
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(CONFIG)
     return path
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nursery: Nursery, config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def undisturbed(nursery, config, tmp_path_factory):
     """The run directory of a run that nothing happened to, and how long it took."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     began = time.monotonic()
@@ -55,13 +53,13 @@ def undisturbed(nursery: Nursery, config: Path, tmp_path_factory: pytest.TempPat
     return out / "seed-0", time.monotonic() - began
 
 
-def lines(path: Path) -> list[str]:
+def lines(path):
     """The lines of a file that are whole."""
     text = path.read_text() if path.exists() else ""
     return text.splitlines()[: text.count("\n")]
 
 
-def lost(directory: Path, expected: Path) -> int:
+def lost(directory, expected):
     """Lines that are missing, there twice, or others than those of the undisturbed run."""
     wrong = 0
     for name in FILES:
@@ -71,7 +69,7 @@ def lost(directory: Path, expected: Path) -> int:
     return wrong
 
 
-def is_one_line(ended: Ended) -> bool:
+def is_one_line(ended):
     """Whether the command printed one line of error, and no traceback."""
     return len(ended.errors.strip().splitlines()) == 1 and "Traceback" not in ended.errors
 
@@ -110,7 +108,7 @@ def test_sigkill_at_random_moments(nursery, config, undisturbed, tmp_path, outco
     assert wrong == 0
 
 
-def test_sigkill_beside_nan_losses(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Noted) -> None:
+def test_sigkill_beside_nan_losses(nursery, config, tmp_path, outcomes):
     command = ["run", str(config), "task.args={nan_at: 20}", "steps=40"]
     assert nursery.run(*command, "--output-dir", str(tmp_path / "whole")).code == 0
     expected = tmp_path / "whole" / "seed-0"
@@ -132,7 +130,7 @@ def test_sigkill_beside_nan_losses(nursery: Nursery, config: Path, tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nursery, Path]]:
+def namespace(tmp_path_factory):
     """A nursery that may mount file systems where only its own processes see them, and a directory to mount at."""
     prefix = ["unshare", "--user", "--map-root-user", "--mount"]
     place = tmp_path_factory.mktemp("mount")
@@ -205,32 +203,32 @@ def test_a_directory_that_is_read_only(namespace, config, tmp_path, outcomes):
 
 
 @pytest.fixture(scope="module")
-def small_run(nursery: Nursery, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(nursery, config, tmp_path_factory):
     """An output directory with two checkpoints of a small model."""
     out = tmp_path_factory.mktemp("small") / "out"
     assert nursery.run("run", str(config), "task.args={}", "steps=6", "--output-dir", str(out)).code == 0
     return out
 
 
-def test_a_bit_flipped_anywhere_in_a_checkpoint(small_run: Path, tmp_path: Path, outcomes: Noted) -> None:
+def test_a_bit_flipped_anywhere_in_a_checkpoint(small_run, tmp_path, outcomes):
     """What is loaded is the state that was saved, or the one before, with a line that says so."""
     generator = random.Random(4)
     for name in (LATEST, PREVIOUS):
         shutil.copy(small_run / "seed-0" / name, tmp_path / name)
     good = (tmp_path / LATEST).read_bytes()
-    right = fingerprint(load_checkpoint(tmp_path)[0])
+    right = load_checkpoint(tmp_path)[0]
     (tmp_path / LATEST).unlink()
-    before = fingerprint(load_checkpoint(tmp_path)[0])
+    before = load_checkpoint(tmp_path)[0]
     for offset in range(0, len(good), 17):
         bad = bytearray(good)
         bad[offset] ^= 1 << generator.randrange(8)
         (tmp_path / LATEST).write_bytes(bad)
         state, damaged = load_checkpoint(tmp_path)
-        assert fingerprint(state) == (before if damaged else right)
+        assert equal(state, before if damaged else right)
         outcomes.add("bit flipped in a checkpoint", "the one before" if damaged else "does not matter")
 
 
-def test_a_checkpoint_cut_off_anywhere(small_run: Path, tmp_path: Path, outcomes: Noted) -> None:
+def test_a_checkpoint_cut_off_anywhere(small_run, tmp_path, outcomes):
     for name in (LATEST, PREVIOUS):
         shutil.copy(small_run / "seed-0" / name, tmp_path / name)
     good = (tmp_path / LATEST).read_bytes()
@@ -292,7 +290,7 @@ def test_a_task_that_raises(nursery, config, tmp_path, outcomes, where, leaves):
     outcomes.add("a task that raises or leaves", "one error")
 
 
-def test_nothing_but_nan(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Noted) -> None:
+def test_nothing_but_nan(nursery, config, tmp_path, outcomes):
     for options, steps in (
         (["task.args={nan_from: 0}"], 50),
         (["task.args={nan_from: 5}", "clip.on_nonfinite=propagate"], 6),
@@ -326,7 +324,7 @@ def test_a_configuration_that_changed(nursery, config, small_run, tmp_path, outc
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_code_that_changed(nursery: Nursery, config: Path, tmp_path: Path, outcomes: Noted) -> None:
+def test_code_that_changed(nursery, config, tmp_path, outcomes):
     """The same task, whose file has another line: it goes on, and says so."""
     work = tmp_path / "work"
     work.mkdir()
@@ -334,7 +332,7 @@ def test_code_that_changed(nursery: Nursery, config: Path, tmp_path: Path, outco
     task.write_text("from tests.tiny_task import TinyTask\n\n\nclass Changing(TinyTask):\n    pass\n")
     command = ["run", str(config), "task={target: 'changing_task:Changing'}", "--output-dir", str(tmp_path / "out")]
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
+    def run(*options):
         environment = {**os.environ, "PYTHONPATH": str(work)}
         line = [sys.executable, "-m", "autoclip", *command, *options]
         return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autoclip.lab.loading import construct
+from autoclip.lab.loading import construct, load_object
 from autoclip.lab.task import Task
 
 
@@ -22,7 +22,7 @@ class ScaledLoss:
     def __init__(self, *, target: str, args: dict[str, Any], factor: float) -> None:
         if not factor > 0:
             raise ValueError(f"factor must be above 0, got {factor!r}")
-        self.task: Task = construct(target, args, Path.cwd())
+        self.task: Task = construct(target, load_object(target, Path.cwd()), args)
         self.factor = factor
         self.trivial_loss = getattr(self.task, "trivial_loss", None)
         self.data_hash = getattr(self.task, "data_hash", None)
