@@ -14,9 +14,9 @@ from autoclip.traces.columns import DOWNLOAD, Selection, loss_rank, may_be_step
 from autoclip.traces.console_log import PRINTS_JSON, program_of
 from autoclip.traces.csv_file import header
 from autoclip.traces.jsonl import first_row, row_of
+from autoclip.traces.notes import Unread, refused
 from autoclip.traces.text import READ_ERRORS, STANDARD_INPUT, lines, opened, unreadable
 from autoclip.traces.tfrecord import starts_record
-from autoclip.traces.unread import Unread, refused
 from autoclip.traces.wandb_file import IDENT
 
 TRAINER_STATE = "trainer_state.json"

@@ -16,11 +16,11 @@ from autoclip.traces.csv_file import read_csv
 from autoclip.traces.finding import Format, find_logs, place_of
 from autoclip.traces.json_file import read_json
 from autoclip.traces.jsonl import read_jsonl
+from autoclip.traces.notes import Unread, refused, told_of
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.tensorboard import read_events
 from autoclip.traces.text import READ_ERRORS, is_cut_off, unreadable
 from autoclip.traces.trace import NormTrace
-from autoclip.traces.unread import Unread, refused, told_of
 from autoclip.traces.wandb_file import read_wandb
 
 _READERS: dict[Format, Callable[[Path, Selection], ScalarLog | list[ScalarLog]]] = {
