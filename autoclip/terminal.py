@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from textwrap import indent
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -81,23 +82,27 @@ def laid_out(code: str, width: int) -> str:
     """Break a line of Python at the arguments of its call, then at their arguments, until every line fits.
 
     Args:
-        code: a call, or a name and a call, as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))`.
+        code: a call or a list, or a name and one, as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))`.
         width: other expressions, such as a long string, may be wider.
 
     Returns:
-        Lines that mean the same; the unchanged code if it fits or is not a call.
+        Lines that mean the same; the unchanged code if it fits or is neither.
     """
     if cell_len(code) <= width:
         return code
     try:
-        call = getattr(ast.parse(code).body[0], "value", None)
+        value: Any = getattr(ast.parse(code).body[0], "value", None)
     except (SyntaxError, ValueError):
         return code
-    if not isinstance(call, ast.Call) or not (call.args or call.keywords):
+    parts: list[ast.expr | ast.keyword] = []
+    if isinstance(value, ast.Call):
+        parts = [*value.args, *value.keywords]
+    elif isinstance(value, ast.List):
+        parts = [*value.elts]
+    if not parts:
         return code
-    parts: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
     pieces = [ast.get_source_segment(code, part) or "" for part in parts]
-    start, end = parts[0].col_offset, call.end_col_offset or 0
+    start, end = parts[0].col_offset, value.end_col_offset
     before, after = (part.decode() for part in (code.encode()[:start], code.encode()[end - 1 :]))
     body = ", ".join(pieces)
     if cell_len(body) > width - 4:
