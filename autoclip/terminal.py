@@ -82,7 +82,7 @@ def laid_out(code: str, width: int) -> str:
     """Break a line of Python at the arguments of its call, then at their arguments, until every line fits.
 
     Args:
-        code: a call or a list, or a name and one, as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))`.
+        code: a call or a list, or a name and one, as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(1.0))`.
         width: other expressions, such as a long string, may be wider.
 
     Returns:
@@ -92,7 +92,7 @@ def laid_out(code: str, width: int) -> str:
         return code
     try:
         value: Any = getattr(ast.parse(code).body[0], "value", None)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, IndexError):  # no Python, or a comment only
         return code
     parts: list[ast.expr | ast.keyword] = []
     if isinstance(value, ast.Call):
