@@ -61,9 +61,9 @@ def examine() -> list[Row]:
     return [
         Row("python", f"{platform.python_version()} ({sys.executable})"),
         Row("autoclip", f"{__version__} ({Path(__file__).parent})"),
-        *import_name(installed_version(OTHER_DISTRIBUTION)),
-        *imported_package(autoclip),
-        *same_version(installed_version(DISTRIBUTION), __version__),
+        import_name(installed_version(OTHER_DISTRIBUTION)),
+        imported_package(autoclip),
+        same_version(installed_version(DISTRIBUTION), __version__),
         *torch_rows(),
         *optional_packages(),
         *ways_in(),
@@ -78,42 +78,33 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def import_name(other: str | None) -> Iterable[Row]:
+def import_name(other: str | None) -> Row:
     """Look for the other distribution that imports as `autoclip`; both write to the same folder."""
     if other is None:
-        yield Row("import name", "autoclip is ours alone")
-        return
-    yield Row(
-        "import name",
-        f"the distribution autoclip {other} is installed too and has the same import name",
-        ok=False,
-        advice=f"pip uninstall {OTHER_DISTRIBUTION} {DISTRIBUTION}, then pip install {DISTRIBUTION}",
-    )
+        return Row("import name", "autoclip is ours alone")
+    told = f"the distribution autoclip {other} is installed too and has the same import name"
+    advice = f"pip uninstall {OTHER_DISTRIBUTION} {DISTRIBUTION}, then pip install {DISTRIBUTION}"
+    return Row("import name", told, ok=False, advice=advice)
 
 
-def imported_package(package: ModuleType) -> Iterable[Row]:
+def imported_package(package: ModuleType) -> Row:
     """Check that `import autoclip` runs the `__init__.py` beside this file, not one written over it."""
     file = package.__file__
     if file and Path(file).parent == Path(__file__).parent and hasattr(package, "POLICIES"):
-        yield Row("imported package", "is this one")
-    else:
-        advice = f"pip install --force-reinstall {DISTRIBUTION}; rename any folder autoclip in the working directory"
-        yield Row("imported package", f"is another one: {file}", ok=False, advice=advice)
+        return Row("imported package", "is this one")
+    advice = f"pip install --force-reinstall {DISTRIBUTION}; rename any folder autoclip in the working directory"
+    return Row("imported package", f"is another one: {file}", ok=False, advice=advice)
 
 
-def same_version(installed: str | None, imported: str) -> Iterable[Row]:
+def same_version(installed: str | None, imported: str) -> Row:
     """Check that Python imports the version that pip installed."""
     if installed is None:
-        yield Row("installation", f"{DISTRIBUTION} is not installed; this copy is found on Python's path")
-    elif installed == imported:
-        yield Row("installation", f"{DISTRIBUTION} {installed}")
-    else:
-        yield Row(
-            "installation",
-            f"{DISTRIBUTION} {installed} is installed, but version {imported} is imported",
-            ok=False,
-            advice=f"pip install --force-reinstall {DISTRIBUTION}, or remove the other folder from Python's path",
-        )
+        return Row("installation", f"{DISTRIBUTION} is not installed; this copy is found on Python's path")
+    if installed == imported:
+        return Row("installation", f"{DISTRIBUTION} {installed}")
+    told = f"{DISTRIBUTION} {installed} is installed, but version {imported} is imported"
+    advice = f"pip install --force-reinstall {DISTRIBUTION}, or remove the other folder from Python's path"
+    return Row("installation", told, ok=False, advice=advice)
 
 
 def torch_rows() -> Iterable[Row]:
@@ -126,9 +117,8 @@ def torch_rows() -> Iterable[Row]:
     yield Row("torch", torch.__version__)
     for index in range(torch.cuda.device_count()):
         yield Row(f"device cuda:{index}", torch.cuda.get_device_name(index))
-    yield Row(
-        "device cpu", f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
-    )
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    yield Row("device cpu", cpu)
 
 
 def optional_packages() -> Iterable[Row]:

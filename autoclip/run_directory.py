@@ -150,3 +150,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise RunError(f"{path} holds no JSON object: put the right one back, or move it away")
     return values
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of steps in a file of JSON lines, up to the first damaged one.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line, object_hook=restored)
+        except (ValueError, TypeError, RecursionError):
+            return  # torn by a kill
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            return
+        yield row

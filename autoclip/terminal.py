@@ -4,13 +4,13 @@ import ast
 import os
 import sys
 from collections.abc import Sequence
-from io import StringIO
-from itertools import pairwise
 from textwrap import indent
-from tokenize import STRING, TokenError, TokenInfo, generate_tokens
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+
+from autoclip.findings import Table
 
 NO_LIMIT = 100_000
 """Columns of a pipe or file: there, only the content sets the width."""
@@ -47,6 +47,31 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
     return lines
 
 
+def print_table(to: Console, table: Table, sides: str, left_out: Sequence[str] = ()) -> None:
+    """Print a table; if it is too wide, its first column, of names, has lines of its own.
+
+    Args:
+        to: the console.
+        table: the cells.
+        sides: alignment of the first column and of all others.
+        left_out: headings of the columns that are dropped first, in this order.
+    """
+    rows = [table.headings, *table.rows]
+    for dropped in range(len(left_out) + 1):
+        shown = [[row[at] for at, name in enumerate(table.headings) if name not in left_out[:dropped]] for row in rows]
+        lines = aligned(shown, sides[0] + sides[1] * (len(shown[0]) - 1))
+        if max(map(cell_len, lines)) <= to.width:
+            break
+    else:
+        if sides[0] == "<":
+            figures = aligned([row[1:] for row in shown], sides[1] * (len(shown[0]) - 1))
+            lines = [f"  {figures[0]}"]
+            lines += [f"{row[0]}\n  {line}" for row, line in zip(table.rows, figures[1:], strict=True)]
+    to.print(lines[0], style="bold")
+    for line in lines[1:]:
+        to.print(line)
+
+
 def print_code(to: Console, code: str) -> None:
     """Print lines of Python, indented by four; break lines that are too wide and end in a call."""
     for line in code.splitlines():
@@ -54,60 +79,33 @@ def print_code(to: Console, code: str) -> None:
 
 
 def laid_out(code: str, width: int) -> str:
-    """Break a line of Python at the arguments of its last call, then at their arguments, until every line fits.
+    """Break a line of Python at the arguments of its call, then at their arguments, until every line fits.
 
     Args:
-        code: as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(threshold=1.0))`: calls, lists, dicts, literals
-            and names; long strings are broken too.
-        width: a single name or number may be wider.
+        code: a call or a list, or a name and one, as in `clipper = autoclip.attach(optimizer, autoclip.Fixed(1.0))`.
+        width: other expressions, such as a long string, may be wider.
 
     Returns:
-        Lines that mean the same; the unchanged code if it fits or is not Python.
+        Lines that mean the same; the unchanged code if it fits or is neither.
     """
     if cell_len(code) <= width:
         return code
-    depth, cuts, closing = 0, [0], 0
-    for token in _tokens(code):
-        if token.string in ("(", "[", "{"):
-            if depth == 0:
-                cuts = [token.end[1]]
-            depth += 1
-        elif token.string in (")", "]", "}"):
-            depth -= 1
-            if depth == 0:
-                closing = token.start[1]
-        elif token.string == "," and depth == 1:
-            cuts.append(token.end[1])
-    start = cuts[0]
-    body = code[start:closing].strip()
-    if not body:
-        return code
-    if cell_len(body) > width - 4:
-        pieces = [code[begin:end].strip().removesuffix(",") for begin, end in pairwise([*cuts, closing])]
-        comma = "," if len(cuts) > 1 else ""
-        body = "\n".join(f"{_argument(piece, width - 5)}{comma}" for piece in pieces if piece)
-    return f"{code[:start]}\n{indent(body, '    ')}\n{code[closing:]}"
-
-
-def _argument(code: str, width: int) -> str:
-    """Lay out an argument; a long string at its end becomes several, which Python joins."""
-    tokens = _tokens(code)
-    if cell_len(code) <= width or not tokens or tokens[-1].type != STRING:
-        return laid_out(code, width)
-    start = tokens[-1].start[1]
-    text, name = ast.literal_eval(code[start:]), code[:start]
-    room = max(width - cell_len(name) - 2, 1)
-    parts = [""]
-    for letter in text:
-        if cell_len(repr(parts[-1] + letter)) > room + 2 and parts[-1]:
-            parts.append("")
-        parts[-1] += letter
-    return "\n".join([f"{name}{parts[0]!r}", *(f"{' ' * len(name)}{part!r}" for part in parts[1:])])
-
-
-def _tokens(code: str) -> list[TokenInfo]:
-    """The tokens of one line; empty if it is not Python."""
     try:
-        return [token for token in generate_tokens(StringIO(code).readline) if token.string.strip()]
-    except (TokenError, SyntaxError):
-        return []
+        value: Any = getattr(ast.parse(code).body[0], "value", None)
+    except (SyntaxError, ValueError, IndexError):  # no Python, or a comment only
+        return code
+    parts: list[ast.expr | ast.keyword] = []
+    if isinstance(value, ast.Call):
+        parts = [*value.args, *value.keywords]
+    elif isinstance(value, ast.List):
+        parts = [*value.elts]
+    if not parts:
+        return code
+    pieces = [ast.get_source_segment(code, part) or "" for part in parts]
+    start, end = parts[0].col_offset, value.end_col_offset
+    before, after = (part.decode() for part in (code.encode()[:start], code.encode()[end - 1 :]))
+    body = ", ".join(pieces)
+    if cell_len(body) > width - 4:
+        comma = "," if len(pieces) > 1 else ""
+        body = "\n".join(f"{laid_out(piece, width - 5)}{comma}" for piece in pieces)
+    return f"{before}\n{indent(body, '    ')}\n{after}"

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autoclip.flow import diagnose, read_samples
 from autoclip.lab.config import load_config
 from autoclip.lab.experiment import Interrupt, run_seeds
-from autoclip.report.flow_plot import main as plot
+from autoclip.report.flow_plot import flow_picture
 from experiments.digits import ConvLayer, DigitsCNN
 
 OUTPUT = Path("runs/gradient-flow")
@@ -57,14 +58,16 @@ class LargeWeightsCNN(DigitsCNN):
 
 def main(output: Path = OUTPUT) -> None:
     """Train the runs anew and draw them."""
-    drawn = []
+    flows = {}
     for label, (name, *overrides) in RUNS.items():
         directory = output / label.replace(", ", "-").replace(" ", "-").replace("'", "")
         shutil.rmtree(directory, ignore_errors=True)
         config = load_config(Path("configs") / f"{name}.yaml", [*SETTINGS, *overrides])
         run_seeds(config, directory, resume=False, interrupt=Interrupt())
-        drawn.append(f"{label}={directory / 'seed-0'}")
-    plot([*drawn, "--output", str(output / "gradient_flow.png")])
+        flows[label] = diagnose(read_samples(directory / "seed-0"))
+        print(f"{label}: {flows[label]}")
+    if picture := flow_picture(flows):
+        (output / "gradient_flow.png").write_bytes(picture.png)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from autoclip.traces.columns import (
@@ -12,70 +14,28 @@ from autoclip.traces.columns import (
 )
 from autoclip.traces.scalars import ScalarLog
 
+NORMS = """
+    total_norm, autoclip/total_norm, train/autoclip/total_norm, autoclip/total_norm/1, train/grad_norm, grad_norm,
+    grad-norm, grad_2.0_norm_total, grad_inf_norm_total, grad_2.0_norm_total_step, gnorm, train/gnorm,
+    global_grad_norm, optim/total grad norm, l2_norm/grad/global, actor/grad_norm, gradient_norm,
+    my-run - train/grad_norm, Grad Norm, actor_grad_norm, train_grad_norm, grad_norm_before_clip,
+    train/grad_norm_pre_clipping, unclipped_grad_norm, grad/norm/total, loss/actor_gnorm
+"""
+OTHERS = """
+    grad_2.0_norm/weight, grad-norm vs samples, grad_2.0_norm_total_epoch, eval/grad_norm, val/total_norm,
+    param_norm, autoclip/total_norm_max, autoclip/clipped_norm, params-norm, l2_norm/grad/model.layer,
+    validation/l2_norm/grad/global, max_grad_norm, norm, grad_norm/layers.0.weight, my-run - train/grad_norm__MIN,
+    layernorm, grad_norm_after_clip, train/grad_norm_clipped, clip_grad_norm, eval_grad_norm, grad_norm_max,
+    grad_norm_layer_1, layers.0.grad_norm
+"""
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "total_norm",
-        "autoclip/total_norm",
-        "train/autoclip/total_norm",
-        "autoclip/total_norm/1",
-        "train/grad_norm",
-        "grad_norm",
-        "grad-norm",
-        "grad_2.0_norm_total",
-        "grad_inf_norm_total",
-        "grad_2.0_norm_total_step",
-        "gnorm",
-        "train/gnorm",
-        "global_grad_norm",
-        "optim/total grad norm",
-        "l2_norm/grad/global",
-        "actor/grad_norm",
-        "gradient_norm",
-        "my-run - train/grad_norm",
-        "Grad Norm",
-        "actor_grad_norm",
-        "train_grad_norm",
-        "grad_norm_before_clip",
-        "train/grad_norm_pre_clipping",
-        "unclipped_grad_norm",
-        "grad/norm/total",
-        "loss/actor_gnorm",
-    ],
-)
+
+@pytest.mark.parametrize("name", re.split(r",\s+", NORMS.strip()))
 def test_names_of_norms(name):
     assert norm_rank(name) is not None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "grad_2.0_norm/weight",
-        "grad-norm vs samples",
-        "grad_2.0_norm_total_epoch",
-        "eval/grad_norm",
-        "val/total_norm",
-        "param_norm",
-        "autoclip/total_norm_max",
-        "autoclip/clipped_norm",
-        "params-norm",
-        "l2_norm/grad/model.layer",
-        "validation/l2_norm/grad/global",
-        "max_grad_norm",
-        "norm",
-        "grad_norm/layers.0.weight",
-        "my-run - train/grad_norm__MIN",
-        "layernorm",
-        "grad_norm_after_clip",
-        "train/grad_norm_clipped",
-        "clip_grad_norm",
-        "eval_grad_norm",
-        "grad_norm_max",
-        "grad_norm_layer_1",
-        "layers.0.grad_norm",
-    ],
-)
+@pytest.mark.parametrize("name", re.split(r",\s+", OTHERS.strip()))
 def test_other_names(name):
     assert norm_rank(name) is None
 

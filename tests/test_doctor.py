@@ -69,11 +69,9 @@ def test_a_package_that_was_written_over_is_another_one():
     def package(file, **names):
         module = types.ModuleType("autoclip")
         vars(module).update(names, __file__=file)
-        (row,) = imported_package(module)
-        return row
+        return imported_package(module)
 
-    (ours,) = imported_package(autoclip)
-    assert ours.ok
+    assert imported_package(autoclip).ok
     without_names = package(autoclip.__file__)
     assert not without_names.ok
     assert "force-reinstall" in without_names.advice
@@ -88,7 +86,7 @@ def test_the_installed_version_is_the_imported_one():
         ("0.1.0", True, "0.1.0"),
         ("0.0.9", False, "0.0.9 is installed, but version 0.1.0"),
     ):
-        (row,) = same_version(installed, "0.1.0")
+        row = same_version(installed, "0.1.0")
         assert (row.ok, bool(row.advice)) == (ok, not ok)
         assert text in row.value
 

@@ -165,6 +165,9 @@ def test_runs_with_the_same_verdict_are_told_together() -> None:
     assert healthy.text.startswith(told)
     assert "What helps" not in healthy.text
     assert (vanishing.level, vanishing.figures) == ("bad", {"runs": ["b"], "verdict": "vanishing"})
+    (unknown,) = flow_findings({"d": diagnose(profile(9.0)[:1])})
+    assert (unknown.level, "What helps" in unknown.text) == ("note", False)
+    assert unknown.text.startswith("d: gradient flow too little to tell: one sample, 2 are needed; ")
     (dead,) = flow_findings({str(count): diagnose(killed(profile(0.0), 0, range(count))) for count in (2, 5)})
     assert "; 2 to 5 dead layers. What helps: dead layers: " in dead.text
 

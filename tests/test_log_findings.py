@@ -12,7 +12,6 @@ from autoclip.tuning.log_findings import (
     loss_of,
     running_median,
     tail_of,
-    times_text,
     useless_norms,
     without_trend,
 )
@@ -98,7 +97,3 @@ def test_where_a_training_broke_down():
 )
 def test_what_losses_show(losses, state):
     assert loss_of(trace(np.ones(100), losses)).state == state
-
-
-def test_ratios_have_the_digits_that_matter():
-    assert [times_text(ratio) for ratio in (1.503, 99.4, 1471.2, 1.04e6)] == ["1.5", "99", "1,471", "1.0e+06"]

@@ -3,7 +3,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from autoclip.flow import Sample, diagnose, flow_findings
 from autoclip.pictures.series import Series
 from autoclip.report.run_findings import norm_findings, rate_findings, status_findings
 
@@ -134,19 +133,3 @@ def test_of_too_few_norms_nothing_is_said_but_that_they_are_broken(norms):
     found = norm_findings([series(norms=norms)])
     assert all("not finite" in one.text for one in found)
     assert not rate_findings([series(norms=norms)], 0.5)
-
-
-def test_the_flow_is_good_or_bad_and_seeds_with_the_same_verdict_share_a_sentence():
-    def flow(decades, layers=8):
-        norms = {f"l{n}.weight": 10.0 ** (decades * n / (layers - 1)) for n in range(layers)}
-        return diagnose([Sample(step, norms) for step in range(5)])
-
-    healthy, exploding, unknown = flow_findings(
-        {"a": flow(0.0), "b": flow(-5.0), "c": flow(0.0), "d": flow(9.0, layers=4)}
-    )
-    assert (healthy.level, exploding.level, unknown.level) == ("good", "bad", "note")
-    assert healthy.text.startswith("a, c: gradient flow healthy: from first to last of 8 layers the norm ")
-    assert exploding.text.startswith("b: gradient flow exploding: from first to last of 8 layers the norm falls by 5.0")
-    assert "What helps: clip (autoclip.attach)" in exploding.text
-    assert unknown.text.startswith("d: gradient flow too little to tell: 4 layers, 8 are needed; ")
-    assert "What helps" not in unknown.text

@@ -69,7 +69,3 @@ def test_records_become_the_arrays_of_a_training() -> None:
     assert found.clipped.tolist() == [True, False, False]
     assert found.skipped.tolist() == [False, True, False]
     assert found.warmup.tolist() == [True, False, False]
-
-
-def test_no_step_is_a_training_too() -> None:
-    assert len(series_of([], "run")) == 0

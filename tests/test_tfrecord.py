@@ -1,11 +1,13 @@
+import random
 import struct
 import tracemalloc
 
 import pytest
 
 from autoclip.errors import UsageError
-from autoclip.traces.tfrecord import records, starts_record
-from tests.log_writers import crc32c, masked, tfrecord
+from autoclip.traces.tfrecord import crc32c, masked_crc32c, records, starts_record
+from tests.log_writers import crc32c as by_definition
+from tests.log_writers import masked, tfrecord
 
 DATA = [b"first", b"", b"x" * 5000, b"last"]
 
@@ -62,3 +64,26 @@ def test_other_files_are_refused(tmp_path):
     assert starts_record(tfrecord(b"data"))
     assert not starts_record(b"step,grad_norm\n1,2\n")
     assert not starts_record(b"short")
+
+
+# RFC 3720, B.4
+@pytest.mark.parametrize(
+    ("data", "checksum"),
+    [
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(reversed(range(32))), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+    ],
+)
+def test_published_checksums(data, checksum):
+    assert crc32c(data) == checksum == by_definition(data)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 500, 1023, 1024, 1025, 1027, 2048, 2049, 5000])
+def test_every_length_agrees_with_the_definition(length):
+    data = random.Random(length).randbytes(length)
+    assert crc32c(data) == by_definition(data)
+    assert masked_crc32c(data) == masked(by_definition(data))

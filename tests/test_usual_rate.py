@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -6,29 +7,38 @@ import yaml
 
 from autoclip.controller import Controller
 from autoclip.lab.config import ExperimentConfig, load_config, to_yaml
+from autoclip.pictures.series import Series, series_of
 from autoclip.policies import POLICIES, ProbingQuantile
-from autoclip.tuning.usual_rate import OPENING_STEPS, Steps, is_default, rate_finding
+from autoclip.tuning.usual_rate import OPENING_STEPS, is_default, rate_finding
 
 HEAD = "the default clips 10 to 40% of the steps in a healthy training; here "
 NOISE = np.random.default_rng(0).normal(0, 1, (2, 3000))
 FALLING = (3 * 0.999 ** np.arange(3000) + 0.1 * NOISE[1]).tolist()
 
 
-def trained(norms, losses) -> Steps:
+def taken(norms, losses, clipped) -> Series:
+    """A run without a warm-up."""
+    lines = zip(norms, losses, clipped, strict=True)
+    return series_of(
+        [{"step": n, "total_norm": a, "loss": b, "clipped": bool(c)} for n, (a, b, c) in enumerate(lines)], "run"
+    )
+
+
+def trained(norms, losses) -> Series:
     """What the default makes of norms and losses."""
     controller = Controller(ProbingQuantile(), "scale")
     clipped = [controller.decide(norm, loss).clipped for norm, loss in zip(norms, losses, strict=True)]
-    return Steps(list(norms), [nan if loss is None else loss for loss in losses], clipped)
+    return taken(norms, losses, clipped)
 
 
 def lognormal(count=3000, spread=0.3):
     return np.exp(spread * NOISE[0][:count]).tolist()
 
 
-def steps(rate, count=1000, **changes) -> Steps:
+def steps(rate, count=1000, **changes) -> Series:
     """Steps of which this share is clipped."""
-    usual = Steps([1.0] * count, FALLING[:count], [step < rate * count for step in range(count)])
-    return usual._replace(**changes)
+    usual = taken([1.0] * count, FALLING[:count], [step < rate * count for step in range(count)])
+    return replace(usual, **{name: np.array(values) for name, values in changes.items()})
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.3, 1.0])
@@ -54,9 +64,9 @@ def test_a_learning_rate_that_is_too_high_is_told_by_the_loss():
 
 def test_a_loss_that_rises_in_one_step_of_a_hundred_is_no_cause():
     losses = [3 - 1e-3 * step for step in range(1000)]
-    rising = Steps([1.0] * 1000, [*losses[:980], *[9.0] * 20], [True] * 1000)
+    rising = taken([1.0] * 1000, [*losses[:980], *[9.0] * 20], [True] * 1000)
     assert rate_finding({"a": rising}).text == f"{HEAD}100.0%: nothing stands out in the losses and norms"
-    more = rising._replace(losses=[*losses[:970], *[9.0] * 30])
+    more = replace(rising, losses=np.array([*losses[:970], *[9.0] * 30]))
     assert "the loss rose again and again (in 2." in rate_finding({"a": more}).text
 
 

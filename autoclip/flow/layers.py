@@ -1,14 +1,12 @@
 """From the norms of parameters to the norms of layers."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot, isfinite, nan
 from pathlib import Path
 from typing import NamedTuple
 
-from autoclip.records import restored
-from autoclip.run_directory import LAYERS
+from autoclip.run_directory import LAYERS, read_rows
 
 RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_(l\d+)(?:_reverse)?")
 """Parameters of torch's recurrent modules, which hold several layers each."""
@@ -71,7 +69,7 @@ def in_order(found: Iterable[str], order: Sequence[str] | None) -> list[str]:
         return layers
     known = set(layers)
     given = [name if name in known else layer_of(name) for name in order]
-    placed = list(dict.fromkeys(name for name in given if name in known))
+    placed = dict.fromkeys(name for name in given if name in known)
     if layers and not placed:
         raise ValueError(
             f"order names none of the layers: it begins with {order[0]!r}, they with {layers[0]!r} (a clipper has the "
@@ -79,9 +77,15 @@ def in_order(found: Iterable[str], order: Sequence[str] | None) -> list[str]:
             if order
             else "order is empty; None takes the layers as they were measured"
         )
-    for before, layer in zip([None, *layers], layers, strict=False):
-        if layer not in placed:
-            placed.insert(0 if before is None else placed.index(before) + 1, layer)
+    return completed(placed, layers)
+
+
+def completed(order: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The order with all names; one that it lacks follows the name before it in `names`."""
+    placed = list(order)
+    for before, name in zip([None, *names], names, strict=False):
+        if name not in placed:
+            placed.insert(0 if before is None else placed.index(before) + 1, name)
     return placed
 
 
@@ -91,12 +95,5 @@ def read_samples(path: Path) -> list[Sample]:
     Raises:
         OSError: the file cannot be read.
     """
-    file = path / LAYERS if path.is_dir() else path
-    samples = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line, object_hook=restored)
-            samples.append(Sample(int(values["step"]), dict(values["norms"])))
-        except (ValueError, KeyError, TypeError):
-            break  # torn by a kill
-    return samples
+    rows = read_rows(path / LAYERS if path.is_dir() else path)
+    return [Sample(row["step"], row["norms"]) for row in rows if isinstance(row.get("norms"), dict)]

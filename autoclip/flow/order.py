@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from autoclip.flow.layers import completed
+
 
 class UseOrder(TorchFunctionMode):
     """A context that notes the order in which parameters are first given to an operation, whatever module holds them.
@@ -40,11 +42,7 @@ class UseOrder(TorchFunctionMode):
     @property
     def names(self) -> list[str]:
         """All names in the order of use. An unused parameter follows the one before it in the given order."""
-        order = list(self._used)
-        for before, name in zip([None, *self._all], self._all, strict=False):
-            if name not in self._used:
-                order.insert(0 if before is None else order.index(before) + 1, name)
-        return order
+        return completed(self._used, self._all)
 
 
 def forward_order(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> list[str]:

@@ -17,7 +17,7 @@ from autoclip.pictures.series import read_series
 from autoclip.records import finite_or_none, rate_text, threshold_text
 from autoclip.run_directory import LAYERS, METRICS, SUMMARY, read_json
 from autoclip.terminal import aligned
-from autoclip.tuning.usual_rate import is_default, rate_finding, steps_of
+from autoclip.tuning.usual_rate import is_default, rate_finding
 
 if TYPE_CHECKING:
     from autoclip.lab.train import Training
@@ -106,8 +106,9 @@ def findings(config: ExperimentConfig, summaries: list[dict[str, Any]], output_d
     runs = {f"seed {seed}": output_dir / f"seed-{seed}" for seed in seeds if (output_dir / f"seed-{seed}").is_dir()}
     rates = None
     if is_default(config.clip.model_dump()):
-        trained = {label: read_series(run, label) for label, run in runs.items() if (run / METRICS).is_file()}
-        rates = rate_finding({label: steps_of(series) for label, series in trained.items()})
+        rates = rate_finding(
+            {label: read_series(run, label) for label, run in runs.items() if (run / METRICS).is_file()}
+        )
     flows = {label: gradient_flow(run) for label, run in runs.items()}
     return [*([rates] if rates else []), *flow_findings({label: flow for label, flow in flows.items() if flow})]
 

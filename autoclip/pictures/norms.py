@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from autoclip.pictures.picture import (
     SCREEN_DPI,
-    count_steps,
     kept,
-    label_axes,
     new_figure,
+    over_steps,
     positive,
-    put_legend,
     thinned,
 )
 from autoclip.pictures.series import Series, series_of
@@ -65,9 +63,7 @@ def norms_figure(run: Series, quantity: str) -> Figure | None:
             at, [0.97] * len(at), "x", color=NONFINITE, markersize=5, transform=axes.get_xaxis_transform(), zorder=5
         )[0]
         entries.append((marks, "not finite"))
-    label_axes(axes, "", quantity)
-    count_steps(axes)
-    put_legend(figure, entries)
+    over_steps(figure, entries, quantity)
     figure.set_dpi(SCREEN_DPI)
     return figure
 

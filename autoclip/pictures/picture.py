@@ -89,13 +89,6 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=MEDIUM)
 
 
-def count_steps(axes: Axes) -> None:
-    """Make the horizontal axis one of optimizer steps."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlabel("optimizer step", fontsize=MEDIUM)
-
-
 def put_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: int = 4) -> None:
     """Put the legend above the axes, where it covers nothing; in fewer columns if it would be too wide."""
     if not entries:
@@ -108,6 +101,15 @@ def put_legend(figure: Figure, entries: Sequence[tuple[Artist, str]], columns: i
         if fewer == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
             return
         legend.remove()
+
+
+def over_steps(figure: Figure, entries: Sequence[tuple[Artist, str]], y: str, columns: int = 4) -> None:
+    """Finish a picture over optimizer steps: name the axes, and put the legend."""
+    axes = figure.axes[0]
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    label_axes(axes, "optimizer step", y)
+    put_legend(figure, entries, columns)
 
 
 def png_of(figure: Figure) -> bytes:

@@ -1,6 +1,5 @@
 """The steps of one training as arrays, for the pictures: from a run directory, a trace or a clipper."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.records import ROLLING_STEPS, clip_rate, mean_coefficient, restored
-from autoclip.run_directory import METRICS
+from autoclip.records import ROLLING_STEPS, clip_rate, mean_coefficient
+from autoclip.run_directory import METRICS, read_rows
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -92,16 +91,7 @@ def read_series(path: Path, label: str) -> Series:
     Raises:
         OSError: the file cannot be read.
     """
-    lines: list[dict[str, Any]] = []
-    for text in (path / METRICS if path.is_dir() else path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text, object_hook=restored)
-            if not isinstance(line["step"], int):
-                break
-        except (ValueError, KeyError, TypeError, RecursionError):
-            break  # torn by a kill
-        lines.append(line)
-    return series_of(lines, label)
+    return series_of([*read_rows(path / METRICS if path.is_dir() else path)], label)
 
 
 def series_of(lines: Sequence[Mapping[str, Any]], label: str) -> Series:

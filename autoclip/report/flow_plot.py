@@ -1,21 +1,13 @@
-"""The picture of gradient flow: norm of each layer in forward order, one line for each run.
+"""The picture of gradient flow: norm of each layer in forward order, one line for each run."""
 
-    python -m autoclip.report.flow_plot runs/plain_cnn/seed-0 runs/residual_cnn/seed-0 --output gradient_flow.png
-
-draws it from run directories with `log.layers_every` set, and prints the verdicts.
-"""
-
-from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from autoclip.errors import UsageError
-from autoclip.flow import GradientFlow, diagnose, read_samples
+from autoclip.flow import GradientFlow
 from autoclip.pictures.picture import Picture, colours, plain, smaller
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
@@ -25,42 +17,20 @@ MOST_NAMED = 40
 
 
 def flow_picture(flows: Mapping[str, GradientFlow]) -> Picture | None:
-    """Norm of each layer in forward order, for a page; None if no run has a layer with a norm above zero."""
-    if not any(layer.norm for flow in flows.values() for layer in flow.layers):
-        return None
-    file = BytesIO()
-    plot_flow(flows, file)
-    return Picture(
-        name="layers",
-        title="Gradient flow through the layers",
-        caption="Mean norm of each layer's gradient on a logarithmic axis, from the first layer to the last, and the "
-        "slope in decades: above 0 if the norm rises towards the last layer. A healthy line stays within about three "
-        "decades. If it rises to the right, the gradient vanishes on its way back to the first layers; if it falls, "
-        "the gradient explodes on the way. A cross at the lower edge is a layer with a zero gradient.",
-        alt="Norm of each layer in forward order, logarithmic axis: "
-        + "; ".join(f"{label}: {flow.words}" for label, flow in flows.items())
-        + ".",
-        png=smaller(file.getvalue()),
-        wide=True,
-    )
-
-
-def plot_flow(runs: Mapping[str, GradientFlow], file: Path | BytesIO) -> None:
-    """Write the picture: geometric mean of the norm over the samples, by layer, on a logarithmic axis.
+    """Geometric mean of the norm over the samples, by layer in forward order, on a logarithmic axis.
 
     Runs with the same layers are drawn over their names, others over depth. A cross at the lower edge: a dead
     layer, or one without a norm above zero.
 
     Args:
-        runs: label -> gradient flow; at least one.
-        file: of the PNG.
+        flows: label -> gradient flow.
 
-    Raises:
-        ValueError: there is nothing to draw.
+    Returns:
+        None if no run has a layer with a norm above zero.
     """
-    drawn = {label: flow for label, flow in runs.items() if any(layer.norm for layer in flow.layers)}
+    drawn = {label: flow for label, flow in flows.items() if any(layer.norm for layer in flow.layers)}
     if not drawn:
-        raise ValueError("no run has a layer with a norm above zero")
+        return None
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -78,32 +48,21 @@ def plot_flow(runs: Mapping[str, GradientFlow], file: Path | BytesIO) -> None:
     axes.set_ylabel("gradient norm before clipping\n(L2; geometric mean over the sampled steps)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=1, fontsize=9, frameon=False)
+    file = BytesIO()
     figure.savefig(file, format="png", dpi=150)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw run directories, and print the verdict on each."""
-    parser = ArgumentParser(prog="python -m autoclip.report.flow_plot", description="Gradient flow of finished runs.")
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN", help="run directory, or a layers.jsonl file")
-    parser.add_argument("--output", type=Path, default=Path("gradient_flow.png"), help="file for the picture")
-    given = parser.parse_args(arguments)
-    try:
-        flows = dict(_read(run) for run in given.runs)
-        plot_flow(flows, given.output)
-    except (OSError, UsageError, ValueError) as error:
-        parser.error(str(error))
-    for label, flow in flows.items():
-        print(f"{label}: {flow}")  # noqa: T201 - the result of the command
-    print(given.output)  # noqa: T201
-
-
-def _read(run: str) -> tuple[str, GradientFlow]:
-    label, equals, name = run.partition("=")
-    path = Path(name if equals else run)
-    samples = read_samples(path)
-    if not samples:
-        raise UsageError(f"{path} holds no norms of layers: train with log.layers_every")
-    return label if equals else str(path), diagnose(samples)
+    return Picture(
+        name="layers",
+        title="Gradient flow through the layers",
+        caption="Mean norm of each layer's gradient on a logarithmic axis, from the first layer to the last, and the "
+        "slope in decades: above 0 if the norm rises towards the last layer. A healthy line stays within about three "
+        "decades. If it rises to the right, the gradient vanishes on its way back to the first layers; if it falls, "
+        "the gradient explodes on the way. A cross at the lower edge is a layer with a zero gradient.",
+        alt="Norm of each layer in forward order, logarithmic axis: "
+        + "; ".join(f"{label}: {flow.words}" for label, flow in flows.items())
+        + ".",
+        png=smaller(file.getvalue()),
+        wide=True,
+    )
 
 
 def _told(flow: GradientFlow) -> str:
@@ -125,7 +84,3 @@ def _name_layers(axes: Axes, flows: Sequence[GradientFlow]) -> None:
     places = [place / max(len(names[0]) - 1, 1) for place in range(len(names[0]))]
     axes.set_xticks(places, [plain(name, LONGEST_LAYER) for name in names[0]], rotation=90, fontsize=7)
     axes.set_xlabel("layer in forward order")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,10 +12,10 @@ from autoclip.pictures.norms import NORM, THRESHOLD, norms_figure
 from autoclip.pictures.picture import (
     Picture,
     colours,
-    count_steps,
     drawable,
     label_axes,
     new_figure,
+    over_steps,
     plain,
     png_of,
     positive,
@@ -157,9 +157,7 @@ def clip_rate_picture(runs: Sequence[Series], promised: float | None, *, caption
         line = axes.axhline(100 * promised, color=THRESHOLD, linestyle="dashed", linewidth=1.2)
         entries.append((line, f"promised: {promised:.0%}"))
     axes.set_ylim(-3, 103)
-    label_axes(axes, "", "clipped steps (%)")
-    count_steps(axes)
-    put_legend(figure, entries)
+    over_steps(figure, entries, "clipped steps (%)")
     windows = sorted({window for *_, window in lines})
     steps = f"{windows[0]}" if len(windows) == 1 else f"{windows[0]} to {windows[-1]}"
     aim = (
@@ -219,9 +217,7 @@ def loss_picture(
     if trivial is not None and isfinite(trivial) and np.nanmin(shown) / 3 < trivial < 3 * np.nanmax(shown):
         line = axes.axhline(trivial, color=THRESHOLD, linestyle="dotted", linewidth=1.2)
         entries.append((line, "best constant"))
-    label_axes(axes, "", "loss")
-    count_steps(axes)
-    put_legend(figure, entries)
+    over_steps(figure, entries, "loss")
     smooth = "Training loss of each step"
     if steps > 1:
         smooth = f"Training loss, median over {steps} steps"
@@ -258,9 +254,7 @@ def updates_picture(runs: Sequence[Series]) -> Picture | None:
     grey = axes.plot([], [], color="#999999", linewidth=0.8)[0]
     entries = [*_many(axes, curves), (grey, "gradient, clipped")]
     axes.set_yscale("log")
-    label_axes(axes, "", "norm / its median")
-    count_steps(axes)
-    put_legend(figure, entries)
+    over_steps(figure, entries, "norm / its median")
     return Picture(
         name="updates",
         title="Updates beside gradients",

@@ -24,7 +24,7 @@ from autoclip.report.series import read_configuration
 from autoclip.report.spikes import Spikes, of_run, spike_findings
 from autoclip.report.spikes_page import spike_blocks
 from autoclip.run_directory import CONFIG, SUMMARY, read_json
-from autoclip.tuning.usual_rate import is_default, rate_finding, steps_of
+from autoclip.tuning.usual_rate import is_default, rate_finding
 
 LONGEST_SEED = 24
 PROMISING = ("running_quantile", "fixed_percentile", "autoclip")
@@ -111,7 +111,7 @@ def default_rates(runs: Sequence[SeedRun]) -> Finding | None:
     clip = runs[0].config.get("clip")
     if not isinstance(clip, dict) or not is_default(clip):
         return None
-    return rate_finding({run.series.label: steps_of(run.series) for run in runs})
+    return rate_finding({run.series.label: run.series for run in runs})
 
 
 def run_findings(

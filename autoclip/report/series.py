@@ -1,6 +1,5 @@
 """Trainings for the pictures: read from run directories and traces, and smoothed."""
 
-import json
 from collections.abc import Sequence
 from math import inf, nan
 from pathlib import Path
@@ -13,7 +12,7 @@ from autoclip.errors import UsageError
 from autoclip.lab.yaml_source import read_document
 from autoclip.pictures.series import Floats, Series
 from autoclip.traces import NormTrace
-from autoclip.traces.jsonl import OWN_KEYS
+from autoclip.traces.jsonl import OWN_KEYS, first_row
 
 LOGGED = "gradient norm, as logged"
 """Label of the norms in a trace."""
@@ -37,14 +36,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 def is_metrics(path: Path) -> bool:
     """Return True if a file is a `metrics.jsonl` of ours; an empty one is."""
-    if not path.is_file():
-        return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline()
-    try:
-        return not first or json.loads(first).keys() >= OWN_KEYS
-    except (ValueError, AttributeError, RecursionError):
-        return False
+    return path.is_file() and (not path.stat().st_size or first_row(path)[0].keys() >= OWN_KEYS)
 
 
 def logged_series(trace: NormTrace) -> Series:

@@ -11,10 +11,10 @@ from matplotlib.lines import Line2D
 from autoclip.pictures.picture import (
     Picture,
     colours,
-    count_steps,
     drawable,
     label_axes,
     new_figure,
+    over_steps,
     plain,
     png_of,
     put_legend,
@@ -53,9 +53,7 @@ def losses_picture(runs: Mapping[str, Sequence[Series]], failed: Mapping[str, in
         entries.append((line, plain(name) + lost))
         shown += [low, high]
     scale_losses(axes, np.concatenate(shown))
-    label_axes(axes, "", "training loss, smoothed")
-    count_steps(axes)
-    put_legend(figure, entries, columns=2)
+    over_steps(figure, entries, "training loss, smoothed", columns=2)
     seeds = max(len(found) for found in curves.values())
     return Picture(
         name="losses",

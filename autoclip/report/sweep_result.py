@@ -1,11 +1,11 @@
 """The result of a sweep as files and as plain data; and `autoclip.sweep`, which returns it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autoclip.lab.config import ExperimentConfig, checked, load_config
 from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
@@ -65,7 +65,7 @@ def sweep(
     found: dict[str, Any] = {}
 
     def keep(sweep: Sweep) -> int:
-        found.update(to_json(write_result(sweep).as_json()))
+        found.update(to_json(sweep_as_json(sweep, *write_result(sweep))))
         return 0
 
     if run_sweep(config, directory, engine=engine, storage=None, load_report=lambda: keep):
@@ -73,22 +73,14 @@ def sweep(
     return found
 
 
-class SweepResult(NamedTuple):
-    """A sweep, its candidates' figures, and the choice among them."""
-
-    sweep: Sweep
-    candidates: list[outcome.Result]
-    picks: Picks | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as plain data."""
-        sweep, results, picks = self
-        reference = sweep.trials.optuna.user_attrs.get(REFERENCE)
-        return {"reference": reference, "share_of_steps": sweep.share_of_steps(), **as_json(results, picks)}
+def sweep_as_json(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> dict[str, Any]:
+    """The result as plain data."""
+    reference = sweep.trials.optuna.user_attrs.get(REFERENCE)
+    return {"reference": reference, "share_of_steps": sweep.share_of_steps(), **as_json(results, picks)}
 
 
-def write_result(sweep: Sweep) -> SweepResult:
-    """Write the result files into the output directory."""
+def write_result(sweep: Sweep) -> tuple[list[outcome.Result], Picks | None]:
+    """Write the result files into the output directory; return the candidates' figures, and the choice among them."""
     results = sweep.results()
     picks = pick(results, sweep.settings.prefer, sweep.settings.margin)
     directory = sweep.output_dir
@@ -99,7 +91,7 @@ def write_result(sweep: Sweep) -> SweepResult:
         write_atomically(directory / RECOMMENDED, dump(clip_of(sweep, picks.recommended)))
         for name, one in picks.named.items():
             write_atomically(directory / PICKS[name], dump(clip_of(sweep, one)))
-    return SweepResult(sweep, results, picks)
+    return results, picks
 
 
 def clip_of(sweep: Sweep, chosen: outcome.Result) -> dict[str, Any]:

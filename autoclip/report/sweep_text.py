@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from rich.cells import cell_len
-from rich.console import Console
-
-from autoclip.findings import Table
 from autoclip.lab.output_directory import PARETO, PICKS, RECOMMENDED, TRIALS
 from autoclip.report.sweep_findings import candidates_table, clipper_call, picks_table, sweep_findings
-from autoclip.report.sweep_result import clip_of, write_result
+from autoclip.report.sweep_result import clip_of, sweep_as_json, write_result
 from autoclip.run_directory import json_text
 from autoclip.sweeps import outcome
 from autoclip.sweeps.picks import Picks
 from autoclip.sweeps.sweep import Sweep
-from autoclip.terminal import aligned, console, print_code
+from autoclip.terminal import console, print_code, print_table
 
 LEFT_OUT = ("+-  ", "+- ", "+-", "to target", "seeds", "left")
 """Columns that a table drops, in this order, if the terminal is too narrow."""
@@ -26,19 +22,21 @@ def report(sweep: Sweep, output_format: Literal["text", "json"]) -> int:
     Returns:
         The exit code: 0, or 1 if every candidate failed.
     """
-    result = write_result(sweep)
+    results, picks = write_result(sweep)
     if output_format == "json":
-        print(json_text(result.as_json(), indent=2))  # noqa: T201
+        print(json_text(sweep_as_json(sweep, results, picks), indent=2))  # noqa: T201
     else:
-        _print(sweep, result.candidates, result.picks)
-    return 0 if result.picks else 1
+        _print(sweep, results, picks)
+    return 0 if picks else 1
 
 
 def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None) -> None:
     out = console()
     seeds, rates = len(sweep.settings.seeds), len(sweep.settings.lr_multipliers)
     out.print(f"{sweep.config.name}: {len(results)} candidates, {seeds} seeds, {rates} learning rates", style="bold")
-    _print_table(out, candidates_table(results, picks))
+    table = candidates_table(results, picks)
+    print_table(out, table, "<>", LEFT_OUT)
+    out.print(table.caption)
     losses = {tuple(one.aulc for one in each.base) for each in results}
     if sweep.settings.command and len(results) > 1 and len(losses) == 1:
         out.print("note: all candidates gave exactly the same losses: does the script read its {clip_config}?")
@@ -48,7 +46,9 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
         out.print(f"the race took {steps}; its finalists had {most} of {seeds} seeds")
     if picks:
         out.print()
-        _print_table(out, picks_table(picks))
+        table = picks_table(picks)
+        print_table(out, table, "<>", LEFT_OUT)
+        out.print(table.caption)
     out.print()
     recommended, *others = sweep_findings(results, picks)
     out.print(recommended.text)
@@ -61,21 +61,3 @@ def _print(sweep: Sweep, results: Sequence[outcome.Result], picks: Picks | None)
     clip = clip_of(sweep, picks.recommended)["clip"]
     print_code(out, f"clipper = {clipper_call(clip, sweep.output_dir / RECOMMENDED)}")
     print_code(out, "loss.backward()\nclipper.step(loss=loss)\noptimizer.step()")
-
-
-def _print_table(out: Console, table: Table) -> None:
-    """Print a table with as many of its columns as fit; names that leave too little room get their own line."""
-    rows = [table.headings, *table.rows]
-    for left_out in range(len(LEFT_OUT) + 1):
-        shown = [at for at, name in enumerate(table.headings) if name not in LEFT_OUT[:left_out]]
-        lines = aligned([[row[at] for at in shown] for row in rows], "<" + ">" * (len(shown) - 1))
-        if max(map(cell_len, lines)) <= out.width:
-            out.print("\n".join(lines), no_wrap=True)
-            break
-    else:
-        figures = aligned([[row[at] for at in shown[1:]] for row in rows], ">" * (len(shown) - 1))
-        out.print(f"  {figures[0]}", no_wrap=True)
-        for row, line in zip(table.rows, figures[1:], strict=True):
-            out.print(row[0])
-            out.print(f"  {line}", no_wrap=True)
-    out.print(table.caption)

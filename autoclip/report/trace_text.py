@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import Any
 
-from rich.cells import cell_len
-
 from autoclip.findings import Table
 from autoclip.policies import POLICIES
 from autoclip.records import rate_text, threshold_text
@@ -22,10 +20,9 @@ from autoclip.report.trace_findings import (
     trace_findings,
     yaml_of,
 )
-from autoclip.terminal import aligned, console, print_code
+from autoclip.terminal import console, print_code, print_table
 from autoclip.traces import NormTrace
-from autoclip.traces.notes import counted
-from autoclip.traces.unread import Unread
+from autoclip.traces.notes import Unread, counted
 from autoclip.tuning.log_findings import broken_from, useless_norms
 from autoclip.tuning.replay import Replay
 from autoclip.tuning.suggest import NUMBER_PERCENTILE, Suggestion, difference_of, number_text
@@ -97,7 +94,7 @@ def _print_all(one: Suggestion) -> None:
     for finding in trace_findings(one):
         out.print(finding.text, style=None if finding.level == "note" else "bold")
     for table in (norms_table(one), fixed_table(one)):
-        _print_table(table)
+        print_table(out, table, "><")
     framework = framework_of(one.trace)
     out.print(f"{placing_of(framework)}:")
     print_code(out, code_of(one.policy, framework, with_loss=one.loss.is_usable))
@@ -111,7 +108,7 @@ def print_replays(trace: NormTrace, replays: Sequence[Replay]) -> None:
     out = console()
     out.print("; ".join([f"{trace.source}: {len(trace)} norms", *useless_norms(trace)]), style="bold")
     headings = ("policy", "clipped", "rolling", "skipped", "left", "spikes", "streak", "reset", "threshold")
-    _print_table(Table(headings, [(one.policy, *_figures(one)) for one in replays]), "<")
+    print_table(out, Table(headings, [(one.policy, *_figures(one)) for one in replays]), "<>")
     out.print(COLUMNS)
     notes = [*trace.notes]
     if trace.stride > 1:
@@ -134,19 +131,6 @@ def replays_as_json(trace: NormTrace, replays: Sequence[Replay]) -> dict[str, An
         "limits": LIMITS,
         "policies": [one.summary() for one in replays],
     }
-
-
-def _print_table(table: Table, first: str = ">") -> None:
-    """Print a table; the first cells get their own lines if they leave too little room (their side is "<")."""
-    out = console()
-    rows = [table.headings, *table.rows]
-    lines = aligned(rows, first + ("<" if first == ">" else ">") * (len(table.headings) - 1))
-    if first == "<" and max(map(cell_len, lines)) > out.width:
-        figures = aligned([row[1:] for row in rows], ">" * (len(table.headings) - 1))
-        lines = [f"  {figures[0]}", *(f"{row[0]}\n  {line}" for row, line in zip(table.rows, figures[1:], strict=True))]
-    out.print(lines[0], style="bold")
-    for line in lines[1:]:
-        out.print(line)
 
 
 def _figures(one: Replay) -> tuple[str, ...]:

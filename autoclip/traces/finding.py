@@ -14,12 +14,12 @@ from autoclip.traces.columns import DOWNLOAD, Selection, loss_rank, may_be_step
 from autoclip.traces.console_log import PRINTS_JSON, program_of
 from autoclip.traces.csv_file import header
 from autoclip.traces.jsonl import first_row, row_of
+from autoclip.traces.notes import Unread, refused
 from autoclip.traces.text import READ_ERRORS, STANDARD_INPUT, lines, opened, unreadable
 from autoclip.traces.tfrecord import starts_record
-from autoclip.traces.trainer_state import TRAINER_STATE, is_state
-from autoclip.traces.unread import Unread, refused
 from autoclip.traces.wandb_file import IDENT
 
+TRAINER_STATE = "trainer_state.json"
 _PROBED_LINES = 64
 _JSON = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*["}]|\[\s*[\[{\]])')
 _KEY = re.compile(r'"([^"\\]{1,200})"\s*:')
@@ -176,7 +176,7 @@ def _by_name(path: Path) -> Format | None:
     name = path.name.removesuffix(".gz")
     if "tfevents" in name:
         return Format.EVENTS
-    if is_state(path):
+    if name == TRAINER_STATE:
         return Format.JSON
     return _SUFFIXES.get(Path(name).suffix.lower())
 

@@ -56,23 +56,18 @@ class NormTrace:
             raise ValueError(f"steps must be whole numbers, at least one, got {steps.dtype} of shape {steps.shape}")
         if (steps[1:] <= steps[:-1]).any():
             raise ValueError("steps must ascend strictly")
-        self._set("steps", steps, np.int64)
-        norms = np.array(self.norms, dtype=np.float64)
-        if (norms < 0).any():
-            raise ValueError(f"norms must not be negative, got {norms[norms < 0][0]}")
-        self._set("norms", norms, np.float64)
-        if self.losses is not None:
-            self._set("losses", np.array(self.losses, dtype=np.float64), np.float64)
-        if self.thresholds is not None:
-            thresholds = np.array(self.thresholds, dtype=np.float64)
-            if (thresholds <= 0).any():
-                raise ValueError(f"thresholds must be positive, got {thresholds[thresholds <= 0][0]}")
-            self._set("thresholds", thresholds, np.float64)
+        self._set("steps", steps.astype(np.int64, copy=False))
+        for name in ("norms", "losses", "thresholds"):
+            if (values := getattr(self, name)) is not None:
+                self._set(name, np.array(values, dtype=np.float64))
+        if (self.norms < 0).any():
+            raise ValueError(f"norms must not be negative, got {self.norms[self.norms < 0][0]}")
+        if self.thresholds is not None and (self.thresholds <= 0).any():
+            raise ValueError(f"thresholds must be positive, got {self.thresholds[self.thresholds <= 0][0]}")
         object.__setattr__(self, "source", visible(self.source))
         object.__setattr__(self, "notes", tuple(map(visible, self.notes)))
 
-    def _set(self, name: str, values: npt.NDArray[Any], dtype: type[np.generic]) -> None:
-        array = values.astype(dtype, copy=False)
+    def _set(self, name: str, array: npt.NDArray[Any]) -> None:
         if array.shape != (len(self.steps),):
             raise ValueError(f"{name} must have shape ({len(self.steps)},), got {array.shape}")
         array.setflags(write=False)

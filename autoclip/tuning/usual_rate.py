@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from statistics import fmean, median
-from typing import Any, NamedTuple
+from statistics import median
+from typing import Any
 
 from autoclip.findings import Finding
 from autoclip.pictures.series import Series
@@ -24,25 +24,6 @@ USUAL = ProbingQuantile()
 OPENING_STEPS = round((USUAL.percentile - USUAL.lowest) / USUAL.pace)
 
 
-class Steps(NamedTuple):
-    """The active steps of one run (see `records.is_active`).
-
-    Attributes:
-        norms: before clipping.
-        losses: NaN: not finite, or not given.
-        clipped: whether the norm lay above the threshold.
-    """
-
-    norms: Sequence[float]
-    losses: Sequence[float]
-    clipped: Sequence[bool]
-
-
-def steps_of(series: Series) -> Steps:
-    """The active steps of a run."""
-    return Steps(*(one[series.active].tolist() for one in (series.norms, series.losses, series.clipped)))
-
-
 def is_default(clip: Mapping[str, Any]) -> bool:
     """Return True if a `clip` section has the default policy with its own parameters, on the norm of all gradients."""
     policy = clip.get("policy")
@@ -53,7 +34,7 @@ def is_default(clip: Mapping[str, Any]) -> bool:
     return not changed and all(clip.get(name, known[0]) in known for name, known in usual.items())
 
 
-def rate_finding(runs: Mapping[str, Steps]) -> Finding | None:
+def rate_finding(runs: Mapping[str, Series]) -> Finding | None:
     """Judge the clip rates of the default policy; of several runs, look for the cause in the one clipped most.
 
     Args:
@@ -62,7 +43,7 @@ def rate_finding(runs: Mapping[str, Steps]) -> Finding | None:
     Returns:
         None without an active step.
     """
-    rates = {label: fmean(run.clipped) for label, run in runs.items() if run.clipped}
+    rates = {label: run.clip_rate for label, run in runs.items() if run.active.any()}
     if not rates:
         return None
     least, most = min(rates.values()), max(rates.values())
@@ -78,20 +59,21 @@ def rate_finding(runs: Mapping[str, Steps]) -> Finding | None:
     return Finding("note", f"{text}{cause}", {"clip_rates": rates})
 
 
-def _cause(run: Steps) -> str:
+def _cause(run: Series) -> str:
     """The reason why a run was clipped too often."""
-    count = len(run.norms)
+    norms, losses = run.norms[run.active].tolist(), run.losses[run.active].tolist()
+    count = len(norms)
     if count < FEWEST_STEPS:
         return f"it has only {count} steps after the warm-up, and the first {OPENING_STEPS} open the threshold"
-    if not any(map(isfinite, run.losses)):
+    if not any(map(isfinite, losses)):
         return "no finite loss was given, and without it the policy has no brake: call clipper.report_loss(loss)"
-    rises = _rises(run.losses) / count
+    rises = _rises(losses) / count
     if rises > MANY_RISES:
         return (
             f"the loss rose again and again (in {rate_text(rises)} of the steps): the learning rate may be too "
             f"high, or the loss a poor guide: try a lower rate, or RunningQuantile(percentile=90)"
         )
-    first, last = median(run.norms[: count // 4]), median(run.norms[-(count // 4) :])
+    first, last = median(norms[: count // 4]), median(norms[-(count // 4) :])
     if last >= GROWTH * first:
         return (
             f"the norms grow, by a factor of {last / first:.2g} from the first quarter to the last: the threshold, "
