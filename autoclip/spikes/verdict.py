@@ -118,7 +118,7 @@ def _leaders(events: Sequence[SpikeEvent]) -> list[Finding]:
             found.append(Finding("note", told, {"parameter": name, "events": count}))
     if of_batch >= SEVERAL and 2 * of_batch > len(events) and not found:
         told = (
-            f"the gradients of most layers rose together, or the loss of one step ({_times(of_batch, events)}): that is "
+            f"most layers' gradients rose together, or the loss of one step ({_times(of_batch, events)}): that is "
             f"a batch, not a layer: look at the batches (clipper.note names them), or add skip=SkipStep(on='loss or "
             f"norm')"
         )
