@@ -92,7 +92,7 @@ def test_zero_poisons_no_optimizer_of_torch(name, bad, host_wait):
     assert (clipper.skipped_steps, clipper.policy.nonfinite_norms) == (0, 2)
 
 
-@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize("mode", ["norm", "value", "agc", "param_rms"])
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_zero_lets_momentum_decay_by_one_step(scope, mode):
     net = network()

@@ -21,7 +21,7 @@ seeds: [0, 1, 2]                # one run each
 precision: float32              # or bfloat16, float16
 accumulate: 1                   # batches per step
 clip:
-  mode: norm                    # of all gradients; or value: of each element, agc: of each unit, by its weights
+  mode: norm                    # of all gradients; or value: of each element; agc, param_rms: by the weights
   on_nonfinite: skip            # or zero, propagate, raise
   policy:                       # what sets the threshold
     kind: probing_quantile
