@@ -216,6 +216,10 @@ def replay(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,...", help="As in kind=fixed,threshold=1; repeatable. Default: ten policies."),
     ] = None,
+    skip: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Skip rule beside each: kind=skip_step,on=loss or norm."),
+    ] = None,
     column: TraceColumn = None,
     step_column: StepColumn = None,
     output_format: OutputFormat = Format.text,
@@ -227,7 +231,8 @@ def replay(
         from autoclip.traces import read_traces
 
         policies = [policy_of(text) for text in policy or USUAL_POLICIES]
-        results = [(trace, replay_policies(trace, policies)) for trace in read_traces(paths, column, step_column)]
+        rule = None if skip is None else policy_of(skip, "--skip")
+        results = [(trace, replay_policies(trace, policies, rule)) for trace in read_traces(paths, column, step_column)]
         if output_format == Format.json:
             _print_json([replays_as_json(trace, replays) for trace, replays in results])
             return
