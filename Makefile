@@ -7,7 +7,8 @@ BIN := .venv/bin
 INTEGRATIONS := .integrations/bin
 INTEGRATIONS_PACKAGES := tensorflow-cpu playwright pytorch_optimizer schedulefree opacus trl peft datasets
 # Engines that the recipes of docs/engines.md are checked against; and what the parts that run on a CPU import.
-ENGINES := torchtitan==0.3.0 torchtune==0.6.1 mosaicml==0.32.1 ai2-olmo-core==3.0.0 verl==0.9.1 nanotron==0.4 \
+OLMO_CORE := ai2-olmo-core==3.0.0
+ENGINES := torchtitan==0.3.0 torchtune==0.6.1 mosaicml==0.32.1 $(OLMO_CORE) verl==0.9.1 nanotron==0.4 \
 	megatron-core==0.16.1 megatron-bridge==0.3.1 llamafactory==0.9.5 \
 	torchdata==0.11.0 omegaconf==2.4.0 spmd_types==0.2.3 tyro==1.0.13 typeguard==4.6.1 docstring-parser==0.15
 
@@ -96,6 +97,8 @@ parity: .parity/ready
 		$(PARITY_PACKAGES)
 	rm -rf .parity/pypi-autoclip
 	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/pypi-autoclip $(PYPI_AUTOCLIP)
+	rm -rf .parity/olmo-core
+	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/olmo-core $(OLMO_CORE)
 	touch $@
 
 # The documentation as pages that need no server and no network, in build/site; `make test-integrations` opens them.

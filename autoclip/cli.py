@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
@@ -117,9 +117,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in the output directory.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="Replaces the file's seeds; repeat it for several.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
-    only_step: Annotated[
-        int | None, typer.Option(min=0, help="With --resume: take this step again; tell of it.")
-    ] = None,
+    only_step: Annotated[int | None, typer.Option(min=0, help="With --resume: tell more of this step.")] = None,
     output_format: OutputFormat = "text",
 ) -> None:
     """Train every seed of an experiment."""
@@ -133,11 +131,7 @@ def run(
     if only_step is not None:
         from autoclip.lab.only_step import look_at_step
 
-        looks = look_at_step(config, directory, only_step, resume=resume)
-        if output_format == "json":
-            _print_json([one.as_json() for one in looks])
-        else:
-            typer.echo("\n".join(map(str, looks)))
+        _print_each(look_at_step(config, directory, only_step, resume=resume), output_format)
         return
     from autoclip.lab.experiment import run_experiment
 
@@ -236,6 +230,10 @@ def replay(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,...", help="As in kind=fixed,threshold=1; repeatable. Default: ten policies."),
     ] = None,
+    skip: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Skip rule beside each: kind=skip_step,on=loss or norm."),
+    ] = None,
     column: TraceColumn = None,
     step_column: StepColumn = None,
     output_format: OutputFormat = "text",
@@ -246,7 +244,8 @@ def replay(
     from autoclip.traces import read_traces
 
     policies = [policy_of(text) for text in policy or USUAL_POLICIES]
-    results = [(trace, replay_policies(trace, policies)) for trace in read_traces(paths, column, step_column)]
+    rule = None if skip is None else policy_of(skip, "--skip")
+    results = [(trace, replay_policies(trace, policies, rule)) for trace in read_traces(paths, column, step_column)]
     if output_format == "json":
         _print_json([replays_as_json(trace, replays) for trace, replays in results])
         return
@@ -281,11 +280,7 @@ def spikes(
     """Tell which steps stood out, and why."""
     from autoclip.report.spikes import spikes_of
 
-    found = spikes_of(directory)
-    if output_format == "json":
-        _print_json([one.as_json() for one in found])
-    else:
-        typer.echo("\n".join(map(str, found)))
+    _print_each(spikes_of(directory), output_format)
 
 
 @app.command()
@@ -323,9 +318,9 @@ def init(
     task: Annotated[Path | None, typer.Option(help="Also write the example's task here, for you to change.")] = None,
 ) -> None:
     """Write an example experiment, ready to run."""
-    from autoclip.lab.starter import starter_files
+    from autoclip.lab.starter import starter_files, write_new
 
-    _write_new(starter_files(path, task))
+    write_new(starter_files(path, task), _tell)
 
 
 @app.command()
@@ -369,29 +364,17 @@ def _print_plan(config: "ExperimentConfig", directory: Path, output_format: Form
         typer.echo(f"#   {name}")
 
 
-def _write_new(texts: dict[Path, str]) -> None:
-    """Write files that do not exist yet; `-` is the standard output."""
-    for path in texts:
-        if str(path) != "-" and path.exists():
-            raise UsageError(f"{path} exists already and is left as it is; choose another name")
-        if not path.parent.is_dir():
-            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-    for path, text in texts.items():
-        if str(path) == "-":
-            typer.echo(text, nl=False)
-            continue
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-        _tell(f"wrote {path}")
-
-
 def _tell(message: str) -> None:
     from autoclip.terminal import console
 
     console(stderr=True).print(visible(message))
+
+
+def _print_each(found: Sequence[Any], output_format: OutputFormat) -> None:
+    if output_format == "json":
+        _print_json([one.as_json() for one in found])
+    else:
+        typer.echo("\n".join(map(str, found)))
 
 
 def _print_json(value: Any) -> None:

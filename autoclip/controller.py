@@ -10,6 +10,9 @@ from autoclip.policies.policy import Phase, Policy, Response
 MOST_SKIPPED = 20
 """Skipped steps in a row that show a new level of the norms, with the response "skip"."""
 
+ELEMENTWISE = ("value", "agc")
+"""Modes in which the elements of a gradient may have different factors."""
+
 RelearnAfter = int | Literal["auto"] | None
 SkippedBy = Literal["norm", "loss", "loss and norm"]
 
@@ -58,7 +61,7 @@ class Decision:
         norm, threshold = self.norm, self.threshold
         if not self.clipped and (norm < inf or threshold == inf):
             return norm
-        if mode == "norm" and (not self.clipped or self.clipped_norm == threshold):
+        if mode not in ELEMENTWISE and (not self.clipped or self.clipped_norm == threshold):
             return norm * (threshold / (norm + min(1e-6, 1e-3 * threshold)))
         return self.clipped_norm if self.clipped else threshold
 

@@ -20,7 +20,8 @@ class ClipRecord:
     Attributes:
         step: 0 for the first.
         phase: "warmup" or "active": which of the two set the threshold.
-        total_norm: norm before clipping (mode "value": the largest absolute element; mode "agc": the largest ratio).
+        total_norm: norm before clipping (mode "value": the largest absolute element; mode "agc": the largest ratio;
+            mode "param_rms": weighted).
         threshold: > 0; inf: no clipping. With several groups, the bound that theirs set on the total norm.
         coefficient: norm after clipping over norm before, in [0, 1]: 1 left the gradients untouched, 0 skipped the
             step. With one group it is the factor on them; with several, both norms are those of all gradients together.

@@ -330,6 +330,15 @@ def skip_step_left_out(
     return left_out
 
 
+def scaled_adam_norm(weights: Sequence[np.ndarray], gradients: Sequence[np.ndarray]) -> float:
+    """icefall's ScaledAdam: the norm of all gradients together, each times the RMS (1e-5 at least) of its parameter."""
+    total = 0.0
+    for weight, gradient in zip(weights, gradients, strict=True):
+        rms = max(float(np.sqrt(np.mean(np.square(weight)))), 1e-5)
+        total += float(np.sum(np.square(gradient * rms)))
+    return total**0.5
+
+
 def adagc(
     norms_per_step: Sequence[Sequence[float]],
     *,

@@ -163,7 +163,7 @@ def test_a_norm_may_be_a_number_or_a_tensor(returned):
     assert clipper.layer_norms() == {}
 
 
-@pytest.mark.parametrize("options", [{"mode": "value"}, {"mode": "agc"}, {"scope": "parameter"}])
+@pytest.mark.parametrize("options", [{"mode": "value"}, {"mode": "agc"}, {"mode": "param_rms"}, {"scope": "parameter"}])
 def test_a_function_clips_by_the_one_norm_of_all(options):
     weight = one_weight()
     weight.grad = torch.tensor([5.0])

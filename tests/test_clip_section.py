@@ -108,7 +108,10 @@ def test_other_keys_are_not_read():
         ("{}", "x.yaml:1:1: clip: must be given, got a file without a clip section"),
         ("", "x.yaml: must be a mapping of keys to values, got an empty file"),
         ("clip:\n", "x.yaml:1:6: clip: must be a mapping of keys to values, got null"),
-        ("a: 1\nclip: {mode: agcs}", "x.yaml:2:14: clip.mode: must be 'norm', 'value' or 'agc', got 'agcs'"),
+        (
+            "a: 1\nclip: {mode: agcs}",
+            "x.yaml:2:14: clip.mode: must be 'norm', 'value', 'agc' or 'param_rms', got 'agcs'",
+        ),
         (
             "clip: {polcy: {}}",
             "x.yaml:1:8: clip.polcy: unknown key (did you mean policy?); known: scope, groups, mode, response, "
@@ -117,7 +120,7 @@ def test_other_keys_are_not_read():
         (
             "clip: {policy: {kind: fixed, threshold: 0}, mode: 1}",
             "x.yaml:1:41: clip.policy.threshold: must be a number in (0, inf], got 0\n"
-            "x.yaml:1:51: clip.mode: must be 'norm', 'value' or 'agc', got 1",
+            "x.yaml:1:51: clip.mode: must be 'norm', 'value', 'agc' or 'param_rms', got 1",
         ),
         (
             "clip: {mode: norm, mode: value}",

@@ -319,7 +319,7 @@ def test_the_options_that_others_hand_on_are_all_there_are():
         ({"policy": 1.0}, TypeError, r"policy must be .*, got 1\.0: a constant threshold is Fixed\(1\.0\)"),
         ({"policy": "fixed"}, TypeError, r"such as RunningQuantile\(percentile=50\), got 'fixed'$"),
         ({"policy": RunningQuantile}, TypeError, r"that is the class, write RunningQuantile\(\.\.\.\)"),
-        ({"mode": "values"}, ValueError, "mode must be one of norm, value, agc, got 'values'"),
+        ({"mode": "values"}, ValueError, "mode must be one of norm, value, agc, param_rms, got 'values'"),
         ({"scope": "layer"}, ValueError, "scope must be one of global.*, got 'layer'"),
         ({"response": "explode"}, ValueError, "response must be one of scale.*, got 'explode'"),
         (

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoclip import Clipper, Fixed, RunningQuantile, attach
+from tests.host_reads import HostReads
 from tests.small_network import POLICIES, Records, batch, equal, network, one_weight, steps, train, weights_of
 from tests.streams import norm_streams
 
@@ -92,7 +93,33 @@ def test_zero_poisons_no_optimizer_of_torch(name, bad, host_wait):
     assert (clipper.skipped_steps, clipper.policy.nonfinite_norms) == (0, 2)
 
 
-@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+def reads_of(name, bad):
+    """Host reads of each step of an optimizer under a clipper; without one, and with zeros, if `bad` is 0."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 3))
+    optimizer = getattr(torch.optim, name)([weight], lr=0.01)
+    if bad:
+        attach(optimizer, Fixed(1.0), on_nonfinite="zero", host_wait=False)
+    counts = []
+    for step in range(8):
+        gradient = torch.full((4, 3), bad if step in (4, 6) else 0.5)
+        weight.grad = gradient.to_sparse(1) if name == "SparseAdam" else gradient
+        with HostReads() as reads:
+            optimizer.step()
+        counts.append(reads.count)
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("Optimizer", "LBFGS")])
+def test_zero_adds_no_host_read_to_those_of_any_optimizer_of_torch(name):
+    """Not LBFGS: it looks at the gradients itself, and the clipper measures them in its closure."""
+    own, clipped = reads_of(name, 0.0), reads_of(name, nan)
+    assert clipped[3:] == own[3:]
+    assert all(some > none for some, none in zip(clipped[:3], own[:3], strict=True))  # these wait
+
+
+@pytest.mark.parametrize("mode", ["norm", "value", "agc", "param_rms"])
 @pytest.mark.parametrize("scope", ["global", "parameter"])
 def test_zero_lets_momentum_decay_by_one_step(scope, mode):
     net = network()

@@ -134,7 +134,7 @@ def test_raising_changes_nothing_anywhere(scope):
     assert clipper.state_dict() == state
 
 
-@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize("mode", ["norm", "value", "agc", "param_rms"])
 @pytest.mark.parametrize("scope", ["global", "group", "parameter"])
 @pytest.mark.parametrize("response", RESPONSES)
 def test_a_second_call_in_the_same_step_is_recognised(scope, response, mode):
@@ -158,7 +158,7 @@ def test_a_second_call_in_the_same_step_is_recognised(scope, response, mode):
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
-@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize("mode", ["norm", "value", "agc", "param_rms"])
 def test_gradients_of_any_size_are_clipped_alike(scale, mode):
     lefts = []
     for factor in (1.0, scale):

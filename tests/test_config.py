@@ -195,7 +195,7 @@ def test_a_configuration_does_not_change(load):
             "1:31: optimizer.sgd: unknown key of kind sgd; known: kind, lr, momentum, dampening, nesterov, "
             "weight_decay",
         ),
-        ("clip: {mode: agcs}", "1:14: clip.mode: must be 'norm', 'value' or 'agc', got 'agcs'"),
+        ("clip: {mode: agcs}", "1:14: clip.mode: must be 'norm', 'value', 'agc' or 'param_rms', got 'agcs'"),
         (
             "clip: {polciy: 1}",
             "1:8: clip.polciy: unknown key (did you mean policy?); known: scope, groups, mode, response, "

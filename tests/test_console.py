@@ -50,6 +50,18 @@ def test_warm_up_no_threshold_no_loss_and_what_is_not_finite_are_said_in_words()
     ]
 
 
+def test_a_line_says_what_its_skipped_steps_were_skipped_for() -> None:
+    lines: list[str] = []
+    sink = ConsoleSink(every=3, say=lines.append)
+    for step, by in enumerate(["norm", None, "loss and norm", "loss", "loss", None, None, None, None]):
+        sink.log(record(step, skipped=by is not None, skipped_by=by))
+    assert [line.partition("  left ")[2].partition("  ")[2] for line in lines] == [
+        "skipped 2 (2 by norm, 1 by loss)",
+        "skipped 2 (2 by loss)",
+        "",
+    ]
+
+
 def test_in_a_loop_the_overall_rate_is_the_clippers() -> None:
     lines: list[str] = []
     weight = torch.nn.Parameter(torch.zeros(1))

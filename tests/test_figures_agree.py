@@ -58,6 +58,7 @@ def summary_of(directory: Path) -> dict[str, Any]:
         ("clip.scope=group", "clip.groups={early: '^[01]', late: '^4'}"),
         ("clip.mode=value",),
         ("clip.mode=agc", "clip.scope=parameter"),
+        ("clip.mode=param_rms", "clip.scope=parameter"),
         ("clip.response=skip", "clip.scope=parameter"),
         ("clip.policy={kind: none}",),
         ("clip.policy={kind: running_quantile, warmup_steps: 60}",),

@@ -273,7 +273,8 @@ def test_the_function_does_with_it_as_torch(name):
         torch.testing.assert_close(plain(a.grad), plain(b.grad), rtol=0, atol=0, equal_nan=True)
 
 
-ALL_MODES, WHOLE = ("norm", "value", "agc"), ("norm", "value")
+WHOLE = ("norm", "value", "param_rms")
+ALL_MODES = (*WHOLE, "agc")
 FLOATS, COO = r"floating-point or complex, got torch\.", r"dense or sparse COO tensors, got torch\."
 DENSE = "unit-wise clipping needs dense, real gradients"
 REFUSED = {

@@ -1,15 +1,22 @@
 """Policies as they are written on the command line."""
 
+import json
+import warnings
+from math import inf, nan
+
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from autoclip import Fixed, RunningQuantile
+from autoclip import Clipper, Fixed, RunningQuantile, SkipStep
 from autoclip.cli import app
 from autoclip.errors import UsageError
 from autoclip.lab.policy_option import USUAL_POLICIES, policy_of
 from autoclip.lab.yaml_source import read_document
+from autoclip.sinks import JSONLSink
 from autoclip.tuning.replay import MANY_NORMS
+from tests.streams import loss_stream, norm_streams
 
 POLICIES_OF_ONES_OWN = """
 from autoclip import Policy
@@ -138,6 +145,51 @@ def test_a_policy_of_ones_own_is_replayed(own):
     result = replayed(f"{own}:Level")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "Level()" in result.stdout
+
+
+@pytest.mark.parametrize("on", ["norm", "loss", "loss or norm"])
+def test_a_skip_rule_leaves_out_what_it_left_out_in_training(tmp_path, on):
+    """In the log: losses that are infinite and NaN, and norms that are infinite, NaN and zero."""
+    norms, losses = norm_streams(120)["spikes"], loss_stream(120)
+    norms[30], norms[31], norms[32], norms[61] = inf, nan, 0.0, 1e4
+    losses[40], losses[50], losses[60], losses[70] = inf, nan, -inf, 1e4
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    rule = SkipStep(3.0, 16, on=on, warmup_steps=6)
+    policy = RunningQuantile(90, warmup_steps=10)
+    log = tmp_path / "metrics.jsonl"
+    with warnings.catch_warnings(), JSONLSink(log) as sink:
+        warnings.simplefilter("ignore")  # of the norms
+        clipper = Clipper([weight], policy, skip=rule, sinks=[sink])
+        for norm, loss in zip(norms, losses, strict=True):
+            weight.grad = torch.tensor([norm], dtype=torch.float64)
+            clipper.step(loss=loss)
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    trained = sum(line["skipped_by"] is not None for line in lines)
+    assert lines[40]["skipped"] == ("loss" in on)
+    options = ["--policy", "kind=running_quantile,percentile=90,warmup_steps=10"]
+    options += ["--skip", f"kind=skip_step,sigmas=3,window=16,on={on},warmup_steps=6"]
+    result = CliRunner().invoke(app, ["replay", str(log), *options, "-f", "json"])
+    assert result.exit_code == 0, result.stderr
+    (figures,) = json.loads(result.stdout)[0]["policies"]
+    assert figures["skip_rate"] * figures["active_steps"] == pytest.approx(trained)
+    assert figures["clip_rate"] == clipper.clip_rate
+    assert figures["policy"] == f"{policy!r}, skip={rule!r}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "code", "message"),
+    [
+        ("skip_step", 2, "--skip skip_step: expected KEY=VALUE"),
+        ("kind=skip_step,on=both", 2, "--skip kind=skip_step,on=both: on: must be "),
+        ("kind=adagc", 2, "--skip kind=adagc: ValueError: skip leaves out whole steps by the norm of all gradients"),
+        ("kind=OWN:Forgetful", 1, "Fixed beside OWN:Forgetful cannot be replayed: KeyError: 'norms'"),
+    ],
+)
+def test_faults_of_a_skip_rule_are_named(own, rule, code, message):
+    options = ["--policy", "kind=fixed,threshold=1", "--skip", rule.replace("OWN", own)]
+    result = CliRunner().invoke(app, ["replay", "log.csv", *options])
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (code, "", 1)
+    assert message.replace("OWN", own) in result.stderr
 
 
 def test_a_policy_that_no_other_process_can_be_given_is_one_line(own, tmp_path, monkeypatch):

@@ -111,7 +111,8 @@ def test_a_loop_of_ones_own_has_metrics_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("value", "largest gradient element"), ("agc", "gradient norm / weight norm")]
+    ("mode", "words"),
+    [("value", "largest gradient element"), ("agc", "gradient norm / weight norm"), ("param_rms", "parameter RMS")],
 )
 def test_the_axis_says_what_the_norm_is(tmp_path: Path, mode: str, words: str) -> None:
     run = write_run(tmp_path / "seed-0", metrics_of())

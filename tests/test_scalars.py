@@ -75,6 +75,15 @@ def test_a_window_of_nothing_finite_has_counts_only() -> None:
     assert scalars.take(replace(nonfinite(2), threshold=inf)) == rates | {"skipped_steps": 2, "nonfinite_steps": 2}
 
 
+def test_skipped_steps_are_counted_by_what_stood_out() -> None:
+    scalars = Scalars(every=4)
+    for step, by in enumerate([None, "norm", "loss and norm"]):
+        assert scalars.take(record(step, skipped=by is not None, skipped_by=by)) == {}
+    found = scalars.take(nonfinite(3))
+    told = {name: found[name] for name in found if "skipped" in name or name == "nonfinite_steps"}
+    assert told == {"skipped_steps": 3, "skipped_by_norm": 2, "skipped_by_loss": 1, "nonfinite_steps": 1}
+
+
 def test_the_mean_of_the_largest_floats_does_not_overflow() -> None:
     scalars = Scalars(every=2)
     found = [scalars.take(record(step, 1.7e308, coefficient=1.0)) for step in range(2)]

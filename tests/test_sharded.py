@@ -111,7 +111,7 @@ def test_gradients_of_every_placement_are_measured_beside_plain_ones(mesh, order
     assert type(found.total) is torch.Tensor
 
 
-@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize("mode", ["norm", "value", "agc", "param_rms"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_clipper_leaves_what_it_leaves_of_plain_gradients(mesh, placement, mode):
     plain = nn.Parameter(WEIGHTS.clone())

@@ -303,7 +303,7 @@ def test_a_checkpoint_loads_with_weights_only(configure, tmp_path):
     state, _ = load_checkpoint(tmp_path / "run")
     assert content["tally"]["steps"] == state["tally"]["steps"] == 40
     model = TinyTask().model(1)
-    model.load_state_dict(content["state"]["model"])
+    model.load_state_dict(content["model"])
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(configure, tmp_path):

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autoclip import adaptive_grad_clip_
-from autoclip.gradients import limit_units_, measure_units
+from autoclip import CenterMultiple, Clipper, Fixed, adaptive_grad_clip_
+from autoclip.gradients import limit_units_, measure_units, measure_weighted
+from tests.grouped import backward, clipper_of, gradients, members
 from tests.properties import pinned
-from tests.small_network import network
+from tests.references import scaled_adam_norm
+from tests.small_network import Records, network
 
 PINNED = pinned(100)
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -199,3 +201,55 @@ def test_no_unit_is_left_above_the_factor(rows, columns, seed, factor, scale, dt
             assert after[row] == pytest.approx(min(factor, before[row]), rel=ROUNDING[dtype], abs=0)
             cosine = nn.functional.cosine_similarity(made.grad[row].double(), gradient[row].double(), dim=0)
             assert cosine.item() == pytest.approx(1, abs=1e-6)
+
+
+def arrays(parameters):
+    both = [(one.detach().double().numpy(), one.grad.double().numpy()) for one in parameters]
+    return [weight for weight, _ in both], [gradient for _, gradient in both]
+
+
+@pytest.mark.parametrize("scope", ["global", "group", "parameter"])
+def test_the_weighted_norm_is_that_of_scaled_adam_and_its_threshold_scales_as_one_factor(scope):
+    net, sink = network(), Records()
+    with torch.no_grad():
+        net[0].bias.zero_()  # counts with 1e-5
+    clipper = clipper_of(net, CenterMultiple(window=4, warmup_steps=2), scope, mode="param_rms", sinks=[sink])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    clipped = 0
+    for step in range(12):
+        backward(net, step)
+        if step == 8:
+            net[0].weight.grad *= 50
+        thresholds = clipper.threshold if scope != "global" else {"all": clipper.threshold}
+        before, groups = dict(zip(net.parameters(), gradients(net), strict=True)), members(net, scope)
+        own = {name: scaled_adam_norm(*arrays(group)) for name, group in groups.items()}
+        total = clipper.step()
+        assert float(total) == pytest.approx(sum(norm**2 for norm in own.values()) ** 0.5, rel=1e-6)
+        for name, group in groups.items():
+            factor = min(1.0, thresholds[name] / own[name])
+            clipped += factor < 1
+            for one in group:
+                torch.testing.assert_close(one.grad, factor * before[one], rtol=1e-3, atol=1e-9)
+        left = scaled_adam_norm(*arrays(net.parameters()))
+        assert sink[-1].coefficient == pytest.approx(left / float(total), rel=1e-5)
+        optimizer.step()
+    assert clipped >= 1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_weighted_norms_neither_overflow_nor_underflow(scale, dtype):
+    size = scale if dtype != torch.float16 else max(min(scale, 1e4), 1e-4)
+    weights = [
+        parameter([3.0, 4.0], [size, size], dtype),
+        parameter(torch.zeros(3, 2), torch.full((3, 2), size), dtype),
+    ]
+    expected = scaled_adam_norm(*arrays(weights))
+    for scope in ("global", "parameter"):
+        clipper = Clipper(weights, Fixed(expected / 2), mode="param_rms", scope=scope)
+        assert float(clipper.step()) == pytest.approx(expected, rel=1e-3)
+        assert weights[0].grad.tolist() == pytest.approx([size / 2] * 2, rel=1e-3)
+        for one in weights:
+            one.grad = torch.full_like(one, size)
+    empty = parameter(torch.zeros(0), torch.zeros(0))
+    assert measure_weighted({"a": empty.grad}, {"a": empty}).value == measure_weighted({}, {}).value == 0.0

@@ -54,6 +54,8 @@ class Clipper(Recorded):
         mode: "norm" multiplies the gradients by one factor. "value" clamps each element to the threshold, and observes
             the largest absolute element as the norm. "agc" shrinks the gradient of each unit (row, filter) to the
             threshold times the norm of its weights, and observes the largest such ratio (see `adaptive_grad_clip_`).
+            "param_rms" multiplies as "norm", but the norm of each gradient counts times the RMS of its parameter, at
+            least 1e-5: what ScaledAdam (icefall) goes by.
         norm_type: p > 0 or inf, order of the norm in mode "norm"; unused in the others.
         response: what happens to a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
             own formula. "skip": the gradients are removed, and the step has no effect. None is the policy's own.
@@ -115,7 +117,7 @@ class Clipper(Recorded):
         self.response: Response = choice("response", response or policy.response, Response)
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         order = checked_norm_type(norm_type)
-        self.norm_type = order if mode == "norm" else inf
+        self.norm_type = order if mode == "norm" else 2.0 if mode == "param_rms" else inf
         self.process_group = process_group
         self._groups = Groups(source, policy, self.scope, self.response, groups, relearn_after)
         self._history = History(sinks, max_nonfinite_in_a_row, policy)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.controller import Decision
+from autoclip.controller import ELEMENTWISE, Decision
 from autoclip.gradients import (
     Norms,
     clamp_,
@@ -18,6 +18,7 @@ from autoclip.gradients import (
     limit_units_,
     measure,
     measure_units,
+    measure_weighted,
     scale_,
     scale_each_,
 )
@@ -57,9 +58,14 @@ def measure_all(
             f"the gradient of parameter {next(iter(gradients))!r} is an inference tensor, shape {tuple(first.shape)}, "
             f"which cannot be clipped in place: make gradients outside torch.inference_mode(), or assign clones"
         )
-    norms = measure_units(gradients, parameters) if mode == "agc" else measure(gradients, order)
-    if mode == "value" and not norms.alike:
-        _refuse_complex(gradients)
+    if mode == "agc":
+        norms = measure_units(gradients, parameters)
+    elif mode == "param_rms":
+        norms = measure_weighted(gradients, parameters)
+    else:
+        norms = measure(gradients, order)
+        if mode == "value" and not norms.alike:
+            _refuse_complex(gradients)
     if scale is None:
         return norms
     factor = float(scale)  # host read
@@ -95,7 +101,7 @@ def group_norms(
     values = totals.tolist()  # host read
     smallest = least_fast_norm(order)
     small = [group for group, value in enumerate(values) if value < smallest]
-    if not small:
+    if not small or totals.dtype is torch.float64:
         return totals, values
     names = list(gradients)
     for group in small:  # powers that underflow, beside a larger norm that hid it
@@ -116,7 +122,7 @@ def shrink_(
         measured: the gradients with their norms.
         decisions: on every group in it, in its order.
         parameters: by name.
-        mode: "norm" multiplies, "value" clamps each element, "agc" limits each unit by its weights.
+        mode: "norm" and "param_rms" multiply, "value" clamps each element, "agc" limits each unit by its weights.
 
     Returns:
         Names of the groups whose gradients are to be removed, and the factor if there is only one.
@@ -139,7 +145,7 @@ def shrink_(
         return removed, None if removed else 1.0
     gradients, names, scale = list(measured.gradients.values()), list(measured.gradients), measured.all.scale
     members = list(measured.members.values())
-    if mode != "norm":
+    if mode in ELEMENTWISE:
         for place, limit in zip(places, limits, strict=True):
             tensors = [gradients[position] for position in members[place]]
             if mode == "value":
@@ -180,7 +186,8 @@ def norms_left(measured: Measured, decisions: Mapping[str, Decision], mode: str)
     for one, own in zip(decisions.values(), measured.members.values(), strict=True):
         for place in own:
             share = one.rounded_norm(mode) / one.norm if one.norm > 0 else 1.0
-            left[names[place]] = before[place] * share if mode == "norm" else min(before[place], one.rounded_norm(mode))
+            limited = mode in ELEMENTWISE
+            left[names[place]] = min(before[place], one.rounded_norm(mode)) if limited else before[place] * share
     return left
 
 

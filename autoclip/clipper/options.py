@@ -9,7 +9,7 @@ from autoclip.policies import Policy
 from autoclip.policies.policy import Response, Scope
 from autoclip.records import Sink
 
-Mode = Literal["norm", "value", "agc"]
+Mode = Literal["norm", "value", "agc", "param_rms"]
 OnNonfinite = Literal["skip", "zero", "propagate", "raise"]
 
 

@@ -39,7 +39,7 @@ class Step:
         groups: the parameters, and a policy for each group.
         deferred: the steps that do without a host wait.
         history: gets every step.
-        mode: "norm", "value" or "agc".
+        mode: "norm", "value", "agc" or "param_rms".
         norm_type: order of the norm.
         on_nonfinite: "skip", "zero", "propagate" or "raise".
         rule: says which steps are left out, whatever the groups decide; None: none.

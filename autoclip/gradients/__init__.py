@@ -20,7 +20,7 @@ from autoclip.gradients.shrink import (
     zero_,
 )
 from autoclip.gradients.source import Source, gradients_of, named_parameters
-from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units
+from autoclip.gradients.units import adaptive_grad_clip_, limit_units_, measure_units, measure_weighted
 
 __all__ = [
     "Norms",
@@ -40,6 +40,7 @@ __all__ = [
     "limit_units_",
     "measure",
     "measure_units",
+    "measure_weighted",
     "multiply_",
     "multiply_each_",
     "named_parameters",

@@ -1,4 +1,4 @@
-"""Unit-wise adaptive gradient clipping: each gradient is compared with the weights that it changes."""
+"""Gradients compared with the weights that they change: unit-wise clipping, and the norm weighted by them."""
 
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from autoclip.gradients.norms import Norms, without_numbers
+from autoclip.gradients.norms import Norms, measure, without_numbers
 from autoclip.gradients.sharded import reduce_norms, sharded_over, to_local
 from autoclip.gradients.shrink import own_memory_
 from autoclip.gradients.source import Source, gradients_of, named_parameters
@@ -16,6 +16,8 @@ from autoclip.gradients.source import Source, gradients_of, named_parameters
 REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 LEAST_WEIGHT = 1e-3
 """Norm that a unit's weights count as at least, or weights that start at zero would never move."""
+LEAST_RMS = 1e-5
+"""RMS that a parameter counts with at least, as in ScaledAdam."""
 
 
 @torch.no_grad()
@@ -94,6 +96,29 @@ def measure_units(
         total = each.max()
         value = float(total)  # host read
     return Norms(total, each, value)
+
+
+def measure_weighted(gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Norms:
+    """Norm of each gradient times the RMS of its parameter, and of all together.
+
+        total = sqrt(sum of (|g| * max(rms(w), 1e-5))^2)
+
+    Args:
+        gradients: by parameter name, as of `measure`.
+        parameters: by name, at least those.
+
+    Reference: ScaledAdam of icefall (`zipformer/optim.py`), which clips by this norm.
+    """
+    norms = measure(gradients)
+    if not gradients:
+        return norms
+    weights = {name: parameters[name].detach() for name in gradients}
+    sizes = norms.each.new_tensor([max(one.numel(), 1) for one in weights.values()])
+    each = norms.each * (measure(weights).each.to(norms.each.device) / sizes.sqrt()).clamp(min=LEAST_RMS)
+    if each.device.type != "mps":  # squares that overflow or underflow float32; no float64 on mps
+        each = each.double()
+    total = torch.linalg.vector_norm(each)
+    return Norms(total, each, float(total))  # host read
 
 
 def limit_units_(

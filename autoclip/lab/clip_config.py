@@ -25,8 +25,10 @@ class ClipConfig(Section):
         description="For scope group: name -> regular expression searched in parameter names. All other parameters "
         "form the group rest.",
     )
-    mode: Literal["norm", "value", "agc"] = Field(
-        default="norm", description="Scale all gradients, clamp each element, or limit each unit by its weights."
+    mode: Literal["norm", "value", "agc", "param_rms"] = Field(
+        default="norm",
+        description="Scale all gradients, clamp each element, limit each unit by its weights, or scale all by the norm "
+        "of gradients times the RMS of their parameters.",
     )
     response: Literal["scale", "reciprocal", "skip"] | None = Field(
         default=None, description="What happens to a norm above the threshold. null: the policy's own."

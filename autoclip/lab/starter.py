@@ -1,5 +1,7 @@
 """The files that `autoclip init` writes."""
 
+import sys
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +23,7 @@ seeds: [0, 1, 2]                # one run each
 precision: float32              # or bfloat16, float16
 accumulate: 1                   # batches per step
 clip:
-  mode: norm                    # of all gradients; or value: of each element, agc: of each unit, by its weights
+  mode: norm                    # of all gradients; or value: of each element; agc, param_rms: by the weights
   on_nonfinite: skip            # or zero, propagate, raise
   policy:                       # what sets the threshold
     kind: probing_quantile
@@ -89,3 +91,30 @@ def _module_name(task: Path) -> str:
     if taken:
         raise UsageError(f"--task {task} would hide the installed module {parts[0]!r}; choose another name")
     return ".".join(parts)
+
+
+def write_new(texts: Mapping[Path, str], tell: Callable[[str], object]) -> None:
+    """Write files that do not exist yet; `-` is the standard output.
+
+    Args:
+        texts: by path.
+        tell: called with a line for each file.
+
+    Raises:
+        UsageError: one cannot be written.
+    """
+    for path in texts:
+        if str(path) != "-" and path.exists():
+            raise UsageError(f"{path} exists already and is left as it is; choose another name")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
+    for path, text in texts.items():
+        if str(path) == "-":
+            sys.stdout.write(text)
+            continue
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        tell(f"wrote {path}")

@@ -25,6 +25,7 @@ QUANTITIES = {
     "norm": "gradient norm before clipping",
     "value": "largest gradient element before clipping",
     "agc": "largest unit's gradient norm / weight norm",
+    "param_rms": "norm of gradients x parameter RMS before clipping",
 }
 
 

@@ -12,8 +12,8 @@ from autoclip.pictures.picture import (
     COLOURS,
     SMALL,
     Picture,
-    count_steps,
     new_figure,
+    over_steps,
     plain,
     png_of,
     positive,
@@ -75,7 +75,7 @@ def layers_picture(label: str, event: SpikeEvent) -> Picture | None:
     )
     axes.set_yticks(range(len(layers)), [plain(name) for name in layers], fontsize=SMALL - 2)
     axes.axvline(event.step - 0.5, color="black", linewidth=0.8, linestyle=":")
-    count_steps(axes)
+    over_steps(figure, [], "layer")
     bar = figure.colorbar(image, ax=axes, ticks=[-1, 0, 1, 2], pad=0.02)
     bar.ax.set_yticklabels(["0.1", "1", "10", "100"], fontsize=SMALL - 1)
     bar.set_label("times its median", fontsize=SMALL)

@@ -28,7 +28,7 @@ class ConsoleSink(Sink):
         self.say = say
         self._scalars = Scalars(every)
         self._phase = "warmup"
-        self._unusual = (0.0, 0.0)  # non-finite and skipped steps that were told
+        self._unusual: dict[str, float] = {}  # numbers of non-finite and skipped steps that were told
 
     def watch(self, clipper: Watched) -> None:
         """Take the overall clip rate from this clipper; it survives a resume."""
@@ -65,12 +65,15 @@ class ConsoleSink(Sink):
             recent, overall = (rate_text(scalars.get(name), 0) for name in ("recent_clip_rate", "clip_rate"))
             parts.append(f"clipped {recent} ({overall} of all)")
             parts.append(f"left {rate_text(scalars.get('mean_coefficient'), 0)}")
-        nonfinite, skipped = scalars["nonfinite_steps"], scalars["skipped_steps"]
-        if nonfinite > self._unusual[0]:
-            parts.append(f"norm not finite in {nonfinite - self._unusual[0]:.0f}")
-        if skipped > self._unusual[1]:
-            parts.append(f"skipped {skipped - self._unusual[1]:.0f}")
-        self._unusual = (nonfinite, skipped)
+        counts = ("nonfinite_steps", "skipped_steps", "skipped_by_norm", "skipped_by_loss")
+        unusual = {name: scalars.get(name, 0.0) for name in counts}
+        nonfinite, skipped, *by = (count - self._unusual.get(name, 0.0) for name, count in unusual.items())
+        if nonfinite > 0:
+            parts.append(f"norm not finite in {nonfinite:.0f}")
+        if skipped > 0:
+            why = [f"{count:.0f} by {name}" for name, count in zip(("norm", "loss"), by, strict=True) if count > 0]
+            parts.append(f"skipped {skipped:.0f}" + (f" ({', '.join(why)})" if why else ""))
+        self._unusual = unusual
         return "  ".join(parts)
 
     def __repr__(self) -> str:

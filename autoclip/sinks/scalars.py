@@ -1,6 +1,6 @@
 """Records of steps as named numbers, thinned out without losing a spike."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any, Protocol
@@ -52,6 +52,8 @@ class Scalars:
         recent_clip_rate  the same of the last 100 active steps, or of the last `every`, if those are more
         mean_coefficient  share of the gradient's length that is left: mean coefficient of the active steps, so far
         skipped_steps     number so far;  nonfinite_steps: number of non-finite norms that this sink was told of
+        skipped_by_norm   of the skipped steps that it was told of, those whose norm stood out;  skipped_by_loss: whose
+                          loss did (a step may count in both); missing before the first
         layer_norm/<name> norm of that parameter's gradient before clipping, of every `layers_every`-th step
         update_norm       norm of what the optimizer's step before this record changed (see `UpdateNorm`)
 
@@ -80,6 +82,7 @@ class Scalars:
         self._records: list[ClipRecord] = []
         self._recent: deque[bool] = deque(maxlen=max(self.every, RECENT))
         self._active = self._clipped = self._skipped = self._nonfinite = 0
+        self._skipped_by: Counter[str] = Counter()
         self._coefficients = 0.0  # their sum over the active steps
         self._warn_once = WarnOnce()
 
@@ -129,6 +132,8 @@ class Scalars:
 
     def _count(self, record: ClipRecord) -> None:
         self._skipped += record.skipped
+        if record.skipped_by is not None:
+            self._skipped_by.update(record.skipped_by.split(" and "))
         self._nonfinite += not record.finite
         if is_active(record.phase, record.total_norm):
             self._active += 1
@@ -150,6 +155,7 @@ class Scalars:
         scalars |= {name: rate for name, rate in rates.items() if isfinite(rate)}
         scalars["skipped_steps"] = float(self._skipped if watched is None else watched.skipped_steps)
         scalars["nonfinite_steps"] = float(self._nonfinite)
+        scalars |= {f"skipped_by_{reason}": float(count) for reason, count in self._skipped_by.items()}
         return scalars
 
     def _layers(self) -> dict[str, float]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from multiprocessing import get_context
 from typing import Any
 
@@ -122,7 +121,8 @@ def replay(
     Args:
         norms: (n,) before clipping, of every step, oldest first; NaN, inf and 0 mean what they do in training.
         policy: a clone of it is used, and itself learns nothing; None is `ProbingQuantile()`.
-        losses: (n,) of the same steps, NaN if unknown; None: all unknown.
+        losses: (n,) of the same steps, NaN if unknown; None: all unknown. An infinite one means what it does in
+            training: a skip rule for losses leaves it out, and nothing is learned from it.
         response: as of `Clipper`.
         relearn_after: as of `Clipper`.
         skip: as of `Clipper`; a clone of it is used.
@@ -140,7 +140,9 @@ def replay(
     values = _vector("norms", norms)
     if (values < 0).any():
         raise ValueError(f"norms cannot be negative, got {values[values < 0][0]} at {int((values < 0).argmax())}")
-    heard = [None] * len(values) if losses is None else _losses(losses, len(values))
+    heard = [None] * len(values) if losses is None else _vector("losses", losses).tolist()
+    if len(heard) != len(values):
+        raise ValueError(f"there are {len(heard)} losses for {len(values)} norms")
     fresh = policy.clone()
     controller = Controller(fresh, response or fresh.response, relearn_after)
     rule = skip_rule(skip.clone() if isinstance(skip, Policy) else skip)
@@ -171,6 +173,7 @@ def replay_all(
     policies: Sequence[Policy],
     losses: Sequence[float] | NDArray[Any] | None = None,
     *,
+    skip: Policy | None = None,
     processes: int = 1,
     fold: Callable[..., Replay] = replay,
 ) -> list[Replay]:
@@ -180,15 +183,16 @@ def replay_all(
         norms: as of `replay`.
         policies: any number.
         losses: as of `replay`.
+        skip: beside each of them, as of `replay`.
         processes: share the policies if there are many norms. Each imports the main module again: a script that asks
             for more than one needs `if __name__ == "__main__":` around its code.
         fold: replays one policy, called like `replay`; with several processes it must be a function of a module.
     """
     workers = min(len(policies), processes)
     if workers < 2 or len(norms) * len(policies) < MANY_NORMS:
-        return [fold(norms, policy, losses=losses) for policy in policies]
+        return [fold(norms, policy, losses=losses, skip=skip) for policy in policies]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(partial(fold, norms, losses=losses), policies))
+        return list(pool.map(partial(fold, norms, losses=losses, skip=skip), policies))
 
 
 def spikes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -219,10 +223,3 @@ def _vector(name: str, values: Sequence[float] | NDArray[Any]) -> NDArray[np.flo
     if vector.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {vector.shape}")
     return vector
-
-
-def _losses(losses: Sequence[float] | NDArray[Any], count: int) -> list[float | None]:
-    vector = _vector("losses", losses)
-    if len(vector) != count:
-        raise ValueError(f"there are {len(vector)} losses for {count} norms")
-    return [loss if isfinite(loss) else None for loss in vector.tolist()]

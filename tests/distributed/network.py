@@ -86,6 +86,7 @@ SETTINGS = {
     "norm 1": Setting(options={"norm_type": 1.0}),
     "norm inf": Setting(options={"norm_type": float("inf")}),
     "agc": Setting(options={"mode": "agc"}),
+    "param_rms": Setting(options={"mode": "param_rms"}),
 }
 
 

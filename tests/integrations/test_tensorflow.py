@@ -245,8 +245,10 @@ def test_what_cannot_work_is_refused_with_what_to_do_instead():
         GradientClipper(1.0)
     with pytest.raises(ValueError, match="AdaGC sets a threshold for each parameter"):
         GradientClipper(AdaGC())
-    with pytest.raises(ValueError, match="on_nonfinite must be one of"):
-        GradientClipper(on_nonfinite="zero")
+    with pytest.raises(ValueError, match=r"skip leaves out whole steps .* AdaGC"):
+        GradientClipper(skip=AdaGC())
+    with pytest.raises(ValueError, match="on_nonfinite must be one of skip, zero"):
+        GradientClipper(on_nonfinite="zeros")
     clipper = GradientClipper(Fixed(1.0))
     with pytest.raises(TypeError, match=r"keras\.optimizers\.Optimizer"):
         clipper.attach("sgd")

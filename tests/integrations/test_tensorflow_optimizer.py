@@ -27,6 +27,52 @@ from tests.integrations.tensorflow_runs import (  # noqa: E402
 
 
 @both_modes
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_a_skip_rule_leaves_out_what_stands_out_and_the_policy_clips_the_rest(accumulated, eagerly):
+    def trained(rule, x, y):
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9, gradient_accumulation_steps=accumulated)
+        clipper = GradientClipper(Fixed(0.5), skip=rule, sinks=[records := Records()])
+        model = compiled(clipper.attach(optimizer), run_eagerly=eagerly)
+        fit(model, x, y)
+        return model, records, clipper
+
+    each = (accumulated or 1) * BATCH
+    x, y = data(20 * (accumulated or 1))
+    y[15 * each : 16 * each] = 1e4
+    model, records, clipper = trained(SkipStep(on="loss or norm", window=8, warmup_steps=8), x, y)
+    keep = np.r_[0 : 15 * each, 16 * each : 20 * each]
+    without = trained(None, x[keep], y[keep])[0]
+    assert_same(model.get_weights(), without.get_weights())
+    assert [record.skipped_by for record in records] == [None] * 15 + ["loss and norm"] + [None] * 4
+    assert all(record.clipped for record in records[:4])
+    assert clipper.skipped_steps == 1
+    rule = SkipStep(on="loss or norm", window=8, warmup_steps=8)
+    GradientClipper(Fixed(0.5), skip=rule).load_state_dict(json.loads(json.dumps(clipper.state_dict())))
+    assert rule.state_dict() == clipper.state_dict()["skip"]["policy"]
+
+
+@both_modes
+@pytest.mark.filterwarnings("ignore:non-finite gradient norm")
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_zero_takes_a_non_finite_step_with_gradients_of_zero(accumulated, eagerly):
+    each = (accumulated or 1) * BATCH
+    x, y = data(3 * (accumulated or 1), spike=2 * (accumulated or 1), value=np.nan)
+    clipper = GradientClipper(Fixed(0.5), on_nonfinite="zero")
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, gradient_accumulation_steps=accumulated)
+    model = compiled(clipper.attach(optimizer), run_eagerly=eagerly)
+    fit(model, x[: 2 * each], y[: 2 * each])
+    before = model.get_weights()
+    momenta = [one.numpy() for one in optimizer.momentums]
+    fit(model, x[2 * each :], y[2 * each :])
+    for was, now, moved in zip(before, model.get_weights(), momenta, strict=True):
+        np.testing.assert_allclose(now, was + 0.9 * moved, rtol=1e-6)
+    assert (clipper.last.skipped, clipper.last.skipped_by, clipper.last.coefficient) == (False, None, 0.0)
+    assert (clipper.skipped_steps, bool(clipper.skipped)) == (0, False)
+    clipped, _ = clipper.apply([tf.constant([np.nan, 1.0])])
+    assert_same(clipped, [[0.0, 0.0]])
+
+
+@both_modes
 @pytest.mark.parametrize("kind", ["adam", "momentum"])
 @pytest.mark.filterwarnings("ignore:non-finite gradient norm")
 def test_an_attached_clipper_makes_a_non_finite_step_have_no_effect(kind, eagerly):

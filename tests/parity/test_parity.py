@@ -1,6 +1,6 @@
 """Our policies against the packages that they come from; `make parity` installs those, elsewhere the tests skip."""
 
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,15 +8,18 @@ import sys
 import warnings
 from math import inf
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from autoclip import AdaGC, Clipper, RunningQuantile, ZClip, adaptive_grad_clip_
-from tests.streams import norm_streams
+from autoclip import AdaGC, Clipper, NoClip, RunningQuantile, SkipStep, ZClip, adaptive_grad_clip_
+from tests.references import skip_step_left_out
+from tests.streams import loss_stream, norm_streams
 
 HERE = Path(__file__).parent
 PYPI_AUTOCLIP = HERE.parents[1] / ".parity" / "pypi-autoclip"
+OLMO_CORE = HERE.parents[1] / ".parity" / "olmo-core"
 STEPS = 1200
 STREAMS = ["lognormal", "drift up", "spikes"]
 
@@ -143,3 +146,45 @@ def test_quantile_clip(scope, percentile, window, tmp_path):
         clipper.step()
         assert gradients(ours) == pytest.approx([left[step] for left in expected], rel=1e-9, abs=0)
     assert clipper.clip_rate > 1 - percentile / 100  # norms that grow: the window lags
+
+
+@pytest.fixture
+def skip_step_optimizer(monkeypatch):
+    """OLMo-core's class, from its own file.
+
+    The package cannot be imported without clients of several cloud stores; of all that the file needs two functions,
+    for the device of a constant.
+    """
+    file = OLMO_CORE / "olmo_core" / "optim" / "skip_step_optimizer.py"
+    if not file.is_file():
+        pytest.skip(f"OLMo-core is not in {OLMO_CORE}: `make parity` installs it there")
+    utils = ModuleType("olmo_core.utils")
+    utils.get_default_device = lambda: torch.device("cpu")
+    utils.move_to_device = lambda tensor, device: tensor.to(device)
+    monkeypatch.setitem(sys.modules, "olmo_core", ModuleType("olmo_core"))
+    monkeypatch.setitem(sys.modules, "olmo_core.utils", utils)
+    spec = importlib.util.spec_from_file_location("olmo_core.optim.skip_step_optimizer", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SkipStepOptimizer
+
+
+@pytest.mark.parametrize(("sigmas", "window"), [(6, 128), (2.5, 20), (1, 6)])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_skip_step(skip_step_optimizer, stream, sigmas, window):
+    norms, losses = norm_streams(STEPS, seed=8)[stream], loss_stream(STEPS)
+    losses = [loss * (5 if step % 97 == 0 else 1) for step, loss in enumerate(losses)]
+    (ours,) = weights()
+    original = skip_step_optimizer([ours], {}, window, sigmas)
+    published = {"warmup_threshold": inf, "least_spread": 0.0, "warmup_steps": max(2, window // 2) - 1}
+    rule = SkipStep(sigmas, window, on="loss or norm", **published)
+    clipper = Clipper([ours], NoClip(), skip=rule)
+    left_out = []
+    for norm, loss in zip(norms, losses, strict=True):
+        original.latest_loss, original.latest_grad_norm = torch.tensor([loss, norm], dtype=torch.float64)
+        left_out.append(original.get_step_factor().item() == 0)
+        set_gradients([ours], [norm])
+        clipper.step(loss=loss)
+        assert (ours.grad is None) == left_out[-1]
+    assert left_out == skip_step_left_out(losses, norms, sigmas, window)
+    assert sum(left_out) == clipper.skipped_steps > 5

@@ -14,6 +14,7 @@ from autoclip.history import BY_CLIPPER
 from autoclip.integrations.tensorflow.gradients import (
     KEPT,
     SKIPPED,
+    ZEROED,
     like,
     numbers,
     scaling,
@@ -29,7 +30,7 @@ from autoclip.records import Sink
 from autoclip.tuner import OneThreshold
 
 Tensor = Any  # TensorFlow comes without type information
-OnNonfinite = Literal["skip", "propagate", "raise"]
+OnNonfinite = Literal["skip", "zero", "propagate", "raise"]
 
 
 class GradientClipper(OneThreshold):
@@ -59,8 +60,10 @@ class GradientClipper(OneThreshold):
         policy: sets the threshold; each clipper needs its own. None is `ProbingQuantile()`.
         response: for a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
             own formula. "skip": the step is left out. None is the policy's own.
-        on_nonfinite: for a step whose norm is NaN or Inf. "skip" leaves it out, "propagate" passes the gradients on as
-            they are, "raise" raises. The policy never learns from such a step.
+        skip: a second policy, which clips nothing: a step whose norm is above its threshold (with `SkipStep` also one
+            whose loss is) is left out, as by response "skip".
+        on_nonfinite: for a step whose norm is NaN or Inf. "skip" leaves it out, "zero" takes it with gradients of zero,
+            "propagate" passes the gradients on as they are, "raise" raises. The policy never learns from such a step.
         max_nonfinite_in_a_row: this many steps in a row with a non-finite norm raise a RuntimeError, once the last is
             recorded. None: never. A warning comes at the first, and after 10, 100 and 1000 in a row.
         sinks: `autoclip.sinks.Sink` objects, which get the record of every step.
@@ -68,8 +71,8 @@ class GradientClipper(OneThreshold):
             they are skipped, else ten windows of the policy. None: never.
 
     Raises:
-        TypeError: `policy` is not a `Policy`.
-        ValueError: an argument is out of its range, or the policy is one for each parameter by itself.
+        TypeError: `policy` or `skip` is not a `Policy`.
+        ValueError: an argument is out of its range, or a policy is one for each parameter by itself.
 
     >>> import tensorflow as tf
     >>> from autoclip import Fixed
@@ -84,13 +87,14 @@ class GradientClipper(OneThreshold):
         policy: Policy | None = None,
         *,
         response: Response | None = None,
+        skip: Policy | None = None,
         on_nonfinite: OnNonfinite = "skip",
         max_nonfinite_in_a_row: int | None = None,
         sinks: Iterable[Sink] = (),
         relearn_after: RelearnAfter = "auto",
     ) -> None:
         give_loss = BY_CLIPPER.format("clipper.apply(gradients, loss=loss)")
-        super().__init__(policy, response, sinks, max_nonfinite_in_a_row, relearn_after, give_loss)
+        super().__init__(policy, response, sinks, max_nonfinite_in_a_row, relearn_after, give_loss, skip)
         self.response: Response = self._controller.response
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         self.skipped = tf.Variable(False, trainable=False, name="autoclip_skipped")
@@ -234,10 +238,14 @@ class GradientClipper(OneThreshold):
         if not finite:
             self._history.meet_nonfinite("the norm of all together", self.on_nonfinite)
         decision = self._controller.decide(norm, loss)
-        skipped = decision.clipped_norm == 0 < norm if finite else self.on_nonfinite == "skip"
+        skipped_by = None if self._rule is None else self._history.ask(self._rule, norm, loss)
+        own = decision.clipped_norm == 0 < norm if finite else self.on_nonfinite == "skip"
+        skipped = own or skipped_by is not None
         action, coefficient = KEPT, 1.0
         if skipped:
             action, coefficient = SKIPPED, 0.0
+        elif not finite and self.on_nonfinite == "zero":
+            action, coefficient = ZEROED, 0.0
         elif decision.clipped:
             action, coefficient = scaling(norm, decision.clipped_norm, single)
         self._history.add(
@@ -249,7 +257,7 @@ class GradientClipper(OneThreshold):
             decision.clipped,
             skipped=skipped,
             loss=loss,
-            skipped_by=decision.skipped_by if skipped else None,
+            skipped_by=skipped_by or decision.skipped_by if skipped else None,
         )
         return np.int32(action), np.float64(coefficient)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 Tensor = Any  # TensorFlow comes without type information
 
-KEPT, SCALED, SCALED_WIDE, SKIPPED = range(4)
+KEPT, SCALED, SCALED_WIDE, ZEROED, SKIPPED = range(5)
 """Action on the gradients of a step, as a number that a graph can branch on."""
 
 LEAST_FAST_NORM = 1e-15
@@ -75,6 +75,9 @@ def shrink(values: list[Tensor], action: Tensor, coefficient: Tensor) -> list[Te
     def scaled(narrow: Any) -> list[Tensor]:
         return [_multiplied(each, coefficient, tf.float64 if each.dtype == tf.float64 else narrow) for each in values]
 
+    def zeros() -> list[Tensor]:
+        return [tf.zeros_like(each) for each in values]
+
     if not values:
         return []
     shrunk: list[Tensor] = tf.switch_case(
@@ -83,7 +86,8 @@ def shrink(values: list[Tensor], action: Tensor, coefficient: Tensor) -> list[Te
             KEPT: lambda: list(values),
             SCALED: lambda: scaled(tf.float32),
             SCALED_WIDE: lambda: scaled(tf.float64),
-            SKIPPED: lambda: [tf.zeros_like(each) for each in values],
+            ZEROED: zeros,
+            SKIPPED: zeros,
         },
     )
     return shrunk
