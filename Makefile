@@ -70,18 +70,18 @@ test-nightly: setup
 test-distributed: setup
 	$(BIN)/python -m pytest tests/distributed
 
-# The real trainers, DeepSpeed and TensorFlow (3 GB), in an environment of their own; modules are compiled when imported.
+# The real trainers, DeepSpeed and TensorFlow (3 GB), in an environment of their own.
 test-integrations: .integrations/ready docs
 	$(INTEGRATIONS)/python -m pytest -n 2 --dist loadfile tests/integrations
 
 .integrations/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .integrations
-	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-compile $(TORCH)
-	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-compile --constraint .ci/constraints.txt \
+	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check $(TORCH)
+	DS_BUILD_OPS=0 $(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt \
 		--editable '.[experiments,sweep,plot,lightning,transformers,deepspeed,dask,slurm,tensorboard,wandb]' pytest pytest-xdist hypothesis \
 		$(INTEGRATIONS_PACKAGES)
 	rm -rf .integrations/engines
-	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-compile --no-deps --target .integrations/engines $(ENGINES)
+	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-deps --target .integrations/engines $(ENGINES)
 	touch $@
 
 # Compares with the packages that the rules come from, in a folder that only these tests see.
@@ -118,7 +118,7 @@ package: .package/ready
 	PIP_CONSTRAINT=$(CURDIR)/.ci/constraints.txt $(PACKAGE)/python -m build
 	$(PACKAGE)/twine check --strict dist/*
 	$(PYTHON) -m venv .package/empty
-	.package/empty/bin/pip install --quiet --disable-pip-version-check --no-compile $(TORCH)
+	.package/empty/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	.package/empty/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt dist/*.whl
 	$(PACKAGE)/python -m pytest --confcutdir=tests/package tests/package
 

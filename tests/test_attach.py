@@ -191,23 +191,6 @@ def test_under_a_grad_scaler_norms_are_true_and_weights_are_as_without(kind, uns
         torch.testing.assert_close(parameter, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["value", "agc"])
-def test_other_modes_look_through_the_scale_too(mode):
-    left = []
-    for scale in (1.0, 2.0**12):
-        net = network()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
-        clipper = attach(optimizer, Fixed(0.05), mode=mode)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        scaler.scale(loss_of(net, 5)).backward()
-        scaler.step(optimizer)
-        assert clipper.last.clipped
-        left.append(([p.grad.clone() for p in net.parameters()], clipper.last))
-    (gradients, record), (scaled, scaled_record) = left
-    assert record == scaled_record
-    assert equal(gradients, scaled)
-
-
 @pytest.mark.parametrize(
     ("policy", "options"),
     [
