@@ -22,7 +22,6 @@ DOCS := .docs/bin
 DOCS_PACKAGES := mkdocs-material mkdocstrings[python] latex2mathml
 DOCS_NEEDS := pydantic typer rich PyYAML ruff  # what is imported for the reference; ruff formats signatures
 
-PARITY := .parity/bin
 PARITY_PACKAGES := zclip==1.0.0 pytorch_optimizer==4.1.0
 PYPI_AUTOCLIP := autoclip==0.2.1
 
@@ -38,8 +37,9 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	touch $@
 
+# DEMO=--quick: a few steps of everything, to see that it works.
 demo: setup
-	$(BIN)/python -m experiments.demo
+	$(BIN)/python -m experiments.demo $(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules
@@ -85,20 +85,16 @@ test-integrations: .integrations/ready docs
 	$(INTEGRATIONS)/pip install --quiet --disable-pip-version-check --no-deps --target .integrations/engines $(ENGINES)
 	touch $@
 
-# Compares with the packages that the rules come from, in an environment of their own.
-parity: .parity/ready
-	$(PARITY)/python -m pytest tests/parity
+# Compares with the packages that the rules come from, in a folder that only these tests see.
+parity: setup .parity/ready
+	PYTHONPATH=.parity/packages $(BIN)/python -m pytest tests/parity
 
 # PyPI's autoclip has our import name: it gets a folder that only its own process sees.
-.parity/ready: pyproject.toml .ci/constraints.txt
-	$(PYTHON) -m venv .parity
-	$(PARITY)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PARITY)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable . pytest \
-		$(PARITY_PACKAGES)
-	rm -rf .parity/pypi-autoclip
-	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/pypi-autoclip $(PYPI_AUTOCLIP)
-	rm -rf .parity/olmo-core
-	$(PARITY)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/olmo-core $(OLMO_CORE)
+.parity/ready: .venv/ready
+	rm -rf .parity
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/packages $(PARITY_PACKAGES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/pypi-autoclip $(PYPI_AUTOCLIP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .parity/olmo-core $(OLMO_CORE)
 	touch $@
 
 # The documentation as pages that need no server and no network, in build/site; `make test-integrations` opens them.

@@ -14,7 +14,10 @@ from typing import Any
 
 from autoclip.terminal import aligned, console
 
-OUTPUT = Path("runs/demo")
+QUICK = "--quick" in sys.argv[1:]
+"""Sixty steps of everything, to see that it works."""
+OUTPUT = Path("runs/demo-quick" if QUICK else "runs/demo")
+SHORT = ("steps=60",) if QUICK else ()
 WORKERS = 2
 SEEDS = "[0, 1, 2]"
 DEAD = 0.95
@@ -42,12 +45,12 @@ class Arm:
 
 
 EXPERIMENTS = (
-    Experiment("digits, 1 % of the batches scaled by 100", "configs/corrupted_digits.yaml", ()),
-    Experiment("character LSTM at learning rate 16", "configs/char_lm.yaml", ("optimizer.lr=16",)),
+    Experiment("digits, 1 % of the batches scaled by 100", "configs/corrupted_digits.yaml", SHORT),
+    Experiment("character LSTM at learning rate 16", "configs/char_lm.yaml", ("optimizer.lr=16", *SHORT)),
 )
 SWEEP = (
     "configs/sweep_corrupted_digits.yaml",
-    "steps=600",
+    "steps=60" if QUICK else "steps=600",
     f"sweep.seeds={SEEDS}",
     "sweep.percentiles=[10, 50, 90]",
     "sweep.kinds=[running_quantile]",

@@ -10,7 +10,7 @@ from autoclip.policies import AdaGC
 from tests.references import adagc
 from tests.streams import follow, norm_streams
 
-STEPS = 5000
+STEPS = 1500
 SETTINGS = {
     "published": {},
     "loose and short": {"relative": 1.5, "absolute": 0.3, "decay": 0.9, "warmup_steps": 7},
@@ -82,12 +82,6 @@ def test_a_number_as_warmup_threshold_bounds_each_tensor_by_itself():
     assert policy.warmup_total is None
     assert follow(policy, [3.0, 4.0, 1.0]) == [7.0, 7.0, pytest.approx(3.15)]
     assert AdaGC(warmup_threshold=inf).threshold() == inf
-
-
-def test_the_average_rises_by_a_thousandth_a_step_at_most():
-    policy = AdaGC(warmup_steps=1)
-    thresholds = follow(policy, [0.5] + [1e9] * 1000)[1:]
-    assert thresholds[-1] == pytest.approx(0.525 * 1.001**999, rel=1e-9)
 
 
 def test_firas_bound_on_growth():

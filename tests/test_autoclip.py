@@ -1,10 +1,10 @@
 import pytest
 
 from autoclip.policies import AutoClip
-from tests.references import autoclip_thresholds, quantile_clip_thresholds
+from tests.references import autoclip_thresholds
 from tests.streams import norm_streams
 
-STEPS = 5000
+STEPS = 1200
 STREAMS = ["lognormal", "drift up", "spikes"]
 
 
@@ -31,22 +31,6 @@ def test_inclusive_thresholds_equal_the_oracle(stream, percentile):
     assert inclusive(AutoClip(percentile), norms) == pytest.approx(
         autoclip_thresholds(norms, percentile), rel=1e-9, abs=0
     )
-
-
-def test_exclusive_thresholds_equal_the_oracle():
-    norms = norm_streams(STEPS, seed=5)["drift up"]
-    policy = AutoClip(25, inclusive=False, history=None)
-    thresholds = []
-    for norm in norms:
-        thresholds.append(policy.threshold())
-        policy.observe(norm)
-    assert thresholds[1:] == pytest.approx(quantile_clip_thresholds(norms, 25, None)[1:], rel=1e-9, abs=0)
-
-
-def test_percentile_0_is_the_running_minimum_and_100_never_clips():
-    norms = norm_streams(300)["lognormal"]
-    assert inclusive(AutoClip(0), norms) == [min(norms[: step + 1]) for step in range(300)]
-    assert all(norm <= threshold for norm, threshold in zip(norms, inclusive(AutoClip(100), norms), strict=True))
 
 
 def test_history_bounds_what_is_remembered():

@@ -9,7 +9,7 @@ from tests.streams import follow, norm_streams
 @pytest.mark.parametrize(("multiple", "window", "warmup_steps"), [(2.0, 100, 100), (1.0, 7, 30), (5.0, 200, 20)])
 @pytest.mark.parametrize("stream", ["lognormal", "drift up", "spikes"])
 def test_thresholds_equal_the_oracle(stream, multiple, window, warmup_steps, center):
-    norms = norm_streams(5000, seed=5)[stream]
+    norms = norm_streams(1200, seed=5)[stream]
     policy = CenterMultiple(center, multiple, window, warmup_steps=warmup_steps)
     expected = center_multiple_thresholds(norms, center, multiple, window, warmup_steps)
     assert follow(policy, norms)[warmup_steps:] == pytest.approx(expected, rel=1e-9, abs=0)

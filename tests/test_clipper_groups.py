@@ -1,26 +1,20 @@
 """A policy for each group: which groups there are, what each learns, and their state."""
 
 import json
-import warnings
 from math import inf, isnan
 
 import pytest
 import torch
-from torch import nn
 
 from autoclip import AdaGC, Clipper, Fixed, FixedPercentile, RunningQuantile
 from tests.grouped import (
-    LAYERS,
     NAMES,
     RESPONSES,
-    backward,
     clipper_of,
     feed,
-    members,
-    norm_of,
     weights_of_one,
 )
-from tests.small_network import Records, equal, network, train, weights_of
+from tests.small_network import equal, network, train, weights_of
 
 
 def test_every_group_has_a_policy_of_its_own_with_the_prototypes_parameters():
@@ -61,78 +55,6 @@ def test_thresholds_and_clip_rates_are_told_by_group():
 def test_a_policy_brings_its_own_scope_and_the_clipper_may_override_it():
     assert Clipper(network(), AdaGC()).scope == "parameter"
     assert Clipper(network(), AdaGC(), scope="global").scope == "global"
-
-
-def test_optimizer_groups_have_thresholds_by_their_names():
-    net = network()
-    optimizer = torch.optim.SGD(
-        [{"params": net[0].parameters(), "name": "body"}, {"params": net[2].parameters()}], lr=0.1
-    )
-    clipper = Clipper(optimizer, Fixed(0.01), scope="group")
-    train(net, optimizer, clipper, range(2))
-    assert clipper.threshold == {"body": 0.01, "group1": 0.01}
-    for layer in (net[0], net[2]):
-        assert norm_of(layer.parameters()) == pytest.approx(0.01, rel=1e-4)
-
-
-def test_parameter_groups_of_generators_are_a_source():
-    net = network()
-    clipper = Clipper([{"params": layer.parameters()} for layer in (net[0], net[2])], Fixed(0.01), scope="group")
-    backward(net, 0)
-    clipper.step()
-    assert list(clipper.policies) == ["group0", "group1"]
-    assert norm_of(net[0].parameters()) == pytest.approx(0.01, rel=1e-4)
-
-
-def test_what_no_pattern_fits_is_the_group_rest():
-    net = network()
-    clipper = Clipper(net, Fixed(0.01), scope="group", groups={"biases": "bias"})
-    backward(net, 0)
-    clipper.step()
-    assert set(clipper.threshold) == {"biases", "rest"}
-    assert norm_of([net[0].weight, net[2].weight]) == pytest.approx(0.01, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"groups": LAYERS}, "groups are for scope='group', got scope='global'"),
-        ({"groups": LAYERS, "scope": "parameter"}, "groups are for scope='group', got scope='parameter'"),
-        ({"scope": "group"}, r"scope='group' needs an optimizer or parameter groups .*groups=\{name: pattern\}"),
-        ({"scope": "group", "groups": {"a": "conv"}}, "'conv' of 'a' fits no parameter that is left; there are 0.w"),
-        ({"scope": "group", "groups": {"a": "["}}, "of 'a' is no regular expression"),
-    ],
-)
-def test_groups_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Clipper(network(), Fixed(1.0), **options)
-
-
-@pytest.mark.parametrize("scope", ["global", "group", "parameter"])
-@pytest.mark.parametrize("response", RESPONSES)
-def test_a_run_resumed_through_json_equals_the_uninterrupted_run(scope, response):
-    def start(sink):
-        net = network()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
-        policy = RunningQuantile(60, warmup_steps=4)
-        return net, optimizer, clipper_of(net, policy, scope, response=response, sinks=[sink], relearn_after=3)
-
-    whole, parts = Records(), Records()
-    uninterrupted, first, resumed = start(whole), start(parts), start(parts)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*starts again")
-        train(*uninterrupted, range(30))
-        train(*first, range(13))
-        resumed[0].load_state_dict(first[0].state_dict())
-        resumed[1].load_state_dict(first[1].state_dict())
-        state = first[2].state_dict()
-        resumed[2].load_state_dict(json.loads(json.dumps(state, allow_nan=False)))
-        assert set(state["groups"]) == set(members(first[0], scope))
-        train(*resumed, range(13, 30))
-    assert parts == whole
-    assert resumed[2].state_dict() == uninterrupted[2].state_dict()
-    assert resumed[2].clip_rates == uninterrupted[2].clip_rates
-    assert equal(weights_of(resumed[0]), weights_of(uninterrupted[0]))
 
 
 def test_state_is_keyed_by_name_not_by_order():
@@ -219,16 +141,6 @@ def test_a_parameter_without_a_gradient_in_a_step_neither_learns_nor_changes(res
     assert after["0"] != before
     assert after["2"] != before
     assert set(clipper.layer_norms()) == ({"0", "2"})
-
-
-def test_a_tied_parameter_is_one_parameter():
-    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    tied[1].weight = tied[0].weight
-    clipper = Clipper(tied, Fixed(0.01), scope="parameter")
-    tied(torch.ones(1, 4)).sum().backward()
-    clipper.step()
-    assert list(clipper.policies) == ["0.weight", "0.bias", "1.bias"]
-    assert all(norm_of([p]) == pytest.approx(0.01, rel=1e-4) for p in tied.parameters())
 
 
 def test_gradients_in_one_memory_are_clipped_once():

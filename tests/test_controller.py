@@ -1,6 +1,5 @@
 """What becomes of a norm, and how a policy gets out of a level that it clips for ever."""
 
-import json
 from math import inf, nan
 
 import pytest
@@ -12,22 +11,15 @@ from autoclip.policies import (
     CenterMultiple,
     Fixed,
     FixedPercentile,
-    LossAwareQuantile,
     RunningQuantile,
     SkipStep,
     ZClip,
 )
-from tests.streams import follow, norm_streams, with_useless_norms
+from tests.streams import norm_streams
 
 
 def decide(controller, norms, loss=None):
     return [controller.decide(norm, loss) for norm in norms]
-
-
-def through_json(controller):
-    resumed = Controller(controller.policy.clone(), controller.response, controller.relearn_after)
-    resumed.load_state_dict(json.loads(json.dumps(controller.state_dict(), allow_nan=False)))
-    return resumed
 
 
 def warmed_up(response, relearn_after="auto", **bounds):
@@ -53,35 +45,11 @@ def test_the_warmup_always_scales(response):
     assert controller.decide(1.0, None).phase == "active"
 
 
-def test_the_policys_own_formula_says_what_reciprocal_leaves():
-    controller = Controller(ZClip(z_threshold=2, warmup_steps=2, warmup_threshold=inf), "reciprocal")
-    decide(controller, [0.5, 1.5])
-    assert controller.decide(3.0, None).clipped_norm == pytest.approx(1.500001, rel=1e-9)
-
-
-@pytest.mark.parametrize("response", ["scale", "reciprocal", "skip"])
-@pytest.mark.parametrize("stream", ["lognormal", "drift up", "heavy tail", "spikes"])
-def test_what_is_left_is_never_more_than_the_norm_and_the_threshold(stream, response):
-    for policy in (RunningQuantile(), ZClip(), ZClip(form="mean", max_threshold=1.0), SkipStep(), AutoClip(90)):
-        controller = Controller(policy, response)
-        for norm in norm_streams(400)[stream]:
-            decision = controller.decide(norm, None)
-            assert 0 <= decision.clipped_norm <= min(norm, decision.threshold)
-            assert (decision.clipped_norm < norm) == decision.clipped == (norm > decision.threshold)
-
-
 @pytest.mark.parametrize(("policy", "expected"), [(RunningQuantile(100), 3.0), (AutoClip(100), 9.0)])
 def test_a_policy_learns_after_the_decision_and_an_inclusive_one_before(policy, expected):
     controller = Controller(policy, "scale")
     policy.relearn([3.0])
     assert controller.decide(9.0, None).threshold == expected
-
-
-def test_the_loss_reaches_the_policy():
-    controller, policy = Controller(LossAwareQuantile(), "scale"), LossAwareQuantile()
-    losses = [1.0, 2.0, 3.0, 4.0]
-    decisions = [controller.decide(1.0, loss) for loss in losses]
-    assert [one.threshold for one in decisions] == follow(policy, [1.0] * 4, losses)
 
 
 @pytest.mark.parametrize("useless", [nan, inf, 0.0])
@@ -167,19 +135,6 @@ def test_the_policy_begins_anew_from_as_many_recent_norms_as_its_window_holds():
     assert single.policy.state_dict()["norms"] == {"values": [9.0]}
 
 
-@pytest.mark.parametrize("policy", [RunningQuantile(warmup_steps=5), SkipStep(warmup_steps=5), ZClip(warmup_steps=5)])
-@pytest.mark.parametrize("stop", [0, 3, 5, 100, 305, 319, 320, 330])
-def test_a_resumed_gate_equals_the_uninterrupted_one_also_in_the_middle_of_clipped_steps(policy, stop):
-    norms = with_useless_norms([*norm_streams(300)["lognormal"], *[200.0] * 60])
-    uninterrupted = Controller(policy.clone(), "skip", relearn_after=20)
-    expected = decide(uninterrupted, norms)
-    first = Controller(policy.clone(), "skip", relearn_after=20)
-    begun = decide(first, norms[:stop])
-    resumed = through_json(first)
-    assert begun + decide(resumed, norms[stop:]) == expected
-    assert resumed.state_dict() == uninterrupted.state_dict()
-
-
 def test_the_state_does_not_grow_with_the_steps_clipped():
     controller = Controller(FixedPercentile(1, warmup_steps=2), "scale", relearn_after=5000)
     decide(controller, [1.0, 1.0] + [9.0] * 3000)
@@ -222,6 +177,9 @@ def test_a_bound_on_all_groups_together_scales_and_teaches_what_is_left(norm, to
         ({"clipped_steps": 1.5}, r"counts in a state must be whole numbers"),
         ({"streak": "3"}, r"counts in a state must be whole numbers"),
         ({"recent": ["loud"]}, "could not convert string to float"),
+        ({"streak": True}, "in a state must be"),
+        ({"recent": [nan]}, "in a state must be"),
+        ({"recent": [-1.0]}, "in a state must be"),
     ],
     ids=str,
 )
@@ -235,22 +193,6 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, messag
     assert controller.state_dict() == before
 
 
-@pytest.mark.parametrize("relearn_after", [0, -5, True, False])
-def test_a_wrong_number_of_steps_is_refused_with_the_value(relearn_after):
-    message = f"relearn_after must be a whole number >= 1, 'auto' or None, got {relearn_after}"
-    with pytest.raises(ValueError, match=message):
-        Controller(SkipStep(), "skip", relearn_after)
-
-
-def test_a_new_level_is_learned_without_the_slow_start_of_untrained_weights():
-    controller = Controller(LossAwareQuantile(50, 0.1), "skip")
-    for _ in range(100):
-        controller.decide(1.0, 1.0)
-    decisions = [controller.decide(100.0, 1.0) for _ in range(200)]
-    assert sum(decision.relearned > 0 for decision in decisions) == 1
-    assert sum(decision.clipped for decision in decisions[20:]) <= 95  # percentile 50 of equal norms
-
-
 @pytest.mark.parametrize("policy", [RunningQuantile(90, max_threshold=1.0), ZClip(max_threshold=1.0)])
 def test_what_the_users_own_bound_clips_is_no_new_level(policy):
     controller = Controller(policy, "scale", 50)
@@ -259,14 +201,7 @@ def test_what_the_users_own_bound_clips_is_no_new_level(policy):
     assert not any(decision.relearned for decision in decisions)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 2.5, float("nan"), True, "never", [3]])
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, nan, True, False, "never", [3]])
 def test_a_number_of_steps_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match="relearn_after must be a whole number >= 1, 'auto' or None"):
         Controller(RunningQuantile(), "scale", wrong)
-
-
-@pytest.mark.parametrize("change", [{"streak": True}, {"recent": [float("nan")]}, {"recent": [-1.0]}])
-def test_a_state_that_no_gate_wrote_is_refused(change):
-    controller = Controller(RunningQuantile(), "scale")
-    with pytest.raises(ValueError, match="in a state must be"):
-        controller.load_state_dict({**controller.state_dict(), **change})

@@ -11,7 +11,7 @@ from autoclip.errors import UsageError
 from autoclip.traces import read_traces
 from tests.log_writers import FIXED64, event, events, field, history, tensor_value, tfrecord, wandb
 
-TRIALS = 1000
+TRIALS = 300
 NORMS = [0.5 + step / 7 for step in range(24)]
 EXPECTED = {(3 * step, norm) for step, norm in enumerate(NORMS)}
 ROWS = [{"step": 3 * step, "grad_norm": norm, "loss": 1.25} for step, norm in enumerate(NORMS)]

@@ -29,7 +29,6 @@ ARGUMENTS = {
     "skip_step": {},
     "adagc": {},
 }
-ABSOLUTE = {"fixed", "adagc"}  # a constant in the units of the norms: not scale-free
 VARIANTS = {
     "own warm-up": {},
     "no warm-up": {"warmup_steps": 0},
@@ -38,12 +37,10 @@ VARIANTS = {
 }
 
 every_kind = pytest.mark.parametrize("kind", POLICIES)
-every_scale_free_kind = pytest.mark.parametrize("kind", [kind for kind in POLICIES if kind not in ABSOLUTE])
 every_kind_that_collects = pytest.mark.parametrize(
     "kind", [kind for kind, cls in POLICIES.items() if cls(**ARGUMENTS.get(kind, {})).warmup_steps >= 20]
 )
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-every_stream = pytest.mark.parametrize("stream", STREAMS)
 
 
 def build(kind, variant="own warm-up"):
@@ -70,80 +67,35 @@ def test_every_kind_has_its_arguments_here_and_its_name_in_the_package():
 
 
 @every_kind
-@every_variant
-@pytest.mark.parametrize("stream", [*STREAMS, "extremes"])
-def test_the_threshold_is_a_float_above_zero_at_every_step(kind, variant, stream):
-    norms = EXTREMES if stream == "extremes" else STREAMS[stream]
-    for losses in (None, LOSSES):
-        thresholds = follow(build(kind, variant), with_useless_norms(norms)[:STEPS], losses)
-        assert all(type(threshold) is float for threshold in thresholds)
-        assert all(threshold > 0 for threshold in thresholds)
-
-
-@every_kind
-@every_variant
-@every_stream
-def test_norms_that_are_zero_or_not_finite_change_no_threshold(kind, variant, stream):
-    policy, undisturbed = build(kind, variant), build(kind, variant)
-    counted = 0
-    for step, norm in enumerate(with_useless_norms(STREAMS[stream])):
-        if not 0 < norm < inf:
-            before = (policy.threshold(), policy.phase, policy.inclusive)
-            policy.observe(norm, 1e9)
-            counted += 1
-            assert (policy.threshold(), policy.phase, policy.inclusive) == before
-        else:
-            assert follow(policy, [norm], [LOSSES[step % STEPS]]) == follow(undisturbed, [norm], [LOSSES[step % STEPS]])
-    assert policy.nonfinite_norms + policy.zero_norms == counted > STEPS / 8
-    assert policy.learned_norms == undisturbed.learned_norms == sum(norm > 0 for norm in STREAMS[stream])
-
-
-@every_scale_free_kind
-@every_variant
-@every_stream
-def test_norms_times_a_power_of_two_give_thresholds_times_it_exactly(kind, variant, stream):
-    plain = follow(build(kind, variant), STREAMS[stream], LOSSES)
-    for factor in (2.0**-40, 2.0**100):
-        scaled = follow(build(kind, variant), [norm * factor for norm in STREAMS[stream]], LOSSES)
-        assert scaled == [threshold * factor for threshold in plain]
-
-
-@every_scale_free_kind
-@every_variant
-@pytest.mark.parametrize(
-    "stream", list(STREAMS)[1:]
-)  # not "constant": there a comparison of equals hangs on a rounding
-def test_norms_times_a_thousand_give_thresholds_times_a_thousand(kind, variant, stream):
-    plain = follow(build(kind, variant), STREAMS[stream], LOSSES)
-    scaled = follow(build(kind, variant), [norm * 1e3 for norm in STREAMS[stream]], LOSSES)
-    np.testing.assert_allclose(scaled, np.array(plain) * 1e3, rtol=1e-9)
-
-
-@every_kind
-@every_variant
-@every_stream
-def test_a_run_resumed_through_json_equals_the_uninterrupted_run_bit_for_bit(kind, variant, stream):
-    norms = with_useless_norms(STREAMS[stream])[:STEPS]
-    uninterrupted = build(kind, variant)
+@pytest.mark.parametrize(("number", "stream"), [*enumerate([*STREAMS, "extremes"])])
+def test_the_laws_hold_on_a_long_stream(kind, number, stream):
+    """A threshold is a float above zero, useless norms change nothing, and a resumed run is the uninterrupted one."""
+    variant = [*VARIANTS][(number + [*POLICIES].index(kind)) % len(VARIANTS)]
+    norms = with_useless_norms(EXTREMES if stream == "extremes" else STREAMS[stream])[:STEPS]
+    uninterrupted, undisturbed, policy = (build(kind, variant) for _ in range(3))
     expected = follow(uninterrupted, norms, LOSSES)
+    assert all(type(threshold) is float and threshold > 0 for threshold in expected)
+    useful = [step for step, norm in enumerate(norms) if 0 < norm < inf]
+    alone = follow(undisturbed, [norms[step] for step in useful], [LOSSES[step] for step in useful])
+    assert alone == [expected[step] for step in useful]
     interruptions = {0, 1, 2, 19, 20, 21, *np.random.default_rng(12).integers(0, STEPS, 5).tolist()}
-    policy, actual = build(kind, variant), []
+    actual = []
     for step in range(STEPS):
         if step in interruptions:
             policy = through_json(policy)
         actual += follow(policy, norms[step : step + 1], LOSSES[step : step + 1])
     assert actual == expected
     assert policy.state_dict() == uninterrupted.state_dict()
+    assert policy.nonfinite_norms + policy.zero_norms == STEPS - len(useful)
 
 
 @every_kind
 @every_variant
-@pytest.mark.parametrize("stream", ["constant", "lognormal", "spikes"])
-def test_a_loss_of_nan_or_inf_is_no_loss(kind, variant, stream):
+def test_a_loss_of_nan_or_inf_is_no_loss(kind, variant):
     none = [None if step % 3 else loss for step, loss in enumerate(LOSSES)]
     useless = [(nan, inf, -inf)[step % 9 // 3] if step % 3 else loss for step, loss in enumerate(LOSSES)]
     without, given = build(kind, variant), build(kind, variant)
-    assert follow(given, STREAMS[stream], useless) == follow(without, STREAMS[stream], none)
+    assert follow(given, STREAMS["spikes"], useless) == follow(without, STREAMS["spikes"], none)
     assert json.dumps(given.state_dict(), allow_nan=False) == json.dumps(without.state_dict())
 
 
@@ -168,7 +120,7 @@ def test_the_state_stops_growing(kind, variant):
 
 
 @every_kind
-@pytest.mark.parametrize("explosion", range(1, 11))
+@pytest.mark.parametrize("explosion", [1, 2, 3, 10])
 def test_an_explosion_in_the_warmup_is_contained(kind, explosion):
     policy = build(kind, "warm-up 20")
     norms = STREAMS["lognormal"][:20]
@@ -198,11 +150,3 @@ def test_the_tracker_of_rate_a_fifth_clips_what_the_percentile_promised_through_
     message = f"{worst}: realised differs from nominal by {deviations[worst]:.3f} percentage points"
     assert not any(map(isnan, deviations.values()))
     assert deviations[worst] <= 1.0, message
-
-
-@every_kind
-def test_a_policy_is_itself_and_no_other(kind):
-    policy = build(kind)
-    assert len({policy, policy, policy.clone()}) == 2
-    assert policy == policy
-    assert policy != policy.clone()

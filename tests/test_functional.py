@@ -1,6 +1,6 @@
 """The drop-in functions beside torch's: bit for bit equal where torch is right, right where it is not."""
 
-from math import inf, isinf, isnan, nan, sqrt
+from math import inf, isnan, nan, sqrt
 
 import pytest
 import torch
@@ -93,17 +93,6 @@ def test_at_or_below_the_threshold_not_a_bit_changes(shapes, seed, norm_type, lo
 
 
 @pytest.mark.parametrize("bad", [nan, inf])
-def test_non_finite_gradients_become_what_torch_makes_of_them(bad):
-    theirs, ours = twins([torch.tensor([1.0, bad, -2.0]), torch.tensor([3.0])])
-    expected, actual = torch_clip_grad_norm_(theirs, 1.0), clip_grad_norm_(ours, 1.0)
-    assert torch.equal(actual, expected) or (actual.isnan() and expected.isnan())
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.grad.nan_to_num(7).tolist() == b.grad.nan_to_num(7).tolist()
-    assert ours[0].grad[1].isnan()
-    assert (ours[1].grad.isnan() if isnan(bad) else ours[1].grad == 0).all()
-
-
-@pytest.mark.parametrize("bad", [nan, inf])
 def test_an_infinite_threshold_only_measures(bad):
     theirs, ours = twins([torch.tensor([1.0, bad, -2.0]), torch.tensor([3.0])])
     torch_clip_grad_norm_(theirs, inf)
@@ -112,36 +101,6 @@ def test_an_infinite_threshold_only_measures(bad):
     assert not norm.isfinite()
     assert ours[0].grad.nan_to_num(7, 8).tolist() == [1.0, 7.0 if isnan(bad) else 8.0, -2.0]
     assert ours[1].grad.tolist() == [3.0]
-
-
-def test_finite_gradients_whose_squares_overflow_are_measured_and_clipped():
-    theirs, ours = twins([torch.full((10,), 1e30)])
-    assert isinf(float(torch_clip_grad_norm_(theirs, 2.0)))
-    assert theirs[0].grad.tolist() == [0.0] * 10
-    assert float(clip_grad_norm_(ours, 2.0)) == pytest.approx(sqrt(10) * 1e30, rel=1e-6)
-    assert ours[0].grad.tolist() == pytest.approx([2 / sqrt(10)] * 10, rel=1e-6)
-
-
-def test_a_tiny_threshold_is_not_undercut_by_torchs_constant():
-    theirs, ours = twins([torch.full((10,), 1e-7)])
-    torch_clip_grad_norm_(theirs, 3.2e-7)
-    assert norm_of(theirs) == pytest.approx(0.24 * sqrt(10) * 1e-7, rel=0.02)
-    clip_grad_norm_(ours, 3.2e-7)
-    assert torch.equal(ours[0].grad, torch.full((10,), 1e-7))
-    clip_grad_norm_(ours, 3.1e-7)
-    assert 3.1e-7 * 0.999 <= norm_of(ours) <= 3.1e-7
-
-
-def test_fp16_gradients_are_scaled_by_a_coefficient_in_float32():
-    ours = parameter(torch.full((4,), 60000.0, dtype=torch.float16))
-    clip_grad_norm_([ours], 0.01)  # the coefficient is 8.3e-8: fp16 holds 5.96e-8 or 1.19e-7
-    assert ours.grad.tolist() == pytest.approx([0.005] * 4, rel=1e-3)
-
-
-def test_a_norm_of_exactly_the_threshold_is_unchanged():
-    (ours,) = twins([torch.tensor([3.0, 4.0])])[1]
-    assert float(clip_grad_norm_([ours], 5.0)) == 5.0
-    assert ours.grad.tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -158,14 +117,6 @@ def test_torchs_arguments_give_what_torch_gives(values, arguments):
     theirs, ours = twins(values)
     assert torch.equal(torch_clip_grad_norm_(theirs, *arguments), clip_grad_norm_(ours, *arguments))
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
-
-
-@pytest.mark.parametrize("view", [lambda g: g.t(), lambda g: g[:, ::2], lambda g: g.select(1, 2)])
-def test_views_that_are_not_contiguous_are_torchs(view):
-    base = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
-    theirs, ours = parameter(view(base.clone())), parameter(view(base.clone()))
-    assert torch.equal(torch_clip_grad_norm_([theirs], 0.5), clip_grad_norm_([ours], 0.5))
-    assert torch.equal(theirs.grad, ours.grad)
 
 
 @pytest.mark.parametrize("clip_", [clip_grad_norm_, clip_grad_value_])

@@ -37,11 +37,6 @@ def test_every_parameter_is_in_one_group_with_a_policy_of_its_own():
     )
 
 
-def test_the_one_group_of_scope_global_has_the_policy_itself():
-    policy = Fixed(1.0)
-    assert groups_of(network(), policy, scope="global", patterns=None).controllers["all"].policy is policy
-
-
 def test_deciding_learns_and_deciding_again_as_before_does_not():
     net = network()
     groups = groups_of(net, RunningQuantile(warmup_steps=2), scope="global", patterns=None)
@@ -87,21 +82,6 @@ def test_patterns_without_scope_group_and_empty_sources_are_refused():
         groups_of(network(), scope="global")
     with pytest.raises(ValueError, match="holds no parameters"):
         groups_of(nn.Identity(), scope="global", patterns=None)
-
-
-def test_a_state_that_does_not_fit_changes_nothing():
-    net = network()
-    groups, other = groups_of(net), groups_of(net, scope="parameter", patterns=None)
-    backward(net, 0)
-    decided(groups, net)
-    state = groups.state_dict()
-    with pytest.raises(ValueError, match=r"other groups than this Clipper's; not in both: 0\.bias"):
-        groups.load_state_dict(other.state_dict())
-    broken = {name: dict(controller) for name, controller in state.items()}
-    broken["last"]["active_steps"] = -1
-    with pytest.raises(ValueError, match="whole numbers"):
-        groups.load_state_dict(broken)
-    assert groups.state_dict() == state
 
 
 def test_parameters_that_a_module_gets_later_are_read_within_fifty_steps():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoclip import Clipper, LossAwareQuantile, ProbingQuantile, RunningQuantile, attach
+from autoclip import Clipper, ProbingQuantile, attach
 from autoclip.history import RECENT_STEPS, TOLD_OF_NO_LOSS, History
 
 CURE = (
@@ -67,17 +67,6 @@ def test_one_loss_in_the_first_hundred_steps_is_enough(attached, first):
     assert training.step(loss=torch.tensor(1.0)) == []
     assert training.run(200) == ([], [])
     assert "no loss" not in repr(training.clipper)
-
-
-def test_a_policy_that_reads_no_loss_wants_none():
-    training = Training(RunningQuantile())
-    assert training.run(200) == ([], [])
-    assert "no loss" not in repr(training.clipper)
-
-
-def test_the_policy_is_named_as_it_is():
-    _, (told,) = Training(LossAwareQuantile(percentile=20)).run(100)
-    assert "so that LossAwareQuantile(percentile=20) goes by the norms alone" in told
 
 
 def test_a_step_without_a_finite_norm_does_not_count():

@@ -27,7 +27,6 @@ from autoclip import (
     ZClip,
 )
 from autoclip.controller import Controller
-from autoclip.statistics import DecayedMoments, GeometricQuantile, SlidingMean, SlidingQuantile
 from tests.properties import pinned
 from tests.small_network import Records
 from tests.streams import follow
@@ -178,20 +177,6 @@ def test_quantiles_of_a_window_are_numpys_of_the_norms_before(stream, percentile
 
 
 @PINNED
-@given(norms, percentiles, windows, st.integers(1, 6))
-def test_thresholds_of_ranks_and_means_lie_between_the_norms(stream, percentile, window, warmup):
-    for policy in (
-        RunningQuantile(percentile, window=window, warmup_steps=warmup, warmup_threshold=inf),
-        FixedPercentile(percentile, warmup_steps=warmup),
-        AutoClip(percentile, inclusive=False, history=window),
-        CenterMultiple("mean", 1.0, window, warmup_steps=warmup),
-    ):
-        for step, threshold in enumerate(follow(policy, stream)):
-            if step >= warmup:
-                assert min(stream[:step]) <= threshold <= max(stream[:step])
-
-
-@PINNED
 @given(norms, norms, percentiles, percentiles, windows)
 def test_thresholds_are_monotone_in_norms_and_percentiles(first, second, one, other, window):
     lower, upper = pairs_of(first, second)
@@ -207,37 +192,6 @@ def test_thresholds_are_monotone_in_norms_and_percentiles(first, second, one, ot
             pair = zip(*[follow(make(percentile), stream) for percentile, stream in (smaller, larger)], strict=True)
             # Interpolated between two norms, or a mean: rounded.
             assert all(below <= above * (1 + 1e-15) for below, above in pair)
-
-
-@PINNED
-@given(norms, usual, usual, percentiles, st.floats(0.01, 1), st.floats(0.1, 0.99))
-def test_a_larger_value_leaves_no_statistic_smaller(before, one, other, percentile, rate, decay):
-    for make in (
-        lambda: GeometricQuantile(percentile, rate),
-        lambda: SlidingQuantile(5),
-        lambda: SlidingMean(5),
-        lambda: DecayedMoments(decay),
-    ):
-        ends = []
-        for last in sorted((one, other)):
-            statistic = make()
-            for value in [*before, last]:
-                statistic.update(value)
-            if isinstance(statistic, SlidingQuantile):
-                ends.append(statistic.get(percentile))
-            else:
-                ends.append(statistic.mean if isinstance(statistic, DecayedMoments) else statistic.get())
-        assert ends[0] <= ends[1] * (1 + 1e-15)
-
-
-@PINNED
-@given(norms, st.floats(0.1, 0.99))
-def test_a_decayed_mean_lies_between_the_least_and_the_largest_value(values, decay):
-    moments = DecayedMoments(decay)
-    for value in values:
-        moments.update(value)
-    assert min(values) * (1 - 1e-12) <= moments.mean <= max(values) * (1 + 1e-12)
-    assert 0 <= moments.std <= (max(values) - min(values)) * (1 + 1e-12)
 
 
 float32s = st.floats(2.0**-10, 2.0**10, width=32)

@@ -100,17 +100,6 @@ def test_there_is_one_collective_for_each_group_of_ranks(square_mesh):
     assert collectives([distributed(WEIGHTS, square_mesh, Shard(0), Shard(1)), WEIGHTS] * 20) == 1
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("order", [1.0, 2.0, inf])
-def test_gradients_of_every_placement_are_measured_beside_plain_ones(mesh, order, placement):
-    plain = {"a": WEIGHTS, "b": -WEIGHTS[0]}
-    mixed = {"a": distributed(WEIGHTS, mesh, placement), "b": -WEIGHTS[0]}
-    expected, found = measure(plain, order), measure(mixed, order)
-    assert found.value == pytest.approx(expected.value, rel=1e-6)
-    assert found.each.tolist() == pytest.approx(expected.each.tolist(), rel=1e-6)
-    assert type(found.total) is torch.Tensor
-
-
 @pytest.mark.parametrize("mode", ["norm", "value", "agc", "param_rms"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_clipper_leaves_what_it_leaves_of_plain_gradients(mesh, placement, mode):

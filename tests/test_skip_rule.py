@@ -3,7 +3,6 @@
 import copy
 import json
 import warnings
-from itertools import product
 from math import inf, nan
 
 import numpy as np
@@ -54,8 +53,14 @@ def run(kind, scope, mode, rule, stop=None):
     return records, left, clip
 
 
-@pytest.mark.parametrize(("scope", "mode"), list(product(golden.SCOPES, golden.MODES)))
-@pytest.mark.parametrize("kind", autoclip.POLICIES)
+@pytest.mark.parametrize(
+    ("kind", "scope", "mode"),
+    [
+        (kind, scope, golden.MODES[(number + place) % 3])
+        for number, kind in enumerate(autoclip.POLICIES)
+        for place, scope in enumerate(golden.SCOPES)
+    ],
+)
 def test_beside_every_policy_it_takes_out_what_it_predicted_and_changes_nothing_else(kind, scope, mode):
     plain, untouched, _ = run(kind, scope, mode, None)
     for rule in RULES:

@@ -118,17 +118,16 @@ def _row(cell: Cell, gradients: Gradients, options: Namespace) -> dict[str, Any]
 
 def _peers(options: Namespace) -> tuple[dict[tuple[str, float], dict[str, Spread]], str]:
     """(Shape, share) -> package -> its ratio to torch's function, and a line about where they are from."""
-    python = PARITY / "bin" / "python"
     if options.device != "cpu":
-        return {}, "PyPI's zclip and autoclip are left out: .parity has torch for the CPU"
-    if not (python.exists() and (PARITY / "pypi-autoclip").is_dir()):
+        return {}, "PyPI's zclip and autoclip are left out: they are compared on a CPU"
+    if not (PARITY / "ready").exists():
         return {}, "PyPI's zclip and autoclip are left out: they are not in .parity, where `make parity` installs them"
     command = [
-        *(python, "-P", "-m", "experiments.benchmarks.peers", "--shapes", *options.shapes),
+        *(sys.executable, "-P", "-m", "experiments.benchmarks.peers", "--shapes", *options.shapes),
         *("--rounds", str(options.rounds), "--seconds", str(options.seconds), "--threads", str(options.threads)),
     ]
     # PyPI's autoclip has our import name, so that its folder comes before ours.
-    path = os.pathsep.join([str(PARITY / "pypi-autoclip"), str(ROOT)])
+    path = os.pathsep.join([str(PARITY / "pypi-autoclip"), str(PARITY / "packages"), str(ROOT)])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)

@@ -1,6 +1,6 @@
 """The packages of PyPI at the same work as `overhead`: a process of its own, because one has our import name.
 
-    PYTHONPATH=.parity/pypi-autoclip:. .parity/bin/python -P -m experiments.benchmarks.peers --shapes gpt-1m
+    PYTHONPATH=.parity/pypi-autoclip:.parity/packages:. python -P -m experiments.benchmarks.peers --shapes gpt-1m
 
 `overhead` starts it. Prints JSON: the versions, and for each list of shapes and share of clipped steps the ratios to
 `torch.nn.utils.clip_grad_norm_`. Here `autoclip` is PyPI's.

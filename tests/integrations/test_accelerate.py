@@ -110,7 +110,7 @@ ATTACHED = pytest.mark.parametrize("attached", [False, True], ids=["clip_fn", "a
 
 @ATTACHED
 @POLICIES
-@pytest.mark.parametrize(("precision", "fused"), [("no", True), ("no", False), ("bf16", True)])
+@pytest.mark.parametrize(("precision", "fused"), [("no", False), ("bf16", True)])
 def test_every_real_step_is_clipped_and_observed_once(policy, attached, precision, fused):
     training = Training(policy, attached=attached, precision=precision, fused=fused).run()
     records = training.records.all
@@ -190,7 +190,7 @@ def test_norms_are_unscaled_and_an_overflow_is_no_step(attached, fused):
 
 def test_ranks_agree_on_norms_losses_and_thresholds(tmp_path):
     """Two processes of DDP, of which each sees batches of its own."""
-    ranks = launch("tests.integrations.test_accelerate", ranks=2, output=tmp_path, timeout=120)
+    ranks = launch("tests.integrations.test_accelerate", ranks=2, output=tmp_path)
     for way in ("clip_fn", "attached"):
         one, other = (rank[way] for rank in ranks)
         assert one["records"] == other["records"]

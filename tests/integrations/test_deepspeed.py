@@ -18,7 +18,7 @@ BROKEN = 6
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
 def ranks(request, tmp_path_factory):
     return launch(
-        "tests.integrations.deepspeed_runs", ranks=request.param, output=tmp_path_factory.mktemp("ranks"), timeout=300
+        "tests.integrations.deepspeed_runs", ranks=request.param, output=tmp_path_factory.mktemp("ranks"), timeout=600
     )
 
 

@@ -160,13 +160,6 @@ def test_a_checkpoint_of_another_policy_or_other_optimizers_is_refused(tmp_path)
         fit(Alone(), AutoClipCallback(), ckpt_path=tmp_path / "two.ckpt", max_epochs=2)
 
 
-def test_a_checkpoint_without_the_callback_begins_with_nothing_learned(tmp_path):
-    fit(Regression(), None).save_checkpoint(tmp_path / "plain.ckpt")
-    callback = AutoClipCallback(autoclip.RunningQuantile(warmup_steps=5))
-    fit(Regression(), callback, ckpt_path=tmp_path / "plain.ckpt", max_epochs=2)
-    assert callback.clipper.state_dict()["steps"] == STEPS
-
-
 def test_manual_optimization_equals_plain_loops_also_with_torchs_own_optimizers():
     modules = Adversaries(), Adversaries(lightning_optimizers=False)
     callbacks = [AutoClipCallback(autoclip.LossAwareQuantile(warmup_steps=5)) for _ in modules]
@@ -307,14 +300,6 @@ def test_a_module_that_configures_no_optimizer_has_no_clipper():
         )
         trainer.fit(Untrained(), data)
     assert callback.clippers == []
-
-
-def test_two_callbacks_are_refused():
-    class Second(AutoClipCallback):
-        pass
-
-    with pytest.raises(ValueError, match="has a clipper attached already"):
-        fit(Regression(), AutoClipCallback(), callbacks=[Second()])
 
 
 def test_optimizers_that_are_exchanged_are_clipped_too():

@@ -98,7 +98,7 @@ def ranks(tmp_path_factory):
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     ran = subprocess.run(
-        [sys.executable, script, directory], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, script, directory], env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]

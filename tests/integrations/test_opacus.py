@@ -39,12 +39,3 @@ def test_an_attached_clipper_clips_what_opacus_has_made():
     moved = torch.stack([(one.detach() - old).norm() for one, old in zip(net.parameters(), before, strict=True)]).norm()
     assert clipper.state_dict()["steps"] == len(loader) == 4
     assert 0 < float(moved) <= 4e-3 * (1 + 1e-5)
-
-
-def test_a_step_by_hand_before_opacus_is_told_of():
-    net, optimizer, loader = private()
-    clipper = autoclip.Clipper(net, autoclip.Fixed(1e-3))
-    optimizer.zero_grad()
-    net(next(iter(loader))[0]).square().mean().backward()
-    with pytest.warns(UserWarning, match=r"use autoclip.attach\(optimizer\)"):
-        clipper.step()

@@ -177,14 +177,6 @@ def test_weights_of_half_precision_are_clipped_by_norms_of_single_precision(tmp_
     assert sum(record.clipped for record in records) >= 3
 
 
-def test_norms_above_one_are_let_through_although_max_grad_norm_is_one(tmp_path):
-    with norms_in_optimizer() as left:
-        trainer, _, records = autoclipped(tmp_path, autoclip.NoClip())
-    assert trainer.args.max_grad_norm == 1.0
-    assert max(left) > 1.2
-    assert left == pytest.approx([record.total_norm for record in records], rel=1e-6)
-
-
 def test_a_fixed_threshold_of_one_is_the_trainers_own_clipping(tmp_path):
     plain = trainer_of(tmp_path)
     plain.train()
@@ -200,7 +192,6 @@ def test_a_fixed_threshold_of_one_is_the_trainers_own_clipping(tmp_path):
     [
         autoclip.RunningQuantile(percentile=25, warmup_steps=3),
         autoclip.LossAwareQuantile(),
-        autoclip.AutoClip(percentile=50),
         autoclip.ZClip(z_threshold=0.1, decay=0.5, warmup_steps=4),
         autoclip.SkipStep(sigmas=0.5, window=6, warmup_steps=4),
         autoclip.AdaGC(warmup_steps=4),
@@ -281,11 +272,13 @@ def test_loss_is_the_mean_over_micro_batches_where_the_trainer_divides_it(tmp_pa
     assert [record.loss for record in records] == pytest.approx(means, rel=1e-5)
 
 
-@pytest.mark.parametrize("restores_callbacks", [False, True])
 @pytest.mark.parametrize(
-    "policy",
-    [autoclip.RunningQuantile(percentile=75, warmup_steps=12), autoclip.LossAwareQuantile(), autoclip.AdaGC()],
-    ids=lambda policy: type(policy).__name__,
+    ("policy", "restores_callbacks"),
+    [
+        (autoclip.RunningQuantile(percentile=75, warmup_steps=12), True),
+        (autoclip.LossAwareQuantile(), False),
+        (autoclip.AdaGC(), True),
+    ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, policy, restores_callbacks):
     saving = {
@@ -315,7 +308,7 @@ def refuse(constant):
     raise AssertionError(f"{constant} is not JSON")
 
 
-@pytest.mark.parametrize("kind", autoclip.POLICIES)
+@pytest.mark.parametrize("kind", ["fixed", "running_quantile", "probing_quantile", "adagc"])
 def test_what_a_checkpoint_holds_is_json(tmp_path, kind):
     """Also where the first thresholds are infinite, and a norm was not finite."""
     bounds = {"warmup_threshold": math.inf, **({"threshold": 0.7} if kind == "fixed" else {})}
@@ -541,29 +534,6 @@ def test_a_step_without_a_finite_norm_has_no_effect(tmp_path):
     assert trainer.state.global_step == 6
 
 
-def test_parameters_may_have_thresholds_of_their_own(tmp_path):
-    largest = []
-
-    class Watching(transformers.TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-            largest.append({name: norm([p]) for name, p in model.named_parameters() if p.grad is not None})
-
-    thresholds = []
-
-    class Asking(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            thresholds.append(callback.clipper.threshold)
-
-    policy = autoclip.RunningQuantile(percentile=25, warmup_steps=2)
-    callback = AutoClipCallback(policy, scope="parameter")
-    trainer = trainer_of(tmp_path, [callback, Watching(), Asking()])
-    trainer.train()
-    assert len(thresholds[0]) == len(largest[0]) == 28
-    for before, left in zip(thresholds, largest[1:], strict=False):
-        assert all(left[name] <= before[name] * (1 + 1e-6) for name in left)
-    assert callback.clipper.clip_rate > 0.5
-
-
 def scaled(trainer, growth_interval=2000):
     """Let the trainer's accelerator scale losses, as on a GPU under fp16; there is no scale at all on a CPU."""
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=growth_interval)
@@ -591,11 +561,13 @@ def fresh_accelerator_state():
 
 
 @pytest.mark.usefixtures("fresh_accelerator_state")
-@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
 @pytest.mark.parametrize(
-    "policy",
-    [autoclip.RunningQuantile(warmup_steps=3), autoclip.AutoClip(percentile=50), autoclip.AdaGC(warmup_steps=3)],
-    ids=lambda policy: type(policy).__name__,
+    ("policy", "optim"),
+    [
+        (autoclip.RunningQuantile(warmup_steps=3), "adamw_torch_fused"),
+        (autoclip.AutoClip(percentile=50), "adamw_torch"),
+        (autoclip.AdaGC(warmup_steps=3), "adamw_torch_fused"),
+    ],
 )
 def test_norms_are_those_without_the_scale_of_the_loss(tmp_path, policy, optim):
     """Which is taken off once a step only, also where the threshold depends on the norm of the step."""
@@ -644,7 +616,7 @@ def test_gradients_on_several_meshes_are_clipped(tmp_path):
 
 def test_ranks_agree_on_thresholds_and_one_of_them_tells_the_sinks(tmp_path):
     """Two processes of DDP, of which each sees batches of its own."""
-    one, other = launch("tests.integrations.test_transformers", ranks=2, output=tmp_path, timeout=120)
+    one, other = launch("tests.integrations.test_transformers", ranks=2, output=tmp_path)
     assert one["state"] == other["state"]
     assert one["weights"] == other["weights"]
     assert len(one["told"]) == 9
