@@ -20,7 +20,8 @@ PYTHON = {
     "Policies": "autoclip NoClip Fixed FixedPercentile RunningQuantile ProbingQuantile LossAwareQuantile CenterMultiple"
     " AutoClip ZClip SkipStep AdaGC Policy",
     "Logs of norms": "autoclip.traces read_traces NormTrace",
-    "Where records go": "autoclip.sinks ConsoleSink JSONLSink TensorBoardSink WandbSink",
+    "Where records go": "autoclip.sinks ConsoleSink JSONLSink SpikeRecorder TensorBoardSink WandbSink",
+    "Spikes": "autoclip.spikes SpikeEvent event_findings events_of read_events",
     "Gradient flow": "autoclip.flow FlowSink forward_order diagnose read_samples GradientFlow Layer Slope Sample"
     " UseOrder flow_findings layer_of",
     "Lightning": "autoclip.integrations.lightning AutoClipCallback",
