@@ -149,7 +149,7 @@ bench: setup
 
 # Every study, with all of its runs: hours. Started again, it goes on where it was.
 .PHONY: studies studies-quick
-STUDIES := thresholds default ablation learning_rates
+STUDIES := thresholds default recipes ablation learning_rates
 SHORT_STUDIES := loss_scale drift suggest published
 studies: setup
 	for study in $(STUDIES); do $(BIN)/python -m experiments.studies.$$study --workers 2 || exit; done

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from autoclip.records import rate_text
 from autoclip.terminal import aligned, console
 
 QUICK = "--quick" in sys.argv[1:]
@@ -127,13 +128,14 @@ def _table(experiment: Experiment, results: dict[Arm, list[dict[str, Any]]]) -> 
     for arm, seeds in results.items():
         losses = [seed["validation_loss"] for seed in seeds if seed["validation_loss"] is not None]
         failed = sum(_failed(seed) for seed in seeds)
+        rates = [seed["clip_rate"] for seed in seeds if seed["clip_rate"] is not None]
         thresholds = [seed["threshold"] for seed in seeds if seed["threshold"] is not None]
         rows.append(
             (
                 arm.name,
                 f"{median(losses):.3f}" if len(losses) == len(seeds) else "diverged",
                 f"{failed} of {len(seeds)}",
-                f"{median(seed['clip_rate'] for seed in seeds):.0%}",
+                rate_text(median(rates) if rates else None, 0),
                 f"{median(thresholds):.3g}" if thresholds else "none",
             )
         )

@@ -14,6 +14,7 @@ from autoclip.report.spikes_page import layers_picture, spike_blocks
 from autoclip.report.writing import write_report
 from autoclip.sinks import JSONLSink, SpikeRecorder
 from autoclip.spikes import event_findings, events_of
+from autoclip.traces import read_traces
 from tests.test_spike_finder import calm, record, with_norms
 
 
@@ -78,8 +79,9 @@ def test_the_command_prints_text_and_json_and_refuses_what_holds_nothing(tmp_pat
         spikes_of(tmp_path / "run")
 
 
-def test_a_folder_of_a_recorder_alone_is_read(tmp_path):
+def test_a_folder_of_a_recorder_alone_is_read_and_is_no_log(tmp_path):
     write(tmp_path / "run")
+    assert [len(trace) for trace in read_traces([tmp_path])] == [250]
     (found,) = spikes_of(tmp_path / "run/spikes")
     assert (found.label, len(found.events), found.note) == ("spikes", 3, "")
 

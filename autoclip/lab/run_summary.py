@@ -110,7 +110,19 @@ def findings(config: ExperimentConfig, summaries: list[dict[str, Any]], output_d
             {label: read_series(run, label) for label, run in runs.items() if (run / METRICS).is_file()}
         )
     flows = {label: gradient_flow(run) for label, run in runs.items()}
-    return [*([rates] if rates else []), *flow_findings({label: flow for label, flow in flows.items() if flow})]
+    return [
+        *([rates] if rates else []),
+        *flow_findings({label: flow for label, flow in flows.items() if flow}),
+        *_spikes(summaries, output_dir),
+    ]
+
+
+def _spikes(summaries: list[dict[str, Any]], output_dir: Path) -> list[Finding]:
+    counts = {f"seed {seed['seed']}": seed["spikes"] for seed in summaries if seed.get("spikes")}
+    if not counts:
+        return []
+    told = ", ".join(f"{count} in {label}" for label, count in counts.items())
+    return [Finding("note", f"spikes: {told}; `autoclip spikes {output_dir}` tells of them", {"spikes": counts})]
 
 
 def over_seeds(config: ExperimentConfig, summaries: list[dict[str, Any]], output_dir: Path) -> dict[str, Any]:

@@ -21,8 +21,12 @@ from autoclip.pictures.picture import (
 from autoclip.report.page import Block
 from autoclip.report.spikes import Spikes
 from autoclip.spikes import SpikeEvent
-from autoclip.spikes.event import factor_text, flat, some
+from autoclip.spikes.event import flat, some
 
+EXPLAINED = (
+    "Each row is a layer, each column a step, and the colour its norm over its own median before the spike (black: not "
+    "finite). The line is the total norm, on a logarithmic axis of its own. Shown are the largest."
+)
 MOST_DRAWN = 6
 """Pictures of events on a page: of those whose norm rose most."""
 MOST_LAYERS = 40
@@ -41,7 +45,7 @@ def spike_blocks(spikes: Sequence[Spikes]) -> tuple[list[Block], list[Picture]]:
     drawn = sorted(events, key=lambda pair: -_size(pair[1]))[:MOST_DRAWN]
     pictures = [picture for label, event in drawn if (picture := layers_picture(label, event)) is not None]
     if pictures:
-        blocks.append(("figures", pictures))
+        blocks += [("paragraph", EXPLAINED), ("figures", pictures)]
     notes = dict.fromkeys(one.note for one in spikes if one.note and one.events)
     blocks += [("paragraph", f"{note[0].upper()}{note[1:]}.") for note in notes]
     return blocks, pictures
@@ -88,8 +92,7 @@ def layers_picture(label: str, event: SpikeEvent) -> Picture | None:
     return Picture(
         name=f"spike_{''.join(one if one.isalnum() else '_' for one in label)}_{event.step}",
         title=f"{label}, step {event.step}",
-        caption=f"{event} Each row is a layer, each column a step: its norm over its own median before the spike "
-        f"(black: not finite). The line is the total norm, on a logarithmic axis of its own.",
+        caption=str(event),
         alt=f"Norms of {len(layers)} layers in {len(steps)} steps around step {event.step}.",
         png=png_of(figure),
     )
@@ -106,7 +109,7 @@ def _table(events: Sequence[tuple[str, SpikeEvent]], *, several: bool) -> Table:
                 f"{label}, step {event.step}" if several else f"step {event.step}",
                 event.kind,
                 f"{event.norm:.3g}" if isfinite(event.norm) else "not finite",
-                "-" if event.ratio is None else factor_text(event.ratio),
+                "-" if event.ratio is None else f"{event.ratio:.3g}",
                 "-" if line["loss"] is None else f"{line['loss']:.3g}",
                 event.first or "-",
                 event.named or "-",
@@ -121,7 +124,7 @@ def _table(events: Sequence[tuple[str, SpikeEvent]], *, several: bool) -> Table:
     )
     if len(events) > MOST_ROWS:
         caption += f" {len(events) - MOST_ROWS} more are not shown."
-    names = ("event", "kind", "norm", "by its median", "loss", "first", "suspect", "batch", "clipped", "further")
+    names = ("event", "kind", "norm", "times median", "loss", "first", "suspect", "batch", "clipped", "further")
     return Table(names, rows, caption)
 
 

@@ -100,11 +100,7 @@ class SpikeRecorder(Sink):
         self._announced[step] = self._of_next()
 
     def log(self, record: ClipRecord) -> None:
-        """Take the record of one step.
-
-        Raises:
-            Whatever `on_event` raises.
-        """
+        """Take the record of one step. What `on_event` raises goes through."""
         batch, lr = self._announced.pop(record.step) if record.step in self._announced else self._of_next()
         clipper, finder = self._clipper, self._finder
         before = finder.event

@@ -27,6 +27,8 @@ _TAG = re.compile(r"(grad|gradient|total|g)[_ -]?norm")
 _GRADIENT_NORM = re.compile(r"(?i)(?!.*(max|clip))(?=.*grad).*norm")  # not max_grad_norm of a configuration
 _SPEAKS = re.compile(rb"(?<![a-z_])(grad|gradient|total|global)[_ -]?norm")
 _TRIPLES = re.compile(rb"\s*\[\s*\[\s*\d{9}")  # wall times
+_SPIKE = re.compile(r"step-\d+(\.rewound-\d+)?\.json")
+"""Files of a `SpikeRecorder`, which have the steps around a spike once more."""
 _ADDRESS = re.compile(r"(?s)([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)")
 _PROBED_TEXT = 2**20
 _TEXTS = {".json", ".log", ".txt", ".out", ".err"}
@@ -109,7 +111,7 @@ def _files(directory: Path, unread: list[Unread]) -> Iterator[Path]:
 
     for place, directories, names in os.walk(directory, onerror=note):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
-        for file in (Path(place, name) for name in sorted(names)):
+        for file in (Path(place, name) for name in sorted(names) if not _SPIKE.fullmatch(name)):
             try:
                 if file.is_file() and not file.is_symlink():
                     yield file
