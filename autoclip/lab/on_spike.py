@@ -49,9 +49,10 @@ def _keep(directory: Path, step: int) -> Path | None:
 
 
 def _rewind(training: "Training", directory: Path, event: SpikeEvent, say: Callable[[str], object]) -> bool:
-    """Go back to the checkpoint before an event and leave out the batches since.
+    """Go back to the checkpoint before an event and leave out the batches since, as for PaLM (arXiv 2204.02311, 5.1).
 
-    As in PaLM (Chowdhery et al. 2022, arXiv 2204.02311, section 5.1).
+    If the run comes to another spike from the same checkpoint, the batches of one further step are left out too, then
+    of three, seven, and so on: the broken stretch may be long.
     """
     tally, most = training.tally, training.config.max_rewinds
     if event.at["skipped"] or not event.at["coefficient"]:
@@ -65,7 +66,8 @@ def _rewind(training: "Training", directory: Path, event: SpikeEvent, say: Calla
         say(f"{event.told()}; there is no checkpoint before it to go back to: the run goes on")
         return False
     now, rewinds, seconds = tally.steps, tally.rewinds, tally.seconds
-    training.load_state_dict(state, drawn=training.drawn)
+    again = sum(one["to"] == state["tally"]["steps"] for one in rewinds)
+    training.load_state_dict(state, drawn=training.drawn + (2**again - 1) * training.config.accumulate)
     tally = training.tally
     tally.rewinds, tally.seconds = [*rewinds, {"from": now, "to": tally.steps}], seconds
     event.rewound_to = tally.steps

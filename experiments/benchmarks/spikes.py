@@ -8,8 +8,10 @@ with a recorder. Added: the median over the rounds of the second difference over
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from statistics import mean
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -31,7 +33,7 @@ def main() -> None:
         gradients = Gradients(SHAPES[shape], "cpu", 1)
         with tempfile.TemporaryDirectory() as folder:
             weights = gradients.parameters
-            contenders = {
+            contenders: dict[str, Callable[[], Any]] = {
                 "torch": partial(clip_grad_norm_, weights, LIMIT),
                 "clipper": Clipper(weights, Fixed(LIMIT)).step,
                 "recorder": Clipper(weights, Fixed(LIMIT), sinks=[SpikeRecorder(folder)]).step,
