@@ -132,6 +132,16 @@ def test_weights_and_gradients_that_are_not_finite_are_named(tmp_path):
     assert (event.nonfinite, event.broken_weights) == (["2.weight", "2.bias"], [])
 
 
+def test_an_event_whose_steps_had_no_effect_is_whole_when_another_begins(tmp_path):
+    recorder = SpikeRecorder(tmp_path)
+    for step in range(140):
+        norm, skipped = (50.0, step == 100) if step in (100, 110) else (1.0, False)
+        recorder.log(ClipRecord(step, "active", norm, 9.0, 0.0 if skipped else 1.0, norm > 9, skipped, True, 1.0))
+    first, second = read_events(tmp_path)
+    assert (first.kind, first.steps[-1]["step"]) == ("skipped", 109)
+    assert (second.kind, second.step) == ("norm", 110)
+
+
 def test_several_batches_of_a_step_are_all_kept():
     recorder = SpikeRecorder("nowhere")
     recorder.note(1)

@@ -107,10 +107,11 @@ class SpikeRecorder(Sink):
         norms = None if clipper is None else clipper.latest_norms
         if record.step % WEIGHTS_EVERY == 0:
             self._weights.append((record.step, *self._weighed()))
-        if finder.take(Step(record, batch, lr, norms)):
-            self._begin()
-        elif before is not None and finder.event is None:
+        begins = finder.take(Step(record, batch, lr, norms))
+        if before is not None and finder.event is not before:
             self._write(before)  # with the steps after it
+        if begins:
+            self._begin()
 
     def close(self) -> None:
         """Write the event that is not complete."""
