@@ -39,7 +39,7 @@ def train(recorder, *, steps=200, before=lambda step, model: None, attach=True, 
         optimizer.zero_grad()
         loss = (model(x) - target).square().mean()
         loss.backward()
-        clipper.note(torch.arange(step, step + 2))
+        clipper.note(torch.arange(2 * step, 2 * step + 2))
         if attach:
             clipper.report_loss(loss)
         else:
@@ -56,12 +56,12 @@ def test_a_broken_batch_is_written_with_what_is_known(tmp_path, attach):
     train(recorder, attach=attach)
     (event,) = read_events(tmp_path / "new")
     assert seen == [(120, 33)]
-    assert (event.step, event.kind, event.first, event.batch) == (120, "norm", "both", [120, 121])
+    assert (event.step, event.kind, event.first, event.batch) == (120, "norm", "both", [240, 241])
     assert [line["step"] for line in event.steps] == [*range(88, 153)]
     assert event.lr == (1e-3 if attach else None)
     assert list(event.norms) == [name for name, _ in network().named_parameters()]
     assert event.is_of_batch
-    assert event.named == "batch 120, 121"
+    assert event.named == "batch 240, 241"
     assert str(event).startswith("Step 120: the norm was ")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["step-120.json"]
 
@@ -106,7 +106,7 @@ def test_weights_that_changed_are_named_first(tmp_path):
 
     train(SpikeRecorder(tmp_path), before=scale)
     events = read_events(tmp_path)
-    assert [(event.step, event.named) for event in events[:2]] == [(120, "batch 120, 121"), (160, "4.weight")]
+    assert [(event.step, event.named) for event in events[:2]] == [(120, "batch 240, 241"), (160, "4.weight")]
     assert events[1].moved[0]["ratio"] == pytest.approx(100, rel=0.5)
     assert events[1].moved[0]["since"] == 64
 
