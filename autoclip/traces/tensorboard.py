@@ -10,10 +10,12 @@ Reference: tensorflow/core/util/event.proto, tensorflow/core/framework/{summary,
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from autoclip.errors import UsageError
 from autoclip.traces.columns import Selection
 from autoclip.traces.notes import counted
-from autoclip.traces.protobuf import BYTES, FIXED32, FIXED64, VARINT, MalformedError, fields, key, number, signed
+from autoclip.traces.protobuf import BYTES, FIXED32, VARINT, MalformedError, fields, key, number, signed, varint
 from autoclip.traces.scalars import ScalarLog
 from autoclip.traces.series import MAX_STEP
 from autoclip.traces.tfrecord import records
@@ -24,8 +26,23 @@ _VALUE = key(1, BYTES)
 _TAG, _NODE_NAME, _SIMPLE, _TENSOR = key(1, BYTES), key(7, BYTES), key(2, FIXED32), key(8, BYTES)
 _DTYPE, _SHAPE, _CONTENT = key(1, VARINT), key(2, BYTES), key(4, BYTES)
 
-_TENSORS = {1: ("<f", key(5, BYTES), key(5, FIXED32)), 2: ("<d", key(6, BYTES), key(6, FIXED64))}
-"""DataType (float, double) -> how a number is stored, and the field that holds it: packed, or not."""
+# DataType -> how its bytes are read, and the field with the numbers if `tensor_content` is not used.
+_BFLOAT16 = 14
+_DTYPES = {
+    1: ("<f4", 5),
+    2: ("<f8", 6),
+    3: ("<i4", 7),
+    4: ("u1", 7),
+    5: ("<i2", 7),
+    6: ("i1", 7),
+    9: ("<i8", 10),
+    _BFLOAT16: ("<u2", 13),
+    17: ("<u2", 7),
+    19: ("<f2", 13),
+    22: ("<u4", 16),
+    23: ("<u8", 17),
+}
+_FLOATING = {5, 6}  # fields with numbers of a fixed width
 
 
 def read_events(paths: Sequence[Path], selection: Selection) -> ScalarLog:
@@ -93,11 +110,35 @@ def _take_value(summary_value: bytes, step: int, log: ScalarLog) -> None:
 
 
 def _rank_zero(tensor: bytes) -> float | None:
-    """The number in a tensor of rank 0 of floats or doubles; None for every other tensor."""
-    stored = dict(fields(tensor))
-    kind = _TENSORS.get(stored.get(_DTYPE, 0))
-    if kind is None or stored.get(_SHAPE):  # it has dimensions
+    """The number in a numeric tensor of rank 0; None for every other tensor."""
+    dtype, content = 0, b""
+    stored: dict[int, int | bytes] = {}
+    for name, value in fields(tensor):
+        if name == _DTYPE:
+            dtype = value
+        elif name == _SHAPE and value:
+            return None  # it has dimensions
+        elif name == _CONTENT:
+            content = value
+        else:
+            stored[name >> 3] = value
+    if dtype not in _DTYPES:
         return None
-    form, *places = kind
-    content = next((stored[place] for place in (_CONTENT, *places) if stored.get(place)), None)
-    return 0.0 if content is None else number(form, content)  # zero is left out
+    form, field = _DTYPES[dtype]
+    kind = np.dtype(form)
+    if not content:
+        content = _content(stored.get(field, 0), field, kind)
+    if len(content) != kind.itemsize:
+        raise MalformedError(f"{len(content)} bytes for a number of {kind.itemsize}")
+    if dtype == _BFLOAT16:  # the upper half of a float32
+        content, kind = b"\0\0" + content, np.dtype("<f4")
+    return float(np.frombuffer(content, dtype=kind)[0])
+
+
+def _content(stored: int | bytes, field: int, kind: np.dtype[np.generic]) -> bytes:
+    # The bytes of a number in its typed field, packed or not; a missing field means zero.
+    if isinstance(stored, bytes) and field in _FLOATING:
+        return stored
+    if isinstance(stored, bytes):
+        stored = varint(stored, 0)[0] if stored else 0
+    return (stored & (1 << 8 * kind.itemsize) - 1).to_bytes(kind.itemsize, "little")
