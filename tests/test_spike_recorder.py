@@ -240,3 +240,4 @@ def test_a_step_is_kept_without_reading_its_norms():
                 (["a"], NoReading()),
             )
         )
+    assert recorder.event is None
