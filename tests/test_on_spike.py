@@ -173,6 +173,15 @@ def test_stop_ends_the_run_with_a_checkpoint_and_resume_goes_on(configure, tmp_p
     assert weights(resumed) == weights(whole)
 
 
+def test_a_checkpoint_that_was_kept_before_a_kill_is_kept(configure, tmp_path):
+    config = configure("on_spike=checkpoint")
+    with pytest.raises(ZeroDivisionError):
+        run(config, tmp_path / "run", die_after=95)
+    kept = (tmp_path / "run/spikes/step-90.pt").read_bytes()
+    run(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/spikes/step-90.pt").read_bytes() == kept
+
+
 def test_only_step_takes_the_step_again_and_names_the_worst_samples(configure, tmp_path):
     config = configure("on_spike=checkpoint")
     run_seeds(config, tmp_path / "out", resume=False, interrupt=Interrupt())

@@ -60,6 +60,16 @@ def test_a_loss_that_stays_high_began_with_the_first_high_one():
     assert found([*calm(), *(record(step, loss=1.4) for step in range(100, 107)), record(107)]) == []
 
 
+def test_a_step_that_is_not_finite_is_not_dated_back_after_a_loss_that_stayed_high():
+    steps = [
+        *calm(),
+        *(record(step, loss=1.4) for step in range(100, 108)),
+        *map(record, range(108, 150)),
+        record(150, nan),
+    ]
+    assert found(steps) == [(100, "loss"), (150, "not finite")]
+
+
 def test_a_norm_below_the_threshold_is_no_spike():
     assert found([*calm(), record(100, 20.0, threshold=50.0)]) == []
     assert found([*calm(), record(100, 20.0, threshold=5.0)]) == [(100, "norm")]

@@ -62,17 +62,18 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def state_before(directory: Path, step: int) -> dict[str, Any] | None:
-    """State of the latest whole checkpoint with at most so many steps, of the run's or those kept at its spikes."""
+    """The newest undamaged state that has taken at most this many steps; checkpoints kept at spikes count too."""
     states = [state for _, state in _states(directory) if state["tally"]["steps"] <= step]
     return max(states, key=lambda state: int(state["tally"]["steps"]), default=None)
 
 
 def keep_checkpoint(directory: Path, step: int, path: Path) -> Path | None:
-    """Keep the latest whole checkpoint with at most so many steps under another name; None: there is none."""
+    """Link the newest undamaged checkpoint of at most this many steps to a path; None: there is none."""
+    if path.exists():  # kept before the run was killed
+        return path
     found = [(state["tally"]["steps"], file) for file, state in _states(directory) if state["tally"]["steps"] <= step]
     if not found:
         return None
-    path.unlink(missing_ok=True)
     path.hardlink_to(max(found)[1])
     return path
 

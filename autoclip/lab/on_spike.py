@@ -41,7 +41,7 @@ def react(training: "Training", directory: Path, say: Callable[[str], object]) -
 
 
 def _keep(directory: Path, step: int) -> Path | None:
-    """Keep the checkpoint before a step beside the event; None: there is none, or enough are kept."""
+    """Keep the checkpoint before a step, beside the event. None: there is no such checkpoint, or ten are kept."""
     folder = directory / SPIKES
     if len([*folder.glob("*.pt")]) >= MOST_KEPT:
         return None

@@ -3,12 +3,11 @@
 from collections import deque
 from math import exp, inf, isfinite, log
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from autoclip.records import ClipRecord
 
 Kind = Literal["norm", "loss", "not finite", "skipped"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 WINDOW = 128
 """Steps before a step that it is compared with."""
@@ -54,10 +53,10 @@ class Detector:
     def look(self, record: ClipRecord) -> Kind | None:
         """Say what stands out in a step, and learn from it."""
         norm, loss = record.total_norm, record.loss
+        self.onset = 0
         if not (record.finite and (loss is None or isfinite(loss))):
             return "not finite"
         kind: Kind | None = "skipped" if record.skipped else None
-        self.onset = 0
         if norm > self.norm_limit and (norm > record.threshold or record.threshold == inf):
             self._measure()
             if norm > self.norm_limit and kind is None:

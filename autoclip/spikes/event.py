@@ -11,6 +11,7 @@ from autoclip.run_directory import json_text, read_json, write_atomically
 from autoclip.spikes.detector import Kind
 
 HALF = 0.5
+"""Share of the layers that rise alike at a broken batch."""
 
 
 @dataclass

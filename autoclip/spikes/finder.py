@@ -112,7 +112,7 @@ class SpikeFinder:
             batch=ids(at.batch),
             steps=[one.as_json() for one in around],
         )
-        _add_parameters(event, before, at, around, self.order)
+        _add_parameters(event, [_by_name(one) for one in steps], onset, self.order)
         return event
 
     def _compare_batch(self, event: SpikeEvent, step: Step) -> None:
@@ -126,7 +126,7 @@ class SpikeFinder:
         if known:
             calm = (one for one in self._steps if one is not step and one.record.step not in out)
             known = [*set(known).difference(*([*map(str, flat(ids(one.batch)))] for one in calm))]
-        event.repeated |= {name: self._batches[name] + [] for name in found if name in known}
+        event.repeated |= {name: [*self._batches[name]] for name in found if name in known}
         for name in found:
             self._batches.setdefault(name, []).append(step.record.step)
         while len(self._batches) > MOST_BATCHES:
@@ -157,15 +157,14 @@ def events_of(records: Iterable[ClipRecord]) -> list[SpikeEvent]:
 
 
 def _add_parameters(
-    event: SpikeEvent, before: Sequence[Step], at: Step, around: Sequence[Step], order: Sequence[str] | None
+    event: SpikeEvent, rows: Sequence[Mapping[str, float]], onset: int, order: Sequence[str] | None
 ) -> None:
-    """Which parameters led, from the norms of their gradients at this step and before."""
-    now = _by_name(at)
+    """Which parameters led, from the norms of their gradients in the step at `onset` and before."""
+    now, before = rows[onset], rows[:onset]
     if not now:
         return
     now = {name: now[name] for name in order or () if name in now} or now
-    rows = [_by_name(one) for one in before]
-    usual = {name: [norm for row in rows if 0 < (norm := row.get(name, nan)) < inf] for name in now}
+    usual = {name: [norm for row in before if 0 < (norm := row.get(name, nan)) < inf] for name in now}
     medians = {name: median(norms) for name, norms in usual.items() if norms}
     broken = [name for name, norm in now.items() if not isfinite(norm)]
     if broken:
@@ -189,7 +188,7 @@ def _add_parameters(
         event.leaders = sorted(leaders, key=lambda one: -(one["ratio"] or inf))[:MOST_LEADERS]
     kept = sorted(now, key=lambda name: -medians.get(name, inf))[:MOST_PARAMETERS]
     event.medians = {name: one for name, one in medians.items() if name in kept}
-    event.norms = {name: [_by_name(one).get(name) for one in around] for name in now if name in kept}
+    event.norms = {name: [row.get(name) for row in rows[max(onset - BEFORE, 0) :]] for name in now if name in kept}
 
 
 def _by_name(step: Step) -> dict[str, float]:
