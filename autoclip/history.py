@@ -1,7 +1,7 @@
 """The history of a clipper's steps: counts, records, sinks and warnings. Without torch."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf, isfinite
 from typing import Any, cast
 
@@ -84,6 +84,7 @@ class History:
         # Records, or their fields until they are wanted.
         self._recent: deque[tuple[Any, ...] | ClipRecord] = deque(maxlen=RECENT_STEPS)
         self.decisions: dict[str, Decision] = {}
+        self.latest_norms: tuple[Collection[str], Any] | None = None  # by parameter: names, and a tensor, shape (n,)
         self.warn_once = WarnOnce()
         self._policy, self._give_loss = policy, give_loss
         self._expect_loss()

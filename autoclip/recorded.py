@@ -3,13 +3,17 @@
 import weakref
 from abc import ABC
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from autoclip.controller import Controller
 from autoclip.history import STATE, History, checked_sinks
+from autoclip.pictures import need_matplotlib
 from autoclip.policies.policy import Policy
 from autoclip.records import ClipRecord, Sink
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _OWNERS: WeakKeyDictionary[Policy, "weakref.ref[Recorded]"] = WeakKeyDictionary()
 """Policy -> the clipper or tuner that it belongs to."""
@@ -74,13 +78,34 @@ class Recorded(ABC):
         """Record what was not recorded yet."""
 
     def layer_norms(self) -> dict[str, float]:
-        """Norm of each parameter's gradient in the latest step, by name; none where only the total norm is known."""
-        return {}
+        """Norm of each parameter's gradient before clipping in the latest step, by parameter name.
+
+        Parameters without a gradient are left out. The total norm is made of these. Empty where only that is known.
+        """
+        self.settle()
+        names, each = self.latest_norms or ([], None)
+        return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
 
     @property
     def latest_norms(self) -> tuple[Collection[str], Any] | None:
-        """Names, and a tensor of what `layer_norms` reads, still on its device; None where it is not known."""
-        return None
+        """Names and norms that `layer_norms` reads, shape (n,), as they are on their device; None: not known."""
+        return self._history.latest_norms
+
+    def plot(self) -> "Figure":
+        """Draw norm and threshold of the latest 2000 steps, as a matplotlib figure that a notebook shows.
+
+        Older ones, and those from before a `load_state_dict()`, are not kept: give a `JSONLSink` and call
+        `autoclip.plot` with its file.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: no step was recorded yet, or none whose norm is finite and above zero.
+        """
+        self.settle()
+        need_matplotlib(f"{type(self).__name__}.plot")
+        from autoclip.pictures.norms import records_figure
+
+        return records_figure(self._history.recent, getattr(self, "mode", "norm"))
 
     @property
     def optimizer(self) -> Any:

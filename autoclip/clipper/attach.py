@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from autoclip.clipper import Clipper
 from autoclip.clipper.checks import CHECKED_STEPS
-from autoclip.clipper.clip_function import ClipFn
+from autoclip.clipper.clip_function import ClipFn, check_clip_fn
 from autoclip.clipper.found_inf import FoundInf
 from autoclip.clipper.losses import process_group
 from autoclip.clipper.options import ClipperOptions
@@ -79,11 +79,8 @@ def attach(
             "returned then"
         )
     clipper = Clipper(inner, policy, **options)
-    if clip_fn is not None and (clipper.mode != "norm" or clipper.scope != "global"):
-        raise ValueError(
-            f"clip_fn scales all gradients by their one norm: it needs mode='norm' and scope='global', got "
-            f"mode={clipper.mode!r}, scope={clipper.scope!r}"
-        )
+    if clip_fn is not None:
+        check_clip_fn(clipper.mode, clipper.scope)
     moves = isinstance(optimizer, Optimizer) and optimizer is not inner and _package(optimizer) not in PASS_ON
     hook = _ClipBeforeStep(clipper, inner, clip_fn, type(optimizer).__name__ if moves else None)
     clipper.connect(hook.found_inf, hook.register)

@@ -1,79 +1,65 @@
 """Somebody else's function that clips, at the threshold of a policy."""
 
-from collections.abc import Callable
-from math import inf, isfinite
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autoclip.clipper.groups import Groups
 from autoclip.controller import Decision
-from autoclip.gradients import clip_coefficient, gradients_of, scale_
+from autoclip.gradients import Norms, clip_coefficient, scale_
 from autoclip.gradients.sharded import to_scalar
-from autoclip.policies.policy import ALL
 
 ClipFn = Callable[[float], Any]
 """clip_fn(max_norm) -> total norm before clipping: scales all gradients so that their norm is at most max_norm."""
 
 
-def clip_with(
-    clip_fn: ClipFn,
-    groups: Groups,
-    loss: Callable[[], float | None],
-    meet_nonfinite: Callable[[], None],
-    *,
-    skip: bool,
-) -> tuple[Tensor, Decision, float, bool]:
-    """Let somebody else's function clip, once, at the policy's threshold.
+def check_clip_fn(mode: str, scope: str, loss_scale: float | Tensor | None = None) -> None:
+    """Raise a ValueError if a clipper cannot leave clipping to a function."""
+    if mode != "norm" or scope != "global" or loss_scale is not None:
+        scale = f", loss_scale={loss_scale!r}" if loss_scale is not None else ""
+        raise ValueError(
+            f"clip_fn scales all gradients by their one norm, without a loss scale: it needs mode='norm' and "
+            f"scope='global', got mode={mode!r}, scope={scope!r}{scale}"
+        )
 
-    If what is to be left depends on the norm of this step (inclusive policies, responses other than "scale"), the
-    gradients are scaled once more.
 
-    Args:
-        clip_fn: clips all gradients.
-        groups: of scope "global".
-        loss: reads the loss of the step.
-        meet_nonfinite: called if the norm is not finite, before anything is learned; may raise.
-        skip: remove all gradients if the norm is not finite.
-
-    Returns:
-        The norm before clipping, 0-d; what was decided; the share of the norm that is left; whether the gradients were
-        removed.
+def norm_from(returned: Any) -> Norms:
+    """The norm that a function returned; those of the single gradients are not known.
 
     Raises:
-        TypeError: `clip_fn` did not return a norm.
+        TypeError: it returned something else.
     """
-    controller = groups.controllers[ALL]
-    limit = inf if controller.policy.inclusive else controller.policy.threshold()
-    total = _norm(clip_fn(limit))
-    value = float(total)  # host read
-    if not isfinite(value):
-        meet_nonfinite()
-    decision = controller.decide(value, loss())
-    if decision.clipped and 0 < decision.clipped_norm < limit:
-        # Not by the function: some unscale the gradients as well, which can be done but once a step.
-        remaining = list(gradients_of(groups.parameters).values())
-        at_threshold = limit == inf and decision.clipped_norm == decision.threshold
-        factor = (
-            clip_coefficient(total, decision.clipped_norm)
-            if at_threshold
-            else decision.clipped_norm / min(value, limit)
-        )
-        scale_(remaining, torch.as_tensor(factor, device=total.device))
-    skipped = skip if not isfinite(value) else decision.clipped_norm == 0 < value
-    if skipped:
-        groups.remove_gradients()
-    coefficient = min(decision.rounded_norm("norm") / value, 1.0) if 0 < value < inf else float(not skipped)
-    return total, decision, coefficient, skipped
-
-
-def _norm(returned: Any) -> Tensor:
     if isinstance(returned, Tensor) and returned.numel() == 1:
-        return to_scalar(returned)
-    if isinstance(returned, int | float) and not isinstance(returned, bool):
-        return torch.tensor(float(returned), dtype=torch.float64, device="cpu")
-    raise TypeError(
-        f"clip_fn(max_norm) must return the total norm before clipping, got {returned!r}; where the engine clips by "
-        f"itself, give it the threshold of an autoclip.Tuner() (DeepSpeed: autoclip.integrations.deepspeed.attach)"
-    )
+        total = to_scalar(returned)
+    elif isinstance(returned, int | float) and not isinstance(returned, bool):
+        total = torch.tensor(float(returned), dtype=torch.float64, device="cpu")
+    else:
+        raise TypeError(
+            f"clip_fn(max_norm) must return the total norm before clipping, got {returned!r}; where the engine clips "
+            f"by itself, give it the threshold of an autoclip.Tuner() (DeepSpeed: "
+            f"autoclip.integrations.deepspeed.attach)"
+        )
+    return Norms(total, torch.empty(0), float(total))  # host read
+
+
+def shrink_further_(gradients: Sequence[Tensor], norm: Tensor, decision: Decision, limit: float) -> None:
+    """Scale gradients that the function has clipped once more, if what is to be left was not known before.
+
+    So it is under inclusive policies, and responses other than "scale". The function itself is not called again: some
+    unscale the gradients as well, which can be done but once a step.
+
+    Args:
+        gradients: all that this rank holds.
+        norm: before the function clipped, 0-d.
+        decision: on that norm.
+        limit: that the function was given.
+    """
+    if not decision.clipped or not 0 < decision.clipped_norm < limit:
+        return
+    if limit == inf and decision.clipped_norm == decision.threshold:
+        factor = clip_coefficient(norm, decision.clipped_norm)
+    else:
+        factor = torch.as_tensor(decision.clipped_norm / min(decision.norm, limit), device=norm.device)
+    scale_(gradients, factor)

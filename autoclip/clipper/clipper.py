@@ -1,8 +1,8 @@
 """The clipper: it holds the parameters, a policy, and what happens above its threshold."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,15 +19,11 @@ from autoclip.clipper.uncompiled import uncompiled
 from autoclip.controller import RelearnAfter, skip_rule
 from autoclip.gradients import Source, checked_norm_type
 from autoclip.history import History
-from autoclip.pictures import need_matplotlib
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
 from autoclip.recorded import Recorded
 from autoclip.records import Sink
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Clipper(Recorded):
@@ -315,36 +311,6 @@ class Clipper(Recorded):
     def optimizer(self) -> Optimizer | None:
         """The optimizer that the clipper was made from; None: it was made from something else."""
         return self._groups.optimizer
-
-    @property
-    def latest_norms(self) -> tuple[Collection[str], Tensor] | None:
-        """Names and norms that `layer_norms` reads, shape (n,), as they are on their device."""
-        return self._step.latest_norms
-
-    def layer_norms(self) -> dict[str, float]:
-        """Norm of each parameter's gradient before clipping in the latest step, by parameter name.
-
-        Parameters without a gradient are left out. The total norm is made of these.
-        """
-        self.settle()
-        names, each = self._step.latest_norms or ([], None)
-        return {} if each is None else dict(zip(names, each.tolist(), strict=True))  # host read
-
-    def plot(self) -> "Figure":
-        """Draw norm and threshold of the latest 2000 steps, as a matplotlib figure that a notebook shows.
-
-        Older ones, and those from before a `load_state_dict()`, are not kept: give a `JSONLSink` and call
-        `autoclip.plot` with its file.
-
-        Raises:
-            ImportError: matplotlib is missing.
-            ValueError: no step was recorded yet, or none whose norm is finite and above zero.
-        """
-        self.settle()
-        need_matplotlib("Clipper.plot")
-        from autoclip.pictures.norms import records_figure
-
-        return records_figure(self._history.recent, self.mode)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain JSON-able values, group by group."""

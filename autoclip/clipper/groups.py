@@ -136,8 +136,11 @@ class Groups:
 
     def phase(self, decisions: Collection[Decision]) -> Phase:
         """Phase of the groups that took part in the step (of all, if none did): "warmup" if any is in its warm-up."""
-        phases = [one.phase for one in decisions] or [one.policy.phase for one in self.controllers.values()]
-        return "warmup" if "warmup" in phases else "active"
+        for one in decisions:
+            if one.phase == "warmup":
+                return "warmup"
+        waiting = not decisions and any(one.policy.phase == "warmup" for one in self.controllers.values())
+        return "warmup" if waiting else "active"
 
     @property
     def threshold(self) -> float | dict[str, float]:

@@ -38,6 +38,17 @@ class ReportedLosses:
         """Mean of the losses; None without a loss."""
         return self._sum / self.count if self.count > 1 else self._sum if self.count else None
 
+    def of_step(
+        self, loss: float | Tensor | None, ranks: ProcessGroup | Literal["world"] | None, parameter: Tensor
+    ) -> "StepLoss":
+        """The loss of the step: the one given, else the mean of those reported, which are then forgotten."""
+        if self.count:
+            loss = self.mean() if loss is None else loss
+            self.forget()
+        # With or without a loss, a process group of the user's own is checked for this rank.
+        nothing = loss is None and (ranks is None or ranks == "world")
+        return NO_LOSS if nothing else StepLoss(loss, ranks, parameter)
+
     def forget(self) -> None:
         """Forget them."""
         self.count, self._sum = 0, 0.0
@@ -128,3 +139,6 @@ def checked_loss(loss: float | Tensor) -> float | Tensor:
     if loss.numel() != 1:
         raise ValueError(f"loss must be one number, such as the mean over the batch, got shape {tuple(loss.shape)}")
     return to_scalar(loss)
+
+
+NO_LOSS = StepLoss(None, None, torch.empty(0))

@@ -100,11 +100,11 @@ def group_norms(
         totals = torch.stack([torch.linalg.vector_norm(norms.each[list(own)], order) for own in members])
     values = totals.tolist()  # host read
     smallest = least_fast_norm(order)
-    small = [group for group, value in enumerate(values) if value < smallest]
-    if not small or totals.dtype is torch.float64:
+    if min(values, default=inf) >= smallest or totals.dtype is torch.float64:
         return totals, values
     names = list(gradients)
-    for group in small:  # powers that underflow, beside a larger norm that hid it
+    for group in [group for group, value in enumerate(values) if value < smallest]:
+        # Powers underflow, beside a larger norm that hid it.
         exact = measure({names[position]: gradients[names[position]] for position in members[group]}, order)
         exact = exact.without(norms.scale)
         if exact.value != 0:
@@ -155,7 +155,9 @@ def shrink_(
                 limit_units_(tensors, weights, limit * scale, wide=measured.norms.dtype is torch.float64)
         return removed, None
     if len(decisions) == 1:
-        return removed, scale_(gradients, _factor(measured.norms, shrunk[0], limits[0]), alike=measured.all.alike)
+        norm, limit = measured.norms.reshape(()), limits[0]
+        factor = norm.new_tensor(limit / shrunk[0].norm) if further else clip_coefficient(norm, limit)
+        return removed, scale_(gradients, factor, alike=measured.all.alike)
     factors = clip_coefficients(measured.norms if len(places) == len(decisions) else measured.norms[places], limits)
     if further:  # below the threshold the factor is that of the limit itself; at it bit for bit torch's
         factors[further] = factors.new_tensor([limits[place] / shrunk[place].norm for place in further])
@@ -164,12 +166,6 @@ def shrink_(
         factors = factors[[place for place, at in enumerate(places) for _ in members[at]]]
     scale_each_(tensors, factors, least, alike=measured.all.alike)
     return removed, None
-
-
-def _factor(norm: Tensor, decision: Decision, limit: float) -> Tensor:
-    """Factor that brings a norm down to a limit, 0-d; at the threshold bit for bit torch's."""
-    norm = norm.reshape(())
-    return clip_coefficient(norm, limit) if limit == decision.threshold else norm.new_tensor(limit / decision.norm)
 
 
 def coefficient_of(decisions: Collection[Decision], total: float, mode: str, order: float) -> float:

@@ -1,7 +1,9 @@
 """Norms of gradients, in float32 or wider, finite whenever the gradients are."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf, isnan
 from sys import float_info
 from typing import Any
@@ -90,6 +92,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0, *, look_twi
     return Norms(total, each, value, alike=alike)
 
 
+@cache
 def least_fast_norm(norm_type: float) -> float:
     """Norm below which float32 may have lost powers of elements to underflow."""
     return 0.0 if norm_type == inf else float(SMALLEST_FAST_POWER ** (1 / norm_type))
@@ -102,21 +105,14 @@ def fast_norms(gradients: Mapping[str, Tensor], norm_type: float) -> tuple[Tenso
     """
     plain = {*map(type, gradients.values())} == {Tensor}
     parts = list(gradients.values()) if plain else [to_local(gradient) for gradient in gradients.values()]
-    norms = _norms_at_once(parts, norm_type)
+    norms = None
+    if parts[0].dtype != torch.float64:
+        with suppress(RuntimeError, NotImplementedError, TypeError):  # sparse, complex, on several devices
+            norms = torch.stack(torch._foreach_norm(parts, norm_type, torch.float32))
     alike = plain and norms is not None
     if norms is None:
         norms = _stack([_norm_of(name, gradient, norm_type) for name, gradient in gradients.items()])
     return norms if plain else reduce_norms(list(gradients.values()), _of_torch(norms), norm_type), alike
-
-
-def _norms_at_once(gradients: list[Tensor], norm_type: float) -> Tensor | None:
-    """Norms, shape (n,), by one call. None for what it does not take: sparse, float64, complex, several devices."""
-    if gradients[0].dtype == torch.float64:
-        return None
-    try:
-        return torch.stack(torch._foreach_norm(gradients, norm_type, torch.float32))
-    except (RuntimeError, NotImplementedError, TypeError):
-        return None
 
 
 def _of_torch(norms: Tensor) -> Tensor:

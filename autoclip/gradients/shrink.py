@@ -122,13 +122,16 @@ def clamp_(gradients: Sequence[Tensor], threshold: float) -> None:
             gradient.clamp_(-threshold, threshold)
 
 
-def zero_(gradients: Sequence[Tensor], bad: Tensor) -> None:
-    """Make every element zero where `bad` (0-d, bool) is true, NaN too, in place and without a look at it."""
+def zero_(gradients: Sequence[Tensor], bad: Tensor | None = None) -> None:
+    """Make every element zero, NaN too, in place; only where `bad` (0-d, bool) is true, without a look at it."""
     gradients = _parts(gradients)
     own_memory_(gradients)
     for gradient in gradients:
         values = gradient._values() if gradient.is_sparse else gradient
-        values.masked_fill_(bad.to(values.device), 0.0)
+        if bad is None:
+            values.zero_()
+        else:
+            values.masked_fill_(bad.to(values.device), 0.0)
 
 
 def multiply_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:

@@ -19,7 +19,8 @@ import autoclip
 from experiments.benchmarks.results import table
 
 PACKAGE = str(Path(autoclip.__file__).parent)
-STEPS = 8
+STEPS = 30
+"""Past the first ten norms, which the default looks at by themselves."""
 
 
 def network() -> torch.nn.Sequential:
