@@ -10,9 +10,6 @@ from autoclip.policies.policy import Phase, Policy, Response
 MOST_SKIPPED = 20
 """Skipped steps in a row that show a new level of the norms, with the response "skip"."""
 
-ELEMENTWISE = ("value", "agc")
-"""Modes in which the elements of a gradient may have different factors."""
-
 RelearnAfter = int | Literal["auto"] | None
 SkippedBy = Literal["norm", "loss", "loss and norm"]
 
@@ -56,15 +53,6 @@ class Decision:
         # A non-finite norm is passed on as torch does, by a factor that is not finite either.
         return None if self.norm < inf or self.threshold == inf else self.threshold
 
-    def rounded_norm(self, mode: str) -> float:
-        """Norm that is left, as float32 rounds it at best."""
-        norm, threshold = self.norm, self.threshold
-        if not self.clipped and (norm < inf or threshold == inf):
-            return norm
-        if mode not in ELEMENTWISE and (not self.clipped or self.clipped_norm == threshold):
-            return norm * (threshold / (norm + min(1e-6, 1e-3 * threshold)))
-        return self.clipped_norm if self.clipped else threshold
-
 
 def share_bound(norm: float, total: float, bound: float) -> Decision:
     """Decide on the norm of one group, where a bound holds for all groups together.
@@ -76,28 +64,6 @@ def share_bound(norm: float, total: float, bound: float) -> Decision:
     """
     clipped = norm > 0 and bound < total < inf
     return Decision(norm, bound, "warmup", clipped, norm * (bound / total) if clipped else norm, is_shared=True)
-
-
-def skip_rule(policy: Policy | None) -> "Controller | None":
-    """A controller that says which whole steps are left out, whatever else clips; None without a policy.
-
-    In the warm-up of its policy it leaves out none. After 20 steps left out in a row the policy starts again.
-
-    Raises:
-        TypeError: it is no policy.
-        ValueError: it has a threshold for each parameter.
-    """
-    if policy is None:
-        return None
-    if not isinstance(policy, Policy):
-        raise TypeError(f"skip must be a policy such as SkipStep(on='loss or norm'), or None, got {policy!r:.100}")
-    if policy.scope != "global":
-        raise ValueError(
-            f"skip leaves out whole steps by the norm of all gradients, but {type(policy).__name__} has a threshold "
-            f"for each {policy.scope}: use a policy such as SkipStep(on='loss or norm')"
-        )
-    policy.clone()  # raises now what would keep it from being resumed later
-    return Controller(policy, "skip")
 
 
 class Controller:
@@ -124,9 +90,7 @@ class Controller:
         self.response: Final = response
         self.relearn_after: Final = self._steps(relearn_after)
         self.judges_loss: Final = response == "skip" and policy.loss_threshold() is not None
-        self.active_steps = 0
-        self.clipped_steps = 0
-        self._streak = 0
+        self.active_steps = self.clipped_steps = self._streak = 0
         self._recent: deque[float] = deque(maxlen=policy.remembered_norms)
 
     def decide(self, norm: float, loss: float | None, total: float | None = None, *, ahead: bool = False) -> Decision:
@@ -139,8 +103,7 @@ class Controller:
             loss: of the step.
             total: norm of all groups, if there may be several. Where it is not finite but the norm is, other groups
                 have spoiled the step: nothing is learned.
-            ahead: the gradients were clipped at the threshold that was known before: even an inclusive policy learns
-                after the decision.
+            ahead: the gradients were clipped at the threshold known before: an inclusive policy too learns after it.
         """
         policy = self.policy
         if total is not None and norm < inf and not total < inf:
@@ -187,12 +150,11 @@ class Controller:
             return share_bound(norm, total, threshold)
         if before.by_loss:
             return Decision(norm, threshold, before.phase, True, 0.0, by_loss=True)
-        if not threshold < norm < inf:
-            return Decision(norm, threshold, before.phase, False, norm)
-        if before.phase == "warmup" or self.response == "scale":
-            return Decision(norm, threshold, before.phase, True, threshold)
-        left = 0.0 if self.response == "skip" else threshold * (threshold / norm)
-        return Decision(norm, threshold, before.phase, True, left)
+        clipped, left = threshold < norm < inf, norm
+        if clipped:
+            scales = before.phase == "warmup" or self.response == "scale"
+            left = threshold if scales else 0.0 if self.response == "skip" else threshold * (threshold / norm)
+        return Decision(norm, threshold, before.phase, clipped, left)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned and counted, as plain values."""
@@ -232,8 +194,7 @@ class Controller:
             return
         if not decision.clipped:
             self._streak = 0
-            if self._recent:
-                self._recent.clear()
+            self._recent.clear()
             return
         self._streak += 1
         self._recent.append(decision.norm)
@@ -243,11 +204,9 @@ class Controller:
             self._recent.clear()
 
     def _steps(self, relearn_after: RelearnAfter) -> int | None:
-        if relearn_after is None:
-            return None
-        if relearn_after != "auto":
-            if not isinstance(relearn_after, int) or isinstance(relearn_after, bool) or relearn_after < 1:
-                raise ValueError(f"relearn_after must be a whole number >= 1, 'auto' or None, got {relearn_after!r}")
+        if relearn_after == "auto":
+            usual = self.policy.starves_after
+            return MOST_SKIPPED if self.response == "skip" and usual is not None else usual
+        if relearn_after is None or (type(relearn_after) is int and relearn_after >= 1):
             return relearn_after
-        usual = self.policy.starves_after
-        return MOST_SKIPPED if self.response == "skip" and usual is not None else usual
+        raise ValueError(f"relearn_after must be a whole number >= 1, 'auto' or None, got {relearn_after!r}")

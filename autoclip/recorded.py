@@ -1,8 +1,8 @@
 """What a clipper and a tuner have in common: they show their steps, and save what they learned. Without torch."""
 
 import weakref
-from abc import ABC
-from collections.abc import Callable, Collection, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,28 @@ if TYPE_CHECKING:
 
 _OWNERS: WeakKeyDictionary[Policy, "weakref.ref[Recorded]"] = WeakKeyDictionary()
 """Policy -> the clipper or tuner that it belongs to."""
+
+
+def skip_rule(policy: Policy | None) -> Controller | None:
+    """A controller that says which whole steps are left out, whatever else clips; None without a policy.
+
+    In the warm-up of its policy it leaves out none. After 20 steps left out in a row the policy starts again.
+
+    Raises:
+        TypeError: it is no policy.
+        ValueError: it has a threshold for each parameter.
+    """
+    if policy is None:
+        return None
+    if not isinstance(policy, Policy):
+        raise TypeError(f"skip must be a policy such as SkipStep(on='loss or norm'), or None, got {policy!r:.100}")
+    if policy.scope != "global":
+        raise ValueError(
+            f"skip leaves out whole steps by the norm of all gradients, but {type(policy).__name__} has a threshold "
+            f"for each {policy.scope}: use a policy such as SkipStep(on='loss or norm')"
+        )
+    policy.clone()  # raises now what would keep it from being resumed later
+    return Controller(policy, "skip")
 
 
 class Recorded(ABC):
@@ -41,21 +63,30 @@ class Recorded(ABC):
                 )
             _OWNERS[one] = weakref.ref(self)
 
-    def _state(self, groups: dict[str, Any]) -> dict[str, Any]:
-        """State of the counts, of the groups, and of the skip rule if there is one."""
+    @abstractmethod
+    def _groups_state(self) -> dict[str, Any]:
+        """Group's name -> state of its controller."""
+
+    @abstractmethod
+    def _load_groups(self, groups: Any) -> None:
+        """Continue from such states, or raise and change nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned and counted, as plain JSON-able values, group by group.
+
+        That of a `Clipper` of scope "global" fits a `Tuner` of the same policy, and the other way round.
+        """
+        self.settle()
         rule = {} if self._rule is None else {"skip": self._rule.state_dict()}
-        return {**self._history.state_dict(), "groups": groups, **rule}
+        return {**self._history.state_dict(), "groups": self._groups_state(), **rule}
 
-    def _load(self, state: Any, load_groups: Callable[[Any], None]) -> None:
-        """Load a `_state`.
-
-        Args:
-            state: of the same policy, groups and skip rule.
-            load_groups: loads the groups, or raises and changes nothing.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from a `state_dict()` of the same policy, groups and skip rule.
 
         Raises:
             TypeError: the state is no dict.
-            ValueError: keys are missing or unknown, or a part does not fit. Nothing is changed.
+            ValueError: keys are missing or unknown, or the state is of another policy or other groups. Nothing is
+                changed.
         """
         name = f"the state of a {type(self).__name__}"
         if not isinstance(state, Mapping):
@@ -69,7 +100,7 @@ class Recorded(ABC):
         History(()).load_state_dict(dict(state))  # raises, as the next line, before anything is changed
         if self._rule is not None:
             Controller(self._rule.policy.clone(), "skip").load_state_dict(state["skip"])
-        load_groups(state["groups"])
+        self._load_groups(state["groups"])
         if self._rule is not None:
             self._rule.load_state_dict(state["skip"])
         self._history.load_state_dict(dict(state))

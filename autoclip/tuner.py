@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from math import inf, isfinite, nan
 from typing import Any, ClassVar, SupportsFloat
 
-from autoclip.controller import Controller, RelearnAfter, SkippedBy, skip_rule
+from autoclip.controller import Controller, RelearnAfter, SkippedBy
 from autoclip.history import History
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import ALL, Response
-from autoclip.recorded import Recorded
+from autoclip.recorded import Recorded, skip_rule
 from autoclip.records import ClipRecord, Sink
 
 
@@ -60,21 +60,10 @@ class OneThreshold(Recorded):
         """Threshold of the next step, > 0, as far as it is known before that step's norm; inf: no clipping."""
         return self.policy.threshold()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything learned and counted, as plain JSON-able values; that of a `Clipper` of scope "global" fits too."""
-        return self._state({ALL: self._controller.state_dict()})
+    def _groups_state(self) -> dict[str, Any]:
+        return {ALL: self._controller.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` made with the same policy and skip rule.
-
-        Raises:
-            TypeError: the state is no dict.
-            ValueError: keys are missing or unknown, or the state is that of another policy or of groups; nothing is
-                changed.
-        """
-        self._load(state, self._load_one)
-
-    def _load_one(self, groups: dict[str, Any]) -> None:
+    def _load_groups(self, groups: Any) -> None:
         if list(groups) != [ALL]:
             raise ValueError(f"the state must be of one group called all, it is of {', '.join(groups)}")
         self._controller.load_state_dict(groups[ALL])

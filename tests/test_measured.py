@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoclip.clipper.measured import Measured, allowed_norm, combined, group_norms, shrink_
+from autoclip.clipper.measured import Measured, allowed_norm, combined, group_norms, rounded_norm, shrink_
 from autoclip.controller import Decision, share_bound
 from autoclip.gradients import measure
 from tests import references
@@ -118,7 +118,7 @@ def test_each_group_meets_its_own_end():
     assert gradients["further"].tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
     assert gradients["pair"].tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
     assert gradients["other"].tolist() == pytest.approx([0.0, 1.2], rel=1e-6)
-    assert [one.rounded_norm("norm") for one in made.values()] == pytest.approx([5.0, 2.5, 0.5, 0.0, 1.3], rel=1e-6)
+    assert [rounded_norm(one, "norm") for one in made.values()] == pytest.approx([5.0, 2.5, 0.5, 0.0, 1.3], rel=1e-6)
 
 
 def test_a_norm_that_is_not_finite_is_passed_on_as_by_torch():

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from autoclip import Clipper, ClipRecord, Fixed, RunningQuantile, attach
+from autoclip import Clipper, ClipRecord, Fixed, RunningQuantile, Tuner, attach
 from autoclip.pictures.norms import CLIPPED, NONFINITE, NORM, QUANTITIES, SKIPPED, THRESHOLD, records_figure
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +82,17 @@ def test_an_attached_one_that_does_not_wait_shows_its_latest_step_too() -> None:
     assert not clipper.is_settled
     (norms,) = lines(clipper.plot().axes[0], NORM)
     assert np.asarray(norms.get_ydata()).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_tuner_draws_the_norms_that_it_was_told() -> None:
+    tuner = Tuner(Fixed(2.0))
+    for norm in (1.0, 3.0, 4.0):
+        tuner.observe(norm)
+    (axes,) = tuner.plot().axes
+    (norms,), (clipped,) = lines(axes, NORM), lines(axes, CLIPPED)
+    assert np.asarray(norms.get_ydata()).tolist() == [1, 3, 4]
+    assert np.asarray(clipped.get_xdata()).tolist() == [1, 2]
+    assert tuner.layer_norms() == {}
 
 
 def test_after_a_state_is_loaded_the_picture_begins_anew() -> None:

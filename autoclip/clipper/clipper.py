@@ -12,17 +12,17 @@ from autoclip.clipper.clip_function import ClipFn
 from autoclip.clipper.deferred import Deferred, why_wait
 from autoclip.clipper.found_inf import FoundInf
 from autoclip.clipper.groups import Groups
-from autoclip.clipper.losses import ProcessGroup
+from autoclip.clipper.losses import Number, ProcessGroup
 from autoclip.clipper.options import Mode, OnNonfinite
 from autoclip.clipper.step import Step
 from autoclip.clipper.uncompiled import uncompiled
-from autoclip.controller import RelearnAfter, skip_rule
+from autoclip.controller import RelearnAfter
 from autoclip.gradients import Source, checked_norm_type
 from autoclip.history import History
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.parameters import choice
 from autoclip.policies.policy import Response, Scope
-from autoclip.recorded import Recorded
+from autoclip.recorded import Recorded, skip_rule
 from autoclip.records import Sink
 
 
@@ -53,19 +53,17 @@ class Clipper(Recorded):
             "param_rms" multiplies as "norm", but the norm of each gradient counts times the RMS of its parameter, at
             least 1e-5: what ScaledAdam (icefall) goes by.
         norm_type: p > 0 or inf, order of the norm in mode "norm"; unused in the others.
-        response: what happens to a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
+        response: what becomes of a norm n above the threshold c. "scale": c. "reciprocal": c * c / n, or the policy's
             own formula. "skip": the gradients are removed, and the step has no effect. None is the policy's own.
-        skip: a second policy, which clips nothing: a step whose norm is above its threshold has no effect, as by
-            response "skip". It judges the norm of all gradients, whatever the scope; `SkipStep` the loss too.
+        skip: a second policy, which clips nothing: a step whose norm, of all gradients, is above its threshold has no
+            effect, as by response "skip". `SkipStep` judges the loss too.
         on_nonfinite: for a step whose norm is NaN or Inf. "skip" removes its gradients (each `grad` becomes None), so
             that the optimizer leaves parameters and momentum as they are (without a host wait they stay, and a fused
             optimizer leaves out the step). "zero" makes them zeros: any optimizer takes its step, momentum decays.
             "propagate" does as torch. "raise" raises. No policy learns from such a step.
         max_nonfinite_in_a_row: this many steps in a row with a non-finite norm raise a RuntimeError, once the last is
-            recorded (without a host wait at the next step, or when the clipper is read). None: never. A warning comes
-            at the first, and after 10, 100 and 1000 in a row.
-        sinks: objects with `log(record)`, called for every step, and `close()`. If one has `watch(clipper)`, that is
-            called first.
+            recorded. None: never. A warning comes at the first, and after 10, 100 and 1000 in a row.
+        sinks: `autoclip.sinks.Sink` objects, which get the record of every step.
         groups: for scope "group": name -> regular expression searched in the parameters' names. Parameters that match
             none are the group "rest". None takes the parameter groups of an optimizer.
         process_group: ranks over which the loss is averaged; each of them has to give one. "world": all, if
@@ -73,9 +71,8 @@ class Clipper(Recorded):
         relearn_after: after this many steps clipped in a row a policy starts again from their norms. "auto": 20 if they
             are skipped, else ten windows of the policy. None: never.
         host_wait: whether the host waits in `step()` for the norm of that step. False: the device clips at the
-            threshold, which is known before; the norm is read, learned from and recorded at the next step. The
-            thresholds are the same. "auto": False for parameters on a CUDA device, if the other choices allow it (table
-            in docs/gpu.md). The first three steps wait.
+            threshold, which is known before; the norm is read, learned from and recorded at the next step, with the
+            same result. "auto": False on a CUDA device, if the other choices allow it (table in docs/gpu.md).
 
     >>> import torch
     >>> from autoclip import Fixed
@@ -109,7 +106,7 @@ class Clipper(Recorded):
         policy = checked_policy(policy)
         policy.clone()  # raises now what would keep it from being resumed later
         self.scope: Scope = choice("scope", scope or policy.scope, Scope)
-        self.mode: Mode = choice("mode", mode, Mode)
+        self.mode = choice("mode", mode, Mode)
         self.response: Response = choice("response", response or policy.response, Response)
         self.on_nonfinite: OnNonfinite = choice("on_nonfinite", on_nonfinite, OnNonfinite)
         order = checked_norm_type(norm_type)
@@ -135,38 +132,30 @@ class Clipper(Recorded):
 
     @uncompiled
     def step(
-        self,
-        *,
-        loss: float | Tensor | None = None,
-        clip_fn: ClipFn | None = None,
-        loss_scale: float | Tensor | None = None,
+        self, *, loss: Number | None = None, clip_fn: ClipFn | None = None, loss_scale: Number | None = None
     ) -> Tensor:
         """Clip the gradients of this optimizer step and learn from them.
 
         A second call in the same step changes nothing and returns the norm of the first. It is known by its gradients:
-        the same tensors, not written to since, with the norm they were left with. If gradients are rewritten without
-        autograd's notice (through `.data`, or by a replayed CUDA graph), only a changed norm shows that they are new.
+        the same tensors, not written to since (as far as autograd has noticed), with the norm they were left with.
 
         Args:
             loss: of this step, for policies that read it (under accumulation the mean over its micro-batches). None:
                 the mean of what `report_loss` got since the step before. It is averaged over the ranks. Without any
-                loss the default goes by the norms alone, cannot react to a rising loss, and says so once, after 100
-                steps.
+                the default goes by the norms alone, cannot react to a rising loss, and says so after 100 steps.
             clip_fn: somebody else's clip function, for gradients that are sharded in a way of their own. Called with
                 the threshold, it scales all gradients and returns their norm before that. For mode "norm" and scope
                 "global".
             loss_scale: > 0, factor that the gradients still carry, as before `GradScaler.unscale_`. The norms are those
-                without it. Non-finite gradients are then an overflow, which the scaler handles: they are left as they
-                are, and nothing is learned, counted or recorded.
+                without it. Non-finite gradients are left to the scaler: nothing is learned, counted or recorded.
 
         Returns:
             The total norm before clipping, 0-d.
 
         Raises:
             RuntimeError: the norm is not finite and `on_nonfinite="raise"`: policy and gradients are as before (except
-                that a `clip_fn` may have scaled the gradients). Or it is the last of `max_nonfinite_in_a_row` steps,
-                which is recorded and handled as `on_nonfinite` says. Or the step is captured in a CUDA graph, but has
-                to wait.
+                for what a `clip_fn` did). Or it is the last of `max_nonfinite_in_a_row` steps, which is recorded and
+                handled as `on_nonfinite` says. Or the step is captured in a CUDA graph, but has to wait.
             TypeError: gradients of integers, eight bits, a compressed or nested layout, the meta device or inference
                 mode; complex ones in mode "value"; sparse or complex ones in mode "agc".
             ValueError: `clip_fn` with another mode or scope or with a `loss_scale`; steps that are skipped with one; or
@@ -181,22 +170,11 @@ class Clipper(Recorded):
         return self._step.run(loss, clip_fn, loss_scale)
 
     def settle(self) -> None:
-        """Wait for the norm of the latest step if it was not read yet; then learn from it and record it.
-
-        The next `step()` does so first, and so does whatever reads the clipper (see `host_wait`).
-        """
+        """Wait for the norm of the latest step, learn from it, record it, as all that reads the clipper does first."""
         self._step.settle()
 
     def replay(self, graph: Any) -> None:
-        """Replay a CUDA graph in which `step()` was captured, at the current threshold.
-
-            for _ in range(3):  # as torch's notes on CUDA graphs have it, on a side stream
-                train_step()
-            with torch.cuda.graph(graph):
-                train_step()  # forward, backward, clipper.step() or an attached optimizer.step()
-            for batch in batches:
-                inputs.copy_(batch)
-                clipper.replay(graph)
+        """Replay a CUDA graph in which `step()` was captured, at the current threshold; docs/gpu.md has an example.
 
         With several graphs replay each once before you capture the next. Use a new graph for another capture. Report
         the loss within the captured step.
@@ -210,26 +188,20 @@ class Clipper(Recorded):
         self._step.replay(graph)
 
     @uncompiled
-    def reclip(self, *, loss_scale: float | Tensor | None = None) -> Tensor:
+    def reclip(self, *, loss_scale: Number | None = None) -> Tensor:
         """Clip gradients that were computed again within the same optimizer step, as in a line search.
 
         The thresholds are those of the step. Nothing is learned, counted or recorded. Non-finite gradients are left as
-        they are, or become zeros under `on_nonfinite="zero"`.
-
-        Args:
-            loss_scale: as in `step`.
-
-        Returns:
-            The total norm before clipping, 0-d.
+        they are, or become zeros under `on_nonfinite="zero"`. `loss_scale` and what is returned are as of `step`.
         """
         return self._step.clip_again(loss_scale)
 
-    def report_loss(self, loss: float | Tensor) -> None:
+    def report_loss(self, loss: Number) -> None:
         """Give the loss of a batch before the step, when you do not call `step` yourself.
 
         Under accumulation call it for every micro-batch, with the loss as it is (not divided by their number): the
-        step's loss is their mean. Tensors stay on their device until the step. Unless the optimizer is fused, a
-        `GradScaler` does not tell of a step that it skips: its losses then count in the next step's mean.
+        step's loss is their mean. Tensors stay on their device until the step. After a step that a `GradScaler` skips,
+        its losses count in the next step's mean, unless the optimizer is fused.
 
         Args:
             loss: one number, without the factor of a `GradScaler`.
@@ -241,21 +213,17 @@ class Clipper(Recorded):
         """True if `report_loss` was called since the last step."""
         return self._step.losses.count > 0
 
+    def forget_losses(self) -> None:
+        """Forget what `report_loss` got, for a step that is left out."""
+        self._step.losses.forget()
+
     @torch.no_grad()
     def norm_now(self) -> float:
         """Total norm of the gradients as they are. Changes nothing, learns nothing."""
         return self._step.norm_now()
 
-    def forget_losses(self) -> None:
-        """Forget what `report_loss` got, for a step that is left out."""
-        self._step.losses.forget()
-
     def connect(self, found_inf: FoundInf, register: Callable[[], Iterable[Any]]) -> None:
-        """Work as a hook of an optimizer, for `autoclip.attach`; `detach` removes the hooks that `register` returns.
-
-        Raises:
-            ValueError: `host_wait` is False, but this optimizer cannot leave out a step that the host has not seen.
-        """
+        """Work as a hook of an optimizer, for `autoclip.attach`; `detach` removes the hooks that `register` returns."""
         self._step.deferred.found_inf = found_inf
         self._step.deferred.check()
         self._handles = list(register())
@@ -312,20 +280,11 @@ class Clipper(Recorded):
         """The optimizer that the clipper was made from; None: it was made from something else."""
         return self._groups.optimizer
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything learned and counted, as plain JSON-able values, group by group."""
-        self.settle()
-        return self._state(self._groups.state_dict())
+    def _groups_state(self) -> dict[str, Any]:
+        return self._groups.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from a `state_dict()` of the same policy, groups and skip rule.
-
-        Raises:
-            TypeError: the state is no dict.
-            ValueError: keys are missing or unknown, or the state is of another policy or other groups. Nothing is
-                changed.
-        """
-        self._load(state, self._groups.load_state_dict)
+    def _load_groups(self, groups: Any) -> None:
+        self._groups.load_state_dict(groups)
         self._step.forget()
 
     def __repr__(self) -> str:

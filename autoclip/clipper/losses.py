@@ -10,6 +10,8 @@ from torch import Tensor
 from autoclip.gradients.host import PinnedCopy, on_device
 from autoclip.gradients.sharded import to_scalar
 
+Number = float | Tensor
+"""A number of the host, or a tensor of one."""
 ProcessGroup = Any  # of torch.distributed, which not every build of torch has
 """Ranks that train together."""
 
@@ -21,7 +23,7 @@ class ReportedLosses:
         self.count = 0
         self._sum: float | Tensor = 0.0
 
-    def add(self, loss: float | Tensor) -> None:
+    def add(self, loss: Number) -> None:
         """Take the loss of a micro-batch.
 
         Raises:
@@ -34,12 +36,12 @@ class ReportedLosses:
         self._sum = value if self.count == 0 else self._sum + value
         self.count += 1
 
-    def mean(self) -> float | Tensor | None:
+    def mean(self) -> Number | None:
         """Mean of the losses; None without a loss."""
         return self._sum / self.count if self.count > 1 else self._sum if self.count else None
 
     def of_step(
-        self, loss: float | Tensor | None, ranks: ProcessGroup | Literal["world"] | None, parameter: Tensor
+        self, loss: Number | None, ranks: ProcessGroup | Literal["world"] | None, parameter: Tensor
     ) -> "StepLoss":
         """The loss of the step: the one given, else the mean of those reported, which are then forgotten."""
         if self.count:
@@ -68,7 +70,7 @@ class StepLoss:
 
     def __init__(
         self,
-        loss: float | Tensor | None,
+        loss: Number | None,
         ranks: ProcessGroup | Literal["world"] | None,
         parameter: Tensor,
     ) -> None:
@@ -122,7 +124,7 @@ def process_group(choice: ProcessGroup | Literal["world"] | None) -> ProcessGrou
     return torch.distributed.group.WORLD if torch.distributed.get_world_size() > 1 else None
 
 
-def checked_loss(loss: float | Tensor) -> float | Tensor:
+def checked_loss(loss: Number) -> Number:
     """The loss as a float or a 0-d tensor without a graph.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.controller import ELEMENTWISE, Decision
+from autoclip.controller import Decision
 from autoclip.gradients import (
     Norms,
     clamp_,
@@ -19,9 +19,13 @@ from autoclip.gradients import (
     measure,
     measure_units,
     measure_weighted,
+    refuse_complex,
     scale_,
     scale_each_,
 )
+
+ELEMENTWISE = ("value", "agc")
+"""Modes in which the elements of a gradient may have different factors."""
 
 
 @dataclass(slots=True)
@@ -65,23 +69,13 @@ def measure_all(
     else:
         norms = measure(gradients, order)
         if mode == "value" and not norms.alike:
-            _refuse_complex(gradients)
+            refuse_complex(gradients)
     if scale is None:
         return norms
     factor = float(scale)  # host read
     if not 0 < factor < inf:
         raise ValueError(f"loss_scale must be finite and > 0, got {factor}")
     return norms.without(factor)
-
-
-def _refuse_complex(gradients: Mapping[str, Tensor]) -> None:
-    """Raise where a gradient is complex, which mode "value" cannot clamp, whether or not it would clip this step."""
-    for name, gradient in gradients.items():
-        if gradient.is_complex():
-            raise TypeError(
-                f"complex gradients cannot be clipped by value, only by norm, got {gradient.dtype} for parameter "
-                f"{name!r}"
-            )
 
 
 def group_norms(
@@ -172,7 +166,18 @@ def coefficient_of(decisions: Collection[Decision], total: float, mode: str, ord
     """Share of the norm of all gradients that is left, if any of their groups was shrunk."""
     if total <= 0:
         return 1.0
-    return min(combined([one.rounded_norm(mode) for one in decisions], order) / total, 1.0)
+    return min(combined([rounded_norm(one, mode) for one in decisions], order) / total, 1.0)
+
+
+def rounded_norm(decision: Decision, mode: str) -> float:
+    """Norm that is left, as float32 rounds it at best."""
+    norm, threshold = decision.norm, decision.threshold
+    limit = decision.clipped_norm if decision.clipped else decision.limit
+    if limit is None:
+        return norm
+    if mode not in ELEMENTWISE and limit == threshold:
+        return norm * (threshold / (norm + min(1e-6, 1e-3 * threshold)))
+    return limit
 
 
 def norms_left(measured: Measured, decisions: Mapping[str, Decision], mode: str) -> dict[str, float]:
@@ -181,9 +186,9 @@ def norms_left(measured: Measured, decisions: Mapping[str, Decision], mode: str)
     left = {}
     for one, own in zip(decisions.values(), measured.members.values(), strict=True):
         for place in own:
-            share = one.rounded_norm(mode) / one.norm if one.norm > 0 else 1.0
+            share = rounded_norm(one, mode) / one.norm if one.norm > 0 else 1.0
             limited = mode in ELEMENTWISE
-            left[names[place]] = min(before[place], one.rounded_norm(mode)) if limited else before[place] * share
+            left[names[place]] = min(before[place], rounded_norm(one, mode)) if limited else before[place] * share
     return left
 
 

@@ -11,7 +11,7 @@ from autoclip.clipper.checks import Checks, Mark
 from autoclip.clipper.clip_function import ClipFn, check_clip_fn, norm_from, shrink_further_
 from autoclip.clipper.deferred import Deferred
 from autoclip.clipper.groups import Groups
-from autoclip.clipper.losses import ProcessGroup, ReportedLosses, StepLoss, process_group
+from autoclip.clipper.losses import Number, ProcessGroup, ReportedLosses, StepLoss, process_group
 from autoclip.clipper.measured import (
     Measured,
     allowed_norm,
@@ -27,7 +27,6 @@ from autoclip.history import History
 from autoclip.policies import NoClip
 from autoclip.policies.policy import ALL
 
-Number = float | Tensor
 FOREIGN = 0.01
 """Relative error that somebody else's clipping may make in the norm that it leaves."""
 
@@ -39,11 +38,8 @@ class Step:
         groups: the parameters, and a policy for each group.
         deferred: the steps that do without a host wait.
         history: gets every step.
-        mode: "norm", "value", "agc" or "param_rms".
-        norm_type: order of the norm.
-        on_nonfinite: "skip", "zero", "propagate" or "raise".
+        mode, norm_type, on_nonfinite, ranks: as of `Clipper`, checked.
         rule: says which steps are left out, whatever the groups decide; None: none.
-        ranks: over which a loss is averaged, see `Clipper`.
     """
 
     def __init__(
@@ -58,9 +54,8 @@ class Step:
         rule: Controller | None,
         ranks: ProcessGroup | Literal["world"] | None,
     ) -> None:
-        self.groups, self.deferred, self.history = groups, deferred, history
+        self.groups, self.deferred, self.history, self.rule = groups, deferred, history, rule
         self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
-        self.rule = rule
         self._skipped_by: SkippedBy | None = None  # what the rule left the latest step out for
         self.losses = ReportedLosses()
         self._mark: Mark | None = None
@@ -291,9 +286,7 @@ class Step:
         else:
             phase, clipped = self.groups.phase(made), True in [one.clipped for one in made]
             threshold = allowed_norm(made, self.norm_type)
-        skipped_by = self._skipped_by
-        if skipped and skipped_by is None:
-            skipped_by = next((one.skipped_by for one in made), None)
+        skipped_by = self._skipped_by or (next((one.skipped_by for one in made), None) if skipped else None)
         self.history.add(decisions, phase, norm, threshold, coefficient, clipped, skipped, loss, skipped_by)
         return threshold
 

@@ -1,14 +1,14 @@
 """Gradients as tensors: which there are, their norms, and how they are made smaller."""
 
-from autoclip.gradients.functional import clip_grad_norm_, clip_grad_value_
+from autoclip.gradients.functional import checked_norm_type, clip_grad_norm_, clip_grad_value_
 from autoclip.gradients.grouping import group_by_parameter, kept_source
 from autoclip.gradients.norms import (
     Norms,
-    checked_norm_type,
     fast_norms,
     least_fast_norm,
     measure,
 )
+from autoclip.gradients.refused import refuse_complex
 from autoclip.gradients.shrink import (
     clamp_,
     clip_coefficient,
@@ -44,6 +44,7 @@ __all__ = [
     "multiply_",
     "multiply_each_",
     "named_parameters",
+    "refuse_complex",
     "scale_",
     "scale_each_",
     "zero_",

@@ -101,3 +101,18 @@ def _checked_limit(name: str, value: Any) -> float:
     if isnan(limit) or limit < 0:
         raise ValueError(f"{name} must be >= 0 (inf: no clipping), got {value!r}")
     return limit
+
+
+def checked_norm_type(norm_type: Any) -> float:
+    """Order of the norm as a float > 0; inf is the largest absolute value.
+
+    Raises:
+        ValueError: zero, negative, NaN or no number: those are no norms of a vector.
+    """
+    try:
+        order = float(norm_type)
+    except (TypeError, ValueError):
+        raise ValueError(f"norm_type must be a number > 0 or inf, got {norm_type!r}") from None
+    if isnan(order) or order <= 0:
+        raise ValueError(f"norm_type must be > 0 or inf, got {norm_type!r}")
+    return order

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from math import inf, isnan
+from math import inf
 from sys import float_info
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from autoclip.gradients.refused import values_of, without_numbers
 from autoclip.gradients.sharded import reduce_norms, to_local
 
 # Where the p-th power of a float32 norm is below this, powers of its elements may have been lost to underflow: those
@@ -43,21 +43,6 @@ class Norms:
         return replace(self, total=self.total / scale, each=self.each / scale, value=self.value / scale, scale=scale)
 
 
-def checked_norm_type(norm_type: Any) -> float:
-    """Order of the norm as a float > 0; inf is the largest absolute value.
-
-    Raises:
-        ValueError: zero, negative, NaN or no number: those are no norms of a vector.
-    """
-    try:
-        order = float(norm_type)
-    except (TypeError, ValueError):
-        raise ValueError(f"norm_type must be a number > 0 or inf, got {norm_type!r}") from None
-    if isnan(order) or order <= 0:
-        raise ValueError(f"norm_type must be > 0 or inf, got {norm_type!r}")
-    return order
-
-
 def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0, *, look_twice: bool = True) -> Norms:
     """Norm of each gradient and of all together, p-th root of the sum of |g|^p.
 
@@ -83,7 +68,7 @@ def measure(gradients: Mapping[str, Tensor], norm_type: float = 2.0, *, look_twi
         raise without_numbers(gradients)
     value = float(total)  # host read
     if look_twice and not least_fast_norm(norm_type) < value < inf:
-        exact_parts = [_exact_norm(_values(name, gradient), norm_type) for name, gradient in gradients.items()]
+        exact_parts = [_exact_norm(values_of(name, gradient), norm_type) for name, gradient in gradients.items()]
         exact = reduce_norms(list(gradients.values()), _of_torch(_stack(exact_parts)), norm_type)
         exact_total = _exact_norm(exact, norm_type)
         exact_value = float(exact_total)  # host read
@@ -122,31 +107,18 @@ def _of_torch(norms: Tensor) -> Tensor:
     return norms.as_subclass(Tensor)
 
 
-def without_numbers(gradients: Mapping[str, Tensor]) -> TypeError:
-    """The error for a gradient on the meta device."""
-    name = next(name for name, gradient in gradients.items() if gradient.is_meta)
-    return TypeError(
-        f"the gradient of parameter {name!r} is on the meta device, which holds no numbers: give the model memory "
-        f"first (model.to_empty(device=...)), and its parameters values"
-    )
-
-
 def _norm_of(name: str, gradient: Tensor, norm_type: float) -> Tensor:
-    values = _values(name, gradient)
+    values = values_of(name, gradient)
+    wide = values.dtype in (torch.float64, torch.complex128)
+    if values.numel() == 0:  # in the dtype of the others: ranks without elements take part in the same collectives
+        return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=values.device)
     try:
-        return _norm(values, norm_type)
+        norm: Tensor = torch.linalg.vector_norm(values, norm_type, dtype=_dtype(values, wide=wide))
     except (TypeError, NotImplementedError) as error:
         raise TypeError(
             f"the gradient of parameter {name!r} is a {type(gradient).__name__}, which has no norm in torch: leave "
             f"that parameter out"
         ) from error
-
-
-def _norm(values: Tensor, norm_type: float) -> Tensor:
-    wide = values.dtype in (torch.float64, torch.complex128)
-    if values.numel() == 0:  # in the dtype of the others: ranks without elements take part in the same collectives
-        return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=values.device)
-    norm: Tensor = torch.linalg.vector_norm(values, norm_type, dtype=_dtype(values, wide=wide))
     return norm
 
 
@@ -162,28 +134,6 @@ def _exact_norm(values: Tensor, norm_type: float) -> Tensor:
         return largest
     scaled: Tensor = torch.linalg.vector_norm(values / largest, norm_type)
     return (largest * scaled).clamp(max=float_info.max)
-
-
-def _values(name: str, gradient: Tensor) -> Tensor:
-    gradient = to_local(gradient)
-    dtype = gradient.dtype
-    if gradient.is_meta:
-        raise without_numbers({name: gradient})
-    if gradient.layout not in (torch.strided, torch.sparse_coo):
-        raise TypeError(
-            f"gradients must be dense or sparse COO tensors, got {gradient.layout} for parameter {name!r}: leave that "
-            f"parameter out, or keep it dense"
-        )
-    if not (dtype.is_floating_point or dtype.is_complex):
-        raise TypeError(
-            f"gradients must be floating-point or complex, got {dtype} for parameter {name!r}: leave that parameter out"
-        )
-    if dtype.itemsize < 2:
-        raise TypeError(
-            f"gradients must have at least 16 bits, got {dtype} for parameter {name!r}: keep them in bfloat16 until "
-            f"they are clipped"
-        )
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _dtype(values: Tensor, wide: bool) -> torch.dtype:

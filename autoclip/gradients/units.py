@@ -8,7 +8,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from autoclip.gradients.norms import Norms, measure, without_numbers
+from autoclip.gradients.norms import Norms, measure
+from autoclip.gradients.refused import without_numbers
 from autoclip.gradients.sharded import reduce_norms, sharded_over, to_local
 from autoclip.gradients.shrink import own_memory_
 from autoclip.gradients.source import Source, gradients_of, named_parameters

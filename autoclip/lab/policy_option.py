@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from autoclip.controller import skip_rule
 from autoclip.errors import RunError, UsageError
 from autoclip.lab.config import ConfigError, build_policy, checked
 from autoclip.lab.loading import described
@@ -12,6 +11,7 @@ from autoclip.lab.policy_section import AnyPolicySection
 from autoclip.lab.values import Section
 from autoclip.lab.yaml_source import Document, Place, put
 from autoclip.policies import Policy
+from autoclip.recorded import skip_rule
 from autoclip.traces import NormTrace
 from autoclip.tuning.replay import Replay, replay, replay_all
 

@@ -4,8 +4,8 @@ from dataclasses import KW_ONLY, dataclass
 from math import exp
 
 from autoclip.policies.parameters import AtLeastOne, Decay, Floor, Percentile, Rate, Share, Steps
-from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
-from autoclip.statistics import GeometricQuantile, LossTrend, percentile_of
+from autoclip.policies.policy import Policy
+from autoclip.statistics import FIRST_NORMS, GeometricQuantile, LossTrend, percentile_of, usual_norm
 
 
 @dataclass

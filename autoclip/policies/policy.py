@@ -1,7 +1,6 @@
 """The contract of every policy: warm-up, bounds, which norms are never learned from, and state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from math import inf, isfinite, nan
 from typing import Any, ClassVar, Literal, Self, final
@@ -24,18 +23,6 @@ WINDOWS_TO_STARVE = 10
 LARGEST_START = 10.0
 """A norm of the warm-up above this multiple of the automatic warm-up threshold has exploded: no tracker starts there.
 Percentile 99 of lognormal norms with a log-deviation of 1 lies at it."""
-FIRST_NORMS = 10
-"""Number of norms that show if the first one was an outlier."""
-
-
-def usual_norm(first_norms: Sequence[float]) -> float | None:
-    """The third smallest of the first ten norms, if it is more than ten times the first one; else None.
-
-    A first norm that small comes from a batch that is nearly all masked, or from layers that start at zero. A slow
-    start from it would take hundreds of steps.
-    """
-    usual = sorted(first_norms)[2]
-    return usual if usual > LARGEST_START * first_norms[0] else None
 
 
 @dataclass(eq=False, repr=False)
@@ -51,10 +38,10 @@ class Policy(ABC):
     step, and lets no explosion within the warm-up through. Norms that are zero or not finite are counted and never
     learned from.
 
-    A subclass implements `_start`, `_threshold` and `_observe`. With settings of its own it is a `@dataclass`, and they
-    are its fields, annotated with what they may be (see `autoclip.policies.parameters`). Every other attribute is its
-    state: a plain value (number, string, list, dict, None), or an object with `state_dict` and `load_state_dict`. Make
-    objects and dicts in `__post_init__`, after `super().__post_init__()`.
+    A subclass implements `_start`, `_threshold` and `_observe`. Its settings are fields of a `@dataclass`, annotated
+    with what they may be (see `autoclip.policies.parameters`). Every other attribute is its state: a plain value
+    (number, string, list, dict, None), or an object with `state_dict` and `load_state_dict`. Make objects and dicts in
+    `__post_init__`, after `super().__post_init__()`.
 
     Args:
         warmup_steps: >= 0, number of norms to collect first. A policy needs one norm to start from: with 0, the first
@@ -125,9 +112,7 @@ class Policy(ABC):
         if not value > 0:
             name = type(self).__name__
             raise ValueError(f"{name}._threshold() returned {returned!r}; a threshold is > 0 (inf: no clipping)")
-        if self.min_threshold <= value <= self.max_threshold:
-            return value
-        return self._bounded(value)
+        return value if self.min_threshold <= value <= self.max_threshold else self._bounded(value)
 
     def loss_threshold(self) -> float | None:
         """Loss above which a step is skipped, once active; inf: not known yet; None: only the norm counts."""

@@ -4,8 +4,8 @@ from dataclasses import KW_ONLY, dataclass
 from math import nextafter
 
 from autoclip.policies.parameters import Floor, Percentile, Positive, Share, Steps, Window
-from autoclip.policies.policy import FIRST_NORMS, Policy, usual_norm
-from autoclip.statistics import LossTrend, SlidingQuantile
+from autoclip.policies.policy import Policy
+from autoclip.statistics import FIRST_NORMS, LossTrend, SlidingQuantile, usual_norm
 
 LIMIT = 2.5
 """A loss counts as this many standard deviations at most, so that one wild batch is no rise."""

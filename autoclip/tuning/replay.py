@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoclip.controller import Controller, RelearnAfter, skip_rule
+from autoclip.controller import Controller, RelearnAfter
 from autoclip.policies import Policy, checked_policy
 from autoclip.policies.policy import Response
+from autoclip.recorded import skip_rule
 from autoclip.records import ROLLING_STEPS, clip_rate, finite_or_none, is_active, to_json
 
 SPIKE_STEPS = 128
