@@ -166,6 +166,7 @@ class _ClipBeforeStep:
         self.clip_fn = clip_fn
         self.found_inf = FoundInf(optimizer)
         self._optimizer = optimizer
+        self._given: set[int] | None = _identities(optimizer)  # until the first step
         self._evaluations: int | None = None  # of the closure of the step under way; None: it has none
         self._is_in_step = False
         self._nested = 0  # calls of `step` within the one under way
@@ -203,6 +204,13 @@ class _ClipBeforeStep:
         if self._is_in_step and _is_nested(optimizer):
             self._nested += 1
             return None
+        if self._given is not None and "deepspeed" in sys.modules and not self._given & _identities(optimizer):
+            raise RuntimeError(
+                "DeepSpeed has exchanged the parameters of this optimizer for its own parts of them since attach(), of "
+                "which no norm can be taken here, and clips by itself: attach to its engine, by "
+                "autoclip.integrations.deepspeed.attach(engine)"
+            )
+        self._given = None
         self._is_in_step, self._nested, self._undo = True, 0, None
         self.found_inf.forget()  # of a step that raised
         scaler = kwargs.get("grad_scaler")

@@ -70,8 +70,11 @@ def plain(rule):
     return {"records": told(records), "weights": [one.flatten().tolist() for one in net.parameters()]}
 
 
-def engine_of(stage, accumulate=1, **config):
+def engine_of(stage, accumulate=1, prepare=None, **config):
     net = network()
+    optimizer = adam(net)
+    if prepare is not None:
+        prepare(optimizer)
     config = {
         "train_micro_batch_size_per_gpu": ROWS // dist.get_world_size() // accumulate,
         "gradient_accumulation_steps": accumulate,
@@ -79,7 +82,7 @@ def engine_of(stage, accumulate=1, **config):
         "zero_allow_untested_optimizer": True,
         **config,
     }
-    return deepspeed.initialize(model=net, optimizer=adam(net), config=config)[0]
+    return deepspeed.initialize(model=net, optimizer=optimizer, config=config)[0]
 
 
 def train(engine, steps, accumulate=1, broken=None):
@@ -167,6 +170,16 @@ def message_of(given, rule, **options):
     return "nothing"
 
 
+def attached_before(stage):
+    """What a step says of an optimizer that had a clipper before DeepSpeed took it."""
+    try:
+        for _ in train(engine_of(stage, prepare=autoclip.attach), [0]):
+            pass
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
 def refused():
     """What `attach` says to what it cannot do."""
     engine = engine_of(1)
@@ -194,6 +207,8 @@ def refused():
         autoclip.attach(engine.optimizer)
     except ValueError as error:
         said["autoclip.attach"] = str(error)
+    for stage in range(4):
+        said[f"attached before, ZeRO {stage}"] = attached_before(stage)
     attach(engine, autoclip.ZClip(), response="scale").detach()  # none of the refusals has left anything on it
     return said
 

@@ -162,6 +162,8 @@ REFUSED = {
     "norm_type": "norm_type=1.0 cannot be had under DeepSpeed",
     "policy": "a constant threshold is Fixed(1.0)",
     "autoclip.attach": "by autoclip.integrations.deepspeed.attach(engine)",
+    "attached before, ZeRO 0": "nothing",  # here the optimizer keeps its parameters
+    **{f"attached before, ZeRO {stage}": "DeepSpeed has exchanged the parameters" for stage in (1, 2, 3)},
 }
 
 
