@@ -1,5 +1,6 @@
 """Engines of several machines: the workers of a Dask scheduler, jobs of Slurm; and which engine a sweep asks for."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def dask_scheduler(address: str) -> GivenExecutor:
         from distributed import Client
     except ModuleNotFoundError:
         raise UsageError("--engine tcp://... needs Dask: pip install 'autoclip-tuner[sweep,plot,dask]'") from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that is lost is told in one line
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:  # ValueError: not an address

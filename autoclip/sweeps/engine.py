@@ -4,7 +4,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from autoclip.errors import RunError, UsageError
@@ -90,6 +90,11 @@ def results(
                 continue
             except (UsageError, RunError):
                 raise
+            except CancelledError:
+                raise RunError(
+                    f"the executor has cancelled {job.key}, as Dask does when its scheduler is lost; the same command "
+                    f"continues once there is one"
+                ) from None
             except Exception as error:  # of an executor that has lost the worker, or cannot reach it
                 raise RunError(f"{job.key} failed on its worker: {type(error).__name__}: {error}") from error
             yield job, result

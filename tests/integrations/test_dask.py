@@ -117,6 +117,37 @@ def test_an_interrupt_is_continued_by_processes_of_this_machine(config, pooled, 
     assert figures(out) == figures(pooled)
 
 
+def test_a_scheduler_that_is_killed_is_one_line_and_processes_of_this_machine_continue(config, pooled, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "scheduler.json"
+    slow = {**os.environ, "TINY_TASK_SECONDS": "0.003"}
+    scheduler, worker = (
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{name}", "--scheduler-file", str(file), "--no-dashboard"],
+            cwd=ROOT,
+            env=slow,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ("scheduler", "worker")
+    )
+    try:
+        with distributed.Client(scheduler_file=str(file), timeout=60) as client:
+            client.wait_for_workers(1, timeout=60)
+        process = begun(config, out, "--engine", json.loads(file.read_text())["address"])
+        scheduler.kill()
+        _, errors = process.communicate(timeout=120)
+    finally:
+        for one in (scheduler, worker):
+            one.kill()
+            one.wait()
+    assert process.returncode == 1, errors
+    assert "the executor has cancelled" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    process = start(config, out)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert figures(out) == figures(pooled)
+
+
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "somewhere", "http://127.0.0.1:1"])
 def test_a_scheduler_that_does_not_answer_is_one_line(config: Path, tmp_path: Path, address: str) -> None:
     process = start(config, tmp_path / "out", "--engine", address)
