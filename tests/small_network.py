@@ -32,10 +32,13 @@ class Kept(Sink):
     """A sink that keeps what it is told, closed or not."""
 
     def __init__(self):
-        self.all = []
+        self.all, self.notes = [], []
 
     def log(self, record):
         self.all.append(record)
+
+    def note(self, batch):
+        self.notes.append(batch)
 
 
 def one_weight():

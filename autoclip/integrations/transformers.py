@@ -20,6 +20,7 @@ from autoclip.gradients import clip_grad_norm_
 from autoclip.integrations.missing import missing
 from autoclip.integrations.replaced import Around, Replaced
 from autoclip.policies import POLICIES, Policy, checked_policy
+from autoclip.spikes.event import batch_name
 from autoclip.warn_once import WarnOnce
 
 try:
@@ -162,13 +163,14 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         self._policy = checked_policy(policy)
         self._options: dict[str, Any] = dict(options)
         self._loss: Tensor | None = None
+        self._noted = (0, 0)  # a step, and the number of its micro-batches so far
         self._replaced: list[Replaced] = []
         self._warn_once = WarnOnce()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
         """Take over the trainer's clipping."""
         self._release()
-        self.clipper, self._loss = None, None
+        self.clipper, self._loss, self._noted = None, None, (-1, 0)
         trainer = _trainer_of(self)
         if sum(isinstance(one, AutoClipCallback) for one in trainer.callback_handler.callbacks) > 1:
             raise ValueError("the trainer has two AutoClipCallbacks: keep one, see trainer.remove_callback(...)")
@@ -184,6 +186,7 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         self.clipper = self._new_clipper(accelerator, model, state)
         self._continue(state)
         self._replace(trainer, trainer, "log", self._log)
+        self._replace(trainer, trainer, "training_step", partial(self._note, state))
         if not isinstance(self.clipper, Clipper):  # DeepSpeed's engine asks it
             return
         self._replace(trainer, accelerator, "clip_grad_norm_", partial(self._clip_grad_norm, accelerator))
@@ -231,6 +234,15 @@ class AutoClipCallback(TrainerCallback, ExportableState):
         if learned is not None:
             self.clipper.load_state_dict(learned)
         state.stateful_callbacks[name] = self.state()  # without an entry the trainer fails to save
+
+    def _note(self, state: Any, original: Around, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """In place of `trainer.training_step`, once per micro-batch: spikes name it."""
+        assert self.clipper is not None
+        step, part = self._noted
+        part = part + 1 if step == state.global_step else 0
+        self._noted = state.global_step, part
+        self.clipper.note(batch_name(inputs, f"{part} of step {state.global_step}"))
+        return original(model, inputs, *args, **kwargs)
 
     def _clip_grad_norm(
         self, accelerator: Any, original: Around, parameters: Any, max_norm: float, norm_type: float = 2

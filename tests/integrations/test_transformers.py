@@ -652,3 +652,28 @@ def test_in_mode_agc_the_logged_norm_is_a_norm(tmp_path):
     # What agc observes are ratios to the weights; the trainer logs the norm before clipping, which clipping shrinks.
     assert all(after < before for after, before in zip(clipped, logged, strict=True))
     assert all(abs(before - record.total_norm) > 1e-3 for before, record in zip(logged, records.all, strict=True))
+
+
+def test_a_spike_can_name_the_batch_of_its_step(tmp_path):
+    records = Records()
+    callback = AutoClipCallback(autoclip.Fixed(1.0), sinks=[records])
+    trainer_of(tmp_path, [callback], gradient_accumulation_steps=2, max_steps=3).train()
+    assert records.notes == [f"{part} of step {step}" for step in range(3) for part in range(2)]
+
+
+def test_a_batch_is_called_by_the_index_that_it_has(tmp_path):
+    records, collate = Records(), transformers.default_data_collator
+    model = language_model()
+    forward = model.forward
+    model.forward = lambda index=None, **inputs: forward(**inputs)
+    trainer = trainer_of(
+        tmp_path,
+        [AutoClipCallback(autoclip.Fixed(1.0), sinks=[records])],
+        model,
+        remove_unused_columns=False,
+        max_steps=2,
+    )
+    trainer.data_collator = lambda rows: {**collate(rows), "index": torch.stack([row["input_ids"][0] for row in rows])}
+    trainer.train()
+    firsts = Sentences().tokens[:, 0].split(BATCH)
+    assert [note.tolist() for note in records.notes] == [one.tolist() for one in firsts[:2]]
