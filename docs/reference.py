@@ -30,8 +30,8 @@ PYTHON = {
     "TensorFlow and Keras": "autoclip.integrations.tensorflow GradientClipper",
 }
 """Heading -> module and the names in it."""
-INHERITING = {"Tuner", "EngineTuner", "GradientClipper"}
-"""Half of what they have is in a base class."""
+INHERITING = {"Clipper", "Tuner", "EngineTuner", "GradientClipper"}
+"""Much of what they have is in a base class."""
 NOT_SHOWN = {"POLICIES", "__version__", "flow", "sinks", "traces"}
 LISTED = {name for text in PYTHON.values() for name in text.split()[1:]} | NOT_SHOWN
 PYTHON["More"] = " ".join(["autoclip", *(name for name in autoclip.__all__ if name not in LISTED)])

@@ -1,10 +1,17 @@
 """Where jobs run: processes on this machine, or any executor; and the loop that keeps them busy."""
 
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from typing import Any, Protocol, TypeVar
 
 from autoclip.errors import RunError, UsageError
@@ -108,7 +115,7 @@ def results(
         is_news = bool(ended) or is_broken
         if not is_news:
             yield None
-            time.sleep(POLL_SECONDS)
+            wait([future for _, future in running.values()], POLL_SECONDS, FIRST_COMPLETED)
 
 
 class ProcessPool(Engine):
