@@ -188,13 +188,13 @@ class Controller:
         """Count an active step, and start the policy again if too many in a row were clipped."""
         self.active_steps += 1
         self.clipped_steps += decision.clipped
-        # Clipping at the user's own bound says nothing about the policy.
-        at_bound = decision.threshold >= self.policy.max_threshold and not self.judges_loss
-        if self.relearn_after is None or at_bound:
-            return
         if not decision.clipped:
             self._streak = 0
             self._recent.clear()
+            return
+        # Clipping at the user's own bound says nothing about the policy.
+        at_bound = decision.threshold >= self.policy.max_threshold and not self.judges_loss
+        if self.relearn_after is None or at_bound:
             return
         self._streak += 1
         self._recent.append(decision.norm)

@@ -224,3 +224,28 @@ def test_a_loss_scale_is_above_zero(scale):
     weight.grad = torch.tensor([1.0])
     with pytest.raises(ValueError, match="loss_scale must be finite and > 0"):
         Clipper([weight], Fixed(1.0)).step(loss_scale=scale)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("by_function", [False, True])
+@pytest.mark.parametrize(("norm", "response"), [(math.nan, "scale"), (9.0, "skip")])
+def test_a_second_call_after_a_skipped_step_is_no_step(by_function, norm, response):
+    weight, records = one_weight(), Records()
+    clip_fn = TorchClip([weight]) if by_function else None
+    clipper = Clipper([weight], Fixed(1.0), response=response, sinks=[records])
+    for _ in range(3):
+        weight.grad = torch.tensor([norm])
+        first, second = (clipper.step(clip_fn=clip_fn).item() for _ in range(2))
+        assert str(first) == str(second) == str(norm)
+    assert [record.skipped for record in records] == [True] * 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+@pytest.mark.parametrize("policy", [Fixed, NoClip])
+def test_a_non_finite_norm_that_is_passed_on_leaves_the_share_that_the_clipper_leaves(policy, norm):
+    both = [
+        run(policy(1.0) if policy is Fixed else policy(), [norm], by_function=given, on_nonfinite="propagate")[1]
+        for given in (False, True)
+    ]
+    assert str(both[0][0].coefficient) == str(both[1][0].coefficient)

@@ -280,3 +280,17 @@ def test_a_policy_belongs_to_one_clipper_while_that_lives():
     del first
     gc.collect()
     Clipper([one_weight()], policy)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_call_leaves_a_loss_that_was_reported_since_to_the_next_step():
+    weight = one_weight()
+    clipper = Clipper([weight], Fixed(1.0))
+    weight.grad = torch.tensor([2.0])
+    clipper.step(loss=3.0)
+    clipper.report_loss(7.0)
+    clipper.step()
+    assert clipper.has_reported_loss
+    weight.grad = torch.tensor([3.0])
+    clipper.step()
+    assert clipper.last.loss == 7.0

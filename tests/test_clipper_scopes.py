@@ -246,3 +246,24 @@ def test_a_group_that_renames_the_parameters_takes_nothing_from_what_was_learned
     assert after["group0.0.weight"] == learned["0.weight"]
     assert after["2.bias"] == learned["2.bias"]
     assert after["group1.0.weight"]["learned_norms"] == after["other"]["learned_norms"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norms", [(9.0, nan), (nan, 9.0)])
+def test_a_step_that_is_not_finite_is_skipped_for_nothing_else(norms):
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in norms]
+    clipper = Clipper(weights, Fixed(1.0), scope="parameter", response="skip")
+    for weight, norm in zip(weights, norms, strict=True):
+        weight.grad = torch.tensor([norm])
+    clipper.step()
+    assert (clipper.last.skipped, clipper.last.skipped_by) == (True, None)
+
+
+def test_a_gradient_that_appears_when_a_step_is_computed_again_shares_the_bound_of_the_warm_up():
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    clipper = Clipper([first, second], AdaGC())
+    first.grad = torch.tensor([100.0])
+    clipper.step()
+    first.grad, second.grad = torch.tensor([100.0]), torch.tensor([100.0])
+    clipper.reclip()
+    assert torch.cat([first.grad, second.grad]).norm().item() == pytest.approx(1.0)

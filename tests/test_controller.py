@@ -205,3 +205,11 @@ def test_what_the_users_own_bound_clips_is_no_new_level(policy):
 def test_a_number_of_steps_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match="relearn_after must be a whole number >= 1, 'auto' or None"):
         Controller(RunningQuantile(), "scale", wrong)
+
+
+def test_an_unclipped_step_at_the_users_own_bound_ends_a_streak_too():
+    policy = RunningQuantile(50, rate=1, warmup_steps=1, warmup_threshold=inf, max_threshold=2.0)
+    controller = Controller(policy, "scale", relearn_after=3)
+    made = decide(controller, [1.0, 5.0, 5.0, 1.0, 5.0])
+    assert [one.threshold for one in made][3] == 2.0
+    assert [one.relearned for one in made] == [0] * 5

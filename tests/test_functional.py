@@ -250,3 +250,12 @@ def test_both_compile_into_one_graph(whole):
     torch.testing.assert_close(compiled(), expected)
     torch.compile(lambda: clip_grad_value_(net.parameters(), 0.1), fullgraph=True, backend="eager")()
     assert max(weight.grad.abs().max() for weight in net.parameters()) <= 0.1
+
+
+@pytest.mark.parametrize("error_if_nonfinite", [False, True])
+def test_tiny_gradients_are_measured_and_clipped(error_if_nonfinite):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1e-25, 0.0])
+    norm = clip_grad_norm_([weight], 1e-30, error_if_nonfinite=error_if_nonfinite)
+    assert norm.item() == pytest.approx(1e-25)
+    assert weight.grad[0].item() == pytest.approx(1e-30, rel=1e-2)

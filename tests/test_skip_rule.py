@@ -283,3 +283,16 @@ def test_a_sweep_recommends_the_rule_with_the_policy():
     assert code == "autoclip.Clipper(model, autoclip.Fixed(threshold=1.0), skip=autoclip.SkipStep(on='loss'))"
     clip["skip"] = {"kind": "my_module:Rule"}
     assert clipper_call(clip, "x.yaml") == "autoclip.Clipper(model, **autoclip.from_config('x.yaml'))"
+
+
+def test_after_a_step_that_raised_the_one_before_is_no_reason_to_take_gradients_away():
+    weight = one_weight()
+    clipper = Clipper([weight], NoClip(), skip=Fixed(2.0), on_nonfinite="raise")
+    weight.grad = torch.tensor([5.0])
+    clipper.step()
+    weight.grad = torch.tensor([float("nan")])
+    with pytest.raises(RuntimeError, match="non-finite gradient norm at step 1"):
+        clipper.step()
+    weight.grad = torch.tensor([1.0])
+    clipper.reclip()
+    assert weight.grad.item() == 1.0

@@ -200,8 +200,8 @@ class Clipper(Recorded):
         """Give the loss of a batch before the step, when you do not call `step` yourself.
 
         Under accumulation call it for every micro-batch, with the loss as it is (not divided by their number): the
-        step's loss is their mean. Tensors stay on their device until the step. After a step that a `GradScaler` skips,
-        its losses count in the next step's mean, unless the optimizer is fused.
+        step's loss is their mean. Tensors stay on their device until the step. By `attach` the losses of a step that a
+        `GradScaler` skips count in the next one's mean, unless the optimizer is fused.
 
         Args:
             loss: one number, without the factor of a `GradScaler`.

@@ -120,7 +120,7 @@ class Groups:
         for group, norm in norms.items():
             controller = self.controllers[group]
             decisions[group] = (
-                controller.judge_again(norm, total, before[group]) if group in before else controller.judge(norm)
+                controller.judge_again(norm, total, before[group]) if group in before else controller.judge(norm, total)
             )
         return decisions
 

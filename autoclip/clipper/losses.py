@@ -22,6 +22,7 @@ class ReportedLosses:
     def __init__(self) -> None:
         self.count = 0
         self._sum: float | Tensor = 0.0
+        self._taken: tuple[int, float | Tensor] = (0, 0.0)
 
     def add(self, loss: Number) -> None:
         """Take the loss of a micro-batch.
@@ -44,12 +45,17 @@ class ReportedLosses:
         self, loss: Number | None, ranks: ProcessGroup | Literal["world"] | None, parameter: Tensor
     ) -> "StepLoss":
         """The loss of the step: the one given, else the mean of those reported, which are then forgotten."""
+        self._taken = self.count, self._sum
         if self.count:
             loss = self.mean() if loss is None else loss
             self.forget()
         # With or without a loss, a process group of the user's own is checked for this rank.
         nothing = loss is None and (ranks is None or ranks == "world")
         return NO_LOSS if nothing else StepLoss(loss, ranks, parameter)
+
+    def take_back(self) -> None:
+        """Keep the losses that `of_step` has taken, for it was no new step."""
+        self.count, self._sum = self._taken
 
     def forget(self) -> None:
         """Forget them."""

@@ -36,8 +36,7 @@ class Step:
 
     Args:
         groups: the parameters, and a policy for each group.
-        deferred: the steps that do without a host wait.
-        history: gets every step.
+        deferred, history: the steps that do without a host wait; what gets every step.
         mode, norm_type, on_nonfinite, ranks: as of `Clipper`, checked.
         rule: says which steps are left out, whatever the groups decide; None: none.
     """
@@ -57,9 +56,8 @@ class Step:
         self.groups, self.deferred, self.history, self.rule = groups, deferred, history, rule
         self.mode, self.norm_type, self.on_nonfinite, self.ranks = mode, norm_type, on_nonfinite, ranks
         self._skipped_by: SkippedBy | None = None  # what the rule left the latest step out for
-        self.losses = ReportedLosses()
         self._mark: Mark | None = None
-        self._checks = Checks(mode, norm_type, history.warn_once)
+        self.losses, self._checks = ReportedLosses(), Checks(mode, norm_type, history.warn_once)
 
     def run(self, loss: Number | None, clip_fn: ClipFn | None, loss_scale: Number | None) -> Tensor:
         """Take one step; the arguments are those of `Clipper.step`."""
@@ -73,8 +71,7 @@ class Step:
         self.groups.refresh()
         if may_defer:
             is_deferred = clip_fn is None and deferred.is_next(self.groups, captured)
-        found_inf = deferred.found_inf
-        if not is_deferred and found_inf is not None and found_inf.has_overflow():
+        if not is_deferred and deferred.found_inf is not None and deferred.found_inf.has_overflow():
             self.losses.forget()
             return torch.tensor(inf)
         pending = self.losses.of_step(loss, self.ranks, parameter)
@@ -104,7 +101,7 @@ class Step:
                 return norms.total
             is_new = self._checks.is_open and self.deferred.found_inf is None
             cure = "; with a GradScaler call scaler.unscale_(optimizer) before step()" if is_new else ""
-            self.history.meet_nonfinite(name_nonfinite(gradients, norms.each), self.on_nonfinite, cure)
+            self._meet_nonfinite(name_nonfinite(gradients, norms.each), cure)
         is_checked = self._checks.is_open
         by_hand = scale is None and self.deferred.found_inf is None
         if is_checked:
@@ -168,16 +165,15 @@ class Step:
             return
         norms, total, coefficient = numbers
         if not isfinite(total):
-            self.history.meet_nonfinite(name_nonfinite(step.names, step.each), self.on_nonfinite)
+            self._meet_nonfinite(name_nonfinite(step.names, step.each))
         loss = step.loss()
         decisions = self._decide(norms, total, loss)
         finite, skipped = isfinite(total), self._leaves_out(total)
         if not finite and self.on_nonfinite in ("skip", "zero"):
             coefficient = 0.0
         elif len(decisions) > 1:
-            made = decisions.values()
-            touched = any(one.limit is not None for one in made)
-            coefficient = coefficient_of(made, total, "norm", self.norm_type) if touched else 1.0
+            touched = any(one.limit is not None for one in decisions.values())
+            coefficient = coefficient_of(decisions.values(), total, "norm", self.norm_type) if touched else 1.0
         self.history.latest_norms = (step.names, step.each)
         if self._mark is not None:
             self._mark.norm = total * coefficient if finite or self.on_nonfinite != "zero" else 0.0
@@ -188,14 +184,14 @@ class Step:
         check_clip_fn(self.mode, self.groups.scope, loss_scale)
         tensors = list(gradients_of(self.groups.parameters).values())
         # A rank does not see the shards of the others, and all of them have to clip together.
-        alone, mark = process_group("world") is None, self._mark
-        if alone and tensors and mark and mark.is_on(tensors[0]) and mark.fits(tensors, self.norm_now(), FOREIGN):
+        mark = self._mark if process_group("world") is None else None
+        if mark and (not tensors or mark.is_on(tensors[0])) and mark.fits(tensors, self.norm_now(), FOREIGN):
             return self._repeated(mark)
         policy = self.groups.policy
         limit = inf if policy.inclusive else policy.threshold()
         norms = norm_from(clip_fn(limit))
         if not isfinite(norms.value):
-            self.history.meet_nonfinite("the norm that clip_fn returned", self.on_nonfinite)
+            self._meet_nonfinite("the norm that clip_fn returned")
         loss = pending.read()
         self.history.latest_norms = None
         decisions = self._decide({ALL: norms.value}, norms.value, loss)
@@ -205,7 +201,7 @@ class Step:
             self.groups.remove_gradients()
             coefficient = 0.0
         elif not isfinite(norms.value):
-            coefficient = 1.0
+            coefficient = 1.0 if limit == inf else limit / norms.value
             if self.on_nonfinite == "zero":
                 zero_(tensors)
                 coefficient = 0.0
@@ -235,8 +231,7 @@ class Step:
         self.settle()
         if self.losses.count:
             self.losses.forget()
-            told = "report_loss() was called outside the captured step, where it has no effect"
-            self.history.warn_once("unused", told)
+            self.history.warn_once("unused", "report_loss() outside the captured step has no effect: call it within")
         self.deferred.replay(graph, self.groups)
         self._mark = None
         self.history.announce()
@@ -254,8 +249,7 @@ class Step:
     def __getstate__(self) -> dict[str, Any]:
         # References to memory and hooks of an optimizer cannot be pickled, and mean nothing elsewhere.
         self.settle()
-        fresh = {"_mark": None, "_checks": self._checks.fresh(), "deferred": self.deferred.fresh()}
-        return {**vars(self), **fresh}
+        return {**vars(self), "_mark": None, "_checks": self._checks.fresh(), "deferred": self.deferred.fresh()}
 
     def _decide(self, norms: Mapping[str, float], total: float, loss: float | None) -> dict[str, Decision]:
         """Ask the policies, and the skip rule, which all learn; the arguments are those of `Groups.decide`."""
@@ -263,6 +257,10 @@ class Step:
         if self.rule is not None:
             self._skipped_by = self.history.ask(self.rule, total, loss)
         return decisions
+
+    def _meet_nonfinite(self, where: str, cure: str = "") -> None:
+        self._skipped_by = None  # that of the step before
+        self.history.meet_nonfinite(where, self.on_nonfinite, cure)
 
     def _leaves_out(self, norm: float) -> bool:
         """Return True if the whole step is left out, whatever was decided on its groups."""
@@ -286,11 +284,14 @@ class Step:
         else:
             phase, clipped = self.groups.phase(made), True in [one.clipped for one in made]
             threshold = allowed_norm(made, self.norm_type)
-        skipped_by = self._skipped_by or (next((one.skipped_by for one in made), None) if skipped else None)
+        skipped_by = self._skipped_by
+        if skipped and isfinite(norm):
+            skipped_by = skipped_by or next((by for one in made if (by := one.skipped_by)), None)
         self.history.add(decisions, phase, norm, threshold, coefficient, clipped, skipped, loss, skipped_by)
         return threshold
 
     def _repeated(self, mark: Mark) -> Tensor:
+        self.losses.take_back()
         self.history.warn_once(
             "repeat",
             "step() was called again on the same gradients, and changed nothing; for a new step call zero_grad() and "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoclip.gradients.norms import measure
+from autoclip.gradients.norms import least_fast_norm, measure
 from autoclip.gradients.shrink import clamp_, clip_coefficient, scale_
 from autoclip.gradients.source import Source, gradients_of, named_parameters
 
@@ -53,6 +53,8 @@ def clip_grad_norm_(
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)  # torch's
     gradients = gradients_of(named)
     norms = measure(gradients, order, look_twice=not error_if_nonfinite)
+    if error_if_nonfinite and norms.value < least_fast_norm(order):
+        norms = measure(gradients, order)
     if error_if_nonfinite and not isfinite(norms.value):
         dtype = str(norms.total.dtype).removeprefix("torch.")
         raise RuntimeError(
