@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import sys
 import weakref
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -792,3 +793,18 @@ def test_a_hook_that_comes_before_is_not_looked_at():
     backward(net, 5)
     optimizer.step()
     assert norm_of(net) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Parameter, torch.Tensor.requires_grad_])
+def test_only_plain_tensors_in_place_of_all_parameters_are_taken_for_parts_of_them(monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "deepspeed", sys)  # as if imported
+    optimizer = torch.optim.SGD([one_weight()], lr=1.0)
+    clipper = attach(optimizer, Fixed(1.0))
+    exchanged = optimizer.param_groups[0]["params"][0] = kind(torch.zeros(1))
+    exchanged.grad = torch.tensor([4.0])
+    if isinstance(exchanged, torch.nn.Parameter):  # as FSDP does
+        optimizer.step()
+        assert clipper.last.total_norm == 4.0
+    else:
+        with pytest.raises(RuntimeError, match="DeepSpeed has exchanged the parameters"):
+            optimizer.step()

@@ -158,6 +158,12 @@ def _identities(optimizer: Any) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
+def _is_in_parts(optimizer: Optimizer, given: set[int]) -> bool:
+    """Return True if all parameters were exchanged for plain tensors, as ZeRO does; FSDP exchanges them for others."""
+    now = [one for group in optimizer.param_groups for one in group["params"]]
+    return not any(id(one) in given or isinstance(one, torch.nn.Parameter) for one in now)
+
+
 class _ClipBeforeStep:
     """The hook: `hook(optimizer, args, kwargs)`, called at the beginning of `optimizer.step(*args, **kwargs)`."""
 
@@ -204,7 +210,7 @@ class _ClipBeforeStep:
         if self._is_in_step and _is_nested(optimizer):
             self._nested += 1
             return None
-        if self._given is not None and "deepspeed" in sys.modules and not self._given & _identities(optimizer):
+        if self._given is not None and "deepspeed" in sys.modules and _is_in_parts(optimizer, self._given):
             raise RuntimeError(
                 "DeepSpeed has exchanged the parameters of this optimizer for its own parts of them since attach(), of "
                 "which no norm can be taken here, and clips by itself: attach to its engine, by "

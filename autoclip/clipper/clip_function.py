@@ -1,6 +1,6 @@
 """Somebody else's function that clips, at the threshold of a policy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoclip.controller import Decision
-from autoclip.gradients import Norms, clip_coefficient, scale_
+from autoclip.gradients import Norms, clip_coefficient, gradients_of, scale_
 from autoclip.gradients.sharded import to_scalar
 
 ClipFn = Callable[[float], Any]
@@ -44,14 +44,14 @@ def norm_from(returned: Any) -> Norms:
     return Norms(total, torch.empty(0), float(total))  # host read
 
 
-def shrink_further_(gradients: Sequence[Tensor], norm: Tensor, decision: Decision, limit: float) -> None:
+def shrink_further_(parameters: Mapping[str, Tensor], norm: Tensor, decision: Decision, limit: float) -> None:
     """Scale gradients that the function has clipped once more, if what is to be left was not known before.
 
     So it is under inclusive policies, and responses other than "scale". The function itself is not called again: some
     unscale the gradients as well, which can be done but once a step.
 
     Args:
-        gradients: all that this rank holds.
+        parameters: by name; their gradients are those that the function has left.
         norm: before the function clipped, 0-d.
         decision: on that norm.
         limit: that the function was given.
@@ -62,4 +62,4 @@ def shrink_further_(gradients: Sequence[Tensor], norm: Tensor, decision: Decisio
         factor = clip_coefficient(norm, decision.clipped_norm)
     else:
         factor = torch.as_tensor(decision.clipped_norm / min(decision.norm, limit), device=norm.device)
-    scale_(gradients, factor)
+    scale_(list(gradients_of(parameters).values()), factor)

@@ -206,7 +206,7 @@ class Step:
                 zero_(tensors)
                 coefficient = 0.0
         else:
-            shrink_further_(tensors, norms.total, decision, limit)
+            shrink_further_(self.groups.parameters, norms.total, decision, limit)
             coefficient = coefficient_of([decision], norms.value, self.mode, self.norm_type)
         self._leave([] if skipped else tensors, norms, coefficient, is_removal=skipped)
         if self._checks.is_open:
